@@ -1,0 +1,144 @@
+/* Blocks of voxels, whatever they compute in: where they lie in memory, and the number formats found there. */
+#ifndef SEGLOSS_BLOCK_H
+#define SEGLOSS_BLOCK_H
+
+#include <stddef.h>
+#include <string.h>
+
+#include "kernels.h"
+
+#define ALIGNED __attribute__((aligned(64)))
+
+enum { CLASS_CHUNK = 128 }; /* classes held at a time: 32 KiB of float, what a first-level cache holds */
+
+/* The positions [begin, begin + count), count <= SEGLOSS_BLOCK; lane i is position begin + i. */
+struct block {
+    const struct segloss_positions *positions;
+    int64_t begin;
+    int count;
+};
+
+/* Lanes [lane, lane + count) of a block: a stretch along the last dimension. */
+struct run {
+    int64_t position;
+    int lane;
+    int count;
+};
+
+/* Some classes of a run of voxels, strides in elements. */
+struct plane {
+    void *data;
+    int64_t stride_class;
+    int64_t stride_voxel;
+};
+
+typedef void copy_function(const struct plane *to, const struct plane *from, int64_t num_classes, int count);
+
+static inline struct block block_at(const struct segloss_positions *positions, int64_t begin, int64_t end) {
+    const int64_t left = end - begin;
+    return (struct block){positions, begin, left < SEGLOSS_BLOCK ? (int)left : SEGLOSS_BLOCK};
+}
+
+/* The run that starts at `lane`; its count is 0 past the block's end. */
+static inline struct run run_at(const struct block *b, int lane) {
+    const int64_t row = b->positions->sizes[b->positions->num_dims - 1];
+    const int64_t position = b->begin + lane;
+    const int64_t left = row - position % row;
+    return (struct run){position, lane, left < b->count - lane ? (int)left : b->count - lane};
+}
+
+static inline struct run first_run(const struct block *b) { return run_at(b, 0); }
+
+static inline struct run next_run(const struct block *b, const struct run *r) { return run_at(b, r->lane + r->count); }
+
+/* Bytes of an element of each dtype. */
+static inline int64_t dtype_size(enum segloss_dtype dtype) {
+    switch (dtype) {
+    case SEGLOSS_UINT8:
+    case SEGLOSS_INT8:
+        return 1;
+    case SEGLOSS_FLOAT16:
+    case SEGLOSS_BFLOAT16:
+    case SEGLOSS_UINT16:
+    case SEGLOSS_INT16:
+        return 2;
+    case SEGLOSS_FLOAT32:
+    case SEGLOSS_UINT32:
+    case SEGLOSS_INT32:
+        return 4;
+    default:
+        return 8;
+    }
+}
+
+/* A run's classes from `first_class` on, in the tensor. */
+static inline struct plane tensor_plane(const struct segloss_tensor *t, const struct block *b, const struct run *r,
+                                        int64_t first_class) {
+    int64_t offset = first_class * t->stride_class;
+    int64_t rest = r->position;
+    for (int d = b->positions->num_dims - 1; d > 0; --d) {
+        offset += rest % b->positions->sizes[d] * t->strides[d];
+        rest /= b->positions->sizes[d];
+    }
+    offset += rest * t->strides[0];
+    return (struct plane){
+        (char *)t->data + offset * dtype_size(t->dtype),
+        t->stride_class,
+        t->strides[b->positions->num_dims - 1],
+    };
+}
+
+/* The same run's lanes in a buffer of whole blocks, one after the other. */
+static inline struct plane lanes_plane(void *buffer, size_t element_size, const struct run *r) {
+    return (struct plane){(char *)buffer + (size_t)r->lane * element_size, SEGLOSS_BLOCK, 1};
+}
+
+static inline int chunk_length(int64_t first_class, int64_t num_classes) {
+    const int64_t left = num_classes - first_class;
+    return left < CLASS_CHUNK ? (int)left : CLASS_CHUNK;
+}
+
+static inline float float_of_bits(uint32_t bits) {
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+static inline uint32_t bits_of_float(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+static inline float float_of_bfloat16(uint16_t h) { return float_of_bits((uint32_t)h << 16); }
+
+/* Exact, subnormals included: the exponent is rebiased by a multiplication. */
+static inline float float_of_float16(uint16_t h) {
+    const uint32_t magnitude = (uint32_t)(h & 0x7fff) << 13;
+    const uint32_t sign = (uint32_t)(h & 0x8000) << 16;
+    const uint32_t finite = bits_of_float(float_of_bits(magnitude) * 0x1p112f);
+    const uint32_t bits = (h & 0x7c00) == 0x7c00 ? magnitude | 0x7f800000 : finite;
+    return float_of_bits(bits | sign);
+}
+
+/* Rounds to nearest, ties to even; nan stays nan. */
+static inline uint16_t bfloat16_of_float(float x) {
+    const uint32_t bits = bits_of_float(x);
+    const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return (uint16_t)(x == x ? rounded : 0x7fc0);
+}
+
+/* Rounds to nearest, ties to even; overflow gives inf, nan stays nan. A normal result is rounded on its bits; a
+ * subnormal one by adding the power of two whose last bit is the subnormal's. */
+static inline uint16_t float16_of_float(float x) {
+    const uint32_t bits = bits_of_float(x);
+    const uint32_t magnitude = bits & 0x7fffffff;
+    const uint32_t normal = (magnitude - 0x38000000 + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+    const uint32_t subnormal = bits_of_float(float_of_bits(magnitude) + 0.5f) - 0x3f000000;
+    uint32_t half = magnitude < 0x38800000 ? subnormal : normal;
+    half = magnitude >= 0x477ff000 ? 0x7c00 : half;
+    half = magnitude > 0x7f800000 ? 0x7e00 : half;
+    return (uint16_t)(half | ((bits >> 16) & 0x8000));
+}
+
+#endif

@@ -1,0 +1,35 @@
+/* All kernels of one instruction set. The including file defines SEGLOSS_ISA_NAME and SEGLOSS_KERNELS, the name of the
+ * table. REAL is what the kernels compute in, BITS the signed integer of its size, FN(name) a name of its own. */
+
+#include <math.h>
+
+#include "block.h"
+#include "kernels.h"
+#include "labels.h"
+#include "one_hot.h"
+
+#define REAL float
+#define REAL_C(constant) constant##f
+#define REAL_IS_DOUBLE 0
+#define REAL_LOWEST (-0x1.fffffep+127f)
+#define BITS int32_t
+#define UBITS uint32_t
+#define FN(name) name##_f32
+#include "real_tmpl.h"
+
+#define REAL double
+#define REAL_C(constant) constant
+#define REAL_IS_DOUBLE 1
+#define REAL_LOWEST (-0x1.fffffffffffffp+1023)
+#define BITS int64_t
+#define UBITS uint64_t
+#define FN(name) name##_f64
+#include "real_tmpl.h"
+
+const struct segloss_kernels SEGLOSS_KERNELS = {
+    .isa = SEGLOSS_ISA_NAME,
+    .cross_entropy_forward = {cross_entropy_forward_f32, cross_entropy_forward_f64},
+    .cross_entropy_backward = {cross_entropy_backward_f32, cross_entropy_backward_f64},
+    .accuracy = {accuracy_f32, accuracy_f64},
+    .one_hot = one_hot_labels,
+};

@@ -1,0 +1,120 @@
+/* Class labels of any dtype, read as they are. */
+#ifndef SEGLOSS_LABELS_H
+#define SEGLOSS_LABELS_H
+
+#include "block.h"
+
+/* What no label is: stands for a floating label that is not integral and for an unsigned one beyond int64. */
+#define NO_LABEL INT64_MIN
+
+static inline int64_t label_of_double(double x) {
+    const int representable = x >= -0x1p62 && x <= 0x1p62; /* false for nan */
+    const int64_t integer = representable ? (int64_t)x : 0;
+    return representable && (double)integer == x ? integer : NO_LABEL;
+}
+
+static inline int64_t label_of_float16(uint16_t h) { return label_of_double(float_of_float16(h)); }
+static inline int64_t label_of_bfloat16(uint16_t h) { return label_of_double(float_of_bfloat16(h)); }
+static inline int64_t label_of_uint64(uint64_t x) { return x <= INT64_MAX ? (int64_t)x : NO_LABEL; }
+
+#define TO int64_t
+
+#define COPY_NAME labels_from_float32
+#define FROM float
+#define CONVERT label_of_double
+#include "copy_tmpl.h"
+
+#define COPY_NAME labels_from_float64
+#define FROM double
+#define CONVERT label_of_double
+#include "copy_tmpl.h"
+
+#define COPY_NAME labels_from_float16
+#define FROM uint16_t
+#define CONVERT label_of_float16
+#include "copy_tmpl.h"
+
+#define COPY_NAME labels_from_bfloat16
+#define FROM uint16_t
+#define CONVERT label_of_bfloat16
+#include "copy_tmpl.h"
+
+#define COPY_NAME labels_from_uint8
+#define FROM uint8_t
+#include "copy_tmpl.h"
+
+#define COPY_NAME labels_from_int8
+#define FROM int8_t
+#include "copy_tmpl.h"
+
+#define COPY_NAME labels_from_uint16
+#define FROM uint16_t
+#include "copy_tmpl.h"
+
+#define COPY_NAME labels_from_int16
+#define FROM int16_t
+#include "copy_tmpl.h"
+
+#define COPY_NAME labels_from_uint32
+#define FROM uint32_t
+#include "copy_tmpl.h"
+
+#define COPY_NAME labels_from_int32
+#define FROM int32_t
+#include "copy_tmpl.h"
+
+#define COPY_NAME labels_from_uint64
+#define FROM uint64_t
+#define CONVERT label_of_uint64
+#include "copy_tmpl.h"
+
+#define COPY_NAME labels_from_int64
+#define FROM int64_t
+#include "copy_tmpl.h"
+#undef TO
+
+static copy_function *const label_readers[] = {
+    [SEGLOSS_FLOAT32] = labels_from_float32, [SEGLOSS_FLOAT64] = labels_from_float64,
+    [SEGLOSS_FLOAT16] = labels_from_float16, [SEGLOSS_BFLOAT16] = labels_from_bfloat16,
+    [SEGLOSS_UINT8] = labels_from_uint8,     [SEGLOSS_INT8] = labels_from_int8,
+    [SEGLOSS_UINT16] = labels_from_uint16,   [SEGLOSS_INT16] = labels_from_int16,
+    [SEGLOSS_UINT32] = labels_from_uint32,   [SEGLOSS_INT32] = labels_from_int32,
+    [SEGLOSS_UINT64] = labels_from_uint64,   [SEGLOSS_INT64] = labels_from_int64,
+};
+
+/* One integer per voxel of a block, of one class where the tensor has classes. */
+static void read_integers(int64_t *value, const struct segloss_tensor *t, const struct block *b, int64_t class) {
+    for (struct run r = first_run(b); r.count > 0; r = next_run(b, &r)) {
+        const struct plane to = lanes_plane(value, sizeof value[0], &r);
+        const struct plane from = tensor_plane(t, b, &r, class);
+        label_readers[t->dtype](&to, &from, 1, r.count);
+    }
+}
+
+/* One block of labels: the class of each lane, -1 where it is ignored and in lanes past the end. Returns -1, or the
+ * first lane whose label is neither ignore_index nor in [0, num_classes). */
+static int read_labels(int32_t *label, const struct segloss_tensor *target, const struct block *b, int64_t num_classes,
+                       int64_t ignore_index) {
+    ALIGNED int64_t value[SEGLOSS_BLOCK];
+    read_integers(value, target, b, 0);
+    for (int i = b->count; i < SEGLOSS_BLOCK; ++i) {
+        value[i] = ignore_index;
+    }
+    int bad = 0;
+    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
+        const int ignored = value[i] == ignore_index;
+        const int in_range = (uint64_t)value[i] < (uint64_t)num_classes;
+        label[i] = in_range && !ignored ? (int32_t)value[i] : -1;
+        bad |= !in_range && !ignored;
+    }
+    if (!bad) {
+        return -1;
+    }
+    for (int i = 0;; ++i) {
+        if (value[i] != ignore_index && (uint64_t)value[i] >= (uint64_t)num_classes) {
+            return i;
+        }
+    }
+}
+
+#endif

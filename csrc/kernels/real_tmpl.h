@@ -1,0 +1,13 @@
+/* What is compiled for each REAL. */
+#include "math_tmpl.h"
+#include "classes_tmpl.h"
+#include "cross_entropy_tmpl.h"
+#include "accuracy_tmpl.h"
+
+#undef REAL
+#undef REAL_C
+#undef REAL_IS_DOUBLE
+#undef REAL_LOWEST
+#undef BITS
+#undef UBITS
+#undef FN

@@ -1,0 +1,45 @@
+// What every operator asks of its arguments, and how it says that it did not get it.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string>
+
+namespace segloss {
+
+using at::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+enum class Target { labels, one_hot, probabilities };
+
+// `dim` counted from the front; a 1-D input [C] is one voxel, whatever dim says.
+int64_t class_dim(const std::string& op, const Tensor& input, int64_t dim);
+
+// TypeError unless input holds floating logits.
+void check_logits(const std::string& op, const Tensor& input);
+
+// What target is, by dtype and shape; raises where it fits no meaning. `dim` as class_dim gives it.
+Target classify_target(const std::string& op, const Tensor& input, const Tensor& target, int64_t dim);
+
+void check_same_device(const std::string& op, const Tensor& input, const Tensor& other, const char* name);
+
+// Class weights: floating, [C], on input's device.
+void check_weight(const std::string& op, const Tensor& input, const OptionalTensor& weight, int64_t dim, Target target);
+
+// Voxel weights: the labels' shape, without gradient.
+void check_voxel_weight(const std::string& op, const Tensor& input, const OptionalTensor& voxel_weight, int64_t dim);
+
+void check_label_smoothing(double label_smoothing);
+
+// True if `shape` is that of labels for input: input's without `dim`, or with size 1 there.
+bool has_label_shape(const Tensor& input, const Tensor& labels, int64_t dim);
+
+// Raises if a label is outside [0, num_classes) and not ignore_index, or floating and not integral. Looks at all values:
+// for tensors whose kernel found one, or that no kernel reads.
+void check_label_values(const std::string& op, const Tensor& labels, int64_t num_classes, int64_t ignore_index);
+
+// Likewise for one-hot targets: raises at the first voxel that is not exactly one-hot along `dim`.
+void check_one_hot_values(const std::string& op, const Tensor& target, int64_t dim);
+
+} // namespace segloss

@@ -1,0 +1,25 @@
+"""Segmentation losses for PyTorch that take labels as they come.
+
+>>> import segloss, torch
+>>> logits = torch.randn(2, 4, 8, 8, 8, requires_grad=True)  # [N, C, D, H, W]
+>>> labels = torch.randint(4, (2, 1, 8, 8, 8), dtype=torch.uint8)  # [N, 1, D, H, W], any integer dtype
+>>> segloss.cross_entropy(logits, labels, ignore_index=255).backward()
+"""
+
+import torch  # noqa: F401  the extension links against torch's libraries
+
+from segloss._C import get_isa
+from segloss.functional import cross_entropy, nll_loss
+from segloss.losses import CrossEntropyLoss, NLLLoss
+from segloss.metrics import accuracy
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CrossEntropyLoss",
+    "NLLLoss",
+    "accuracy",
+    "cross_entropy",
+    "get_isa",
+    "nll_loss",
+]

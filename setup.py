@@ -1,0 +1,60 @@
+"""Builds the C kernels, one static library per instruction set, and the extension that links them."""
+
+import os
+import platform
+import sys
+from pathlib import Path
+
+from setuptools import setup
+from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+KERNELS = Path("csrc/kernels")
+OPS = Path("csrc/ops")
+
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+DEBUG = os.environ.get("SEGLOSS_DEBUG", "0") == "1"  # asserts, and the address and undefined-behaviour sanitizers
+
+# -fno-trapping-math lets the exponential's comparisons become vector selects; -std=gnu11 (not c11) lets a * b + c
+# become one fused instruction.
+C_FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wconversion"]
+CXX_FLAGS = ["-O2", "-std=c++20", "-Wall"]
+LINK_FLAGS: list[str] = []
+
+ISA_FLAGS: dict[str, list[str]] = {"baseline": []}
+if X86:
+    ISA_FLAGS["avx2"] = ["-mavx2", "-mfma"]
+    ISA_FLAGS["avx512"] = ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma"]
+    ISA_FLAGS["avx512"] += ["-mprefer-vector-width=512"]
+    C_FLAGS += ["-DSEGLOSS_X86"]
+
+if sys.platform == "linux":  # at::parallel_for is a plain loop without it; elsewhere torch brings its own threads
+    CXX_FLAGS += ["-fopenmp"]
+    LINK_FLAGS += ["-fopenmp"]
+
+if DEBUG:
+    SANITIZE = ["-g", "-O1", "-UNDEBUG", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
+    C_FLAGS += SANITIZE
+    CXX_FLAGS += SANITIZE
+    LINK_FLAGS += ["-fsanitize=address,undefined"]
+
+
+def kernel_library(name: str, source: str, flags: list[str]) -> tuple[str, dict[str, list[str]]]:
+    """One entry of setuptools' `libraries`; it is built anew when any header of the kernels changes."""
+    headers = [str(path) for path in sorted(KERNELS.glob("*.h"))]
+    build = {"sources": [str(KERNELS / source)], "cflags": C_FLAGS + flags, "obj_deps": {"": headers}}
+    return f"segloss_{name}", build  # type: ignore[return-value]
+
+
+# The linker takes what is still missing from left to right: dispatch needs the tables.
+libraries = [kernel_library("dispatch", "dispatch.c", [])]
+libraries += [kernel_library(isa, f"kernels_{isa}.c", flags) for isa, flags in ISA_FLAGS.items()]
+
+extension = CppExtension(
+    name="segloss._C",
+    sources=[str(path) for path in sorted(OPS.glob("*.cpp"))],
+    depends=[str(path) for path in [*sorted(OPS.glob("*.h")), KERNELS / "kernels.h"]],
+    extra_compile_args=CXX_FLAGS,
+    extra_link_args=LINK_FLAGS,
+)
+
+setup(libraries=libraries, ext_modules=[extension], cmdclass={"build_ext": BuildExtension})
