@@ -17,7 +17,7 @@ DEBUG = os.environ.get("SEGLOSS_DEBUG", "0") == "1"  # asserts, and the address 
 # -fno-trapping-math lets the exponential's comparisons become vector selects; -std=gnu11 (not c11) lets a * b + c
 # become one fused instruction.
 C_FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wconversion"]
-CXX_FLAGS = ["-O2", "-std=c++20", "-Wall"]
+CXX_FLAGS = ["-O2", "-g0", "-std=c++20", "-Wall"]
 LINK_FLAGS: list[str] = []
 
 ISA_FLAGS: dict[str, list[str]] = {"baseline": []}

@@ -6,7 +6,7 @@
 >>> segloss.cross_entropy(logits, labels, ignore_index=255).backward()
 """
 
-import torch  # noqa: F401  the extension links against torch's libraries
+import torch  # noqa: F401  loads the libraries that the extension links against
 
 from segloss._C import get_isa
 from segloss.functional import cross_entropy, nll_loss

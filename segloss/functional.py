@@ -1,5 +1,6 @@
 """The losses as functions of (input, target)."""
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -8,6 +9,8 @@ from torch.nn import _reduction
 
 Reduction = Literal["mean", "sum", "none"]
 Empty = Literal["nan", "zero"]
+
+_cross_entropy: Callable[..., Tensor] = torch.ops.segloss.cross_entropy.default
 
 
 def cross_entropy(
@@ -47,7 +50,7 @@ def cross_entropy(
             bfloat16, of any strides.
         target: one of
 
-            * class labels ``[N, *]`` or ``[N, 1, *]``: any integer dtype, bool, or a floating dtype with integral values;
+            * class labels ``[N, *]`` or ``[N, 1, *]``: any integer dtype, bool, or floating with integral values;
             * class probabilities, floating, of input's shape;
             * exact one-hot labels, integer, of input's shape.
         weight: a weight for each class ``[C]``, of any floating dtype. Default: 1.
@@ -62,8 +65,8 @@ def cross_entropy(
             Default: 1.
         voxel_weight: a weight for each voxel, of the labels' shape; voxels of weight 0 do not count. Without gradient.
             Default: 1.
-        empty: the mean over no voxel, or over zero weights: ``"nan"`` as torch, or ``"zero"``. The gradient is zero with
-            both. Default: ``"nan"``.
+        empty: the mean over no voxel, or over zero weights: ``"nan"`` as torch, or ``"zero"``. With both the gradient
+            is zero. Default: ``"nan"``.
 
     Returns:
         A tensor of input's dtype (float32 for half types under autocast; promoted with the dtype of probabilities).
@@ -81,12 +84,13 @@ def cross_entropy(
         ``torch.nn.functional.cross_entropy(input, target.squeeze(1).long(), ...)`` for labels ``[N, 1, *]``.
 
     Example:
+        >>> import segloss, torch
         >>> logits = torch.tensor([[[[0.12, 0.36], [0.22, 0.66]], [[0.13, 0.34], [0.52, -0.96]]]])
         >>> labels = torch.tensor([[[[1, 0], [0, 1]]]], dtype=torch.uint8)  # [N, 1, H, W]
         >>> segloss.cross_entropy(logits, labels)
         tensor(1.0066)
     """
-    return torch.ops.segloss.cross_entropy.default(
+    return _cross_entropy(
         input,
         target,
         weight,
@@ -129,12 +133,13 @@ def nll_loss(
     All other arguments, the result and the errors are those of :func:`segloss.cross_entropy`.
 
     Example:
+        >>> import segloss, torch
         >>> logits = torch.tensor([[[[0.12, 0.36], [0.22, 0.66]], [[0.13, 0.34], [0.52, -0.96]]]])
         >>> labels = torch.tensor([[[1, 0], [0, 1]]], dtype=torch.uint8)
         >>> segloss.nll_loss(logits.log_softmax(1), labels)
         tensor(1.0066)
     """
-    return torch.ops.segloss.cross_entropy.default(
+    return _cross_entropy(
         input,
         target,
         weight,

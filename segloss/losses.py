@@ -1,6 +1,7 @@
 """The losses as modules: they store the keywords of the functions and call them."""
 
-import torch
+from typing import Any
+
 from torch import Tensor, nn
 from torch.nn import _reduction
 
@@ -20,6 +21,7 @@ class NLLLoss(nn.Module):
         empty: the mean over no voxel, ``"nan"`` or ``"zero"``. Default: ``"nan"``.
 
     Example:
+        >>> import segloss, torch
         >>> loss = segloss.NLLLoss(ignore_index=255)
         >>> log_p = torch.randn(2, 3, 4, 4).log_softmax(1)
         >>> loss(log_p, torch.full((2, 1, 4, 4), 2, dtype=torch.uint8)).shape
@@ -27,6 +29,7 @@ class NLLLoss(nn.Module):
     """
 
     weight: Tensor | None
+    reduction: str
 
     def __init__(
         self,
@@ -42,16 +45,17 @@ class NLLLoss(nn.Module):
         super().__init__()
         self.register_buffer("weight", weight)
         if size_average is not None or reduce is not None:
-            reduction = _reduction.legacy_get_string(size_average, reduce)  # warns as torch does
+            self.reduction = _reduction.legacy_get_string(size_average, reduce)  # warns as torch does
+        else:
+            self.reduction = reduction
         self.ignore_index = ignore_index
-        self.reduction = reduction
         self.dim = dim
         self.empty = empty
 
     def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
         return functional.nll_loss(input, target, self.weight, voxel_weight=voxel_weight, **self._options())
 
-    def _options(self) -> dict:
+    def _options(self) -> dict[str, Any]:
         """The keywords of the function, all but the tensors."""
         return {
             "ignore_index": self.ignore_index,
@@ -78,6 +82,7 @@ class CrossEntropyLoss(NLLLoss):
         empty: the mean over no voxel, ``"nan"`` or ``"zero"``. Default: ``"nan"``.
 
     Example:
+        >>> import segloss, torch
         >>> loss = segloss.CrossEntropyLoss(ignore_index=255)
         >>> loss
         CrossEntropyLoss(ignore_index=255, reduction='mean', dim=1, empty='nan', label_smoothing=0.0)
@@ -103,5 +108,5 @@ class CrossEntropyLoss(NLLLoss):
     def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
         return functional.cross_entropy(input, target, self.weight, voxel_weight=voxel_weight, **self._options())
 
-    def _options(self) -> dict:
+    def _options(self) -> dict[str, Any]:
         return super()._options() | {"label_smoothing": self.label_smoothing}

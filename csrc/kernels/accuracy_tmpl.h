@@ -1,8 +1,8 @@
 /* Argmax and comparison with the labels in one walk. */
 
 /* The first class with the largest logit; nan counts as larger than any number. */
-static void FN(argmax)(const struct segloss_tensor *logits, const struct block *b, int64_t num_classes,
-                       int32_t *predicted) {
+static void FN(argmax)(const struct segloss_tensor* logits, const struct block* b, int64_t num_classes,
+                       int32_t* predicted) {
     ALIGNED REAL best[SEGLOSS_BLOCK];
     ALIGNED REAL values[CLASS_CHUNK * SEGLOSS_BLOCK];
     for (int64_t first = 0; first < num_classes; first += CLASS_CHUNK) {
@@ -13,7 +13,7 @@ static void FN(argmax)(const struct segloss_tensor *logits, const struct block *
             memset(predicted, 0, SEGLOSS_BLOCK * sizeof *predicted);
         }
         for (int c = 0; c < n; ++c) {
-            const REAL *x = values + c * SEGLOSS_BLOCK;
+            const REAL* x = values + c * SEGLOSS_BLOCK;
             for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
                 const int better = !(x[i] <= best[i]) && best[i] == best[i];
                 best[i] = better ? x[i] : best[i];
@@ -23,8 +23,8 @@ static void FN(argmax)(const struct segloss_tensor *logits, const struct block *
     }
 }
 
-static int64_t FN(accuracy)(const struct segloss_accuracy *a, int64_t begin, int64_t end,
-                            struct segloss_counts *counts) {
+static int64_t FN(accuracy)(const struct segloss_accuracy* a, int64_t begin, int64_t end,
+                            struct segloss_counts* counts) {
     ALIGNED int32_t label[SEGLOSS_BLOCK];
     ALIGNED int32_t predicted[SEGLOSS_BLOCK];
     *counts = (struct segloss_counts){0, 0};

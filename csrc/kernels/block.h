@@ -13,7 +13,7 @@ enum { CLASS_CHUNK = 128 }; /* classes held at a time: 32 KiB of float, what a f
 
 /* The positions [begin, begin + count), count <= SEGLOSS_BLOCK; lane i is position begin + i. */
 struct block {
-    const struct segloss_positions *positions;
+    const struct segloss_positions* positions;
     int64_t begin;
     int count;
 };
@@ -27,29 +27,29 @@ struct run {
 
 /* Some classes of a run of voxels, strides in elements. */
 struct plane {
-    void *data;
+    void* data;
     int64_t stride_class;
     int64_t stride_voxel;
 };
 
-typedef void copy_function(const struct plane *to, const struct plane *from, int64_t num_classes, int count);
+typedef void copy_function(const struct plane* to, const struct plane* from, int64_t num_classes, int count);
 
-static inline struct block block_at(const struct segloss_positions *positions, int64_t begin, int64_t end) {
+static inline struct block block_at(const struct segloss_positions* positions, int64_t begin, int64_t end) {
     const int64_t left = end - begin;
     return (struct block){positions, begin, left < SEGLOSS_BLOCK ? (int)left : SEGLOSS_BLOCK};
 }
 
 /* The run that starts at `lane`; its count is 0 past the block's end. */
-static inline struct run run_at(const struct block *b, int lane) {
+static inline struct run run_at(const struct block* b, int lane) {
     const int64_t row = b->positions->sizes[b->positions->num_dims - 1];
     const int64_t position = b->begin + lane;
     const int64_t left = row - position % row;
     return (struct run){position, lane, left < b->count - lane ? (int)left : b->count - lane};
 }
 
-static inline struct run first_run(const struct block *b) { return run_at(b, 0); }
+static inline struct run first_run(const struct block* b) { return run_at(b, 0); }
 
-static inline struct run next_run(const struct block *b, const struct run *r) { return run_at(b, r->lane + r->count); }
+static inline struct run next_run(const struct block* b, const struct run* r) { return run_at(b, r->lane + r->count); }
 
 /* Bytes of an element of each dtype. */
 static inline int64_t dtype_size(enum segloss_dtype dtype) {
@@ -72,7 +72,7 @@ static inline int64_t dtype_size(enum segloss_dtype dtype) {
 }
 
 /* A run's classes from `first_class` on, in the tensor. */
-static inline struct plane tensor_plane(const struct segloss_tensor *t, const struct block *b, const struct run *r,
+static inline struct plane tensor_plane(const struct segloss_tensor* t, const struct block* b, const struct run* r,
                                         int64_t first_class) {
     int64_t offset = first_class * t->stride_class;
     int64_t rest = r->position;
@@ -82,15 +82,15 @@ static inline struct plane tensor_plane(const struct segloss_tensor *t, const st
     }
     offset += rest * t->strides[0];
     return (struct plane){
-        (char *)t->data + offset * dtype_size(t->dtype),
+        (char*)t->data + offset * dtype_size(t->dtype),
         t->stride_class,
         t->strides[b->positions->num_dims - 1],
     };
 }
 
 /* The same run's lanes in a buffer of whole blocks, one after the other. */
-static inline struct plane lanes_plane(void *buffer, size_t element_size, const struct run *r) {
-    return (struct plane){(char *)buffer + (size_t)r->lane * element_size, SEGLOSS_BLOCK, 1};
+static inline struct plane lanes_plane(void* buffer, size_t element_size, const struct run* r) {
+    return (struct plane){(char*)buffer + (size_t)r->lane * element_size, SEGLOSS_BLOCK, 1};
 }
 
 static inline int chunk_length(int64_t first_class, int64_t num_classes) {

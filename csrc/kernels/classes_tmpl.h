@@ -48,14 +48,14 @@
 #include "copy_tmpl.h"
 #undef TO
 
-static copy_function *const FN(readers)[] = {
+static copy_function* const FN(readers)[] = {
     [SEGLOSS_FLOAT32] = FN(from_float32),
     [SEGLOSS_FLOAT64] = FN(from_float64),
     [SEGLOSS_FLOAT16] = FN(from_float16),
     [SEGLOSS_BFLOAT16] = FN(from_bfloat16),
 };
 
-static copy_function *const FN(writers)[] = {
+static copy_function* const FN(writers)[] = {
     [SEGLOSS_FLOAT32] = FN(to_float32),
     [SEGLOSS_FLOAT64] = FN(to_float64),
     [SEGLOSS_FLOAT16] = FN(to_float16),
@@ -63,7 +63,7 @@ static copy_function *const FN(writers)[] = {
 };
 
 /* Lanes past the end of a partial block read as 0. */
-static void FN(read_classes)(REAL *values, const struct segloss_tensor *t, const struct block *b, int64_t first_class,
+static void FN(read_classes)(REAL* values, const struct segloss_tensor* t, const struct block* b, int64_t first_class,
                              int num_classes) {
     if (b->count < SEGLOSS_BLOCK) {
         memset(values, 0, (size_t)num_classes * SEGLOSS_BLOCK * sizeof(REAL));
@@ -75,17 +75,17 @@ static void FN(read_classes)(REAL *values, const struct segloss_tensor *t, const
     }
 }
 
-static void FN(write_classes)(const REAL *values, const struct segloss_tensor *t, const struct block *b,
+static void FN(write_classes)(const REAL* values, const struct segloss_tensor* t, const struct block* b,
                               int64_t first_class, int num_classes) {
     for (struct run r = first_run(b); r.count > 0; r = next_run(b, &r)) {
         const struct plane to = tensor_plane(t, b, &r, first_class);
-        const struct plane from = lanes_plane((void *)values, sizeof(REAL), &r);
+        const struct plane from = lanes_plane((void*)values, sizeof(REAL), &r);
         FN(writers)[t->dtype](&to, &from, num_classes, r.count);
     }
 }
 
 /* One value per voxel, `fallback` where the optional tensor is absent. */
-static void FN(read_lanes)(REAL *values, const struct segloss_tensor *t, const struct block *b, REAL fallback) {
+static void FN(read_lanes)(REAL* values, const struct segloss_tensor* t, const struct block* b, REAL fallback) {
     if (t->data) {
         FN(read_classes)(values, t, b, 0, 1);
         return;
@@ -96,16 +96,18 @@ static void FN(read_lanes)(REAL *values, const struct segloss_tensor *t, const s
 }
 
 /* The chunk of classes that was read last; asking for it again costs nothing. */
-struct FN(chunk) {
+#define CHUNK struct FN(chunk)
+
+CHUNK {
     ALIGNED REAL values[CLASS_CHUNK * SEGLOSS_BLOCK];
-    const struct segloss_tensor *tensor;
+    const struct segloss_tensor* tensor;
     int64_t first_class; /* -1: none yet */
 };
 
 /* Values of classes [first_class, first_class + num_classes) as [class][lane]; 0 in lanes that are not active, so that
  * no nan comes out of voxels that do not count. */
-static const REAL *FN(read_chunk)(struct FN(chunk) *chunk, const struct block *b, const REAL *active,
-                                  int64_t first_class, int num_classes) {
+static const REAL* FN(read_chunk)(CHUNK* chunk, const struct block* b, const REAL* active, int64_t first_class,
+                                  int num_classes) {
     if (chunk->first_class == first_class) {
         return chunk->values;
     }
@@ -113,7 +115,7 @@ static const REAL *FN(read_chunk)(struct FN(chunk) *chunk, const struct block *b
     FN(read_classes)(chunk->values, chunk->tensor, b, first_class, num_classes);
     if (active) {
         for (int c = 0; c < num_classes; ++c) {
-            REAL *values = chunk->values + c * SEGLOSS_BLOCK;
+            REAL* values = chunk->values + c * SEGLOSS_BLOCK;
             for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
                 values[i] = active[i] != 0 ? values[i] : 0;
             }

@@ -6,24 +6,27 @@
  *   1 - p_c   = (tail + (1 - exp(x_c - m))) / (1 + tail)
  * Nothing cancels in any of them, so that a confident voxel keeps its digits. */
 
-struct FN(voxels) {
+#define VOXELS struct FN(voxels)
+
+/* One block on its way through a kernel. */
+VOXELS {
     struct block block;
     ALIGNED int32_t label[SEGLOSS_BLOCK]; /* -1: no label here */
     ALIGNED REAL weight[SEGLOSS_BLOCK];   /* v; 0 where the voxel does not count */
-    const REAL *active;                   /* `weight` where some voxel does not count, else NULL */
+    const REAL* active;                   /* `weight` where some voxel does not count, else NULL */
     int any_active;
-    struct FN(chunk) logits;
-    struct FN(chunk) target;
+    CHUNK logits;
+    CHUNK target;
     ALIGNED REAL max[SEGLOSS_BLOCK];
     ALIGNED REAL tail[SEGLOSS_BLOCK];
 };
 
-static REAL FN(class_weight)(const struct segloss_cross_entropy *a, int64_t c) {
-    return a->class_weight ? ((const REAL *)a->class_weight)[c] : 1;
+static REAL FN(class_weight)(const struct segloss_cross_entropy* a, int64_t c) {
+    return a->class_weight ? ((const REAL*)a->class_weight)[c] : 1;
 }
 
 /* W = sum_c w_c; only label smoothing asks for it. */
-static REAL FN(total_class_weight)(const struct segloss_cross_entropy *a) {
+static REAL FN(total_class_weight)(const struct segloss_cross_entropy* a) {
     double total = 0;
     for (int64_t c = 0; a->label_smoothing != 0 && c < a->num_classes; ++c) {
         total += (double)FN(class_weight)(a, c);
@@ -32,19 +35,19 @@ static REAL FN(total_class_weight)(const struct segloss_cross_entropy *a) {
 }
 
 /* w_y of each lane; 0 where there is no label. */
-static void FN(label_weights)(const struct segloss_cross_entropy *a, const int32_t *label, REAL *weight) {
+static void FN(label_weights)(const struct segloss_cross_entropy* a, const int32_t* label, REAL* weight) {
     for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
         weight[i] = label[i] < 0 ? 0 : 1;
     }
     if (a->class_weight) {
         for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-            weight[i] = label[i] < 0 ? 0 : ((const REAL *)a->class_weight)[label[i]];
+            weight[i] = label[i] < 0 ? 0 : ((const REAL*)a->class_weight)[label[i]];
         }
     }
 }
 
 /* q_c = w_c ((1 - s) t_c + s / C) of one class. */
-static void FN(probability_weights)(const struct segloss_cross_entropy *a, int64_t class, const REAL *target, REAL *q) {
+static void FN(probability_weights)(const struct segloss_cross_entropy* a, int64_t class, const REAL* target, REAL* q) {
     const REAL sharpness = (REAL)(1 - a->label_smoothing);
     const REAL uniform = (REAL)(a->label_smoothing / (double)a->num_classes);
     const REAL w = FN(class_weight)(a, class);
@@ -54,7 +57,7 @@ static void FN(probability_weights)(const struct segloss_cross_entropy *a, int64
 }
 
 /* Reads what decides whether a voxel counts. Returns -1 or the lane of the first bad label. */
-static int FN(read_voxels)(struct FN(voxels) *v, const struct segloss_cross_entropy *a, int64_t begin, int64_t end) {
+static int FN(read_voxels)(VOXELS* v, const struct segloss_cross_entropy* a, int64_t begin, int64_t end) {
     v->block = block_at(&a->positions, begin, end);
     v->logits.tensor = &a->logits;
     v->target.tensor = &a->target;
@@ -79,17 +82,17 @@ static int FN(read_voxels)(struct FN(voxels) *v, const struct segloss_cross_entr
     return bad;
 }
 
-static const REAL *FN(read_logits)(struct FN(voxels) *v, int64_t first_class, int num_classes) {
+static const REAL* FN(read_logits)(VOXELS* v, int64_t first_class, int num_classes) {
     return FN(read_chunk)(&v->logits, &v->block, v->active, first_class, num_classes);
 }
 
-static const REAL *FN(read_probabilities)(struct FN(voxels) *v, int64_t first_class, int num_classes) {
+static const REAL* FN(read_probabilities)(VOXELS* v, int64_t first_class, int num_classes) {
     return FN(read_chunk)(&v->target, &v->block, v->active, first_class, num_classes);
 }
 
-static void FN(max_of_chunk)(const REAL *restrict logits, int num_classes, REAL *restrict max) {
+static void FN(max_of_chunk)(const REAL* restrict logits, int num_classes, REAL* restrict max) {
     for (int c = 0; c < num_classes; ++c) {
-        const REAL *x = logits + c * SEGLOSS_BLOCK;
+        const REAL* x = logits + c * SEGLOSS_BLOCK;
         for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
             max[i] = x[i] > max[i] ? x[i] : max[i];
         }
@@ -97,7 +100,7 @@ static void FN(max_of_chunk)(const REAL *restrict logits, int num_classes, REAL 
 }
 
 /* From the lowest finite number on: all logits -inf leave exp(x - max) = 0 instead of nan in here. */
-static void FN(find_max)(struct FN(voxels) *v, int64_t num_classes) {
+static void FN(find_max)(VOXELS* v, int64_t num_classes) {
     for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
         v->max[i] = REAL_LOWEST;
     }
@@ -108,9 +111,10 @@ static void FN(find_max)(struct FN(voxels) *v, int64_t num_classes) {
 }
 
 /* Adds a chunk's exp(x_c - max) to `others`, but counts the classes that equal max in `largest`. */
-static void FN(tail_of_chunk)(const REAL *restrict logits, int num_classes, const REAL *restrict max, REAL *restrict others, REAL *restrict largest) {
+static void FN(tail_of_chunk)(const REAL* restrict logits, int num_classes, const REAL* restrict max,
+                              REAL* restrict others, REAL* restrict largest) {
     for (int c = 0; c < num_classes; ++c) {
-        const REAL *x = logits + c * SEGLOSS_BLOCK;
+        const REAL* x = logits + c * SEGLOSS_BLOCK;
         for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
             const int is_largest = x[i] == max[i];
             others[i] += FN(exp_nonpositive)(is_largest ? -(REAL)INFINITY : x[i] - max[i]);
@@ -120,7 +124,7 @@ static void FN(tail_of_chunk)(const REAL *restrict logits, int num_classes, cons
 }
 
 /* The tail; nan where the softmax is (a logit nan or +inf, or all of them -inf). */
-static void FN(find_tail)(struct FN(voxels) *v, int64_t num_classes) {
+static void FN(find_tail)(VOXELS* v, int64_t num_classes) {
     ALIGNED REAL others[SEGLOSS_BLOCK] = {0};
     ALIGNED REAL largest[SEGLOSS_BLOCK] = {0};
     for (int64_t c = 0; c < num_classes; c += CLASS_CHUNK) {
@@ -134,10 +138,10 @@ static void FN(find_tail)(struct FN(voxels) *v, int64_t num_classes) {
 }
 
 /* x_y of each lane. */
-static void FN(pick_from_chunk)(const REAL *restrict logits, int64_t first_class, int num_classes, const int32_t *restrict label,
-                                REAL *restrict picked) {
+static void FN(pick_from_chunk)(const REAL* restrict logits, int64_t first_class, int num_classes,
+                                const int32_t* restrict label, REAL* restrict picked) {
     for (int c = 0; c < num_classes; ++c) {
-        const REAL *x = logits + c * SEGLOSS_BLOCK;
+        const REAL* x = logits + c * SEGLOSS_BLOCK;
         const int32_t class = (int32_t)(first_class + c);
         for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
             picked[i] = label[i] == class ? x[i] : picked[i];
@@ -146,9 +150,10 @@ static void FN(pick_from_chunk)(const REAL *restrict logits, int64_t first_class
 }
 
 /* sum_c w_c (max - x_c). */
-static void FN(spread_of_chunk)(const REAL *restrict logits, int num_classes, const REAL *restrict weight, const REAL *restrict max, REAL *restrict spread) {
+static void FN(spread_of_chunk)(const REAL* restrict logits, int num_classes, const REAL* restrict weight,
+                                const REAL* restrict max, REAL* restrict spread) {
     for (int c = 0; c < num_classes; ++c) {
-        const REAL *x = logits + c * SEGLOSS_BLOCK;
+        const REAL* x = logits + c * SEGLOSS_BLOCK;
         const REAL w = weight ? weight[c] : 1;
         if (w != 0) {
             for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
@@ -159,8 +164,8 @@ static void FN(spread_of_chunk)(const REAL *restrict logits, int num_classes, co
 }
 
 /* Losses of labels, and each voxel's share of the denominator, v * w_y. */
-static void FN(label_losses)(const struct segloss_cross_entropy *a, struct FN(voxels) *v, REAL total_class_weight,
-                             REAL *loss, REAL *weight) {
+static void FN(label_losses)(const struct segloss_cross_entropy* a, VOXELS* v, REAL total_class_weight, REAL* loss,
+                             REAL* weight) {
     const REAL smoothing = (REAL)a->label_smoothing;
     const REAL uniform = (REAL)(a->label_smoothing / (double)a->num_classes);
     ALIGNED REAL picked[SEGLOSS_BLOCK] = {0};
@@ -169,10 +174,10 @@ static void FN(label_losses)(const struct segloss_cross_entropy *a, struct FN(vo
     FN(label_weights)(a, v->label, label_weight);
     for (int64_t c = 0; c < a->num_classes; c += CLASS_CHUNK) {
         const int n = chunk_length(c, a->num_classes);
-        const REAL *logits = FN(read_logits)(v, c, n);
+        const REAL* logits = FN(read_logits)(v, c, n);
         FN(pick_from_chunk)(logits, c, n, v->label, picked);
         if (smoothing != 0) {
-            const REAL *w = a->class_weight ? (const REAL *)a->class_weight + c : NULL;
+            const REAL* w = a->class_weight ? (const REAL*)a->class_weight + c : NULL;
             FN(spread_of_chunk)(logits, n, w, v->max, spread);
         }
     }
@@ -187,17 +192,16 @@ static void FN(label_losses)(const struct segloss_cross_entropy *a, struct FN(vo
 }
 
 /* Losses of probabilities; each voxel's share of the denominator is v. */
-static void FN(probability_losses)(const struct segloss_cross_entropy *a, struct FN(voxels) *v, REAL *loss,
-                                   REAL *weight) {
+static void FN(probability_losses)(const struct segloss_cross_entropy* a, VOXELS* v, REAL* loss, REAL* weight) {
     ALIGNED REAL spread[SEGLOSS_BLOCK] = {0};
     ALIGNED REAL mass[SEGLOSS_BLOCK] = {0};
     ALIGNED REAL q[SEGLOSS_BLOCK];
     for (int64_t first = 0; first < a->num_classes; first += CLASS_CHUNK) {
         const int n = chunk_length(first, a->num_classes);
-        const REAL *logits = FN(read_logits)(v, first, n);
-        const REAL *target = FN(read_probabilities)(v, first, n);
+        const REAL* logits = FN(read_logits)(v, first, n);
+        const REAL* target = FN(read_probabilities)(v, first, n);
         for (int c = 0; c < n; ++c) {
-            const REAL *x = logits + c * SEGLOSS_BLOCK;
+            const REAL* x = logits + c * SEGLOSS_BLOCK;
             FN(probability_weights)(a, first + c, target + c * SEGLOSS_BLOCK, q);
             for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
                 spread[i] += q[i] == 0 ? 0 : q[i] * (v->max[i] - x[i]);
@@ -212,8 +216,7 @@ static void FN(probability_losses)(const struct segloss_cross_entropy *a, struct
 }
 
 /* -x_y of log probabilities: one value of each voxel is read, not all its classes. */
-static void FN(label_log_losses)(const struct segloss_cross_entropy *a, const struct FN(voxels) *v, REAL *loss,
-                                 REAL *weight) {
+static void FN(label_log_losses)(const struct segloss_cross_entropy* a, const VOXELS* v, REAL* loss, REAL* weight) {
     ALIGNED REAL picked[SEGLOSS_BLOCK] = {0};
     for (struct run r = first_run(&v->block); r.count > 0; r = next_run(&v->block, &r)) {
         for (int i = 0; i < r.count; ++i) {
@@ -233,15 +236,15 @@ static void FN(label_log_losses)(const struct segloss_cross_entropy *a, const st
     }
 }
 
-static void FN(block_losses)(const struct segloss_cross_entropy *a, struct FN(voxels) *v, REAL total_class_weight,
-                             REAL *loss, REAL *weight) {
+static void FN(block_losses)(const struct segloss_cross_entropy* a, VOXELS* v, REAL total_class_weight, REAL* loss,
+                             REAL* weight) {
     if (a->log_probabilities) {
         memset(v->max, 0, sizeof v->max);
         memset(v->tail, 0, sizeof v->tail);
     } else {
         FN(find_max)(v, a->num_classes);
         FN(find_tail)(v, a->num_classes);
-        memcpy((REAL *)a->tail + v->block.begin, v->tail, (size_t)v->block.count * sizeof(REAL));
+        memcpy((REAL*)a->tail + v->block.begin, v->tail, (size_t)v->block.count * sizeof(REAL));
     }
     if (a->target_is_probabilities) {
         FN(probability_losses)(a, v, loss, weight);
@@ -253,7 +256,7 @@ static void FN(block_losses)(const struct segloss_cross_entropy *a, struct FN(vo
 }
 
 /* Eight running sums in double: the order of additions is fixed, and they vectorise. */
-static void FN(add_lanes)(double *sums, const REAL *values) {
+static void FN(add_lanes)(double* sums, const REAL* values) {
     for (int i = 0; i < SEGLOSS_BLOCK; i += 8) {
         for (int k = 0; k < 8; ++k) {
             sums[k] += (double)values[i + k];
@@ -261,11 +264,11 @@ static void FN(add_lanes)(double *sums, const REAL *values) {
     }
 }
 
-static int64_t FN(cross_entropy_forward)(const struct segloss_cross_entropy *a, int64_t begin, int64_t end,
-                                         struct segloss_sums *sums) {
+static int64_t FN(cross_entropy_forward)(const struct segloss_cross_entropy* a, int64_t begin, int64_t end,
+                                         struct segloss_sums* sums) {
     const REAL total_class_weight = FN(total_class_weight)(a);
     double loss_sums[8] = {0}, weight_sums[8] = {0};
-    struct FN(voxels) v;
+    VOXELS v;
     for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
         const int bad = FN(read_voxels)(&v, a, p, end);
         if (bad >= 0) {
@@ -291,7 +294,7 @@ static int64_t FN(cross_entropy_forward)(const struct segloss_cross_entropy *a, 
 }
 
 /* What multiplies every lane of the gradient: grad_loss * grad_scale * v. */
-static void FN(read_scale)(const struct segloss_cross_entropy *a, const struct FN(voxels) *v, REAL *scale) {
+static void FN(read_scale)(const struct segloss_cross_entropy* a, const VOXELS* v, REAL* scale) {
     FN(read_lanes)(scale, &a->grad_loss, &v->block, 0);
     for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
         scale[i] = v->weight[i] == 0 ? 0 : scale[i] * (REAL)a->grad_scale * v->weight[i];
@@ -299,11 +302,11 @@ static void FN(read_scale)(const struct segloss_cross_entropy *a, const struct F
 }
 
 /* grad_c = f (p_c - [c = y]) + u (W p_c - w_c), with f = scale (1 - s) w_y and u = scale s / C. */
-static void FN(label_grad)(const struct segloss_cross_entropy *a, struct FN(voxels) *v, REAL total_class_weight,
-                           const REAL *scale, int64_t first, int n, REAL *grad) {
+static void FN(label_grad)(const struct segloss_cross_entropy* a, VOXELS* v, REAL total_class_weight, const REAL* scale,
+                           int64_t first, int n, REAL* grad) {
     const REAL smoothing = (REAL)a->label_smoothing;
     const REAL uniform = (REAL)(a->label_smoothing / (double)a->num_classes);
-    const REAL *logits = FN(read_logits)(v, first, n);
+    const REAL* logits = FN(read_logits)(v, first, n);
     ALIGNED REAL label_weight[SEGLOSS_BLOCK], sharp[SEGLOSS_BLOCK], flat[SEGLOSS_BLOCK], level[SEGLOSS_BLOCK];
     FN(label_weights)(a, v->label, label_weight);
     for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
@@ -313,7 +316,7 @@ static void FN(label_grad)(const struct segloss_cross_entropy *a, struct FN(voxe
         flat[i] = level[i] * total_class_weight * largest_p;
     }
     for (int c = 0; c < n; ++c) {
-        const REAL *x = logits + c * SEGLOSS_BLOCK;
+        const REAL* x = logits + c * SEGLOSS_BLOCK;
         const int32_t class = (int32_t)(first + c);
         const REAL w = smoothing == 0 ? 0 : FN(class_weight)(a, class);
         for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
@@ -326,13 +329,13 @@ static void FN(label_grad)(const struct segloss_cross_entropy *a, struct FN(voxe
 }
 
 /* grad_c = scale (Q p_c - q_c), Q = sum_c q_c = `mass`, written as p_c (Q - q_c) - q_c (1 - p_c). */
-static void FN(probability_grad)(const struct segloss_cross_entropy *a, struct FN(voxels) *v, const REAL *mass,
-                                 const REAL *scale, int64_t first, int n, REAL *grad) {
-    const REAL *logits = FN(read_logits)(v, first, n);
-    const REAL *target = FN(read_probabilities)(v, first, n);
+static void FN(probability_grad)(const struct segloss_cross_entropy* a, VOXELS* v, const REAL* mass, const REAL* scale,
+                                 int64_t first, int n, REAL* grad) {
+    const REAL* logits = FN(read_logits)(v, first, n);
+    const REAL* target = FN(read_probabilities)(v, first, n);
     ALIGNED REAL q[SEGLOSS_BLOCK];
     for (int c = 0; c < n; ++c) {
-        const REAL *x = logits + c * SEGLOSS_BLOCK;
+        const REAL* x = logits + c * SEGLOSS_BLOCK;
         FN(probability_weights)(a, first + c, target + c * SEGLOSS_BLOCK, q);
         for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
             const REAL e = FN(exp_nonpositive)(x[i] - v->max[i]);
@@ -342,11 +345,11 @@ static void FN(probability_grad)(const struct segloss_cross_entropy *a, struct F
     }
 }
 
-static void FN(find_mass)(const struct segloss_cross_entropy *a, struct FN(voxels) *v, REAL *mass) {
+static void FN(find_mass)(const struct segloss_cross_entropy* a, VOXELS* v, REAL* mass) {
     ALIGNED REAL q[SEGLOSS_BLOCK];
     for (int64_t first = 0; first < a->num_classes; first += CLASS_CHUNK) {
         const int n = chunk_length(first, a->num_classes);
-        const REAL *target = FN(read_probabilities)(v, first, n);
+        const REAL* target = FN(read_probabilities)(v, first, n);
         for (int c = 0; c < n; ++c) {
             FN(probability_weights)(a, first + c, target + c * SEGLOSS_BLOCK, q);
             for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
@@ -357,11 +360,11 @@ static void FN(find_mass)(const struct segloss_cross_entropy *a, struct FN(voxel
 }
 
 /* Gradient in log probabilities: -scale w_y at the label, or -scale q_c. */
-static void FN(log_grad)(const struct segloss_cross_entropy *a, struct FN(voxels) *v, const REAL *scale, int64_t first,
-                         int n, REAL *grad) {
+static void FN(log_grad)(const struct segloss_cross_entropy* a, VOXELS* v, const REAL* scale, int64_t first, int n,
+                         REAL* grad) {
     ALIGNED REAL q[SEGLOSS_BLOCK];
     FN(label_weights)(a, v->label, q);
-    const REAL *target = a->target_is_probabilities ? FN(read_probabilities)(v, first, n) : NULL;
+    const REAL* target = a->target_is_probabilities ? FN(read_probabilities)(v, first, n) : NULL;
     for (int c = 0; c < n; ++c) {
         if (target) {
             FN(probability_weights)(a, first + c, target + c * SEGLOSS_BLOCK, q);
@@ -373,14 +376,14 @@ static void FN(log_grad)(const struct segloss_cross_entropy *a, struct FN(voxels
     }
 }
 
-static void FN(block_grad)(const struct segloss_cross_entropy *a, struct FN(voxels) *v, REAL total_class_weight) {
+static void FN(block_grad)(const struct segloss_cross_entropy* a, VOXELS* v, REAL total_class_weight) {
     ALIGNED REAL grad[CLASS_CHUNK * SEGLOSS_BLOCK];
     ALIGNED REAL scale[SEGLOSS_BLOCK];
     ALIGNED REAL mass[SEGLOSS_BLOCK] = {0};
     FN(read_scale)(a, v, scale);
     if (!a->log_probabilities) {
         FN(find_max)(v, a->num_classes);
-        memcpy(v->tail, (const REAL *)a->tail + v->block.begin, (size_t)v->block.count * sizeof(REAL));
+        memcpy(v->tail, (const REAL*)a->tail + v->block.begin, (size_t)v->block.count * sizeof(REAL));
         if (a->target_is_probabilities) {
             FN(find_mass)(a, v, mass);
         }
@@ -399,16 +402,16 @@ static void FN(block_grad)(const struct segloss_cross_entropy *a, struct FN(voxe
 }
 
 /* A block without a voxel that counts: its logits need not be read. */
-static void FN(zero_grad)(const struct segloss_cross_entropy *a, const struct block *b) {
+static void FN(zero_grad)(const struct segloss_cross_entropy* a, const struct block* b) {
     ALIGNED const REAL zeros[SEGLOSS_BLOCK] = {0};
     for (int64_t c = 0; c < a->num_classes; ++c) {
         FN(write_classes)(zeros, &a->grad_logits, b, c, 1);
     }
 }
 
-static int64_t FN(cross_entropy_backward)(const struct segloss_cross_entropy *a, int64_t begin, int64_t end) {
+static int64_t FN(cross_entropy_backward)(const struct segloss_cross_entropy* a, int64_t begin, int64_t end) {
     const REAL total_class_weight = FN(total_class_weight)(a);
-    struct FN(voxels) v;
+    VOXELS v;
     memset(v.tail, 0, sizeof v.tail);
     for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
         const int bad = FN(read_voxels)(&v, a, p, end);

@@ -3,11 +3,12 @@
 
 #include "kernels.h"
 
-static int processor_has(const struct segloss_kernels *kernels) {
+static int processor_has(const struct segloss_kernels* kernels) {
 #ifdef SEGLOSS_X86
     if (kernels == &segloss_kernels_avx512) {
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma");
+               __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
+               __builtin_cpu_supports("fma");
     }
     if (kernels == &segloss_kernels_avx2) {
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -16,8 +17,8 @@ static int processor_has(const struct segloss_kernels *kernels) {
     return kernels == &segloss_kernels_baseline;
 }
 
-const struct segloss_kernels *segloss_select_kernels(const char *isa) {
-    static const struct segloss_kernels *const best_first[] = {
+const struct segloss_kernels* segloss_select_kernels(const char* isa) {
+    static const struct segloss_kernels* const best_first[] = {
 #ifdef SEGLOSS_X86
         &segloss_kernels_avx512,
         &segloss_kernels_avx2,

@@ -44,7 +44,7 @@ struct segloss_positions {
 
 /* A tensor as it lies in memory, strides in elements. data == NULL: the optional tensor is absent. */
 struct segloss_tensor {
-    void *data;
+    void* data;
     enum segloss_dtype dtype;
     int64_t stride_class; /* not used where the tensor has no classes */
     int64_t strides[SEGLOSS_MAX_DIMS];
@@ -69,7 +69,7 @@ struct segloss_cross_entropy {
     struct segloss_tensor logits;
     struct segloss_tensor target;       /* labels, or probabilities where target_is_probabilities */
     struct segloss_tensor voxel_weight; /* optional, floating */
-    const void *class_weight;           /* REAL [C], optional */
+    const void* class_weight;           /* REAL [C], optional */
     int64_t ignore_index;               /* labels only */
     double label_smoothing;             /* 0 with log_probabilities */
     int target_is_probabilities;
@@ -77,7 +77,7 @@ struct segloss_cross_entropy {
 
     /* REAL [P]: the sum of exp(x_c - max x) over all classes but one largest, which keeps every digit of a confident
      * voxel's loss log1p(tail) and of its target's gradient -tail / (1 + tail). Written forward, read backward. */
-    void *tail;
+    void* tail;
 
     struct segloss_tensor loss; /* forward writes each voxel's loss; optional */
 
@@ -106,21 +106,21 @@ struct segloss_one_hot {
     struct segloss_positions positions;
     int64_t num_classes;
     struct segloss_tensor target;
-    int32_t *labels; /* [P] */
+    int32_t* labels; /* [P] */
 };
 
 /* All kernels of one instruction set. Each returns -1, or the position of the first voxel whose target it refuses: a
  * label outside [0, C) that is not ignore_index, a floating label that is not integral, a target that is not one-hot.
  * What was written up to then is meaningless. `sums` and `counts` are overwritten. */
 struct segloss_kernels {
-    const char *isa;
-    int64_t (*cross_entropy_forward[SEGLOSS_REALS])(const struct segloss_cross_entropy *args, int64_t begin, int64_t end,
-                                                    struct segloss_sums *sums);
-    int64_t (*cross_entropy_backward[SEGLOSS_REALS])(const struct segloss_cross_entropy *args, int64_t begin,
+    const char* isa;
+    int64_t (*cross_entropy_forward[SEGLOSS_REALS])(const struct segloss_cross_entropy* args, int64_t begin,
+                                                    int64_t end, struct segloss_sums* sums);
+    int64_t (*cross_entropy_backward[SEGLOSS_REALS])(const struct segloss_cross_entropy* args, int64_t begin,
                                                      int64_t end);
-    int64_t (*accuracy[SEGLOSS_REALS])(const struct segloss_accuracy *args, int64_t begin, int64_t end,
-                                       struct segloss_counts *counts);
-    int64_t (*one_hot)(const struct segloss_one_hot *args, int64_t begin, int64_t end);
+    int64_t (*accuracy[SEGLOSS_REALS])(const struct segloss_accuracy* args, int64_t begin, int64_t end,
+                                       struct segloss_counts* counts);
+    int64_t (*one_hot)(const struct segloss_one_hot* args, int64_t begin, int64_t end);
 };
 
 extern const struct segloss_kernels segloss_kernels_baseline;
@@ -131,7 +131,7 @@ extern const struct segloss_kernels segloss_kernels_avx512;
 
 /* The table for the instruction set `isa`, or for the best one of this processor where `isa` is NULL or empty. NULL if
  * there is no such table or this processor cannot run it. */
-const struct segloss_kernels *segloss_select_kernels(const char *isa);
+const struct segloss_kernels* segloss_select_kernels(const char* isa);
 
 #ifdef __cplusplus
 }

@@ -73,7 +73,7 @@ static inline int64_t label_of_uint64(uint64_t x) { return x <= INT64_MAX ? (int
 #include "copy_tmpl.h"
 #undef TO
 
-static copy_function *const label_readers[] = {
+static copy_function* const label_readers[] = {
     [SEGLOSS_FLOAT32] = labels_from_float32, [SEGLOSS_FLOAT64] = labels_from_float64,
     [SEGLOSS_FLOAT16] = labels_from_float16, [SEGLOSS_BFLOAT16] = labels_from_bfloat16,
     [SEGLOSS_UINT8] = labels_from_uint8,     [SEGLOSS_INT8] = labels_from_int8,
@@ -83,7 +83,7 @@ static copy_function *const label_readers[] = {
 };
 
 /* One integer per voxel of a block, of one class where the tensor has classes. */
-static void read_integers(int64_t *value, const struct segloss_tensor *t, const struct block *b, int64_t class) {
+static void read_integers(int64_t* value, const struct segloss_tensor* t, const struct block* b, int64_t class) {
     for (struct run r = first_run(b); r.count > 0; r = next_run(b, &r)) {
         const struct plane to = lanes_plane(value, sizeof value[0], &r);
         const struct plane from = tensor_plane(t, b, &r, class);
@@ -93,7 +93,7 @@ static void read_integers(int64_t *value, const struct segloss_tensor *t, const 
 
 /* One block of labels: the class of each lane, -1 where it is ignored and in lanes past the end. Returns -1, or the
  * first lane whose label is neither ignore_index nor in [0, num_classes). */
-static int read_labels(int32_t *label, const struct segloss_tensor *target, const struct block *b, int64_t num_classes,
+static int read_labels(int32_t* label, const struct segloss_tensor* target, const struct block* b, int64_t num_classes,
                        int64_t ignore_index) {
     ALIGNED int64_t value[SEGLOSS_BLOCK];
     read_integers(value, target, b, 0);

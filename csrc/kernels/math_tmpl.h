@@ -38,7 +38,8 @@ static inline REAL FN(of_bits)(BITS bits) {
 /* exp(x) for x <= 0, within 1.1 ulp.
  *
  * x = n ln 2 + r with |r| <= ln 2 / 2; exp(x) = 2^n (1 + r + r^2 q(r)). Below EXP_LOWEST, where the result is no
- * longer normal, it is 0; so it is for -inf. Above 0 the result is right until 2^n overflows, but no caller goes there. */
+ * longer normal, it is 0; so it is for -inf. Above 0 the result is right until 2^n overflows, but no caller goes there.
+ */
 static inline REAL FN(exp_nonpositive)(REAL x) {
     const REAL clamped = x < EXP_LOWEST ? EXP_LOWEST : x;
     const REAL shifted = clamped * LOG2_E + ROUND_MAGIC;

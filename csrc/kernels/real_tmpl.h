@@ -4,6 +4,8 @@
 #include "cross_entropy_tmpl.h"
 #include "accuracy_tmpl.h"
 
+#undef CHUNK
+#undef VOXELS
 #undef REAL
 #undef REAL_C
 #undef REAL_IS_DOUBLE

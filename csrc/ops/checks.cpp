@@ -11,246 +11,246 @@ namespace {
 
 using SymShape = std::vector<c10::SymInt>;
 
-SymShape shape_of(const Tensor& tensor) {
-  return tensor.sym_sizes().vec();
-}
+SymShape shape_of(const Tensor& tensor) { return tensor.sym_sizes().vec(); }
 
 SymShape without(SymShape shape, int64_t dim) {
-  shape.erase(shape.begin() + dim);
-  return shape;
+    shape.erase(shape.begin() + dim);
+    return shape;
 }
 
 SymShape with_size(SymShape shape, int64_t dim, c10::SymInt size) {
-  shape[dim] = std::move(size);
-  return shape;
+    shape[dim] = std::move(size);
+    return shape;
 }
 
-bool is_integer(const Tensor& tensor) {
-  return at::isIntegralType(tensor.scalar_type(), /*includeBool=*/true);
-}
+bool is_integer(const Tensor& tensor) { return at::isIntegralType(tensor.scalar_type(), /*includeBool=*/true); }
 
 // The shapes that labels may have, for messages.
 std::string label_shapes(const Tensor& input, int64_t dim) {
-  const auto shape = shape_of(input);
-  return c10::str(c10::SymIntArrayRef(without(shape, dim)), " or ", c10::SymIntArrayRef(with_size(shape, dim, 1)));
+    const auto shape = shape_of(input);
+    return c10::str(c10::SymIntArrayRef(without(shape, dim)), " or ", c10::SymIntArrayRef(with_size(shape, dim, 1)));
 }
 
 bool fits(const SymShape& target, const SymShape& input, int64_t dim) {
-  return target == without(input, dim) || target == with_size(input, dim, 1);
+    return target == without(input, dim) || target == with_size(input, dim, 1);
 }
 
 std::string expand_call(const c10::SymInt& batch_size, size_t num_dims) {
-  std::string rest;
-  for (size_t d = 1; d < num_dims; ++d) {
-    rest += ", -1";
-  }
-  return c10::str("target.expand(", batch_size, rest, ")");
+    std::string rest;
+    for (size_t d = 1; d < num_dims; ++d) {
+        rest += ", -1";
+    }
+    return c10::str("target.expand(", batch_size, rest, ")");
 }
 
 // The one call that would make target fit input, or an empty string. Each candidate is tried, not guessed.
 std::string mend(const SymShape& input, const SymShape& target, int64_t dim) {
-  for (int64_t d = 0; d < static_cast<int64_t>(target.size()); ++d) {
-    if (target[d] == 1 && fits(without(target, d), input, dim)) {
-      return c10::str("target.squeeze(", d, ")");
+    for (int64_t d = 0; d < static_cast<int64_t>(target.size()); ++d) {
+        if (target[d] == 1 && fits(without(target, d), input, dim)) {
+            return c10::str("target.squeeze(", d, ")");
+        }
     }
-  }
-  for (int64_t d = static_cast<int64_t>(input.size()) - 1; d > 0; --d) {
-    if (fits(target, input, d)) {
-      return c10::str("dim=", d, " if the classes are there");
+    for (int64_t d = static_cast<int64_t>(input.size()) - 1; d > 0; --d) {
+        if (fits(target, input, d)) {
+            return c10::str("dim=", d, ", if that is where the classes are");
+        }
+        if (dim < static_cast<int64_t>(target.size()) && target[dim] == 1 && fits(without(target, dim), input, d)) {
+            return c10::str("dim=", d, " with target.squeeze(", dim, "), if that is where the classes are");
+        }
     }
-  }
-  auto batched_target = target;
-  batched_target.insert(batched_target.begin(), 1);
-  if (fits(batched_target, input, dim)) {
-    return "target.unsqueeze(0)";
-  }
-  auto batched_input = input;
-  batched_input.insert(batched_input.begin(), 1);
-  if (fits(target, batched_input, dim)) {
-    return "input.unsqueeze(0)";
-  }
-  if (fits(batched_target, batched_input, dim)) {
-    return "input.unsqueeze(0) and target.unsqueeze(0)";
-  }
-  const auto labels = target.size() == input.size() ? without(target, dim) : target;
-  const auto positions = without(input, dim);
-  if (labels.size() != positions.size() || positions.empty()) {
+    auto batched_target = target;
+    batched_target.insert(batched_target.begin(), 1);
+    if (fits(batched_target, input, dim)) {
+        return "target.unsqueeze(0)";
+    }
+    auto batched_input = input;
+    batched_input.insert(batched_input.begin(), 1);
+    if (fits(target, batched_input, dim)) {
+        return "input.unsqueeze(0)";
+    }
+    if (fits(batched_target, batched_input, dim)) {
+        return "input.unsqueeze(0) and target.unsqueeze(0)";
+    }
+    const auto labels = target.size() == input.size() ? without(target, dim) : target;
+    const auto positions = without(input, dim);
+    if (labels.size() != positions.size() || positions.empty()) {
+        return "";
+    }
+    if (labels == positions) {
+        return c10::str("target.argmax(", dim, ") if target is one-hot, or target.narrow(", dim,
+                        ", 0, 1) if the labels are in its first channel");
+    }
+    if (labels[0] == positions[0] && dim == 1 && labels.size() > 1) {
+        const auto size = c10::SymIntArrayRef(labels).slice(1);
+        return c10::str("torch.nn.functional.interpolate(input, size=", size,
+                        ") to bring the logits to the labels' size");
+    }
+    if (SymShape(labels.begin() + 1, labels.end()) == SymShape(positions.begin() + 1, positions.end())) {
+        return labels[0] == 1 ? expand_call(positions[0], target.size())
+                              : "one batch for both: input and target of the same samples";
+    }
     return "";
-  }
-  if (labels == positions) {
-    return c10::str("target.argmax(", dim, ") if target is one-hot, or target.narrow(", dim,
-                    ", 0, 1) if the labels are in its first channel");
-  }
-  if (labels[0] == positions[0] && dim == 1 && labels.size() > 1) {
-    const auto size = c10::SymIntArrayRef(labels).slice(1);
-    return c10::str("torch.nn.functional.interpolate(input, size=", size, ") to bring the logits to the labels' size");
-  }
-  if (SymShape(labels.begin() + 1, labels.end()) == SymShape(positions.begin() + 1, positions.end())) {
-    return labels[0] == 1 ? expand_call(positions[0], target.size())
-                          : "one batch for both: input and target of the same samples";
-  }
-  return "";
 }
 
 [[noreturn]] void raise_shape_error(const std::string& op, const Tensor& input, const Tensor& target, int64_t dim) {
-  const auto fix = mend(shape_of(input), shape_of(target), dim);
-  const auto message = c10::str(
-      op, ": expected labels of shape ", label_shapes(input, dim), " or class probabilities of shape ",
-      input.sym_sizes(), " for input ", input.sym_sizes(), " with its classes in dimension ", dim, ", got target ",
-      target.sym_sizes(), ". ", fix.empty() ? "" : "Try ", fix, fix.empty() ? "" : ".");
-  const bool batches_differ =
-      dim > 0 && target.dim() > 0 && input.dim() > 1 && input.sym_size(0) != target.sym_size(0);
-  TORCH_CHECK_VALUE(!batches_differ, message);
-  TORCH_CHECK(false, message);
+    const auto fix = mend(shape_of(input), shape_of(target), dim);
+    const auto message =
+        c10::str(op, ": expected labels of shape ", label_shapes(input, dim), " or class probabilities of shape ",
+                 input.sym_sizes(), " for input ", input.sym_sizes(), " with its classes in dimension ", dim,
+                 ", got target ", target.sym_sizes(), ". ", fix.empty() ? "" : "Try ", fix, fix.empty() ? "" : ".");
+    const bool batches_differ =
+        dim > 0 && target.dim() > 0 && input.dim() > 1 && input.sym_size(0) != target.sym_size(0);
+    TORCH_CHECK_VALUE(!batches_differ, message);
+    TORCH_CHECK(false, message);
 }
 
 // The first true element of a mask: its flat position.
-int64_t first_true(const Tensor& mask) {
-  return mask.flatten().to(at::kByte).argmax().item<int64_t>();
-}
+int64_t first_true(const Tensor& mask) { return mask.flatten().to(at::kByte).argmax().item<int64_t>(); }
 
 std::vector<int64_t> index_of(int64_t flat, at::IntArrayRef sizes) {
-  std::vector<int64_t> index(sizes.size());
-  for (auto d = static_cast<int64_t>(sizes.size()) - 1; d >= 0; --d) {
-    index[d] = flat % sizes[d];
-    flat /= sizes[d];
-  }
-  return index;
+    std::vector<int64_t> index(sizes.size());
+    for (auto d = static_cast<int64_t>(sizes.size()) - 1; d >= 0; --d) {
+        index[d] = flat % sizes[d];
+        flat /= sizes[d];
+    }
+    return index;
 }
 
 } // namespace
 
 int64_t class_dim(const std::string& op, const Tensor& input, int64_t dim) {
-  TORCH_CHECK(input.dim() > 0, op, ": expected logits [N, C, ...] or [C], got a 0-dim input. ",
-              "Pass the logits of all classes; was argmax or max taken before the loss?");
-  TORCH_CHECK_INDEX(input.dim() == 1 || (dim >= -input.dim() && dim < input.dim()), op,
-                    ": expected dim, the class dimension of input, in [", -input.dim(), ", ", input.dim() - 1,
-                    "], got ", dim, " for input ", input.sym_sizes(), ". Logits are [N, C, ...] with dim=1, ",
-                    "or [..., C] with dim=-1");
-  return input.dim() == 1 ? 0 : at::maybe_wrap_dim(dim, input.dim());
+    TORCH_CHECK(input.dim() > 0, op, ": expected logits [N, C, ...] or [C], got a 0-dim input. ",
+                "Pass the logits of all classes; was argmax or max taken before the loss?");
+    TORCH_CHECK_INDEX(input.dim() == 1 || (dim >= -input.dim() && dim < input.dim()), op,
+                      ": expected dim, the class dimension of input, in [", -input.dim(), ", ", input.dim() - 1,
+                      "], got ", dim, " for input ", input.sym_sizes(), ". Logits are [N, C, ...] with dim=1, ",
+                      "or [..., C] with dim=-1");
+    return input.dim() == 1 ? 0 : at::maybe_wrap_dim(dim, input.dim());
 }
 
 void check_logits(const std::string& op, const Tensor& input) {
-  TORCH_CHECK_TYPE(!is_integer(input), op, ": expected floating logits [N, C, ...], got ", input.scalar_type(), " input ",
-                   input.sym_sizes(), ", which looks like predicted labels. ",
-                   "Pass the network's output itself, before argmax");
-  TORCH_CHECK_TYPE(input.is_floating_point() && input.layout() == at::kStrided, op,
-                   ": expected dense logits of dtype float64, float32, float16 or bfloat16, got ", input.scalar_type(),
-                   " with layout ", input.layout(), ". Use input.to_dense() or input.float()");
-  const auto dtype = input.scalar_type();
-  TORCH_CHECK_TYPE(dtype == at::kDouble || dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16, op,
-                   ": expected logits of dtype float64, float32, float16 or bfloat16, got ", dtype,
-                   ". Use input.float()");
+    TORCH_CHECK_TYPE(!is_integer(input), op, ": expected floating logits [N, C, ...], got ", input.scalar_type(),
+                     " input ", input.sym_sizes(), ", which looks like predicted labels. ",
+                     "Pass the network's output itself, before argmax");
+    TORCH_CHECK_TYPE(input.is_floating_point() && input.layout() == at::kStrided, op,
+                     ": expected dense logits of dtype float64, float32, float16 or bfloat16, got ",
+                     input.scalar_type(), " with layout ", input.layout(), ". Use input.to_dense() or input.float()");
+    const auto dtype = input.scalar_type();
+    TORCH_CHECK_TYPE(dtype == at::kDouble || dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16, op,
+                     ": expected logits of dtype float64, float32, float16 or bfloat16, got ", dtype,
+                     ". Use input.float()");
 }
 
 bool has_label_shape(const Tensor& input, const Tensor& labels, int64_t dim) {
-  return fits(shape_of(labels), shape_of(input), dim);
+    return fits(shape_of(labels), shape_of(input), dim);
 }
 
 Target classify_target(const std::string& op, const Tensor& input, const Tensor& target, int64_t dim) {
-  check_same_device(op, input, target, "target");
-  TORCH_CHECK_TYPE((is_integer(target) || target.is_floating_point()) && target.layout() == at::kStrided, op,
-                   ": expected a dense integer, bool or floating target, got ", target.scalar_type(), " with layout ",
-                   target.layout(), ". Use target.to_dense() or an integer dtype");
-  const bool has_input_shape = target.dim() == input.dim() && target.sym_sizes() == input.sym_sizes();
-  const bool is_label_shape = has_label_shape(input, target, dim);
-  if (has_input_shape && target.is_floating_point()) {
-    return Target::probabilities;
-  }
-  if (is_label_shape) {
-    TORCH_CHECK(is_integer(target) || input.sym_size(dim) != 1, op, ": expected integer labels for input ",
-                input.sym_sizes(), " of one class, got ", target.scalar_type(), " target ", target.sym_sizes(),
-                ". With a single logit per voxel use torch.nn.functional.binary_cross_entropy_with_logits; ",
-                "for labels, target.long()");
-    return Target::labels;
-  }
-  TORCH_CHECK(input.dim() > 1 || !is_integer(target), op,
-              ": Expected floating point type for target with class probabilities, got ", target.scalar_type(),
-              ". input ", input.sym_sizes(), " has no class dimension for target ", target.sym_sizes(),
-              "; expected logits [N, C, ...] with labels [N, ...]. Was argmax or max taken before the loss?");
-  if (has_input_shape) {
-    return Target::one_hot;
-  }
-  raise_shape_error(op, input, target, dim);
+    check_same_device(op, input, target, "target");
+    TORCH_CHECK_TYPE((is_integer(target) || target.is_floating_point()) && target.layout() == at::kStrided, op,
+                     ": expected a dense integer, bool or floating target, got ", target.scalar_type(), " with layout ",
+                     target.layout(), ". Use target.to_dense() or an integer dtype");
+    const bool has_input_shape = target.dim() == input.dim() && target.sym_sizes() == input.sym_sizes();
+    const bool is_label_shape = has_label_shape(input, target, dim);
+    if (has_input_shape && target.is_floating_point()) {
+        return Target::probabilities;
+    }
+    if (is_label_shape) {
+        TORCH_CHECK(is_integer(target) || input.sym_size(dim) != 1, op, ": expected integer labels for input ",
+                    input.sym_sizes(), " of one class, got ", target.scalar_type(), " target ", target.sym_sizes(),
+                    ". With a single logit per voxel use torch.nn.functional.binary_cross_entropy_with_logits; ",
+                    "for labels, target.long()");
+        return Target::labels;
+    }
+    TORCH_CHECK(input.dim() > 1 || !is_integer(target), op,
+                ": Expected floating point type for target with class probabilities, got ", target.scalar_type(),
+                ". input ", input.sym_sizes(), " has no class dimension for target ", target.sym_sizes(),
+                "; expected logits [N, C, ...] with labels [N, ...]. Was argmax or max taken before the loss?");
+    if (has_input_shape) {
+        return Target::one_hot;
+    }
+    raise_shape_error(op, input, target, dim);
 }
 
 void check_same_device(const std::string& op, const Tensor& input, const Tensor& other, const char* name) {
-  TORCH_CHECK(input.device() == other.device(), op, ": expected all tensors on one device, got input on ",
-              input.device(), " and ", name, " on ", other.device(), ". Use ", name, ".to(input.device)");
+    TORCH_CHECK(input.device() == other.device(), op, ": expected all tensors on one device, got input on ",
+                input.device(), " and ", name, " on ", other.device(), ". Use ", name, ".to(input.device)");
 }
 
 void check_weight(const std::string& op, const Tensor& input, const OptionalTensor& weight, int64_t dim,
                   Target target) {
-  if (!weight) {
-    return;
-  }
-  check_same_device(op, input, *weight, "weight");
-  TORCH_CHECK(weight->dim() == 1 && weight->sym_size(0) == input.sym_size(dim), op, ": expected weight of shape [",
-              input.sym_size(dim), "], one for each class of input ", input.sym_sizes(), ", got ", weight->sym_sizes(),
-              ". Weights of voxels are given as voxel_weight");
-  TORCH_CHECK(weight->is_floating_point(), op, ": expected a floating weight, got ", weight->scalar_type(),
-              ". Use weight.to(input.dtype)");
-  TORCH_CHECK(target == Target::probabilities || !weight->requires_grad(), op,
-              ": is not differentiable with respect to argument 'weight' for class labels. ",
-              "This input cannot have requires_grad True. Use weight.detach(), or class probabilities as target");
+    if (!weight) {
+        return;
+    }
+    check_same_device(op, input, *weight, "weight");
+    TORCH_CHECK(weight->dim() == 1 && weight->sym_size(0) == input.sym_size(dim), op, ": expected weight of shape [",
+                input.sym_size(dim), "], one for each class of input ", input.sym_sizes(), ", got ",
+                weight->sym_sizes(), ". Weights of voxels are given as voxel_weight");
+    TORCH_CHECK(weight->is_floating_point(), op, ": expected a floating weight, got ", weight->scalar_type(),
+                ". Use weight.to(input.dtype)");
+    TORCH_CHECK(target == Target::probabilities || !weight->requires_grad(), op,
+                ": is not differentiable with respect to argument 'weight' for class labels. ",
+                "This input cannot have requires_grad True. Use weight.detach(), or class probabilities as target");
 }
 
 void check_voxel_weight(const std::string& op, const Tensor& input, const OptionalTensor& voxel_weight, int64_t dim) {
-  if (!voxel_weight) {
-    return;
-  }
-  check_same_device(op, input, *voxel_weight, "voxel_weight");
-  TORCH_CHECK(has_label_shape(input, *voxel_weight, dim), op, ": expected voxel_weight of the labels' shape, ",
-              label_shapes(input, dim), " for input ", input.sym_sizes(), ", got ", voxel_weight->sym_sizes(),
-              ". Weights of classes are given as weight");
-  TORCH_CHECK(is_integer(*voxel_weight) || voxel_weight->is_floating_point(), op,
-              ": expected a floating, integer or bool voxel_weight, got ", voxel_weight->scalar_type(),
-              ". Use voxel_weight.float()");
-  TORCH_CHECK(!voxel_weight->requires_grad(), op, ": is not differentiable with respect to argument 'voxel_weight'. ",
-              "This input cannot have requires_grad True. Use voxel_weight.detach()");
+    if (!voxel_weight) {
+        return;
+    }
+    check_same_device(op, input, *voxel_weight, "voxel_weight");
+    TORCH_CHECK(has_label_shape(input, *voxel_weight, dim), op, ": expected voxel_weight of the labels' shape, ",
+                label_shapes(input, dim), " for input ", input.sym_sizes(), ", got ", voxel_weight->sym_sizes(),
+                ". Weights of classes are given as weight");
+    TORCH_CHECK(is_integer(*voxel_weight) || voxel_weight->is_floating_point(), op,
+                ": expected a floating, integer or bool voxel_weight, got ", voxel_weight->scalar_type(),
+                ". Use voxel_weight.float()");
+    TORCH_CHECK(!voxel_weight->requires_grad(), op, ": is not differentiable with respect to argument 'voxel_weight'. ",
+                "This input cannot have requires_grad True. Use voxel_weight.detach()");
 }
 
 void check_label_smoothing(double label_smoothing) {
-  TORCH_CHECK(label_smoothing >= 0.0 && label_smoothing <= 1.0,
-              "label_smoothing must be between 0.0 and 1.0. Got: ", label_smoothing);
+    TORCH_CHECK(label_smoothing >= 0.0 && label_smoothing <= 1.0,
+                "label_smoothing must be between 0.0 and 1.0. Got: ", label_smoothing);
 }
 
 void check_label_values(const std::string& op, const Tensor& labels, int64_t num_classes, int64_t ignore_index) {
-  const auto ignored = labels.eq(ignore_index);
-  if (labels.is_floating_point()) {
-    const auto fractional = labels.ne(labels.floor());
-    TORCH_CHECK(!fractional.any().item<bool>(), op, ": expected integral labels in target ", labels.sizes(), " of dtype ",
-                labels.scalar_type(), ", got ", labels.flatten()[first_true(fractional)].item<double>(), " at index ",
-                at::IntArrayRef(index_of(first_true(fractional), labels.sizes())),
-                ". Round the labels, or give class probabilities the shape of input");
-  }
-  const auto values = labels.is_floating_point() ? labels.to(at::kDouble) : labels.to(at::kLong);
-  const auto bad = values.lt(0).logical_or_(values.ge(num_classes)).logical_and_(ignored.logical_not());
-  const auto num_bad = bad.sum().item<int64_t>();
-  if (num_bad == 0) {
-    return;
-  }
-  const auto first = first_true(bad);
-  TORCH_CHECK_INDEX(false, op, ": Target ", values.flatten()[first].item(), " is out of bounds: ", num_bad,
-                    num_bad == 1 ? " label is" : " labels are", " outside [0, ", num_classes, "), the first at index ",
-                    at::IntArrayRef(index_of(first, labels.sizes())), " of target ", labels.sizes(),
-                    ". Expected labels 0 to ", num_classes - 1, " or ignore_index=", ignore_index,
-                    ". Relabel, give the network more classes, or set ignore_index to the label of voxels to leave out");
+    const auto ignored = labels.eq(ignore_index);
+    if (labels.is_floating_point()) {
+        const auto fractional = labels.ne(labels.floor());
+        TORCH_CHECK(!fractional.any().item<bool>(), op, ": expected integral labels in target ", labels.sizes(),
+                    " of dtype ", labels.scalar_type(), ", got ",
+                    labels.flatten()[first_true(fractional)].item<double>(), " at index ",
+                    at::IntArrayRef(index_of(first_true(fractional), labels.sizes())),
+                    ". Round the labels, or give class probabilities the shape of input");
+    }
+    const auto values = labels.is_floating_point() ? labels.to(at::kDouble) : labels.to(at::kLong);
+    const auto bad = values.lt(0).logical_or_(values.ge(num_classes)).logical_and_(ignored.logical_not());
+    const auto num_bad = bad.sum().item<int64_t>();
+    if (num_bad == 0) {
+        return;
+    }
+    const auto first = first_true(bad);
+    TORCH_CHECK_INDEX(
+        false, op, ": Target ", values.flatten()[first].item(), " is out of bounds: ", num_bad,
+        num_bad == 1 ? " label is" : " labels are", " outside [0, ", num_classes, "), the first at index ",
+        at::IntArrayRef(index_of(first, labels.sizes())), " of target ", labels.sizes(), ". Expected labels 0 to ",
+        num_classes - 1, " or ignore_index=", ignore_index,
+        ". Relabel, give the network more classes, or set ignore_index to the label of voxels to leave out");
 }
 
 void check_one_hot_values(const std::string& op, const Tensor& target, int64_t dim) {
-  const auto values = target.to(at::kLong);
-  const auto binary = values.eq(0).logical_or_(values.eq(1)).all(dim);
-  const auto strange = values.sum(dim).ne(1).logical_or_(binary.logical_not());
-  if (!strange.any().item<bool>()) {
-    return;
-  }
-  const auto voxel = index_of(first_true(strange), strange.sizes());
-  TORCH_CHECK(false, op, ": Expected floating point type for target with class probabilities, got ",
-              target.scalar_type(), ". An integer target of input's shape ", target.sizes(),
-              " is read as one-hot, but the voxel at index ", at::IntArrayRef(voxel), " of ", strange.sizes(),
-              " is not one-hot along dimension ", dim, ". Use target.float() for probabilities, or labels of shape ",
-              strange.sizes());
+    const auto values = target.to(at::kLong);
+    const auto binary = values.eq(0).logical_or_(values.eq(1)).all(dim);
+    const auto strange = values.sum(dim).ne(1).logical_or_(binary.logical_not());
+    if (!strange.any().item<bool>()) {
+        return;
+    }
+    const auto voxel = index_of(first_true(strange), strange.sizes());
+    TORCH_CHECK(false, op, ": Expected floating point type for target with class probabilities, got ",
+                target.scalar_type(), ". An integer target of input's shape ", target.sizes(),
+                " is read as one-hot, but the voxel at index ", at::IntArrayRef(voxel), " of ", strange.sizes(),
+                " is not one-hot along dimension ", dim, ". Use target.float() for probabilities, or labels of shape ",
+                strange.sizes());
 }
 
 } // namespace segloss

@@ -25,17 +25,15 @@ using torch::autograd::AutogradContext;
 using torch::autograd::variable_list;
 
 struct Options {
-  int64_t dim;
-  int64_t reduction;
-  int64_t ignore_index;
-  double label_smoothing;
-  bool log_probabilities;
-  bool empty_zero;
-  ScalarType dtype; // of the loss
+    int64_t dim;
+    int64_t reduction;
+    int64_t ignore_index;
+    double label_smoothing;
+    bool log_probabilities;
+    bool empty_zero;
+    ScalarType dtype; // of the loss
 
-  std::string op() const {
-    return log_probabilities ? "nll_loss" : "cross_entropy";
-  }
+    std::string op() const { return log_probabilities ? "nll_loss" : "cross_entropy"; }
 };
 
 // ---- checks ---------------------------------------------------------------------------------------------------------
@@ -43,446 +41,450 @@ struct Options {
 // All that can be said without looking at a value. Returns what target is.
 Target check_arguments(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                        const OptionalTensor& voxel_weight, const Options& options) {
-  const auto op = options.op();
-  check_logits(op, input);
-  const auto kind = classify_target(op, input, target, options.dim);
-  check_weight(op, input, weight, options.dim, kind);
-  check_voxel_weight(op, input, voxel_weight, options.dim);
-  check_label_smoothing(options.label_smoothing);
-  TORCH_CHECK(kind != Target::probabilities || options.ignore_index < 0,
-              "ignore_index is not supported for floating point target, got ignore_index=", options.ignore_index,
-              ". Leave voxels out with voxel_weight=0 instead");
-  TORCH_CHECK_VALUE(options.reduction >= at::Reduction::None && options.reduction < at::Reduction::END, op,
-                    ": expected reduction 0 (none), 1 (mean) or 2 (sum), got ", options.reduction);
-  return kind;
+    const auto op = options.op();
+    check_logits(op, input);
+    const auto kind = classify_target(op, input, target, options.dim);
+    check_weight(op, input, weight, options.dim, kind);
+    check_voxel_weight(op, input, voxel_weight, options.dim);
+    check_label_smoothing(options.label_smoothing);
+    TORCH_CHECK(kind != Target::probabilities || options.ignore_index < 0,
+                "ignore_index is not supported for floating point target, got ignore_index=", options.ignore_index,
+                ". Leave voxels out with voxel_weight=0 instead");
+    TORCH_CHECK_VALUE(options.reduction >= at::Reduction::None && options.reduction < at::Reduction::END, op,
+                      ": expected reduction 0 (none), 1 (mean) or 2 (sum), got ", options.reduction);
+    return kind;
 }
 
 // The operators beneath are handed labels for one-hot targets.
 Target check_operator_arguments(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                                 const OptionalTensor& voxel_weight, const Options& options) {
-  const auto kind = check_arguments(input, target, weight, voxel_weight, options);
-  TORCH_CHECK(kind != Target::one_hot, options.op(), ": expected labels or floating probabilities, got a ",
-              target.scalar_type(), " target of input's shape. Use torch.ops.segloss.one_hot_labels(target, dim)");
-  return kind;
+    const auto kind = check_arguments(input, target, weight, voxel_weight, options);
+    TORCH_CHECK(kind != Target::one_hot, options.op(), ": expected labels or floating probabilities, got a ",
+                target.scalar_type(), " target of input's shape. Use torch.ops.segloss.one_hot_labels(target, dim)");
+    return kind;
 }
 
 // ---- CPU ------------------------------------------------------------------------------------------------------------
 
-Tensor or_undefined(const OptionalTensor& tensor) {
-  return tensor.value_or(Tensor());
-}
+Tensor or_undefined(const OptionalTensor& tensor) { return tensor.value_or(Tensor()); }
 
 // A floating voxel weight, as the kernels read it.
 Tensor floating_or_undefined(const OptionalTensor& tensor) {
-  return !tensor || tensor->is_floating_point() ? or_undefined(tensor) : tensor->to(at::kFloat);
+    return !tensor || tensor->is_floating_point() ? or_undefined(tensor) : tensor->to(at::kFloat);
 }
 
 Tensor class_weight_for_kernel(const OptionalTensor& weight, ScalarType dtype) {
-  return weight ? weight->detach().to(compute_dtype(dtype)).contiguous() : Tensor();
+    return weight ? weight->detach().to(compute_dtype(dtype)).contiguous() : Tensor();
 }
 
 segloss_cross_entropy kernel_arguments(const Tensor& input, Target kind, const Tensor& class_weight,
                                        const Options& options) {
-  segloss_cross_entropy args{};
-  args.num_classes = input.size(options.dim);
-  args.class_weight = class_weight.defined() ? class_weight.const_data_ptr() : nullptr;
-  args.ignore_index = options.ignore_index;
-  args.label_smoothing = options.label_smoothing;
-  args.target_is_probabilities = kind == Target::probabilities;
-  args.log_probabilities = options.log_probabilities;
-  TORCH_CHECK(args.num_classes <= INT32_MAX, options.op(), ": expected at most ", INT32_MAX, " classes, got ",
-              args.num_classes);
-  return args;
+    segloss_cross_entropy args{};
+    args.num_classes = input.size(options.dim);
+    args.class_weight = class_weight.defined() ? class_weight.const_data_ptr() : nullptr;
+    args.ignore_index = options.ignore_index;
+    args.label_smoothing = options.label_smoothing;
+    args.target_is_probabilities = kind == Target::probabilities;
+    args.log_probabilities = options.log_probabilities;
+    TORCH_CHECK(args.num_classes <= INT32_MAX, options.op(), ": expected at most ", INT32_MAX, " classes, got ",
+                args.num_classes);
+    return args;
 }
 
 [[noreturn]] void raise_refused(const Tensor& input, const Tensor& target, const Options& options) {
-  check_label_values(options.op(), target, input.size(options.dim), options.ignore_index);
-  TORCH_INTERNAL_ASSERT(false, "a kernel refused a label that is valid");
+    check_label_values(options.op(), target, input.size(options.dim), options.ignore_index);
+    TORCH_INTERNAL_ASSERT(false, "a kernel refused a label that is valid");
 }
 
 Tensor reduced_loss(const segloss_sums& total, const Options& options) {
-  double loss = total.loss;
-  if (options.reduction == at::Reduction::Mean) {
-    loss = total.weight == 0 && options.empty_zero ? 0 : loss / total.weight;
-  }
-  return at::scalar_tensor(loss, at::TensorOptions().dtype(options.dtype));
+    double loss = total.loss;
+    if (options.reduction == at::Reduction::Mean) {
+        loss = total.weight == 0 && options.empty_zero ? 0 : loss / total.weight;
+    }
+    return at::scalar_tensor(loss, at::TensorOptions().dtype(options.dtype));
 }
 
 std::tuple<Tensor, Tensor, Tensor> forward_cpu(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                                                const OptionalTensor& voxel_weight, int64_t dim, int64_t reduction,
                                                int64_t ignore_index, double label_smoothing, bool log_probabilities,
                                                bool empty_zero, ScalarType dtype) {
-  const Options options{dim, reduction, ignore_index, label_smoothing, log_probabilities, empty_zero, dtype};
-  const auto kind = check_operator_arguments(input, target, weight, voxel_weight, options);
-  const auto sizes = position_sizes(input, dim);
-  const auto num_positions = c10::multiply_integers(sizes);
-  const auto class_weight = class_weight_for_kernel(weight, dtype);
-  const auto voxel_weights = floating_or_undefined(voxel_weight);
-  const auto tail_sizes = log_probabilities ? std::vector<int64_t>{0} : sizes;
-  const auto tail = at::empty(tail_sizes, input.options().dtype(compute_dtype(dtype)));
-  const bool reduce = reduction != at::Reduction::None;
-  const auto loss_sizes = kind == Target::labels && input.dim() > 1 ? target.sizes() : at::IntArrayRef(sizes);
-  const auto losses = reduce ? Tensor() : at::empty(loss_sizes, input.options().dtype(dtype));
+    const Options options{dim, reduction, ignore_index, label_smoothing, log_probabilities, empty_zero, dtype};
+    const auto kind = check_operator_arguments(input, target, weight, voxel_weight, options);
+    const auto sizes = position_sizes(input, dim);
+    const auto num_positions = c10::multiply_integers(sizes);
+    const auto class_weight = class_weight_for_kernel(weight, dtype);
+    const auto voxel_weights = floating_or_undefined(voxel_weight);
+    const auto tail_sizes = log_probabilities ? std::vector<int64_t>{0} : sizes;
+    const auto tail = at::empty(tail_sizes, input.options().dtype(compute_dtype(dtype)));
+    const bool reduce = reduction != at::Reduction::None;
+    const auto loss_sizes = kind == Target::labels && input.dim() > 1 ? target.sizes() : at::IntArrayRef(sizes);
+    const auto losses = reduce ? Tensor() : at::empty(loss_sizes, input.options().dtype(dtype));
 
-  auto args = kernel_arguments(input, kind, class_weight, options);
-  args.tail = tail.data_ptr();
-  args.positions = describe(sizes, dim, {{&input, &args.logits}, {&target, &args.target},
-                                         {&voxel_weights, &args.voxel_weight}, {&losses, &args.loss}});
-  const Chunks chunks(num_positions, args.num_classes);
-  std::vector<segloss_sums> sums(chunks.count());
-  const auto kernel = kernels().cross_entropy_forward[real_of(dtype)];
-  const bool accepted = chunks.run([&](int64_t chunk, int64_t begin, int64_t end) {
-    return kernel(&args, begin, end, &sums[chunk]);
-  });
-  if (!accepted) {
-    raise_refused(input, target, options);
-  }
-  segloss_sums total{0, 0};
-  for (const auto& sum : sums) {
-    total.loss += sum.loss;
-    total.weight += sum.weight;
-  }
-  return {reduce ? reduced_loss(total, options) : losses, at::scalar_tensor(total.weight, at::kDouble), tail};
+    auto args = kernel_arguments(input, kind, class_weight, options);
+    args.tail = tail.data_ptr();
+    args.positions = describe(
+        sizes, dim,
+        {{&input, &args.logits}, {&target, &args.target}, {&voxel_weights, &args.voxel_weight}, {&losses, &args.loss}});
+    const Chunks chunks(num_positions, args.num_classes);
+    std::vector<segloss_sums> sums(chunks.count());
+    const auto kernel = kernels().cross_entropy_forward[real_of(dtype)];
+    const bool accepted =
+        chunks.run([&](int64_t chunk, int64_t begin, int64_t end) { return kernel(&args, begin, end, &sums[chunk]); });
+    if (!accepted) {
+        raise_refused(input, target, options);
+    }
+    segloss_sums total{0, 0};
+    for (const auto& sum : sums) {
+        total.loss += sum.loss;
+        total.weight += sum.weight;
+    }
+    return {reduce ? reduced_loss(total, options) : losses, at::scalar_tensor(total.weight, at::kDouble), tail};
 }
 
 void check_saved(const Tensor& grad_loss, const Tensor& input, const Tensor& target, const Tensor& tail,
                  const Tensor& total_weight, const Options& options) {
-  const auto op = options.op() + " backward";
-  const bool reduced = options.reduction != at::Reduction::None;
-  TORCH_CHECK(reduced ? grad_loss.dim() == 0 : has_label_shape(input, grad_loss, options.dim) || input.dim() == 1, op,
-              ": expected grad_loss of the loss's shape, got ", grad_loss.sizes(), " for target ", target.sizes());
-  TORCH_CHECK(options.log_probabilities || (tail.sizes() == at::IntArrayRef(position_sizes(input, options.dim)) &&
-                                            tail.scalar_type() == compute_dtype(options.dtype) && tail.is_contiguous()),
-              op, ": expected the contiguous tail that the forward operator returned for input ", input.sizes(),
-              ", got ", tail.sizes(), " of dtype ", tail.scalar_type());
-  TORCH_CHECK(total_weight.numel() == 1, op, ": expected total_weight of one element, got ", total_weight.sizes());
+    const auto op = options.op() + " backward";
+    const bool reduced = options.reduction != at::Reduction::None;
+    TORCH_CHECK(reduced ? grad_loss.dim() == 0 : has_label_shape(input, grad_loss, options.dim) || input.dim() == 1, op,
+                ": expected grad_loss of the loss's shape, got ", grad_loss.sizes(), " for target ", target.sizes());
+    TORCH_CHECK(options.log_probabilities ||
+                    (tail.sizes() == at::IntArrayRef(position_sizes(input, options.dim)) &&
+                     tail.scalar_type() == compute_dtype(options.dtype) && tail.is_contiguous()),
+                op, ": expected the contiguous tail that the forward operator returned for input ", input.sizes(),
+                ", got ", tail.sizes(), " of dtype ", tail.scalar_type());
+    TORCH_CHECK(total_weight.numel() == 1, op, ": expected total_weight of one element, got ", total_weight.sizes());
 }
 
 Tensor backward_cpu(const Tensor& grad_loss, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                     const OptionalTensor& voxel_weight, const Tensor& tail, const Tensor& total_weight, int64_t dim,
                     int64_t reduction, int64_t ignore_index, double label_smoothing, bool log_probabilities,
                     ScalarType dtype) {
-  const Options options{dim, reduction, ignore_index, label_smoothing, log_probabilities, false, dtype};
-  const auto kind = check_operator_arguments(input, target, weight, voxel_weight, options);
-  check_saved(grad_loss, input, target, tail, total_weight, options);
-  const auto sizes = position_sizes(input, dim);
-  const auto class_weight = class_weight_for_kernel(weight, dtype);
-  const auto voxel_weights = floating_or_undefined(voxel_weight);
-  const auto grad_input = at::empty_like(input);
+    const Options options{dim, reduction, ignore_index, label_smoothing, log_probabilities, false, dtype};
+    const auto kind = check_operator_arguments(input, target, weight, voxel_weight, options);
+    check_saved(grad_loss, input, target, tail, total_weight, options);
+    const auto sizes = position_sizes(input, dim);
+    const auto class_weight = class_weight_for_kernel(weight, dtype);
+    const auto voxel_weights = floating_or_undefined(voxel_weight);
+    const auto grad_input = empty_output_like(input);
 
-  auto args = kernel_arguments(input, kind, class_weight, options);
-  args.tail = tail.data_ptr();
-  const double denominator = total_weight.item<double>();
-  args.grad_scale = reduction != at::Reduction::Mean ? 1 : denominator == 0 ? 0 : 1 / denominator;
-  args.positions = describe(sizes, dim, {{&input, &args.logits}, {&target, &args.target},
-                                         {&voxel_weights, &args.voxel_weight}, {&grad_loss, &args.grad_loss},
-                                         {&grad_input, &args.grad_logits}});
-  const auto kernel = kernels().cross_entropy_backward[real_of(dtype)];
-  const bool accepted =
-      Chunks(c10::multiply_integers(sizes), args.num_classes).run([&](int64_t, int64_t begin, int64_t end) {
-        return kernel(&args, begin, end);
-      });
-  if (!accepted) {
-    raise_refused(input, target, options);
-  }
-  return grad_input;
+    auto args = kernel_arguments(input, kind, class_weight, options);
+    args.tail = tail.data_ptr();
+    const double denominator = total_weight.item<double>();
+    args.grad_scale = reduction != at::Reduction::Mean ? 1 : denominator == 0 ? 0 : 1 / denominator;
+    args.positions = describe(sizes, dim,
+                              {{&input, &args.logits},
+                               {&target, &args.target},
+                               {&voxel_weights, &args.voxel_weight},
+                               {&grad_loss, &args.grad_loss},
+                               {&grad_input, &args.grad_logits}});
+    const auto kernel = kernels().cross_entropy_backward[real_of(dtype)];
+    const bool accepted =
+        Chunks(c10::multiply_integers(sizes), args.num_classes).run([&](int64_t, int64_t begin, int64_t end) {
+            return kernel(&args, begin, end);
+        });
+    if (!accepted) {
+        raise_refused(input, target, options);
+    }
+    return grad_input;
 }
 
 // ---- Meta: shapes and dtypes only -----------------------------------------------------------------------------------
 
 c10::SymDimVector position_sym_sizes(const Tensor& input, int64_t dim) {
-  c10::SymDimVector sizes(input.sym_sizes().begin(), input.sym_sizes().end());
-  sizes.erase(sizes.begin() + dim);
-  return sizes;
+    c10::SymDimVector sizes(input.sym_sizes().begin(), input.sym_sizes().end());
+    sizes.erase(sizes.begin() + dim);
+    return sizes;
 }
 
 std::tuple<Tensor, Tensor, Tensor> forward_meta(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                                                 const OptionalTensor& voxel_weight, int64_t dim, int64_t reduction,
                                                 int64_t ignore_index, double label_smoothing, bool log_probabilities,
                                                 bool empty_zero, ScalarType dtype) {
-  const Options options{dim, reduction, ignore_index, label_smoothing, log_probabilities, empty_zero, dtype};
-  const auto kind = check_operator_arguments(input, target, weight, voxel_weight, options);
-  const auto sizes = position_sym_sizes(input, dim);
-  const auto loss_sizes = reduction != at::Reduction::None              ? c10::SymIntArrayRef()
-                          : kind == Target::labels && input.dim() > 1 ? target.sym_sizes()
+    const Options options{dim, reduction, ignore_index, label_smoothing, log_probabilities, empty_zero, dtype};
+    const auto kind = check_operator_arguments(input, target, weight, voxel_weight, options);
+    const auto sizes = position_sym_sizes(input, dim);
+    const auto loss_sizes = reduction != at::Reduction::None            ? c10::SymIntArrayRef()
+                            : kind == Target::labels && input.dim() > 1 ? target.sym_sizes()
                                                                         : c10::SymIntArrayRef(sizes);
-  const auto tail_sizes = log_probabilities ? c10::SymDimVector{0} : sizes;
-  return {at::empty_symint(loss_sizes, input.options().dtype(dtype)),
-          at::empty_symint({}, input.options().dtype(at::kDouble)),
-          at::empty_symint(tail_sizes, input.options().dtype(compute_dtype(dtype)))};
+    const auto tail_sizes = log_probabilities ? c10::SymDimVector{0} : sizes;
+    return {at::empty_symint(loss_sizes, input.options().dtype(dtype)),
+            at::empty_symint({}, input.options().dtype(at::kDouble)),
+            at::empty_symint(tail_sizes, input.options().dtype(compute_dtype(dtype)))};
 }
 
 Tensor backward_meta(const Tensor& /*grad_loss*/, const Tensor& input, const Tensor& target,
                      const OptionalTensor& weight, const OptionalTensor& voxel_weight, const Tensor& /*tail*/,
                      const Tensor& /*total_weight*/, int64_t dim, int64_t reduction, int64_t ignore_index,
                      double label_smoothing, bool log_probabilities, ScalarType dtype) {
-  check_operator_arguments(input, target, weight, voxel_weight,
-                           {dim, reduction, ignore_index, label_smoothing, log_probabilities, false, dtype});
-  return at::empty_like(input);
+    check_operator_arguments(input, target, weight, voxel_weight,
+                             {dim, reduction, ignore_index, label_smoothing, log_probabilities, false, dtype});
+    return at::empty_like(input);
 }
 
 // ---- composite: the same results by differentiable ATen operators ---------------------------------------------------
 
 Tensor keep_class_dim(const Tensor& tensor, const Tensor& input, int64_t dim) {
-  return tensor.dim() == input.dim() ? tensor : tensor.unsqueeze(dim);
+    return tensor.dim() == input.dim() ? tensor : tensor.unsqueeze(dim);
 }
 
 // A weight per class, shaped to multiply input.
 Tensor broadcast_weight(const OptionalTensor& weight, const Tensor& input, int64_t dim) {
-  if (!weight) {
-    return at::ones({}, input.options());
-  }
-  c10::SymDimVector shape(input.dim(), 1);
-  shape[dim] = weight->sym_size(0);
-  return weight->to(input.scalar_type()).view_symint(shape);
+    if (!weight) {
+        return at::ones({}, input.options());
+    }
+    c10::SymDimVector shape(input.dim(), 1);
+    shape[dim] = weight->sym_size(0);
+    return weight->to(input.scalar_type()).view_symint(shape);
 }
 
 // sum_c factor_c * -log_p_c, where a zero factor makes a zero term even at log_p = -inf.
 Tensor weighted_nll(const Tensor& log_p, const Tensor& factor, int64_t dim) {
-  const auto void_terms = factor.eq(0).logical_and(log_p.isneginf());
-  return (log_p.masked_fill(void_terms, 0) * factor).sum({dim}, /*keepdim=*/true).neg();
+    const auto void_terms = factor.eq(0).logical_and(log_p.isneginf());
+    return (log_p.masked_fill(void_terms, 0) * factor).sum({dim}, /*keepdim=*/true).neg();
 }
 
 struct VoxelLosses {
-  Tensor losses;  // one per voxel, class dimension kept
-  Tensor weights; // its share of the mean's denominator
+    Tensor losses;  // one per voxel, class dimension kept
+    Tensor weights; // its share of the mean's denominator
 };
 
 VoxelLosses label_losses(const Tensor& input, const Tensor& target, const Tensor& valid, const OptionalTensor& weight,
                          const Options& options) {
-  const auto dim = options.dim;
-  const auto labels = target.to(at::kLong).masked_fill(valid.logical_not(), 0);
-  const auto log_p = options.log_probabilities ? input : at::log_softmax(input, dim);
-  const auto label_weight = weight ? weight->to(input.scalar_type()).index_select(0, labels.flatten()).view_as(labels)
-                                   : at::ones({}, input.options());
-  const auto picked = log_p.gather(dim, labels);
-  auto losses = weighted_nll(picked, label_weight * (1 - options.label_smoothing), dim);
-  if (options.label_smoothing != 0) {
-    const auto share = options.label_smoothing / input.sym_size(dim);
-    losses = losses + weighted_nll(log_p, broadcast_weight(weight, input, dim).expand_as(log_p) * share, dim);
-  }
-  return {losses, label_weight.expand_as(losses)};
+    const auto dim = options.dim;
+    const auto labels = target.to(at::kLong).masked_fill(valid.logical_not(), 0);
+    const auto log_p = options.log_probabilities ? input : at::log_softmax(input, dim);
+    const auto label_weight = weight ? weight->to(input.scalar_type()).index_select(0, labels.flatten()).view_as(labels)
+                                     : at::ones({}, input.options());
+    const auto picked = log_p.gather(dim, labels);
+    auto losses = weighted_nll(picked, label_weight * (1 - options.label_smoothing), dim);
+    if (options.label_smoothing != 0) {
+        const auto share = options.label_smoothing / input.sym_size(dim);
+        losses = losses + weighted_nll(log_p, broadcast_weight(weight, input, dim).expand_as(log_p) * share, dim);
+    }
+    return {losses, label_weight.expand_as(losses)};
 }
 
 VoxelLosses probability_losses(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                                const Options& options) {
-  const auto dim = options.dim;
-  const auto log_p = options.log_probabilities ? input : at::log_softmax(input, dim);
-  auto factor = target.to(input.scalar_type());
-  if (options.label_smoothing != 0) {
-    factor = factor * (1 - options.label_smoothing) + options.label_smoothing / input.sym_size(dim);
-  }
-  const auto losses = weighted_nll(log_p, factor * broadcast_weight(weight, input, dim), dim);
-  return {losses, at::ones_like(losses)};
+    const auto dim = options.dim;
+    const auto log_p = options.log_probabilities ? input : at::log_softmax(input, dim);
+    auto factor = target.to(input.scalar_type());
+    if (options.label_smoothing != 0) {
+        factor = factor * (1 - options.label_smoothing) + options.label_smoothing / input.sym_size(dim);
+    }
+    const auto losses = weighted_nll(log_p, factor * broadcast_weight(weight, input, dim), dim);
+    return {losses, at::ones_like(losses)};
 }
 
 // sum / total, but without gradient where total is 0.
 Tensor mean_loss(const Tensor& sum, const Tensor& total, bool empty_zero) {
-  const auto empty = total.eq(0);
-  const double empty_value = empty_zero ? 0 : std::numeric_limits<double>::quiet_NaN();
-  return at::where(empty, at::scalar_tensor(empty_value, sum.options()), sum / total.masked_fill(empty, 1));
+    const auto empty = total.eq(0);
+    const double empty_value = empty_zero ? 0 : std::numeric_limits<double>::quiet_NaN();
+    return at::where(empty, at::scalar_tensor(empty_value, sum.options()), sum / total.masked_fill(empty, 1));
 }
 
 // True where a tensor's values can be looked at here and now.
-bool has_values(const Tensor& tensor) {
-  return !tensor.is_meta() && !at::isTensorSubclassLike(tensor);
-}
+bool has_values(const Tensor& tensor) { return !tensor.is_meta() && !at::isTensorSubclassLike(tensor); }
 
 Tensor composite(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                  const OptionalTensor& voxel_weight, Target kind, const Options& options) {
-  const auto dim = options.dim;
-  const auto x = input.to(compute_dtype(options.dtype));
-  const auto one_per_voxel = keep_class_dim(target, input, dim);
-  auto valid = kind == Target::labels ? one_per_voxel.ne(options.ignore_index)
-                                      : at::ones_like(one_per_voxel.narrow_symint(dim, 0, 1), at::kBool);
-  if (kind == Target::labels && has_values(target)) {
-    check_label_values(options.op(), target, input.size(dim), options.ignore_index);
-  }
-  auto voxel_weights = at::ones({}, x.options());
-  if (voxel_weight) {
-    voxel_weights = keep_class_dim(*voxel_weight, input, dim).to(x.scalar_type());
-    valid = valid.logical_and(voxel_weights.ne(0));
-  }
-  const auto ignored = valid.logical_not();
-  const auto seen = x.masked_fill(ignored, 0); // no nan from voxels that do not count
-  auto [losses, weights] = kind == Target::labels ? label_losses(seen, one_per_voxel, valid, weight, options)
-                                                  : probability_losses(seen, target, weight, options);
-  losses = (losses * voxel_weights).masked_fill(ignored, 0);
-  if (options.reduction == at::Reduction::None) {
-    const bool keeps_dim = kind == Target::labels && target.dim() == input.dim() && input.dim() > 1;
-    return (keeps_dim ? losses : losses.squeeze(dim)).to(options.dtype);
-  }
-  auto loss = losses.sum();
-  if (options.reduction == at::Reduction::Mean) {
-    loss = mean_loss(loss, (weights * voxel_weights).masked_fill(ignored, 0).sum(), options.empty_zero);
-  }
-  return loss.to(options.dtype);
+    const auto dim = options.dim;
+    const auto x = input.to(compute_dtype(options.dtype));
+    const auto one_per_voxel = keep_class_dim(target, input, dim);
+    auto valid = kind == Target::labels ? one_per_voxel.ne(options.ignore_index)
+                                        : at::ones_like(one_per_voxel.narrow_symint(dim, 0, 1), at::kBool);
+    if (kind == Target::labels && has_values(target)) {
+        check_label_values(options.op(), target, input.size(dim), options.ignore_index);
+    }
+    auto voxel_weights = at::ones({}, x.options());
+    if (voxel_weight) {
+        voxel_weights = keep_class_dim(*voxel_weight, input, dim).to(x.scalar_type());
+        valid = valid.logical_and(voxel_weights.ne(0));
+    }
+    const auto ignored = valid.logical_not();
+    const auto seen = x.masked_fill(ignored, 0); // no nan from voxels that do not count
+    auto [losses, weights] = kind == Target::labels ? label_losses(seen, one_per_voxel, valid, weight, options)
+                                                    : probability_losses(seen, target, weight, options);
+    losses = (losses * voxel_weights).masked_fill(ignored, 0);
+    if (options.reduction == at::Reduction::None) {
+        const bool keeps_dim = kind == Target::labels && target.dim() == input.dim() && input.dim() > 1;
+        return (keeps_dim ? losses : losses.squeeze(dim)).to(options.dtype);
+    }
+    auto loss = losses.sum();
+    if (options.reduction == at::Reduction::Mean) {
+        loss = mean_loss(loss, (weights * voxel_weights).masked_fill(ignored, 0).sum(), options.empty_zero);
+    }
+    return loss.to(options.dtype);
 }
 
 // ---- autograd -------------------------------------------------------------------------------------------------------
 
 std::tuple<Tensor, Tensor, Tensor> call_forward(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                                                 const OptionalTensor& voxel_weight, const Options& o) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("segloss::cross_entropy_forward", "")
-                             .typed<decltype(forward_cpu)>();
-  return op.call(input, target, weight, voxel_weight, o.dim, o.reduction, o.ignore_index, o.label_smoothing,
-                 o.log_probabilities, o.empty_zero, o.dtype);
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("segloss::cross_entropy_forward", "")
+                               .typed<decltype(forward_cpu)>();
+    return op.call(input, target, weight, voxel_weight, o.dim, o.reduction, o.ignore_index, o.label_smoothing,
+                   o.log_probabilities, o.empty_zero, o.dtype);
 }
 
 Tensor call_backward(const Tensor& grad_loss, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                      const OptionalTensor& voxel_weight, const Tensor& tail, const Tensor& total_weight,
                      const Options& o) {
-  static const auto op = c10::Dispatcher::singleton()
-                             .findSchemaOrThrow("segloss::cross_entropy_backward", "")
-                             .typed<decltype(backward_cpu)>();
-  return op.call(grad_loss, input, target, weight, voxel_weight, tail, total_weight, o.dim, o.reduction,
-                 o.ignore_index, o.label_smoothing, o.log_probabilities, o.dtype);
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("segloss::cross_entropy_backward", "")
+                               .typed<decltype(backward_cpu)>();
+    return op.call(grad_loss, input, target, weight, voxel_weight, tail, total_weight, o.dim, o.reduction,
+                   o.ignore_index, o.label_smoothing, o.log_probabilities, o.dtype);
 }
 
 OptionalTensor defined_or_none(const Tensor& tensor) {
-  return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
+    return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
 
 class CrossEntropy : public torch::autograd::Function<CrossEntropy> {
- public:
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                        const OptionalTensor& voxel_weight, const Options& options) {
-    at::AutoDispatchBelowADInplaceOrView below_autograd;
-    const auto [loss, total_weight, tail] = call_forward(input, target, weight, voxel_weight, options);
-    ctx->save_for_backward({input, target, or_undefined(weight), or_undefined(voxel_weight), tail, total_weight});
-    ctx->saved_data["label_smoothing"] = options.label_smoothing;
-    ctx->saved_data["options"] =
-        std::vector<int64_t>{options.dim, options.reduction, options.ignore_index, options.log_probabilities,
-                             options.empty_zero, static_cast<int64_t>(options.dtype)};
-    return loss;
-  }
-
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
-    const auto weight = defined_or_none(saved[2]);
-    const auto voxel_weight = defined_or_none(saved[3]);
-    const auto options = saved_options(ctx);
-    const bool only_input = !saved[1].requires_grad() && !saved[2].requires_grad();
-    if (only_input && !at::GradMode::is_enabled()) {
-      const auto grad = call_backward(grads[0], saved[0], saved[1], weight, voxel_weight, saved[4], saved[5], options);
-      return {grad, Tensor(), Tensor(), Tensor(), Tensor()};
+public:
+    static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                          const OptionalTensor& voxel_weight, const Options& options) {
+        at::AutoDispatchBelowADInplaceOrView below_autograd;
+        const auto [loss, total_weight, tail] = call_forward(input, target, weight, voxel_weight, options);
+        ctx->save_for_backward({input, target, or_undefined(weight), or_undefined(voxel_weight), tail, total_weight});
+        ctx->saved_data["label_smoothing"] = options.label_smoothing;
+        ctx->saved_data["options"] = std::vector<int64_t>{options.dim,          options.reduction,
+                                                          options.ignore_index, options.log_probabilities,
+                                                          options.empty_zero,   static_cast<int64_t>(options.dtype)};
+        return loss;
     }
-    return composite_backward(grads[0], saved[0], saved[1], weight, voxel_weight, options);
-  }
 
- private:
-  static Options saved_options(AutogradContext* ctx) {
-    const auto fields = ctx->saved_data["options"].toIntVector();
-    return {fields[0],      fields[1],      fields[2],
-            ctx->saved_data["label_smoothing"].toDouble(),
-            fields[3] != 0, fields[4] != 0, static_cast<ScalarType>(fields[5])};
-  }
+    static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+        const auto saved = ctx->get_saved_variables();
+        const auto weight = defined_or_none(saved[2]);
+        const auto voxel_weight = defined_or_none(saved[3]);
+        const auto options = saved_options(ctx);
+        const bool only_input = !saved[1].requires_grad() && !saved[2].requires_grad();
+        if (only_input && !at::GradMode::is_enabled()) {
+            const auto grad =
+                call_backward(grads[0], saved[0], saved[1], weight, voxel_weight, saved[4], saved[5], options);
+            return {grad, Tensor(), Tensor(), Tensor(), Tensor()};
+        }
+        return composite_backward(grads[0], saved[0], saved[1], weight, voxel_weight, options);
+    }
 
-  // The derivative of the composite form, itself differentiable: for second derivatives, and for the gradients of
-  // probabilities and of their class weights.
-  static variable_list composite_backward(const Tensor& grad_loss, const Tensor& input, const Tensor& target,
-                                          const OptionalTensor& weight, const OptionalTensor& voxel_weight,
-                                          const Options& options) {
-    const bool create_graph = at::GradMode::is_enabled();
-    at::AutoGradMode enable(true);
-    // Aliases, so that hooks on the caller's tensors do not run twice.
-    const auto x = input.view_as(input);
-    const auto t = target.view_as(target);
-    const auto w = weight ? OptionalTensor(weight->view_as(*weight)) : std::nullopt;
-    const auto kind = target.is_floating_point() && target.sym_sizes() == input.sym_sizes() ? Target::probabilities
-                                                                                             : Target::labels;
-    const auto loss = composite(x, t, w, voxel_weight, kind, options);
-    variable_list sources;
-    for (const auto& source : {x, t, w.value_or(Tensor())}) {
-      if (source.defined() && source.requires_grad()) {
-        sources.push_back(source);
-      }
+private:
+    static Options saved_options(AutogradContext* ctx) {
+        const auto fields = ctx->saved_data["options"].toIntVector();
+        return {fields[0],
+                fields[1],
+                fields[2],
+                ctx->saved_data["label_smoothing"].toDouble(),
+                fields[3] != 0,
+                fields[4] != 0,
+                static_cast<ScalarType>(fields[5])};
     }
-    auto derivatives = torch::autograd::grad({loss}, sources, {grad_loss}, create_graph, create_graph, true);
-    variable_list result(5);
-    size_t next = 0;
-    size_t slot = 0;
-    for (const auto& source : {x, t, w.value_or(Tensor())}) {
-      if (source.defined() && source.requires_grad()) {
-        result[slot] = derivatives[next++];
-      }
-      ++slot;
+
+    // The derivative of the composite form, itself differentiable: for second derivatives, and for the gradients of
+    // probabilities and of their class weights.
+    static variable_list composite_backward(const Tensor& grad_loss, const Tensor& input, const Tensor& target,
+                                            const OptionalTensor& weight, const OptionalTensor& voxel_weight,
+                                            const Options& options) {
+        const bool create_graph = at::GradMode::is_enabled();
+        at::AutoGradMode enable(true);
+        // Aliases, so that hooks on the caller's tensors do not run twice.
+        const auto x = input.view_as(input);
+        const auto t = target.view_as(target);
+        const auto w = weight ? OptionalTensor(weight->view_as(*weight)) : std::nullopt;
+        const auto kind = target.is_floating_point() && target.sym_sizes() == input.sym_sizes() ? Target::probabilities
+                                                                                                : Target::labels;
+        const auto loss = composite(x, t, w, voxel_weight, kind, options);
+        variable_list sources;
+        for (const auto& source : {x, t, w.value_or(Tensor())}) {
+            if (source.defined() && source.requires_grad()) {
+                sources.push_back(source);
+            }
+        }
+        auto derivatives = torch::autograd::grad({loss}, sources, {grad_loss}, create_graph, create_graph, true);
+        variable_list result(5);
+        size_t next = 0;
+        size_t slot = 0;
+        for (const auto& source : {x, t, w.value_or(Tensor())}) {
+            if (source.defined() && source.requires_grad()) {
+                result[slot] = derivatives[next++];
+            }
+            ++slot;
+        }
+        return result;
     }
-    return result;
-  }
 };
 
 // ---- the operator ---------------------------------------------------------------------------------------------------
 
 // torch.func transforms and forward-mode AD look through ATen operators only.
 bool is_transformed(std::initializer_list<OptionalTensor> tensors) {
-  using c10::DispatchKey;
-  return c10::impl::tls_is_dispatch_key_included(DispatchKey::FuncTorchDynamicLayerBackMode) ||
-         std::any_of(tensors.begin(), tensors.end(),
-                     [](const OptionalTensor& tensor) { return torch::autograd::isFwGradDefined(tensor); });
+    using c10::DispatchKey;
+    return c10::impl::tls_is_dispatch_key_included(DispatchKey::FuncTorchDynamicLayerBackMode) ||
+           std::any_of(tensors.begin(), tensors.end(),
+                       [](const OptionalTensor& tensor) { return torch::autograd::isFwGradDefined(tensor); });
 }
 
-bool has_kernel(const Tensor& tensor) {
-  return tensor.is_cpu() || tensor.is_meta();
-}
+bool has_kernel(const Tensor& tensor) { return tensor.is_cpu() || tensor.is_meta(); }
 
 // The loss has input's dtype; float32 under autocast; the wider of both for probabilities, as torch promotes.
 ScalarType loss_dtype(const Tensor& input, const Tensor& target, Target kind) {
-  const auto dtype = kind == Target::probabilities ? at::promote_types(input.scalar_type(), target.scalar_type())
-                                                   : input.scalar_type();
-  return at::autocast::is_autocast_enabled(input.device().type()) ? at::promote_types(dtype, at::kFloat) : dtype;
+    const auto dtype = kind == Target::probabilities ? at::promote_types(input.scalar_type(), target.scalar_type())
+                                                     : input.scalar_type();
+    return at::autocast::is_autocast_enabled(input.device().type()) ? at::promote_types(dtype, at::kFloat) : dtype;
 }
 
 Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                      const OptionalTensor& voxel_weight, int64_t dim, int64_t reduction, int64_t ignore_index,
                      double label_smoothing, bool log_probabilities, bool empty_zero) {
-  Options options{0, reduction, ignore_index, label_smoothing, log_probabilities, empty_zero, at::kFloat};
-  check_logits(options.op(), input);
-  options.dim = class_dim(options.op(), input, dim);
-  auto kind = check_arguments(input, target, weight, voxel_weight, options);
-  options.dtype = loss_dtype(input, target, kind);
-  auto labels = target;
-  if (kind == Target::one_hot) {
-    labels = one_hot_labels(target, options.dim);
-    kind = Target::labels;
-  }
-  if (is_transformed({input, labels, weight, voxel_weight}) || !has_kernel(input)) {
-    return composite(input, labels, weight, voxel_weight, kind, options);
-  }
-  if (torch::autograd::compute_requires_grad(input, labels, or_undefined(weight))) {
-    return CrossEntropy::apply(input, labels, weight, voxel_weight, options);
-  }
-  return std::get<0>(call_forward(input, labels, weight, voxel_weight, options));
+    Options options{0, reduction, ignore_index, label_smoothing, log_probabilities, empty_zero, at::kFloat};
+    check_logits(options.op(), input);
+    options.dim = class_dim(options.op(), input, dim);
+    auto kind = check_arguments(input, target, weight, voxel_weight, options);
+    options.dtype = loss_dtype(input, target, kind);
+    auto labels = target;
+    if (kind == Target::one_hot) {
+        labels = one_hot_labels(target, options.dim);
+        kind = Target::labels;
+    }
+    if (is_transformed({input, labels, weight, voxel_weight}) || !has_kernel(input)) {
+        return composite(input, labels, weight, voxel_weight, kind, options);
+    }
+    if (torch::autograd::compute_requires_grad(input, labels, or_undefined(weight))) {
+        return CrossEntropy::apply(input, labels, weight, voxel_weight, options);
+    }
+    return std::get<0>(call_forward(input, labels, weight, voxel_weight, options));
 }
 
 } // namespace
 
 TORCH_LIBRARY_FRAGMENT(segloss, m) {
-  const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
-  m.def("cross_entropy(Tensor input, Tensor target, Tensor? weight=None, Tensor? voxel_weight=None, int dim=1, "
-        "int reduction=1, int ignore_index=-100, float label_smoothing=0.0, bool log_probabilities=False, "
-        "bool empty_zero=False) -> Tensor", tags);
-  m.def("cross_entropy_forward(Tensor input, Tensor target, Tensor? weight, Tensor? voxel_weight, int dim, "
-        "int reduction, int ignore_index, float label_smoothing, bool log_probabilities, bool empty_zero, "
-        "ScalarType dtype) -> (Tensor loss, Tensor total_weight, Tensor tail)", tags);
-  m.def("cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor target, Tensor? weight, Tensor? voxel_weight, "
-        "Tensor tail, Tensor total_weight, int dim, int reduction, int ignore_index, float label_smoothing, "
-        "bool log_probabilities, ScalarType dtype) -> Tensor", tags);
+    const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
+    m.def("cross_entropy(Tensor input, Tensor target, Tensor? weight=None, Tensor? voxel_weight=None, int dim=1, "
+          "int reduction=1, int ignore_index=-100, float label_smoothing=0.0, bool log_probabilities=False, "
+          "bool empty_zero=False) -> Tensor",
+          tags);
+    m.def("cross_entropy_forward(Tensor input, Tensor target, Tensor? weight, Tensor? voxel_weight, int dim, "
+          "int reduction, int ignore_index, float label_smoothing, bool log_probabilities, bool empty_zero, "
+          "ScalarType dtype) -> (Tensor loss, Tensor total_weight, Tensor tail)",
+          tags);
+    m.def("cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor target, Tensor? weight, Tensor? voxel_weight, "
+          "Tensor tail, Tensor total_weight, int dim, int reduction, int ignore_index, float label_smoothing, "
+          "bool log_probabilities, ScalarType dtype) -> Tensor",
+          tags);
 }
 
-TORCH_LIBRARY_IMPL(segloss, CompositeImplicitAutograd, m) {
-  m.impl("cross_entropy", TORCH_FN(cross_entropy));
-}
+TORCH_LIBRARY_IMPL(segloss, CompositeImplicitAutograd, m) { m.impl("cross_entropy", TORCH_FN(cross_entropy)); }
 
 TORCH_LIBRARY_IMPL(segloss, CPU, m) {
-  m.impl("cross_entropy_forward", TORCH_FN(forward_cpu));
-  m.impl("cross_entropy_backward", TORCH_FN(backward_cpu));
+    m.impl("cross_entropy_forward", TORCH_FN(forward_cpu));
+    m.impl("cross_entropy_backward", TORCH_FN(backward_cpu));
 }
 
 TORCH_LIBRARY_IMPL(segloss, Meta, m) {
-  m.impl("cross_entropy_forward", TORCH_FN(forward_meta));
-  m.impl("cross_entropy_backward", TORCH_FN(backward_meta));
+    m.impl("cross_entropy_forward", TORCH_FN(forward_meta));
+    m.impl("cross_entropy_backward", TORCH_FN(backward_meta));
 }
 
 } // namespace segloss

@@ -1,119 +1,140 @@
 #include "layout.h"
 
+#include <ATen/ATen.h>
+
 #include <cstdlib>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 namespace segloss {
 namespace {
 
 segloss_dtype dtype_of(const at::Tensor& tensor) {
-  switch (tensor.scalar_type()) {
+    switch (tensor.scalar_type()) {
     case at::kFloat:
-      return SEGLOSS_FLOAT32;
+        return SEGLOSS_FLOAT32;
     case at::kDouble:
-      return SEGLOSS_FLOAT64;
+        return SEGLOSS_FLOAT64;
     case at::kHalf:
-      return SEGLOSS_FLOAT16;
+        return SEGLOSS_FLOAT16;
     case at::kBFloat16:
-      return SEGLOSS_BFLOAT16;
+        return SEGLOSS_BFLOAT16;
     case at::kBool:
     case at::kByte:
-      return SEGLOSS_UINT8;
+        return SEGLOSS_UINT8;
     case at::kChar:
-      return SEGLOSS_INT8;
+        return SEGLOSS_INT8;
     case at::kUInt16:
-      return SEGLOSS_UINT16;
+        return SEGLOSS_UINT16;
     case at::kShort:
-      return SEGLOSS_INT16;
+        return SEGLOSS_INT16;
     case at::kUInt32:
-      return SEGLOSS_UINT32;
+        return SEGLOSS_UINT32;
     case at::kInt:
-      return SEGLOSS_INT32;
+        return SEGLOSS_INT32;
     case at::kUInt64:
-      return SEGLOSS_UINT64;
+        return SEGLOSS_UINT64;
     case at::kLong:
-      return SEGLOSS_INT64;
+        return SEGLOSS_INT64;
     default:
-      TORCH_CHECK_TYPE(false, "segloss: no kernel reads tensors of dtype ", tensor.scalar_type(),
-                       "; expected an integer dtype, bool, float64, float32, float16 or bfloat16");
-  }
+        TORCH_CHECK_TYPE(false, "segloss: no kernel reads tensors of dtype ", tensor.scalar_type(),
+                         "; expected an integer dtype, bool, float64, float32, float16 or bfloat16");
+    }
 }
 
 // Strides over the positions alone.
 std::vector<int64_t> position_strides(const at::Tensor& tensor, int64_t num_positions_dims, int64_t dim) {
-  if (tensor.dim() == 0) {
-    return std::vector<int64_t>(num_positions_dims, 0);
-  }
-  auto strides = tensor.strides().vec();
-  if (tensor.dim() > num_positions_dims) {
-    strides.erase(strides.begin() + dim);
-  }
-  return strides;
+    if (tensor.dim() == 0) {
+        return std::vector<int64_t>(num_positions_dims, 0);
+    }
+    auto strides = tensor.strides().vec();
+    if (tensor.dim() > num_positions_dims) {
+        strides.erase(strides.begin() + dim);
+    }
+    return strides;
 }
 
 } // namespace
 
 const segloss_kernels& kernels() {
-  static const segloss_kernels& chosen = [] () -> const segloss_kernels& {
-    const char* isa = std::getenv("SEGLOSS_ISA");
-    const auto* table = segloss_select_kernels(isa);
-    TORCH_CHECK_VALUE(table != nullptr, "segloss: expected SEGLOSS_ISA to be baseline, avx2 or avx512, and one that ",
-                      "this processor has, got '", isa, "'. Unset it to let segloss choose");
-    return *table;
-  }();
-  return chosen;
+    static const segloss_kernels& chosen = []() -> const segloss_kernels& {
+        const char* isa = std::getenv("SEGLOSS_ISA");
+        const auto* table = segloss_select_kernels(isa);
+        TORCH_CHECK_VALUE(table != nullptr,
+                          "segloss: expected SEGLOSS_ISA to be baseline, avx2 or avx512, and one that ",
+                          "this processor has, got '", isa, "'. Unset it to let segloss choose");
+        return *table;
+    }();
+    return chosen;
 }
 
 segloss_real real_of(at::ScalarType dtype) {
-  return compute_dtype(dtype) == at::kDouble ? SEGLOSS_REAL_DOUBLE : SEGLOSS_REAL_FLOAT;
+    return compute_dtype(dtype) == at::kDouble ? SEGLOSS_REAL_DOUBLE : SEGLOSS_REAL_FLOAT;
 }
 
 std::vector<int64_t> position_sizes(const at::Tensor& input, int64_t dim) {
-  auto sizes = input.sizes().vec();
-  sizes.erase(sizes.begin() + dim);
-  return sizes;
+    auto sizes = input.sizes().vec();
+    sizes.erase(sizes.begin() + dim);
+    return sizes;
+}
+
+at::Tensor empty_output_like(const at::Tensor& tensor) {
+    auto output = at::empty_like(tensor);
+#ifdef __linux__
+    constexpr uintptr_t kPage = uintptr_t{1} << 21;
+    const auto address = reinterpret_cast<uintptr_t>(output.data_ptr());
+    const auto first = (address + kPage - 1) & ~(kPage - 1);
+    const auto last = (address + output.nbytes()) & ~(kPage - 1);
+    if (first < last) { // advice: where it is refused, nothing is lost
+        madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+    }
+#endif
+    return output;
 }
 
 segloss_positions describe(at::IntArrayRef sizes, int64_t dim, std::initializer_list<Operand> operands) {
-  const auto num_dims = static_cast<int64_t>(sizes.size());
-  std::vector<std::vector<int64_t>> strides;
-  for (const auto& operand : operands) {
-    *operand.view = {};
-    if (operand.tensor->defined()) {
-      operand.view->data = operand.tensor->data_ptr();
-      operand.view->dtype = dtype_of(*operand.tensor);
-      operand.view->stride_class = operand.tensor->dim() > num_dims ? operand.tensor->stride(dim) : 0;
-      strides.push_back(position_strides(*operand.tensor, num_dims, dim));
-    } else {
-      strides.emplace_back(num_dims, 0);
-    }
-  }
-  segloss_positions positions{0, {}};
-  const auto mergeable = [&](int64_t d) {
-    const auto last = positions.num_dims - 1;
-    size_t k = 0;
-    return positions.num_dims > 0 && std::all_of(operands.begin(), operands.end(), [&](const Operand& operand) {
-             return operand.view->strides[last] == strides[k++][d] * sizes[d];
-           });
-  };
-  for (int64_t d = 0; d < num_dims; ++d) {
-    if (sizes[d] == 1) {
-      continue;
-    }
-    const bool merge = mergeable(d);
-    TORCH_CHECK(merge || positions.num_dims < SEGLOSS_MAX_DIMS, "segloss: expected at most ", SEGLOSS_MAX_DIMS,
-                " dimensions that lie apart in memory, got input's positions ", sizes, ". Use input.contiguous()");
-    positions.num_dims += merge ? 0 : 1;
-    const auto last = positions.num_dims - 1;
-    positions.sizes[last] = (merge ? positions.sizes[last] : 1) * sizes[d];
-    size_t k = 0;
+    const auto num_dims = static_cast<int64_t>(sizes.size());
+    std::vector<std::vector<int64_t>> strides;
     for (const auto& operand : operands) {
-      operand.view->strides[last] = strides[k++][d];
+        *operand.view = {};
+        if (operand.tensor->defined()) {
+            operand.view->data = operand.tensor->data_ptr();
+            operand.view->dtype = dtype_of(*operand.tensor);
+            operand.view->stride_class = operand.tensor->dim() > num_dims ? operand.tensor->stride(dim) : 0;
+            strides.push_back(position_strides(*operand.tensor, num_dims, dim));
+        } else {
+            strides.emplace_back(num_dims, 0);
+        }
     }
-  }
-  if (positions.num_dims == 0) {
-    positions = {1, {1}};
-  }
-  return positions;
+    segloss_positions positions{0, {}};
+    const auto mergeable = [&](int64_t d) {
+        const auto last = positions.num_dims - 1;
+        size_t k = 0;
+        return positions.num_dims > 0 && std::all_of(operands.begin(), operands.end(), [&](const Operand& operand) {
+                   return operand.view->strides[last] == strides[k++][d] * sizes[d];
+               });
+    };
+    for (int64_t d = 0; d < num_dims; ++d) {
+        if (sizes[d] == 1) {
+            continue;
+        }
+        const bool merge = mergeable(d);
+        TORCH_CHECK(merge || positions.num_dims < SEGLOSS_MAX_DIMS, "segloss: expected at most ", SEGLOSS_MAX_DIMS,
+                    " dimensions that lie apart in memory, got input's positions ", sizes, ". Use input.contiguous()");
+        positions.num_dims += merge ? 0 : 1;
+        const auto last = positions.num_dims - 1;
+        positions.sizes[last] = (merge ? positions.sizes[last] : 1) * sizes[d];
+        size_t k = 0;
+        for (const auto& operand : operands) {
+            operand.view->strides[last] = strides[k++][d];
+        }
+    }
+    if (positions.num_dims == 0) {
+        positions = {1, {1}};
+    }
+    return positions;
 }
 
 } // namespace segloss

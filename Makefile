@@ -1,0 +1,39 @@
+# make demo | test | lint | bench. Each sets up .venv on its first run.
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := $(shell find csrc -name '*.[ch]' -o -name '*.cpp') setup.py pyproject.toml
+LINTED_C := $(shell find csrc tests/c -name '*.[ch]' -o -name '*.cpp')
+
+.PHONY: demo test lint bench clean
+
+demo: .venv/.built
+	$(BIN)/python examples/mni152.py
+
+test: .venv/.built
+	$(BIN)/python -m pytest
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(LINTED_C)
+
+bench: .venv/.built
+	$(BIN)/python benchmarks/cross_entropy.py
+
+# torch goes first and by its exact pin, else pip takes the CUDA build.
+.venv/.installed: requirements-dev.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "segloss needs Python 3.10 or newer, this is " + sys.version)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+# No build isolation: an isolated build would fetch a torch of its own.
+.venv/.built: .venv/.installed $(SOURCES)
+	@echo "Building the extension: one to three minutes"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	touch $@
+
+clean:
+	rm -rf .venv build dist demo segloss/*.so *.egg-info
