@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any, NamedTuple
@@ -132,7 +133,7 @@ def conv_block(inputs: int, outputs: int) -> nn.Sequential:
 class UNet(nn.Module):
     def __init__(self, channels: tuple[int, ...]) -> None:
         super().__init__()
-        pairs = list(zip(channels[:-1], channels[1:], strict=True))
+        pairs = list(pairwise(channels))
         self.stem = conv_block(1, channels[0])
         self.encoder = nn.ModuleList(conv_block(fine, coarse) for fine, coarse in pairs)
         self.upsample = nn.ModuleList(nn.ConvTranspose3d(coarse, fine, 2, stride=2) for fine, coarse in pairs)

@@ -8,7 +8,8 @@
 
 import torch  # noqa: F401  loads the libraries that the extension links against
 
-from segloss._C import get_isa
+from segloss._C import get_isa  # isort: skip  first: it registers the operators
+from segloss import _vmap  # noqa: F401  registers the batching rules
 from segloss.functional import cross_entropy, nll_loss
 from segloss.losses import CrossEntropyLoss, NLLLoss
 from segloss.metrics import accuracy

@@ -303,7 +303,7 @@ static void FN(read_scale)(const struct segloss_cross_entropy* a, const VOXELS* 
 
 /* grad_c = f (p_c - [c = y]) + u (W p_c - w_c), with f = scale (1 - s) w_y and u = scale s / C. */
 static void FN(label_grad)(const struct segloss_cross_entropy* a, VOXELS* v, REAL total_class_weight, const REAL* scale,
-                           int64_t first, int n, REAL* grad) {
+                           int64_t first, int n, ROWS grad) {
     const REAL smoothing = (REAL)a->label_smoothing;
     const REAL uniform = (REAL)(a->label_smoothing / (double)a->num_classes);
     const REAL* logits = FN(read_logits)(v, first, n);
@@ -319,28 +319,30 @@ static void FN(label_grad)(const struct segloss_cross_entropy* a, VOXELS* v, REA
         const REAL* x = logits + c * SEGLOSS_BLOCK;
         const int32_t class = (int32_t)(first + c);
         const REAL w = smoothing == 0 ? 0 : FN(class_weight)(a, class);
+        REAL* restrict g = grad.values + c * grad.stride;
         for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
             const REAL e = FN(exp_nonpositive)(x[i] - v->max[i]);
             const REAL minus_others = (e - 1) - v->tail[i];
             const REAL sharp_part = sharp[i] * (v->label[i] == class ? minus_others : e);
-            grad[c * SEGLOSS_BLOCK + i] = sharp_part + (flat[i] * e - level[i] * w);
+            g[i] = sharp_part + (flat[i] * e - level[i] * w);
         }
     }
 }
 
 /* grad_c = scale (Q p_c - q_c), Q = sum_c q_c = `mass`, written as p_c (Q - q_c) - q_c (1 - p_c). */
 static void FN(probability_grad)(const struct segloss_cross_entropy* a, VOXELS* v, const REAL* mass, const REAL* scale,
-                                 int64_t first, int n, REAL* grad) {
+                                 int64_t first, int n, ROWS grad) {
     const REAL* logits = FN(read_logits)(v, first, n);
     const REAL* target = FN(read_probabilities)(v, first, n);
     ALIGNED REAL q[SEGLOSS_BLOCK];
     for (int c = 0; c < n; ++c) {
         const REAL* x = logits + c * SEGLOSS_BLOCK;
+        REAL* restrict g = grad.values + c * grad.stride;
         FN(probability_weights)(a, first + c, target + c * SEGLOSS_BLOCK, q);
         for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
             const REAL e = FN(exp_nonpositive)(x[i] - v->max[i]);
             const REAL others = (1 - e) + v->tail[i];
-            grad[c * SEGLOSS_BLOCK + i] = scale[i] / (1 + v->tail[i]) * (e * (mass[i] - q[i]) - q[i] * others);
+            g[i] = scale[i] / (1 + v->tail[i]) * (e * (mass[i] - q[i]) - q[i] * others);
         }
     }
 }
@@ -361,7 +363,7 @@ static void FN(find_mass)(const struct segloss_cross_entropy* a, VOXELS* v, REAL
 
 /* Gradient in log probabilities: -scale w_y at the label, or -scale q_c. */
 static void FN(log_grad)(const struct segloss_cross_entropy* a, VOXELS* v, const REAL* scale, int64_t first, int n,
-                         REAL* grad) {
+                         ROWS grad) {
     ALIGNED REAL q[SEGLOSS_BLOCK];
     FN(label_weights)(a, v->label, q);
     const REAL* target = a->target_is_probabilities ? FN(read_probabilities)(v, first, n) : NULL;
@@ -370,14 +372,15 @@ static void FN(log_grad)(const struct segloss_cross_entropy* a, VOXELS* v, const
             FN(probability_weights)(a, first + c, target + c * SEGLOSS_BLOCK, q);
         }
         const int32_t class = (int32_t)(first + c);
+        REAL* restrict g = grad.values + c * grad.stride;
         for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-            grad[c * SEGLOSS_BLOCK + i] = target || v->label[i] == class ? -scale[i] * q[i] : 0;
+            g[i] = target || v->label[i] == class ? -scale[i] * q[i] : 0;
         }
     }
 }
 
 static void FN(block_grad)(const struct segloss_cross_entropy* a, VOXELS* v, REAL total_class_weight) {
-    ALIGNED REAL grad[CLASS_CHUNK * SEGLOSS_BLOCK];
+    ALIGNED REAL buffer[CLASS_CHUNK * SEGLOSS_BLOCK];
     ALIGNED REAL scale[SEGLOSS_BLOCK];
     ALIGNED REAL mass[SEGLOSS_BLOCK] = {0};
     FN(read_scale)(a, v, scale);
@@ -390,6 +393,7 @@ static void FN(block_grad)(const struct segloss_cross_entropy* a, VOXELS* v, REA
     }
     for (int64_t first = 0; first < a->num_classes; first += CLASS_CHUNK) {
         const int n = chunk_length(first, a->num_classes);
+        const ROWS grad = FN(output_rows)(&a->grad_logits, &v->block, first, buffer);
         if (a->log_probabilities) {
             FN(log_grad)(a, v, scale, first, n, grad);
         } else if (a->target_is_probabilities) {
@@ -397,7 +401,9 @@ static void FN(block_grad)(const struct segloss_cross_entropy* a, VOXELS* v, REA
         } else {
             FN(label_grad)(a, v, total_class_weight, scale, first, n, grad);
         }
-        FN(write_classes)(grad, &a->grad_logits, &v->block, first, n);
+        if (grad.values == buffer) {
+            FN(write_classes)(buffer, &a->grad_logits, &v->block, first, n);
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 /* All kernels of one instruction set. The including file defines SEGLOSS_ISA_NAME and SEGLOSS_KERNELS, the name of the
- * table. REAL is what the kernels compute in, BITS the signed integer of its size, FN(name) a name of its own. */
+ * table. REAL is what the kernels compute in, REAL_DTYPE its dtype, BITS the signed integer of its size, FN(name) a
+ * name of its own. */
 
 #include <math.h>
 
@@ -11,6 +12,7 @@
 #define REAL float
 #define REAL_C(constant) constant##f
 #define REAL_IS_DOUBLE 0
+#define REAL_DTYPE SEGLOSS_FLOAT32
 #define REAL_LOWEST (-0x1.fffffep+127f)
 #define BITS int32_t
 #define UBITS uint32_t
@@ -20,6 +22,7 @@
 #define REAL double
 #define REAL_C(constant) constant
 #define REAL_IS_DOUBLE 1
+#define REAL_DTYPE SEGLOSS_FLOAT64
 #define REAL_LOWEST (-0x1.fffffffffffffp+1023)
 #define BITS int64_t
 #define UBITS uint64_t

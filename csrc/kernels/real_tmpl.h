@@ -5,10 +5,12 @@
 #include "accuracy_tmpl.h"
 
 #undef CHUNK
+#undef ROWS
 #undef VOXELS
 #undef REAL
 #undef REAL_C
 #undef REAL_IS_DOUBLE
+#undef REAL_DTYPE
 #undef REAL_LOWEST
 #undef BITS
 #undef UBITS

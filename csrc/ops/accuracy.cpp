@@ -1,14 +1,13 @@
 // Accuracy: the share of valid voxels whose largest logit is the label's.
 
 #include <ATen/ATen.h>
-#include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/WrapDimUtils.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #include "checks.h"
 #include "layout.h"
-#include "one_hot.h"
+#include "targets.h"
 
 namespace segloss {
 namespace {
@@ -17,6 +16,7 @@ constexpr auto kOp = "accuracy";
 
 // Logits against labels; `dim` counted from the front. int64 [correct, valid].
 Tensor accuracy_counts_cpu(const Tensor& input, const Tensor& target, int64_t ignore_index, int64_t dim) {
+    TORCH_CHECK_INDEX(dim >= 0 && dim < input.dim(), kOp, ": expected dim in [0, ", input.dim() - 1, "], got ", dim);
     check_logits(kOp, input);
     TORCH_CHECK(classify_target(kOp, input, target, dim) == Target::labels, kOp, ": expected class labels, got target ",
                 target.sizes(), " for input ", input.sizes());
@@ -55,9 +55,7 @@ Tensor counts_of_label_maps(const Tensor& predicted, const Tensor& target, int64
 // Devices without a kernel.
 Tensor accuracy_counts_composite(const Tensor& input, const Tensor& target, int64_t ignore_index, int64_t dim) {
     check_logits(kOp, input);
-    if (!at::isTensorSubclassLike(target)) {
-        check_label_values(kOp, target, input.size(dim), ignore_index);
-    }
+    check_label_values(kOp, target, input.size(dim), ignore_index);
     const bool keeps_dim = target.dim() == input.dim();
     return counts_of_label_maps(input.argmax(dim, keeps_dim), target, ignore_index);
 }

@@ -214,7 +214,6 @@ void check_label_smoothing(double label_smoothing) {
 }
 
 void check_label_values(const std::string& op, const Tensor& labels, int64_t num_classes, int64_t ignore_index) {
-    const auto ignored = labels.eq(ignore_index);
     if (labels.is_floating_point()) {
         const auto fractional = labels.ne(labels.floor());
         TORCH_CHECK(!fractional.any().item<bool>(), op, ": expected integral labels in target ", labels.sizes(),
@@ -224,6 +223,7 @@ void check_label_values(const std::string& op, const Tensor& labels, int64_t num
                     ". Round the labels, or give class probabilities the shape of input");
     }
     const auto values = labels.is_floating_point() ? labels.to(at::kDouble) : labels.to(at::kLong);
+    const auto ignored = values.eq(ignore_index); // not labels.eq: in uint8, -100 is 156
     const auto bad = values.lt(0).logical_or_(values.ge(num_classes)).logical_and_(ignored.logical_not());
     const auto num_bad = bad.sum().item<int64_t>();
     if (num_bad == 0) {

@@ -1,7 +1,6 @@
 // Cross entropy and negative log likelihood: one operator for the user, a forward and a backward operator beneath it.
 
 #include <ATen/ATen.h>
-#include <ATen/TensorSubclassLikeUtils.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/Reduction.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -11,11 +10,12 @@
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/library.h>
 
+#include <limits>
 #include <tuple>
 
 #include "checks.h"
 #include "layout.h"
-#include "one_hot.h"
+#include "targets.h"
 
 namespace segloss {
 namespace {
@@ -58,6 +58,10 @@ Target check_arguments(const Tensor& input, const Tensor& target, const Optional
 // The operators beneath are handed labels for one-hot targets.
 Target check_operator_arguments(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                                 const OptionalTensor& voxel_weight, const Options& options) {
+    TORCH_CHECK_INDEX(options.dim >= 0 && options.dim < input.dim(), options.op(), ": expected dim in [0, ",
+                      input.dim() - 1, "] for input ", input.sym_sizes(), ", got ", options.dim);
+    TORCH_CHECK_TYPE(at::isFloatingType(options.dtype), options.op(), ": expected a floating dtype of the loss, got ",
+                     options.dtype);
     const auto kind = check_arguments(input, target, weight, voxel_weight, options);
     TORCH_CHECK(kind != Target::one_hot, options.op(), ": expected labels or floating probabilities, got a ",
                 target.scalar_type(), " target of input's shape. Use torch.ops.segloss.one_hot_labels(target, dim)");
@@ -99,7 +103,8 @@ segloss_cross_entropy kernel_arguments(const Tensor& input, Target kind, const T
 Tensor reduced_loss(const segloss_sums& total, const Options& options) {
     double loss = total.loss;
     if (options.reduction == at::Reduction::Mean) {
-        loss = total.weight == 0 && options.empty_zero ? 0 : loss / total.weight;
+        const double empty = options.empty_zero ? 0 : std::numeric_limits<double>::quiet_NaN();
+        loss = total.weight == 0 ? empty : loss / total.weight;
     }
     return at::scalar_tensor(loss, at::TensorOptions().dtype(options.dtype));
 }
@@ -145,6 +150,8 @@ void check_saved(const Tensor& grad_loss, const Tensor& input, const Tensor& tar
                  const Tensor& total_weight, const Options& options) {
     const auto op = options.op() + " backward";
     const bool reduced = options.reduction != at::Reduction::None;
+    TORCH_CHECK_TYPE(grad_loss.is_floating_point(), op, ": expected a floating grad_loss, got ",
+                     grad_loss.scalar_type());
     TORCH_CHECK(reduced ? grad_loss.dim() == 0 : has_label_shape(input, grad_loss, options.dim) || input.dim() == 1, op,
                 ": expected grad_loss of the loss's shape, got ", grad_loss.sizes(), " for target ", target.sizes());
     TORCH_CHECK(options.log_probabilities ||
@@ -237,10 +244,24 @@ Tensor broadcast_weight(const OptionalTensor& weight, const Tensor& input, int64
     return weight->to(input.scalar_type()).view_symint(shape);
 }
 
-// sum_c factor_c * -log_p_c, where a zero factor makes a zero term even at log_p = -inf.
-Tensor weighted_nll(const Tensor& log_p, const Tensor& factor, int64_t dim) {
-    const auto void_terms = factor.eq(0).logical_and(log_p.isneginf());
-    return (log_p.masked_fill(void_terms, 0) * factor).sum({dim}, /*keepdim=*/true).neg();
+// -log p_c of every class, in the kernels' form (largest - x_c) + log1p(tail), so that a confident voxel keeps its
+// digits. For its gradient to keep them too, the largest logit takes no part in its own difference, which is 0; and the
+// lowest number stands for it in the tail, not -inf, whose derivative would be nan.
+Tensor negative_log_softmax(const Tensor& input, int64_t dim) {
+    const auto index = input.detach().argmax(dim, /*keepdim=*/true);
+    const auto largest = input.gather(dim, index);
+    const double lowest = input.scalar_type() == at::kDouble ? std::numeric_limits<double>::lowest()
+                                                             : std::numeric_limits<float>::lowest();
+    const auto log_tail = input.scatter(dim, index, lowest).logsumexp({dim}, /*keepdim=*/true) - largest;
+    const auto bound = largest.detach();
+    const auto not_finite = bound - bound; // nan where the softmax is: the difference would be inf for +inf
+    return (largest - input).scatter(dim, index, 0) + at::softplus(log_tail) + not_finite;
+}
+
+// sum_c factor_c * nll_c, where a zero factor makes a zero term even at nll = inf.
+Tensor weighted_sum(const Tensor& nll, const Tensor& factor, int64_t dim) {
+    const auto void_terms = factor.eq(0).logical_and(nll.isposinf());
+    return (nll.masked_fill(void_terms, 0) * factor).sum({dim}, /*keepdim=*/true);
 }
 
 struct VoxelLosses {
@@ -248,31 +269,28 @@ struct VoxelLosses {
     Tensor weights; // its share of the mean's denominator
 };
 
-VoxelLosses label_losses(const Tensor& input, const Tensor& target, const Tensor& valid, const OptionalTensor& weight,
+// `labels` are valid: those of voxels that do not count stand at 0.
+VoxelLosses label_losses(const Tensor& nll, const Tensor& labels, const OptionalTensor& weight,
                          const Options& options) {
     const auto dim = options.dim;
-    const auto labels = target.to(at::kLong).masked_fill(valid.logical_not(), 0);
-    const auto log_p = options.log_probabilities ? input : at::log_softmax(input, dim);
-    const auto label_weight = weight ? weight->to(input.scalar_type()).index_select(0, labels.flatten()).view_as(labels)
-                                     : at::ones({}, input.options());
-    const auto picked = log_p.gather(dim, labels);
-    auto losses = weighted_nll(picked, label_weight * (1 - options.label_smoothing), dim);
+    const auto label_weight = weight ? weight->to(nll.scalar_type()).index_select(0, labels.flatten()).view_as(labels)
+                                     : at::ones({}, nll.options());
+    auto losses = weighted_sum(nll.gather(dim, labels), label_weight * (1 - options.label_smoothing), dim);
     if (options.label_smoothing != 0) {
-        const auto share = options.label_smoothing / input.sym_size(dim);
-        losses = losses + weighted_nll(log_p, broadcast_weight(weight, input, dim).expand_as(log_p) * share, dim);
+        const auto share = options.label_smoothing / nll.sym_size(dim);
+        losses = losses + weighted_sum(nll, broadcast_weight(weight, nll, dim).expand_as(nll) * share, dim);
     }
     return {losses, label_weight.expand_as(losses)};
 }
 
-VoxelLosses probability_losses(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+VoxelLosses probability_losses(const Tensor& nll, const Tensor& target, const OptionalTensor& weight,
                                const Options& options) {
     const auto dim = options.dim;
-    const auto log_p = options.log_probabilities ? input : at::log_softmax(input, dim);
-    auto factor = target.to(input.scalar_type());
+    auto factor = target.to(nll.scalar_type());
     if (options.label_smoothing != 0) {
-        factor = factor * (1 - options.label_smoothing) + options.label_smoothing / input.sym_size(dim);
+        factor = factor * (1 - options.label_smoothing) + options.label_smoothing / nll.sym_size(dim);
     }
-    const auto losses = weighted_nll(log_p, factor * broadcast_weight(weight, input, dim), dim);
+    const auto losses = weighted_sum(nll, factor * broadcast_weight(weight, nll, dim), dim);
     return {losses, at::ones_like(losses)};
 }
 
@@ -283,28 +301,28 @@ Tensor mean_loss(const Tensor& sum, const Tensor& total, bool empty_zero) {
     return at::where(empty, at::scalar_tensor(empty_value, sum.options()), sum / total.masked_fill(empty, 1));
 }
 
-// True where a tensor's values can be looked at here and now.
-bool has_values(const Tensor& tensor) { return !tensor.is_meta() && !at::isTensorSubclassLike(tensor); }
-
 Tensor composite(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                  const OptionalTensor& voxel_weight, Target kind, const Options& options) {
     const auto dim = options.dim;
     const auto x = input.to(compute_dtype(options.dtype));
-    const auto one_per_voxel = keep_class_dim(target, input, dim);
-    auto valid = kind == Target::labels ? one_per_voxel.ne(options.ignore_index)
-                                        : at::ones_like(one_per_voxel.narrow_symint(dim, 0, 1), at::kBool);
-    if (kind == Target::labels && has_values(target)) {
-        check_label_values(options.op(), target, input.size(dim), options.ignore_index);
+    Tensor labels;
+    Tensor ignored;
+    if (kind == Target::labels) {
+        labels =
+            class_labels(options.op(), keep_class_dim(target, input, dim), input.sym_size(dim), options.ignore_index);
+        ignored = labels.lt(0);
+    } else {
+        ignored = at::zeros_like(target.narrow_symint(dim, 0, 1), at::kBool);
     }
     auto voxel_weights = at::ones({}, x.options());
     if (voxel_weight) {
         voxel_weights = keep_class_dim(*voxel_weight, input, dim).to(x.scalar_type());
-        valid = valid.logical_and(voxel_weights.ne(0));
+        ignored = ignored.logical_or(voxel_weights.eq(0));
     }
-    const auto ignored = valid.logical_not();
     const auto seen = x.masked_fill(ignored, 0); // no nan from voxels that do not count
-    auto [losses, weights] = kind == Target::labels ? label_losses(seen, one_per_voxel, valid, weight, options)
-                                                    : probability_losses(seen, target, weight, options);
+    const auto nll = options.log_probabilities ? seen.neg() : negative_log_softmax(seen, dim);
+    auto [losses, weights] = kind == Target::labels ? label_losses(nll, labels.masked_fill(ignored, 0), weight, options)
+                                                    : probability_losses(nll, target, weight, options);
     losses = (losses * voxel_weights).masked_fill(ignored, 0);
     if (options.reduction == at::Reduction::None) {
         const bool keeps_dim = kind == Target::labels && target.dim() == input.dim() && input.dim() > 1;
@@ -312,7 +330,8 @@ Tensor composite(const Tensor& input, const Tensor& target, const OptionalTensor
     }
     auto loss = losses.sum();
     if (options.reduction == at::Reduction::Mean) {
-        loss = mean_loss(loss, (weights * voxel_weights).masked_fill(ignored, 0).sum(), options.empty_zero);
+        const auto total = (weights * voxel_weights).masked_fill(ignored, 0).sum();
+        loss = mean_loss(loss, total, options.empty_zero);
     }
     return loss.to(options.dtype);
 }
@@ -432,7 +451,9 @@ bool has_kernel(const Tensor& tensor) { return tensor.is_cpu() || tensor.is_meta
 ScalarType loss_dtype(const Tensor& input, const Tensor& target, Target kind) {
     const auto dtype = kind == Target::probabilities ? at::promote_types(input.scalar_type(), target.scalar_type())
                                                      : input.scalar_type();
-    return at::autocast::is_autocast_enabled(input.device().type()) ? at::promote_types(dtype, at::kFloat) : dtype;
+    const auto device = input.device().type();
+    const bool autocast = at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device);
+    return autocast ? at::promote_types(dtype, at::kFloat) : dtype;
 }
 
 Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTensor& weight,

@@ -1,0 +1,100 @@
+#include "targets.h"
+
+#include <ATen/ATen.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
+
+#include "checks.h"
+#include "layout.h"
+
+namespace segloss {
+namespace {
+
+// ---- one-hot to labels ----------------------------------------------------------------------------------------------
+
+void check_one_hot(const Tensor& target, int64_t dim) {
+    TORCH_CHECK_TYPE(at::isIntegralType(target.scalar_type(), /*includeBool=*/true),
+                     "one_hot_labels: expected an integer or bool target, got ", target.scalar_type());
+    TORCH_CHECK_INDEX(dim >= 0 && dim < target.dim(), "one_hot_labels: expected dim in [0, ", target.dim() - 1,
+                      "], got ", dim);
+}
+
+Tensor one_hot_labels_cpu(const Tensor& target, int64_t dim) {
+    check_one_hot(target, dim);
+    const auto sizes = position_sizes(target, dim);
+    const auto labels = at::empty(sizes, target.options().dtype(at::kInt));
+    segloss_one_hot args{};
+    args.num_classes = target.size(dim);
+    args.labels = labels.data_ptr<int32_t>();
+    args.positions = describe(sizes, dim, {{&target, &args.target}});
+    const Chunks chunks(labels.numel(), args.num_classes);
+    const bool accepted =
+        chunks.run([&](int64_t, int64_t begin, int64_t end) { return kernels().one_hot(&args, begin, end); });
+    if (!accepted) {
+        check_one_hot_values("cross_entropy", target, dim);
+    }
+    return labels;
+}
+
+Tensor one_hot_labels_meta(const Tensor& target, int64_t dim) {
+    check_one_hot(target, dim);
+    auto sizes = target.sym_sizes().vec();
+    sizes.erase(sizes.begin() + dim);
+    return at::empty_symint(sizes, target.options().dtype(at::kInt));
+}
+
+// Devices without a kernel.
+Tensor one_hot_labels_composite(const Tensor& target, int64_t dim) {
+    check_one_hot(target, dim);
+    check_one_hot_values("cross_entropy", target, dim);
+    return target.to(at::kByte).argmax(dim).to(at::kInt);
+}
+
+// ---- labels of any dtype to int64 -----------------------------------------------------------------------------------
+
+Tensor class_labels_composite(c10::string_view op, const Tensor& target, c10::SymInt num_classes,
+                              int64_t ignore_index) {
+    check_label_values(std::string(op), target, num_classes.guard_int(__FILE__, __LINE__), ignore_index);
+    const auto labels = target.to(at::kLong);
+    return labels.masked_fill(labels.eq(ignore_index), -1);
+}
+
+Tensor class_labels_meta(c10::string_view /*op*/, const Tensor& target, c10::SymInt /*num_classes*/,
+                         int64_t /*ignore_index*/) {
+    return at::empty_like(target, target.options().dtype(at::kLong));
+}
+
+} // namespace
+
+Tensor one_hot_labels(const Tensor& target, int64_t dim) {
+    static const auto op =
+        c10::Dispatcher::singleton().findSchemaOrThrow("segloss::one_hot_labels", "").typed<decltype(one_hot_labels)>();
+    return op.call(target, dim);
+}
+
+Tensor class_labels(const std::string& op, const Tensor& target, c10::SymInt num_classes, int64_t ignore_index) {
+    static const auto handle = c10::Dispatcher::singleton()
+                                   .findSchemaOrThrow("segloss::class_labels", "")
+                                   .typed<Tensor(c10::string_view, const Tensor&, c10::SymInt, int64_t)>();
+    return handle.call(op, target, num_classes, ignore_index);
+}
+
+TORCH_LIBRARY_FRAGMENT(segloss, m) {
+    const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
+    m.def("one_hot_labels(Tensor target, int dim) -> Tensor", tags);
+    m.def("class_labels(str op, Tensor target, SymInt num_classes, int ignore_index) -> Tensor", tags);
+}
+
+TORCH_LIBRARY_IMPL(segloss, CPU, m) { m.impl("one_hot_labels", TORCH_FN(one_hot_labels_cpu)); }
+
+TORCH_LIBRARY_IMPL(segloss, Meta, m) {
+    m.impl("one_hot_labels", TORCH_FN(one_hot_labels_meta));
+    m.impl("class_labels", TORCH_FN(class_labels_meta));
+}
+
+TORCH_LIBRARY_IMPL(segloss, CompositeExplicitAutograd, m) {
+    m.impl("one_hot_labels", TORCH_FN(one_hot_labels_composite));
+    m.impl("class_labels", TORCH_FN(class_labels_composite));
+}
+
+} // namespace segloss
