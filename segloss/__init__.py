@@ -16,6 +16,8 @@ from segloss.metrics import accuracy
 
 __version__ = "0.1.0"
 
+get_isa()  # an unusable SEGLOSS_ISA fails here, not in the first training step
+
 __all__ = [
     "CrossEntropyLoss",
     "NLLLoss",

@@ -65,7 +65,7 @@ class NLLLoss(nn.Module):
         }
 
     def extra_repr(self) -> str:
-        weight = [] if self.weight is None else [f"weight={self.weight.tolist()}"]
+        weight = [] if self.weight is None else [f"weight={' '.join(repr(self.weight).split())}"]
         return ", ".join(weight + [f"{name}={value!r}" for name, value in self._options().items()])
 
 

@@ -14,3 +14,20 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtyp
     torch.testing.assert_close(
         actual.double(), expected.double(), rtol=RTOL[dtype], atol=ATOL[dtype], equal_nan=True, check_stride=False
     )
+
+
+# A confident voxel's loss and the gradient at its target hardly differ from 0, so that only a relative bound says
+# anything; the contract's is 1e-5 in float32, some 80 units in the last place.
+CONFIDENT_RTOL = 1e-5
+
+# A float32 sum or mean is taken in double and rounded once (6e-8); the contract allows 2e-7.
+SUM_RTOL = 2e-7
+
+# The rounding of one result to a half type: half a unit in the last place of 11 or 8 bits, and the float32 rounding
+# before it.
+ROUNDING_RTOL = {torch.float16: 2.0**-11 * 1.01, torch.bfloat16: 2.0**-8 * 1.01}
+
+
+def assert_relative(actual: torch.Tensor, expected: torch.Tensor, rtol: float) -> None:
+    """Equal within `rtol` of each expected value, with nothing added for small ones."""
+    torch.testing.assert_close(actual.double(), expected.double(), rtol=rtol, atol=0, check_stride=False)

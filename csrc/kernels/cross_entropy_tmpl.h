@@ -56,6 +56,18 @@ static void FN(probability_weights)(const struct segloss_cross_entropy* a, int64
     }
 }
 
+/* A voxel counts if it has a label and a weight; else both say that it does not. Returns how many do. */
+static int FN(keep_active)(int32_t* restrict label, REAL* restrict weight) {
+    int num_active = 0;
+    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
+        const int active = (label[i] >= 0) & (weight[i] != 0);
+        label[i] = active ? label[i] : -1;
+        weight[i] = active ? weight[i] : 0;
+        num_active += active;
+    }
+    return num_active;
+}
+
 /* Reads what decides whether a voxel counts. Returns -1 or the lane of the first bad label. */
 static int FN(read_voxels)(VOXELS* v, const struct segloss_cross_entropy* a, int64_t begin, int64_t end) {
     v->block = block_at(&a->positions, begin, end);
@@ -71,12 +83,7 @@ static int FN(read_voxels)(VOXELS* v, const struct segloss_cross_entropy* a, int
     } else {
         bad = read_labels(v->label, &a->target, &v->block, a->num_classes, a->ignore_index);
     }
-    int num_active = 0;
-    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-        v->weight[i] = v->label[i] < 0 ? 0 : v->weight[i];
-        v->label[i] = v->weight[i] == 0 ? -1 : v->label[i];
-        num_active += v->weight[i] != 0;
-    }
+    const int num_active = FN(keep_active)(v->label, v->weight);
     v->any_active = num_active > 0;
     v->active = num_active < SEGLOSS_BLOCK ? v->weight : NULL;
     return bad;

@@ -4,11 +4,15 @@
 
 #include "block.h"
 
-/* What no label is: stands for a floating label that is not integral and for an unsigned one beyond int64. */
+/* Stands for a floating label that is not integral and for an unsigned one beyond int64. */
 #define NO_LABEL INT64_MIN
 
+static inline int makes_no_label(enum segloss_dtype dtype) {
+    return dtype <= SEGLOSS_BFLOAT16 || dtype == SEGLOSS_UINT64;
+}
+
 static inline int64_t label_of_double(double x) {
-    const int representable = x >= -0x1p62 && x <= 0x1p62; /* false for nan */
+    const int representable = x > -0x1p63 && x < 0x1p63; /* false for nan */
     const int64_t integer = representable ? (int64_t)x : 0;
     return representable && (double)integer == x ? integer : NO_LABEL;
 }
@@ -95,26 +99,30 @@ static void read_integers(int64_t* value, const struct segloss_tensor* t, const 
  * first lane whose label is neither ignore_index nor in [0, num_classes). */
 static int read_labels(int32_t* label, const struct segloss_tensor* target, const struct block* b, int64_t num_classes,
                        int64_t ignore_index) {
+    enum { IGNORED = -1, BAD = -2 };
+    const int ignore_index_is_a_label = ignore_index != NO_LABEL || !makes_no_label(target->dtype);
     ALIGNED int64_t value[SEGLOSS_BLOCK];
     read_integers(value, target, b, 0);
     for (int i = b->count; i < SEGLOSS_BLOCK; ++i) {
-        value[i] = ignore_index;
+        value[i] = value[0]; /* lanes past the end must not look bad */
     }
-    int bad = 0;
+    int any_bad = 0;
     for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-        const int ignored = value[i] == ignore_index;
+        const int ignored = (value[i] == ignore_index) & ignore_index_is_a_label;
         const int in_range = (uint64_t)value[i] < (uint64_t)num_classes;
-        label[i] = in_range && !ignored ? (int32_t)value[i] : -1;
-        bad |= !in_range && !ignored;
+        const int32_t class = in_range ? (int32_t)value[i] : BAD;
+        label[i] = ignored ? IGNORED : class;
+        any_bad |= !(in_range | ignored);
     }
-    if (!bad) {
-        return -1;
+    for (int i = b->count; i < SEGLOSS_BLOCK; ++i) {
+        label[i] = IGNORED;
     }
-    for (int i = 0;; ++i) {
-        if (value[i] != ignore_index && (uint64_t)value[i] >= (uint64_t)num_classes) {
+    for (int i = 0; any_bad && i < b->count; ++i) {
+        if (label[i] == BAD) {
             return i;
         }
     }
+    return -1;
 }
 
 #endif

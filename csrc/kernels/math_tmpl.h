@@ -64,11 +64,11 @@ static inline REAL FN(exp_nonpositive)(REAL x) {
     q = q * r + 0x1.000000p-1f;
 #endif
     const REAL fraction = q * (r * r) + r + 1;
-    const REAL power = FN(of_bits)((BITS)((UBITS)(FN(bits_of)(shifted) + EXPONENT_BIAS) << MANTISSA_BITS));
+    const REAL power = FN(of_bits)((BITS)(((UBITS)FN(bits_of)(shifted) + EXPONENT_BIAS) << MANTISSA_BITS));
     return x < EXP_LOWEST ? 0 : fraction * power;
 }
 
-/* log(1 + x) for x >= 0, within 2 ulp relative to the result, however small x is.
+/* log(1 + x) for x >= 0, within 2.1 ulp relative to the result, however small x is.
  *
  * 1 + x = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)); log(1 + f) = f - f^2/2 + s (f^2/2 + R(s^2)), s = f / (2 + f).
  * What rounding 1 + x lost is put back as `lost`; for k = 0, f is x itself, so nothing is lost. x = -1 gives -inf,

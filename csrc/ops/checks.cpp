@@ -223,7 +223,10 @@ void check_label_values(const std::string& op, const Tensor& labels, int64_t num
                     ". Round the labels, or give class probabilities the shape of input");
     }
     const auto values = labels.is_floating_point() ? labels.to(at::kDouble) : labels.to(at::kLong);
-    const auto ignored = values.eq(ignore_index); // not labels.eq: in uint8, -100 is 156
+    auto ignored = values.eq(ignore_index); // not labels.eq: in uint8, -100 is 156
+    if (labels.scalar_type() == at::kUInt64) {
+        ignored.logical_and_(values.ge(0)); // beyond int64 they wrap
+    }
     const auto bad = values.lt(0).logical_or_(values.ge(num_classes)).logical_and_(ignored.logical_not());
     const auto num_bad = bad.sum().item<int64_t>();
     if (num_bad == 0) {

@@ -62,6 +62,8 @@ Target check_operator_arguments(const Tensor& input, const Tensor& target, const
                       input.dim() - 1, "] for input ", input.sym_sizes(), ", got ", options.dim);
     TORCH_CHECK_TYPE(at::isFloatingType(options.dtype), options.op(), ": expected a floating dtype of the loss, got ",
                      options.dtype);
+    TORCH_CHECK_VALUE(!options.log_probabilities || options.label_smoothing == 0, options.op(),
+                      ": expected label_smoothing=0 with log probabilities, got ", options.label_smoothing);
     const auto kind = check_arguments(input, target, weight, voxel_weight, options);
     TORCH_CHECK(kind != Target::one_hot, options.op(), ": expected labels or floating probabilities, got a ",
                 target.scalar_type(), " target of input's shape. Use torch.ops.segloss.one_hot_labels(target, dim)");
@@ -152,7 +154,7 @@ void check_saved(const Tensor& grad_loss, const Tensor& input, const Tensor& tar
     const bool reduced = options.reduction != at::Reduction::None;
     TORCH_CHECK_TYPE(grad_loss.is_floating_point(), op, ": expected a floating grad_loss, got ",
                      grad_loss.scalar_type());
-    TORCH_CHECK(reduced ? grad_loss.dim() == 0 : has_label_shape(input, grad_loss, options.dim) || input.dim() == 1, op,
+    TORCH_CHECK(reduced || input.dim() == 1 ? grad_loss.dim() == 0 : has_label_shape(input, grad_loss, options.dim), op,
                 ": expected grad_loss of the loss's shape, got ", grad_loss.sizes(), " for target ", target.sizes());
     TORCH_CHECK(options.log_probabilities ||
                     (tail.sizes() == at::IntArrayRef(position_sizes(input, options.dim)) &&

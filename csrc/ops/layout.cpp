@@ -59,15 +59,10 @@ std::vector<int64_t> position_strides(const at::Tensor& tensor, int64_t num_posi
 } // namespace
 
 const segloss_kernels& kernels() {
-    static const segloss_kernels& chosen = []() -> const segloss_kernels& {
-        const char* isa = std::getenv("SEGLOSS_ISA");
-        const auto* table = segloss_select_kernels(isa);
-        TORCH_CHECK_VALUE(table != nullptr,
-                          "segloss: expected SEGLOSS_ISA to be baseline, avx2 or avx512, and one that ",
-                          "this processor has, got '", isa, "'. Unset it to let segloss choose");
-        return *table;
-    }();
-    return chosen;
+    static const segloss_kernels* chosen = segloss_select_kernels(std::getenv("SEGLOSS_ISA"));
+    TORCH_CHECK_VALUE(chosen, "segloss: expected SEGLOSS_ISA to be baseline, avx2 or avx512, and one that this ",
+                      "processor has, got '", std::getenv("SEGLOSS_ISA"), "'. Unset it to let segloss choose");
+    return *chosen;
 }
 
 segloss_real real_of(at::ScalarType dtype) {

@@ -6,6 +6,14 @@
 
 PYBIND11_MODULE(_C, m) {
     m.doc() = "Compiled kernels of segloss; the operators are in torch.ops.segloss.";
-    segloss::kernels(); // an unusable SEGLOSS_ISA fails the import
-    m.def("get_isa", [] { return segloss::kernels().isa; });
+    m.def(
+        "get_isa",
+        [] {
+            try {
+                return segloss::kernels().isa;
+            } catch (const c10::ValueError& error) {
+                throw pybind11::value_error(error.what_without_backtrace());
+            }
+        },
+        "The instruction set whose kernels are in use: 'baseline', 'avx2' or 'avx512'.");
 }

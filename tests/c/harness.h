@@ -1,0 +1,314 @@
+/* What all groups of tests share: failing, random numbers, number formats read and written slowly, tensors in guarded
+ * memory. */
+#ifndef SEGLOSS_TEST_HARNESS_H
+#define SEGLOSS_TEST_HARNESS_H
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels.h"
+
+/* ---- failing ---- */
+
+static char current_case[512]; /* says in a failure which case it was */
+
+__attribute__((noreturn, format(printf, 1, 2))) static void fail(const char* format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    printf("FAILED %s: ", current_case);
+    vprintf(format, arguments);
+    printf("\n");
+    va_end(arguments);
+    exit(1);
+}
+
+/* ---- random numbers (splitmix64) ---- */
+
+static uint64_t random_state;
+
+static inline uint64_t random_bits(void) {
+    uint64_t z = random_state += 0x9e3779b97f4a7c15u;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+    return z ^ (z >> 31);
+}
+
+static inline int random_below(int64_t n) { return (int)(random_bits() % (uint64_t)n); }
+
+/* Uniform in [0, 1). */
+static inline double random_unit(void) { return (double)(random_bits() >> 11) * 0x1p-53; }
+
+/* ---- number formats ---- */
+
+struct format {
+    const char* name;
+    int size;          /* bytes */
+    int mantissa_bits; /* stored ones; 0 for integers */
+    int min_exponent;  /* of the smallest normal */
+    long double max;
+    long double min; /* of integers */
+};
+
+static const struct format formats[] = {
+    [SEGLOSS_FLOAT32] = {"float32", 4, 23, -126, 0x1.fffffep127L, 0},
+    [SEGLOSS_FLOAT64] = {"float64", 8, 52, -1022, 0x1.fffffffffffffp1023L, 0},
+    [SEGLOSS_FLOAT16] = {"float16", 2, 10, -14, 65504, 0},
+    [SEGLOSS_BFLOAT16] = {"bfloat16", 2, 7, -126, 0x1.fep127L, 0},
+    [SEGLOSS_UINT8] = {"uint8", 1, 0, 0, UINT8_MAX, 0},
+    [SEGLOSS_INT8] = {"int8", 1, 0, 0, INT8_MAX, INT8_MIN},
+    [SEGLOSS_UINT16] = {"uint16", 2, 0, 0, UINT16_MAX, 0},
+    [SEGLOSS_INT16] = {"int16", 2, 0, 0, INT16_MAX, INT16_MIN},
+    [SEGLOSS_UINT32] = {"uint32", 4, 0, 0, UINT32_MAX, 0},
+    [SEGLOSS_INT32] = {"int32", 4, 0, 0, INT32_MAX, INT32_MIN},
+    [SEGLOSS_UINT64] = {"uint64", 8, 0, 0, (long double)UINT64_MAX, 0},
+    [SEGLOSS_INT64] = {"int64", 8, 0, 0, (long double)INT64_MAX, (long double)INT64_MIN},
+};
+
+enum { NUM_DTYPES = sizeof formats / sizeof formats[0], NUM_FLOATING = SEGLOSS_BFLOAT16 + 1 };
+
+static inline int is_floating(enum segloss_dtype dtype) { return formats[dtype].mantissa_bits > 0; }
+
+/* Whether an integer dtype has this value. */
+static inline int holds(enum segloss_dtype dtype, int64_t value) {
+    return (long double)value >= formats[dtype].min && (long double)value <= formats[dtype].max;
+}
+
+static inline enum segloss_dtype dtype_of_real(enum segloss_real real) {
+    return real == SEGLOSS_REAL_DOUBLE ? SEGLOSS_FLOAT64 : SEGLOSS_FLOAT32;
+}
+
+/* A half's value, spelled out: sign, exponent, mantissa. */
+static inline long double value_of_half(const struct format* f, uint16_t bits) {
+    const int mantissa = bits & ((1 << f->mantissa_bits) - 1);
+    const int exponent_bits = 15 - f->mantissa_bits;
+    const int exponent = (bits >> f->mantissa_bits) & ((1 << exponent_bits) - 1);
+    long double magnitude;
+    if (exponent == (1 << exponent_bits) - 1) {
+        magnitude = mantissa ? (long double)NAN : (long double)INFINITY;
+    } else if (exponent == 0) {
+        magnitude = ldexpl(mantissa, f->min_exponent - f->mantissa_bits);
+    } else {
+        magnitude = ldexpl((1 << f->mantissa_bits) + mantissa, exponent - 1 + f->min_exponent - f->mantissa_bits);
+    }
+    return bits & 0x8000 ? -magnitude : magnitude;
+}
+
+/* nan equals nan. */
+static inline int same_number(long double a, long double b) { return a == b || (isnan(a) && isnan(b)); }
+
+/* The distance of neighbouring numbers of a format at x. */
+static inline long double ulp(const struct format* f, long double x) {
+    const int exponent = x == 0 || isinf(x) ? f->min_exponent : ilogbl(x);
+    return ldexpl(1, (exponent < f->min_exponent ? f->min_exponent : exponent) - f->mantissa_bits);
+}
+
+/* x rounded to nearest, ties to even; beyond the largest number's rounding, inf. */
+static inline long double rounded(const struct format* f, long double x) {
+    if (isnan(x) || isinf(x)) {
+        return x;
+    }
+    const long double unit = ulp(f, x);
+    const long double result = rintl(x / unit) * unit;
+    return fabsl(result) > f->max ? copysignl((long double)INFINITY, x) : result;
+}
+
+/* The pattern of a half that has this value exactly. */
+static inline uint16_t half_of_value(const struct format* f, long double value) {
+    const uint16_t sign = signbit(value) ? 0x8000 : 0;
+    const long double magnitude = fabsl(value);
+    if (isnan(value) || isinf(value)) {
+        const int infinity = 0x7fff & ~((1 << f->mantissa_bits) - 1);
+        return (uint16_t)(sign | infinity | (isnan(value) ? 1 << (f->mantissa_bits - 1) : 0));
+    }
+    const int exponent = magnitude < ldexpl(1, f->min_exponent) ? f->min_exponent : ilogbl(magnitude);
+    const int steps = (int)ldexpl(magnitude, f->mantissa_bits - exponent); /* with the leading bit */
+    return (uint16_t)(sign | (steps + ((exponent - f->min_exponent) << f->mantissa_bits)));
+}
+
+static inline long double load(enum segloss_dtype dtype, const void* address) {
+    union {
+        float f32;
+        double f64;
+        uint8_t u8;
+        int8_t i8;
+        uint16_t u16;
+        int16_t i16;
+        uint32_t u32;
+        int32_t i32;
+        uint64_t u64;
+        int64_t i64;
+    } number;
+    memcpy(&number, address, (size_t)formats[dtype].size);
+    switch (dtype) {
+    case SEGLOSS_FLOAT32:
+        return number.f32;
+    case SEGLOSS_FLOAT64:
+        return number.f64;
+    case SEGLOSS_FLOAT16:
+    case SEGLOSS_BFLOAT16:
+        return value_of_half(&formats[dtype], number.u16);
+    case SEGLOSS_UINT8:
+        return number.u8;
+    case SEGLOSS_INT8:
+        return number.i8;
+    case SEGLOSS_UINT16:
+        return number.u16;
+    case SEGLOSS_INT16:
+        return number.i16;
+    case SEGLOSS_UINT32:
+        return number.u32;
+    case SEGLOSS_INT32:
+        return number.i32;
+    case SEGLOSS_UINT64:
+        return (long double)number.u64;
+    default:
+        return (long double)number.i64;
+    }
+}
+
+/* Integers must be in the dtype's range; floating values are rounded. */
+static inline void store(enum segloss_dtype dtype, void* address, long double value) {
+    const float f32 = (float)value;
+    const double f64 = (double)value;
+    const uint64_t integer = is_floating(dtype) ? 0 : value < 0 ? (uint64_t)(int64_t)value : (uint64_t)value;
+    const uint16_t half = dtype == SEGLOSS_FLOAT16 || dtype == SEGLOSS_BFLOAT16
+                              ? half_of_value(&formats[dtype], rounded(&formats[dtype], value))
+                              : 0;
+    const uint8_t u8 = (uint8_t)integer;
+    const uint16_t u16 = (uint16_t)integer;
+    const uint32_t u32 = (uint32_t)integer;
+    const void* const sources[] = {
+        [SEGLOSS_FLOAT32] = &f32, [SEGLOSS_FLOAT64] = &f64, [SEGLOSS_FLOAT16] = &half,   [SEGLOSS_BFLOAT16] = &half,
+        [SEGLOSS_UINT8] = &u8,    [SEGLOSS_INT8] = &u8,     [SEGLOSS_UINT16] = &u16,     [SEGLOSS_INT16] = &u16,
+        [SEGLOSS_UINT32] = &u32,  [SEGLOSS_INT32] = &u32,   [SEGLOSS_UINT64] = &integer, [SEGLOSS_INT64] = &integer,
+    };
+    memcpy(address, sources[dtype], (size_t)formats[dtype].size);
+}
+
+/* ---- tensors ---- */
+
+enum layout { PLANAR, INTERLEAVED, GAPS, TRANSPOSED, NUM_LAYOUTS };
+
+static const char* const layout_names[] = {"planar", "interleaved", "gaps", "transposed"};
+
+enum { GUARD_SIZE = 64, GUARD_BYTE = 0xa5 };
+
+/* A tensor in memory of its own. Outputs lie between guards; inputs do not, so that the address sanitizer sees a read
+ * one element too far. */
+struct memory {
+    struct segloss_tensor view;
+    const struct segloss_positions* positions;
+    int64_t num_classes;
+    unsigned char* bytes;
+    size_t size;
+    size_t guard;
+};
+
+static inline int64_t count_positions(const struct segloss_positions* positions) {
+    int64_t count = 1;
+    for (int d = 0; d < positions->num_dims; ++d) {
+        count *= positions->sizes[d];
+    }
+    return count;
+}
+
+/* `count` positions over up to three dimensions. */
+static inline struct segloss_positions factored(int64_t count, int num_dims) {
+    struct segloss_positions positions = {1, {count}};
+    for (int64_t factor = 2; positions.num_dims < num_dims && factor <= positions.sizes[0]; ++factor) {
+        if (positions.sizes[0] % factor == 0) {
+            positions.sizes[0] /= factor;
+            positions.sizes[positions.num_dims++] = factor;
+        }
+    }
+    return positions;
+}
+
+static inline void set_strides(struct segloss_tensor* t, const struct segloss_positions* positions, int64_t num_classes,
+                               enum layout layout) {
+    int64_t stride = layout == INTERLEAVED ? num_classes : layout == GAPS ? 3 : 1;
+    for (int i = 0; i < positions->num_dims; ++i) {
+        const int d = layout == TRANSPOSED ? i : positions->num_dims - 1 - i;
+        t->strides[d] = stride;
+        stride = stride * positions->sizes[d] + (layout == GAPS ? 5 : 0);
+    }
+    t->stride_class = layout == INTERLEAVED ? 1 : stride;
+}
+
+static inline int64_t offset_of(const struct memory* m, int64_t position, int64_t class) {
+    int64_t offset = class * m->view.stride_class;
+    for (int d = m->positions->num_dims - 1; d >= 0; --d) {
+        offset += position % m->positions->sizes[d] * m->view.strides[d];
+        position /= m->positions->sizes[d];
+    }
+    return offset;
+}
+
+static inline void* address_of(const struct memory* m, int64_t position, int64_t class) {
+    return (char*)m->view.data + offset_of(m, position, class) * formats[m->view.dtype].size;
+}
+
+static inline long double get(const struct memory* m, int64_t position, int64_t class) {
+    return load(m->view.dtype, address_of(m, position, class));
+}
+
+static inline void set(const struct memory* m, int64_t position, int64_t class, long double value) {
+    store(m->view.dtype, address_of(m, position, class), value);
+}
+
+static inline void fill_with_guard_bytes(const struct memory* m) { memset(m->bytes, GUARD_BYTE, m->size); }
+
+static inline struct memory allocate(enum segloss_dtype dtype, const struct segloss_positions* positions,
+                                     int64_t num_classes, enum layout layout, size_t guard) {
+    struct memory m = {.positions = positions, .num_classes = num_classes, .guard = guard};
+    m.view.dtype = dtype;
+    set_strides(&m.view, positions, num_classes, layout);
+    const int64_t span = offset_of(&m, count_positions(positions) - 1, num_classes - 1) + 1;
+    m.size = (size_t)(span * formats[dtype].size) + 2 * guard;
+    m.bytes = malloc(m.size);
+    if (!m.bytes) {
+        fail("no memory");
+    }
+    m.view.data = m.bytes + guard;
+    fill_with_guard_bytes(&m);
+    return m;
+}
+
+static inline struct memory allocate_input(enum segloss_dtype dtype, const struct segloss_positions* positions,
+                                           int64_t num_classes, enum layout layout) {
+    return allocate(dtype, positions, num_classes, layout, 0);
+}
+
+static inline struct memory allocate_output(enum segloss_dtype dtype, const struct segloss_positions* positions,
+                                            int64_t num_classes, enum layout layout) {
+    return allocate(dtype, positions, num_classes, layout, GUARD_SIZE);
+}
+
+/* Every byte that belongs to no element must be as it was allocated. */
+static inline void check_guards(const struct memory* m, const char* name) {
+    const size_t element_size = (size_t)formats[m->view.dtype].size;
+    const size_t class_size = (size_t)m->view.stride_class * element_size;
+    unsigned char* is_element = calloc(m->size, 1);
+    if (!is_element) {
+        fail("no memory");
+    }
+    for (int64_t p = 0; p < count_positions(m->positions); ++p) {
+        unsigned char* first = is_element + m->guard + (size_t)offset_of(m, p, 0) * element_size;
+        for (int64_t c = 0; c < m->num_classes; ++c) {
+            memset(first + (size_t)c * class_size, 1, element_size);
+        }
+    }
+    for (size_t i = 0; i < m->size; ++i) {
+        if (!is_element[i] && m->bytes[i] != GUARD_BYTE) {
+            fail("%s: a byte outside the tensor was written, %lld bytes from its start", name,
+                 (long long)i - (long long)m->guard);
+        }
+    }
+    free(is_element);
+}
+
+#endif

@@ -1,0 +1,275 @@
+/* Bad labels, accuracy and one-hot targets. */
+#ifndef SEGLOSS_TEST_LABEL_TESTS_H
+#define SEGLOSS_TEST_LABEL_TESTS_H
+
+#include "cross_entropy_tests.h"
+
+/* ---- bad labels ---- */
+
+enum { BAD_CLASSES = 5, BAD_IGNORE = 200 };
+
+/* A label that no kernel may take, for the dtypes in [first, last]; ignore_index 0 stands for BAD_IGNORE. */
+struct bad_label {
+    enum segloss_dtype first, last;
+    long double value;
+    int64_t ignore_index;
+};
+
+static const struct bad_label bad_labels[] = {
+    {SEGLOSS_FLOAT32, SEGLOSS_BFLOAT16, BAD_CLASSES, 0},
+    {SEGLOSS_UINT8, SEGLOSS_INT64, BAD_CLASSES, 0},
+    {SEGLOSS_FLOAT32, SEGLOSS_BFLOAT16, -1, 0},
+    {SEGLOSS_INT8, SEGLOSS_INT8, -1, 0},
+    {SEGLOSS_INT16, SEGLOSS_INT16, INT16_MIN, 0},
+    {SEGLOSS_INT32, SEGLOSS_INT32, INT32_MIN, 0},
+    {SEGLOSS_INT64, SEGLOSS_INT64, -0x1p63L, 0},
+    {SEGLOSS_INT64, SEGLOSS_INT64, 0x1p32L, 0},
+    {SEGLOSS_UINT8, SEGLOSS_UINT8, UINT8_MAX, 0},
+    {SEGLOSS_UINT16, SEGLOSS_UINT16, UINT16_MAX, 0},
+    {SEGLOSS_UINT32, SEGLOSS_UINT32, UINT32_MAX, 0},
+    {SEGLOSS_UINT64, SEGLOSS_UINT64, 0x1p63L, 0},
+    {SEGLOSS_UINT64, SEGLOSS_UINT64, 0x1p32L, 0},
+    {SEGLOSS_FLOAT32, SEGLOSS_BFLOAT16, 0.5L, 0},
+    {SEGLOSS_FLOAT32, SEGLOSS_BFLOAT16, (long double)NAN, 0},
+    {SEGLOSS_FLOAT32, SEGLOSS_BFLOAT16, (long double)INFINITY, 0},
+    {SEGLOSS_FLOAT32, SEGLOSS_BFLOAT16, -(long double)INFINITY, 0},
+    {SEGLOSS_FLOAT32, SEGLOSS_FLOAT64, 0x1p127L, 0},
+    {SEGLOSS_UINT8, SEGLOSS_UINT8, UINT8_MAX, -1}, /* the same bits as ignore_index, but not its value */
+    {SEGLOSS_UINT16, SEGLOSS_UINT16, UINT16_MAX, -1},
+    {SEGLOSS_UINT32, SEGLOSS_UINT32, UINT32_MAX, -1},
+    {SEGLOSS_UINT64, SEGLOSS_UINT64, 0x1p64L - 0x1p32L, -0x100000000},
+};
+
+/* Labels as they should be, with some to ignore where the dtype can say so. */
+static void fill_good_labels(const struct memory* target, int64_t num_positions, int64_t ignore_index) {
+    const int can_ignore = is_floating(target->view.dtype) || holds(target->view.dtype, ignore_index);
+    for (int64_t p = 0; p < num_positions; ++p) {
+        set(target, p, 0, can_ignore && p % 7 == 3 ? ignore_index : p % BAD_CLASSES);
+    }
+}
+
+static void expect_position(const char* kernel, int64_t got, int64_t expected) {
+    if (got != expected) {
+        fail("%s returned %lld, expected %lld", kernel, (long long)got, (long long)expected);
+    }
+}
+
+/* All kernels that read labels, over [begin, end). */
+static void expect_refusal(const struct segloss_kernels* table, const struct test_case* t, const struct inputs* in,
+                           int64_t begin, int64_t end, int64_t expected) {
+    struct outputs out;
+    struct segloss_sums sums;
+    struct segloss_counts correct;
+    create_outputs(t, &out);
+    memset(out.tail.view.data, 0, (size_t)(t->num_positions * formats[out.tail.view.dtype].size));
+    const struct segloss_cross_entropy args = arguments_of(t, in, &out);
+    const struct segloss_accuracy accuracy = {t->positions, t->num_classes, in->logits.view, in->target.view,
+                                              t->ignore_index};
+    const enum segloss_real real = t->numbers.real;
+    expect_position("forward", table->cross_entropy_forward[real](&args, begin, end, &sums), expected);
+    expect_position("backward", table->cross_entropy_backward[real](&args, begin, end), expected);
+    expect_position("accuracy", table->accuracy[real](&accuracy, begin, end, &correct), expected);
+    check_guards(&out.loss, "loss");
+    check_guards(&out.grad, "grad");
+    free_outputs(&out);
+}
+
+/* The first of two bad labels is named; a range without them is accepted. */
+static void test_bad_label(const struct bad_label* bad, enum segloss_dtype dtype, struct number_pair numbers,
+                           int64_t position) {
+    enum { POSITIONS = 3 * SEGLOSS_BLOCK + 1 };
+    const struct target_kind labels = target_kinds[random_below(2) * 2]; /* of logits or of log probabilities */
+    struct test_case t = draw_case(POSITIONS, BAD_CLASSES, numbers, labels);
+    struct inputs in;
+    t.target_dtype = dtype;
+    t.ignore_index = bad->ignore_index ? bad->ignore_index : BAD_IGNORE;
+    t.values = ORDINARY;
+    create_inputs(&t, &in);
+    fill_good_labels(&in.target, POSITIONS, t.ignore_index);
+    set(&in.target, position, 0, bad->value);
+    set(&in.target, POSITIONS - 1, 0, bad->value);
+    for (int i = 0; i < num_tables; ++i) {
+        describe_case(&t, tables[i]->isa);
+        expect_refusal(tables[i], &t, &in, 0, POSITIONS, position);
+        expect_refusal(tables[i], &t, &in, 0, position, -1);
+        expect_refusal(tables[i], &t, &in, 2 * SEGLOSS_BLOCK, 3 * SEGLOSS_BLOCK, -1);
+    }
+    free_inputs(&in);
+}
+
+static void test_bad_labels(void) {
+    static const int64_t positions[] = {0, 1, SEGLOSS_BLOCK - 1, SEGLOSS_BLOCK, SEGLOSS_BLOCK + 1};
+    const struct number_pair both[] = {number_pairs[0], number_pairs[3]};
+    int num_cases = 0;
+    for (size_t i = 0; i < sizeof bad_labels / sizeof bad_labels[0]; ++i) {
+        for (int dtype = (int)bad_labels[i].first; dtype <= (int)bad_labels[i].last; ++dtype) {
+            for (size_t k = 0; k < sizeof positions / sizeof positions[0]; ++k) {
+                random_state = (uint64_t)num_cases++;
+                test_bad_label(&bad_labels[i], (enum segloss_dtype)dtype, both[random_below(2)], positions[k]);
+            }
+        }
+    }
+    printf("bad labels: %d cases, the first one's position from forward, backward and accuracy: ok\n", num_cases);
+}
+
+/* ---- accuracy ---- */
+
+/* The first of the largest; nan is larger than any number. */
+static int64_t reference_argmax(const struct memory* logits, int64_t p) {
+    int64_t best = 0;
+    for (int64_t c = 1; c < logits->num_classes; ++c) {
+        const long double x = get(logits, p, c), largest = get(logits, p, best);
+        if (!isnan(largest) && (isnan(x) || x > largest)) {
+            best = c;
+        }
+    }
+    return best;
+}
+
+/* Few different values, so that the largest is often there twice; hostile ones among them. */
+static void fill_with_ties(const struct test_case* t, const struct memory* logits) {
+    static const double few[] = {-INFINITY, -1, 0, 0.5, 0.5, 0.5, INFINITY, NAN};
+    const int num_values = t->values == HOSTILE ? 8 : 6;
+    for (int64_t p = 0; p < t->num_positions; ++p) {
+        for (int64_t c = 0; c < t->num_classes; ++c) {
+            set(logits, p, c, few[random_below(num_values)]);
+        }
+    }
+}
+
+/* Half of the labels are the prediction, as far as the dtype holds it. */
+static void make_half_correct(const struct test_case* t, const struct inputs* in) {
+    for (int64_t p = 0; p < t->num_positions; ++p) {
+        const int64_t predicted = reference_argmax(&in->logits, p);
+        const int is_ignored = get(&in->target, p, 0) == (long double)t->ignore_index;
+        if (random_below(2) && !is_ignored && (long double)predicted <= formats[t->target_dtype].max) {
+            set(&in->target, p, 0, predicted);
+        }
+    }
+}
+
+static struct segloss_counts reference_counts(const struct test_case* t, const struct inputs* in) {
+    struct segloss_counts expected = {0, 0};
+    for (int64_t p = 0; p < t->num_positions; ++p) {
+        const long double label = get(&in->target, p, 0);
+        expected.valid += label != (long double)t->ignore_index;
+        expected.correct += label != (long double)t->ignore_index && label == reference_argmax(&in->logits, p);
+    }
+    return expected;
+}
+
+static void check_accuracy(const struct segloss_kernels* table, const struct test_case* t, const struct inputs* in) {
+    const struct segloss_counts expected = reference_counts(t, in);
+    const struct segloss_accuracy args = {t->positions, t->num_classes, in->logits.view, in->target.view,
+                                          t->ignore_index};
+    struct segloss_counts whole = {-1, -1}, sum = {0, 0};
+    describe_case(t, table->isa);
+    check_accepted(table->accuracy[t->numbers.real](&args, 0, t->num_positions, &whole));
+    for (int64_t begin = 0; begin < t->num_positions; begin += SEGLOSS_BLOCK) {
+        struct segloss_counts part;
+        const int64_t end = begin + SEGLOSS_BLOCK < t->num_positions ? begin + SEGLOSS_BLOCK : t->num_positions;
+        check_accepted(table->accuracy[t->numbers.real](&args, begin, end, &part));
+        sum.correct += part.correct;
+        sum.valid += part.valid;
+    }
+    if (memcmp(&whole, &expected, sizeof whole) != 0 || memcmp(&sum, &expected, sizeof sum) != 0) {
+        fail("accuracy: %lld of %lld, block by block %lld of %lld, expected %lld of %lld", (long long)whole.correct,
+             (long long)whole.valid, (long long)sum.correct, (long long)sum.valid, (long long)expected.correct,
+             (long long)expected.valid);
+    }
+}
+
+static void test_accuracy(void) {
+    int num_cases = 0;
+    for (int i = 0; i < NUM_COUNTS; ++i) {
+        for (int j = 0; j < NUM_CLASS_COUNTS; ++j) {
+            for (int k = 0; k < NUM_PAIRS; ++k) {
+                random_state = (uint64_t)num_cases++;
+                const struct test_case t = draw_case(counts[i], class_counts[j], number_pairs[k], target_kinds[0]);
+                struct inputs in;
+                create_inputs(&t, &in);
+                fill_with_ties(&t, &in.logits);
+                make_half_correct(&t, &in);
+                for (int table = 0; table < num_tables; ++table) {
+                    check_accuracy(tables[table], &t, &in);
+                }
+                free_inputs(&in);
+            }
+        }
+    }
+    printf("accuracy: %d cases in %d tables: ok\n", num_cases, num_tables);
+}
+
+/* ---- one-hot targets ---- */
+
+/* Ways not to be one-hot, each a voxel's first three classes; -1 needs a signed dtype. */
+static const int strange_voxels[][3] = {{0, 0, 0}, {1, 1, 0}, {2, 0, 0}, {0, 1, 2}, {1, 1, -1}, {0, 1, -1}};
+
+enum { NUM_STRANGE = sizeof strange_voxels / sizeof strange_voxels[0] };
+
+static int64_t one_hot_label(int64_t position, int64_t num_classes) { return position * 5 % num_classes; }
+
+static void describe_one_hot(const char* isa, const struct memory* target) {
+    snprintf(
+        current_case, sizeof current_case, "%s one-hot: %lld positions x %lld classes of %s, strides %lld and %lld",
+        isa, (long long)count_positions(target->positions), (long long)target->num_classes,
+        formats[target->view.dtype].name, (long long)target->view.stride_class, (long long)target->view.strides[0]);
+}
+
+/* Runs all tables: the labels must be right up to the first strange voxel (-1: none), which must be returned. */
+static void check_one_hot(const struct memory* target, int64_t first_strange) {
+    const struct segloss_positions* positions = target->positions;
+    const int64_t num_positions = count_positions(positions);
+    for (int i = 0; i < num_tables; ++i) {
+        struct memory labels = allocate_output(SEGLOSS_INT32, positions, 1, PLANAR);
+        const struct segloss_one_hot args = {*positions, target->num_classes, target->view, labels.view.data};
+        describe_one_hot(tables[i]->isa, target);
+        expect_position("one_hot", tables[i]->one_hot(&args, 0, num_positions), first_strange);
+        for (int64_t p = 0; p < num_positions && first_strange < 0; ++p) {
+            if (get(&labels, p, 0) != one_hot_label(p, target->num_classes)) {
+                fail("label %Lg at position %lld, expected %lld", get(&labels, p, 0), (long long)p,
+                     (long long)one_hot_label(p, target->num_classes));
+            }
+        }
+        check_guards(&labels, "labels");
+        free(labels.bytes);
+    }
+}
+
+static void spoil_and_check(const struct memory* target, int64_t position) {
+    for (int s = 0; s < NUM_STRANGE && target->num_classes >= 3; ++s) {
+        const int needs_sign = strange_voxels[s][2] < 0;
+        if (needs_sign && formats[target->view.dtype].min == 0) {
+            continue;
+        }
+        for (int64_t c = 0; c < target->num_classes; ++c) {
+            set(target, position, c, c < 3 ? strange_voxels[s][c] : 0);
+        }
+        check_one_hot(target, position);
+    }
+}
+
+static void test_one_hot(void) {
+    int num_cases = 0;
+    for (int i = 0; i < NUM_COUNTS; ++i) {
+        for (int j = 0; j < NUM_CLASS_COUNTS; ++j) {
+            for (int dtype = NUM_FLOATING; dtype < NUM_DTYPES; ++dtype) {
+                random_state = (uint64_t)num_cases++;
+                const struct segloss_positions positions = factored(counts[i], 1 + random_below(3));
+                struct memory target = allocate_input((enum segloss_dtype)dtype, &positions, class_counts[j],
+                                                      (enum layout)random_below(NUM_LAYOUTS));
+                for (int64_t p = 0; p < counts[i]; ++p) {
+                    for (int64_t c = 0; c < class_counts[j]; ++c) {
+                        set(&target, p, c, c == one_hot_label(p, class_counts[j]));
+                    }
+                }
+                check_one_hot(&target, -1);
+                spoil_and_check(&target, random_below(counts[i]));
+                free(target.bytes);
+            }
+        }
+    }
+    printf("one-hot: %d cases in %d tables, and %d ways not to be: ok\n", num_cases, num_tables, NUM_STRANGE);
+}
+
+#endif

@@ -1,0 +1,130 @@
+/* Cross entropy and its gradient, slowly: the formulas of kernels.h word by word, one voxel at a time. */
+#ifndef SEGLOSS_TEST_REFERENCE_H
+#define SEGLOSS_TEST_REFERENCE_H
+
+#include "harness.h"
+
+enum { MAX_CLASSES = 129 };
+
+/* One problem's arguments as the reference reads them; voxel_weight without data stands for 1. */
+struct problem {
+    enum segloss_real real; /* what the kernels compute in: decides where max - x overflows */
+    const struct segloss_cross_entropy* args;
+    const struct memory* logits;
+    const struct memory* target;
+    const struct memory* voxel_weight;
+    const struct memory* grad_loss;
+    const struct memory* class_weight;
+};
+
+struct voxel {
+    long double loss;
+    long double weight; /* share of the mean's denominator */
+    long double grad[MAX_CLASSES];
+    long double magnitude[MAX_CLASSES]; /* of the terms that are added to give grad: what rounding is relative to */
+};
+
+static inline long double reference_class_weight(const struct problem* problem, int64_t c) {
+    return problem->args->class_weight ? get(problem->class_weight, c, 0) : 1;
+}
+
+/* v; 0 where the voxel does not count. */
+static inline long double reference_voxel_weight(const struct problem* problem, int64_t p) {
+    const struct segloss_cross_entropy* a = problem->args;
+    if (!a->target_is_probabilities && get(problem->target, p, 0) == (long double)a->ignore_index) {
+        return 0;
+    }
+    return a->voxel_weight.data ? get(problem->voxel_weight, p, 0) : 1;
+}
+
+/* q_c, what multiplies -log p_c in the loss. */
+static inline long double reference_factor(const struct problem* problem, int64_t p, int64_t c) {
+    const struct segloss_cross_entropy* a = problem->args;
+    const long double w = reference_class_weight(problem, c);
+    const long double uniform = (long double)a->label_smoothing / a->num_classes;
+    const long double target =
+        a->target_is_probabilities ? get(problem->target, p, c) : get(problem->target, p, 0) == c;
+    return w * ((1 - (long double)a->label_smoothing) * target + uniform);
+}
+
+/* The softmax of one voxel; `others` is the sum of e_c = exp(x_c - max) over all classes but one largest. */
+struct softmax {
+    long double x[MAX_CLASSES];
+    long double e[MAX_CLASSES];
+    long double max;
+    long double others;
+    int is_nan;
+};
+
+static inline void reference_softmax(const struct problem* problem, int64_t p, struct softmax* s) {
+    int64_t largest = 0;
+    s->max = -(long double)INFINITY;
+    s->others = 0;
+    s->is_nan = 0;
+    for (int64_t c = 0; c < problem->args->num_classes; ++c) {
+        s->x[c] = get(problem->logits, p, c);
+        s->is_nan |= isnan(s->x[c]);
+        if (s->x[c] > s->max) {
+            s->max = s->x[c];
+            largest = c;
+        }
+    }
+    s->is_nan |= isinf(s->max);
+    for (int64_t c = 0; c < problem->args->num_classes; ++c) {
+        s->e[c] = s->is_nan ? (long double)NAN : expl(s->x[c] - s->max);
+        s->others += c == largest ? 0 : s->e[c];
+    }
+}
+
+static inline long double reference_nll(const struct problem* problem, const struct softmax* s, int64_t c) {
+    if (problem->args->log_probabilities) {
+        return -s->x[c];
+    }
+    const long double below = s->max - s->x[c];
+    const int overflows = below > formats[dtype_of_real(problem->real)].max;
+    return (overflows ? (long double)INFINITY : below) + log1pl(s->others);
+}
+
+/* grad_c = scale (Q p_c - q_c), or -scale q_c in log probabilities; Q = sum_c q_c. */
+static inline void reference_grad(const struct problem* problem, const struct softmax* s, long double scale,
+                                  const long double* q, struct voxel* out) {
+    const struct segloss_cross_entropy* a = problem->args;
+    long double total = 0;
+    for (int64_t c = 0; c < a->num_classes; ++c) {
+        total += q[c];
+    }
+    for (int64_t c = 0; c < a->num_classes; ++c) {
+        const long double probability = s->e[c] / (1 + s->others);
+        const long double complement = (s->others + (1 - s->e[c])) / (1 + s->others);
+        const long double rising = a->log_probabilities ? 0 : probability * (total - q[c]);
+        const long double falling = a->log_probabilities ? q[c] : q[c] * complement;
+        const int is_smooth = a->label_smoothing != 0; /* then the terms are Q p_c and q_c themselves */
+        out->grad[c] = scale * (rising - falling);
+        out->magnitude[c] = fabsl(scale) * (is_smooth ? probability * total + q[c] : rising + falling);
+    }
+}
+
+static inline void reference_voxel(const struct problem* problem, int64_t p, struct voxel* out) {
+    const struct segloss_cross_entropy* a = problem->args;
+    const long double v = reference_voxel_weight(problem, p);
+    memset(out, 0, sizeof *out);
+    if (v == 0) {
+        return;
+    }
+    struct softmax s;
+    reference_softmax(problem, p, &s);
+    long double q[MAX_CLASSES];
+    for (int64_t c = 0; c < a->num_classes; ++c) {
+        q[c] = reference_factor(problem, p, c);
+        out->loss += q[c] == 0 ? 0 : v * q[c] * reference_nll(problem, &s, c);
+    }
+    if (s.is_nan && !a->log_probabilities) {
+        out->loss = (long double)NAN;
+    }
+    out->weight =
+        a->target_is_probabilities ? v : v * reference_class_weight(problem, (int64_t)get(problem->target, p, 0));
+    const long double grad_loss = get(problem->grad_loss, p, 0) * (long double)a->grad_scale;
+    reference_grad(problem, &s, grad_loss * v, q, out);
+}
+
+#endif

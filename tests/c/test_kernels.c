@@ -1,0 +1,42 @@
+/* Tests of the C kernels without Python: every table of this processor against slow references.
+ *
+ * Prints one line for each group and returns 1 at the first failure, which names its case. */
+
+#include "cross_entropy_tests.h"
+#include "elementary_tests.h"
+#include "label_tests.h"
+#include "tables.h"
+
+static void test_selection(void) {
+    snprintf(current_case, sizeof current_case, "selection");
+    const struct segloss_kernels* best = tables[num_tables - 1];
+    for (int i = 0; i < num_tables; ++i) {
+        if (strcmp(tables[i]->isa, elementaries[i]->isa) != 0) {
+            fail("asked for %s, got %s", elementaries[i]->isa, tables[i]->isa);
+        }
+    }
+    if (segloss_select_kernels(NULL) != best || segloss_select_kernels("") != best) {
+        fail("expected %s by default", best->isa);
+    }
+    if (segloss_select_kernels("sse9") != NULL) {
+        fail("an instruction set that does not exist was found");
+    }
+    printf("selection: ok\n");
+}
+
+int main(void) {
+    setvbuf(stdout, NULL, _IOLBF, 0); /* what was printed stays, should a sanitizer end the program */
+    find_tables();
+    test_selection();
+    test_accuracy_of(&functions[0]);
+    test_accuracy_of(&functions[1]);
+    test_special_values();
+    test_half_types();
+    for (size_t i = 0; i < sizeof target_kinds / sizeof target_kinds[0]; ++i) {
+        test_cross_entropy(target_kinds[i]);
+    }
+    test_bad_labels();
+    test_accuracy();
+    test_one_hot();
+    return 0;
+}

@@ -1,0 +1,233 @@
+"""The modules, and what the package shows of itself."""
+
+import copy
+import importlib.resources
+import inspect
+import pickle
+
+import pytest
+import torch
+from tolerances import assert_close
+
+import segloss
+
+PAIRS = [(segloss.CrossEntropyLoss, torch.nn.CrossEntropyLoss), (segloss.NLLLoss, torch.nn.NLLLoss)]
+FUNCTIONS = [
+    (segloss.cross_entropy, torch.nn.functional.cross_entropy),
+    (segloss.nll_loss, torch.nn.functional.nll_loss),
+]
+MODULE_AND_FUNCTION = [(segloss.CrossEntropyLoss, segloss.cross_entropy), (segloss.NLLLoss, segloss.nll_loss)]
+MODULES = [segloss.CrossEntropyLoss, segloss.NLLLoss]
+
+INPUT = torch.tensor([[[0.5, -1.0], [2.0, 0.25], [-0.5, 1.0]]])  # [1, 3, 2]
+LABELS = torch.tensor([[1, 2]], dtype=torch.uint8)
+
+
+def parameters_of(function):
+    return list(inspect.signature(function).parameters.values())
+
+
+# ---- signatures ----
+
+
+@pytest.mark.parametrize(("ours", "torchs"), PAIRS + FUNCTIONS)
+def test_the_arguments_are_torchs_in_torchs_order_with_torchs_defaults(ours, torchs):
+    def positional(function):
+        kinds = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        return [(p.name, p.default) for p in parameters_of(function) if p.kind == kinds]
+
+    assert positional(ours) == positional(torchs)
+
+
+@pytest.mark.parametrize("function", [segloss.cross_entropy, segloss.nll_loss])
+def test_what_torch_lacks_is_for_keywords_only(function):
+    own = {p.name: p.default for p in parameters_of(function) if p.kind == inspect.Parameter.KEYWORD_ONLY}
+    assert {"dim": 1, "voxel_weight": None, "empty": "nan"}.items() <= own.items()
+
+
+@pytest.mark.parametrize(("module", "function"), MODULE_AND_FUNCTION)
+def test_a_module_has_the_keywords_of_its_function(module, function):
+    def keywords(callable):
+        return {p.name: p.default for p in parameters_of(callable)}
+
+    of_function = keywords(function)
+    for tensor in ("input", "target", "voxel_weight"):
+        del of_function[tensor]
+    assert keywords(module) == of_function
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_forward_takes_input_target_and_voxel_weight(module):
+    assert [p.name for p in parameters_of(module().forward)] == ["input", "target", "voxel_weight"]
+
+
+# ---- a module is its function ----
+
+OPTIONS = [
+    {},
+    {"weight": torch.tensor([0.5, 2.0, 1.0])},
+    {"ignore_index": 2},
+    {"reduction": "sum"},
+    {"reduction": "none"},
+    {"ignore_index": 1, "weight": torch.tensor([0.5, 2.0, 1.0]), "reduction": "none"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options) or "plain")
+@pytest.mark.parametrize(("module", "function"), MODULE_AND_FUNCTION)
+def test_a_module_gives_what_its_function_gives(module, function, options):
+    assert torch.equal(module(**options)(INPUT, LABELS), function(INPUT, LABELS, **options))
+
+
+@pytest.mark.parametrize(("module", "torchs"), PAIRS)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options) or "plain")
+def test_a_module_gives_what_torchs_gives(options, module, torchs):
+    assert_close(module(**options)(INPUT, LABELS), torchs(**options)(INPUT, LABELS.long()))
+
+
+def test_label_smoothing_of_the_module():
+    expected = segloss.cross_entropy(INPUT, LABELS, label_smoothing=0.3)
+    assert torch.equal(segloss.CrossEntropyLoss(label_smoothing=0.3)(INPUT, LABELS), expected)
+
+
+@pytest.mark.parametrize(("module", "function"), MODULE_AND_FUNCTION)
+def test_dim_of_the_module(module, function):
+    x = INPUT.transpose(1, 2)
+    assert torch.equal(module(dim=-1)(x, LABELS), function(INPUT, LABELS))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_empty_of_the_module(module):
+    ignored = torch.full((1, 2), -100)
+    assert module()(INPUT, ignored).isnan()
+    assert module(empty="zero")(INPUT, ignored) == 0
+
+
+@pytest.mark.parametrize(("module", "function"), MODULE_AND_FUNCTION)
+def test_voxel_weight_goes_to_forward(module, function):
+    v = torch.tensor([[0.5, 2.0]])
+    expected = function(INPUT, LABELS, voxel_weight=v)
+    assert torch.equal(module()(INPUT, LABELS, v), expected)
+    assert torch.equal(module()(INPUT, LABELS, voxel_weight=v), expected)
+    assert not torch.equal(module()(INPUT, LABELS), expected)
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize(
+    ("legacy", "reduction"),
+    [({"size_average": False}, "sum"), ({"size_average": True}, "mean"), ({"reduce": False}, "none")],
+)
+def test_the_deprecated_keywords_become_a_reduction_with_a_warning(legacy, reduction, module):
+    with pytest.warns(UserWarning, match="size_average and reduce args will be deprecated"):
+        loss = module(**legacy)
+    assert loss.reduction == reduction
+    assert torch.equal(loss(INPUT, LABELS), module(reduction=reduction)(INPUT, LABELS))
+
+
+def test_positional_arguments_are_torchs():
+    weight = torch.tensor([0.5, 2.0, 1.0])
+    loss = segloss.CrossEntropyLoss(weight, None, 2, None, "sum", 0.3)
+    expected = torch.nn.CrossEntropyLoss(weight, None, 2, None, "sum", 0.3)
+    assert_close(loss(INPUT, LABELS), expected(INPUT, LABELS.long()))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_takes_part_in_backward(module):
+    x = INPUT.clone().requires_grad_()
+    module()(x, LABELS).backward()
+    assert x.grad.abs().sum() > 0
+
+
+# ---- a module is a citizen ----
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_weight_is_a_buffer(module):
+    weight = torch.tensor([0.5, 2.0, 1.0])
+    loss = module(weight)
+    assert list(loss.state_dict()) == ["weight"]
+    assert not list(loss.parameters())
+    assert torch.equal(loss.state_dict()["weight"], weight)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_without_weight_the_state_is_empty(module):
+    assert not module().state_dict()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_weight_moves_with_the_module(module):
+    assert module(torch.ones(3)).to(torch.float64).weight.dtype == torch.float64
+    assert module(torch.ones(3)).to("meta").weight.is_meta
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_state_of_one_module_loads_into_another(module):
+    loss = module(torch.ones(3))
+    loss.load_state_dict(module(torch.tensor([0.5, 2.0, 1.0])).state_dict())
+    assert torch.equal(loss.weight, torch.tensor([0.5, 2.0, 1.0]))
+
+
+@pytest.mark.parametrize("module", PAIRS)
+def test_the_state_of_torchs_module_loads(module):
+    ours, torchs = module
+    loss = ours(torch.ones(3))
+    loss.load_state_dict(torchs(torch.tensor([0.5, 2.0, 1.0])).state_dict())
+    assert torch.equal(loss.weight, torch.tensor([0.5, 2.0, 1.0]))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_repr_shows_every_keyword(module):
+    keywords = {"ignore_index": 255, "reduction": "sum", "dim": -1, "empty": "zero"}
+    text = repr(module(torch.tensor([0.5, 2.0]), **keywords))
+    assert text.startswith(module.__name__ + "(")
+    assert "weight=tensor([0.5000, 2.0000])" in text
+    for name, value in keywords.items():
+        assert f"{name}={value!r}" in text
+
+
+def test_repr_of_cross_entropy_loss_shows_label_smoothing():
+    assert "label_smoothing=0.3" in repr(segloss.CrossEntropyLoss(label_smoothing=0.3))
+
+
+def test_repr_of_a_weight_without_values():
+    assert "CrossEntropyLoss(" in repr(segloss.CrossEntropyLoss(torch.ones(3)).to("meta"))
+
+
+def every_option(module):
+    smoothing = {"label_smoothing": 0.3} if module is segloss.CrossEntropyLoss else {}
+    return module(torch.tensor([0.5, 2.0, 1.0]), ignore_index=255, reduction="none", empty="zero", **smoothing)
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("copied", [lambda m: pickle.loads(pickle.dumps(m)), copy.deepcopy], ids=["pickle", "deepcopy"])
+def test_a_copy_of_a_module_is_the_module(copied, module):
+    loss = every_option(module)
+    other = copied(loss)
+    assert repr(other) == repr(loss)
+    assert torch.equal(other(INPUT, LABELS), loss(INPUT, LABELS))
+    assert other.weight.data_ptr() != loss.weight.data_ptr()
+
+
+def test_a_module_in_a_sequence_of_modules():
+    model = torch.nn.ModuleDict({"loss": segloss.CrossEntropyLoss(torch.ones(3))})
+    assert list(model.state_dict()) == ["loss.weight"]
+
+
+# ---- the package ----
+
+
+def test_public_names():
+    assert {"CrossEntropyLoss", "NLLLoss", "accuracy", "cross_entropy", "get_isa", "nll_loss"} <= set(segloss.__all__)
+    assert sorted(segloss.__all__) == list(segloss.__all__)
+    assert all(hasattr(segloss, name) for name in segloss.__all__)
+
+
+def test_every_public_name_has_a_docstring():
+    assert all(getattr(segloss, name).__doc__ for name in segloss.__all__)
+
+
+def test_type_information_is_shipped():
+    files = importlib.resources.files(segloss)
+    assert files.joinpath("py.typed").is_file()
+    assert files.joinpath("_C.pyi").is_file()
