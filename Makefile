@@ -1,6 +1,7 @@
 # make demo | test | lint | bench. Each sets up .venv on its first run.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := $(shell find csrc -name '*.[ch]' -o -name '*.cpp') setup.py pyproject.toml
 LINTED_C := $(shell find csrc tests/c -name '*.[ch]' -o -name '*.cpp')
 
@@ -23,17 +24,18 @@ bench: .venv/.built
 
 # torch goes first and by its exact pin, else pip takes the CUDA build.
 .venv/.installed: requirements-dev.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "segloss needs Python 3.10 or newer, this is " + sys.version)'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "segloss needs Python 3.10 or newer, this is " + sys.version)'
+	@echo "Setting up .venv: one to two minutes"
+	@$(PYTHON) -m venv .venv
+	@$(PIP) torch==2.13.0
+	@$(PIP) -r requirements-dev.txt
+	@touch $@
 
 # No build isolation: an isolated build would fetch a torch of its own.
 .venv/.built: .venv/.installed $(SOURCES)
-	@echo "Building the extension: one to three minutes"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
-	touch $@
+	@echo "Building the extension: one to two minutes"
+	@$(PIP) --no-build-isolation --no-deps --editable .
+	@touch $@
 
 clean:
 	rm -rf .venv build dist demo segloss/*.so *.egg-info

@@ -10,6 +10,9 @@
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <array>
+#include <iterator>
 #include <limits>
 #include <tuple>
 
@@ -414,25 +417,18 @@ private:
         const auto x = input.view_as(input);
         const auto t = target.view_as(target);
         const auto w = weight ? OptionalTensor(weight->view_as(*weight)) : std::nullopt;
-        const auto kind = target.is_floating_point() && target.sym_sizes() == input.sym_sizes() ? Target::probabilities
-                                                                                                : Target::labels;
+        const auto kind = classify_target(options.op(), input, target, options.dim);
         const auto loss = composite(x, t, w, voxel_weight, kind, options);
+        const std::array<Tensor, 3> arguments{x, t, or_undefined(w)};
+        const auto needs_grad = [](const Tensor& tensor) { return tensor.defined() && tensor.requires_grad(); };
         variable_list sources;
-        for (const auto& source : {x, t, w.value_or(Tensor())}) {
-            if (source.defined() && source.requires_grad()) {
-                sources.push_back(source);
-            }
-        }
-        auto derivatives = torch::autograd::grad({loss}, sources, {grad_loss}, create_graph, create_graph, true);
-        variable_list result(5);
-        size_t next = 0;
-        size_t slot = 0;
-        for (const auto& source : {x, t, w.value_or(Tensor())}) {
-            if (source.defined() && source.requires_grad()) {
-                result[slot] = derivatives[next++];
-            }
-            ++slot;
-        }
+        std::copy_if(arguments.begin(), arguments.end(), std::back_inserter(sources), needs_grad);
+        const auto grads = torch::autograd::grad({loss}, sources, {grad_loss}, /*retain_graph=*/create_graph,
+                                                 create_graph, /*allow_unused=*/true);
+        variable_list result(5); // one for each argument of forward
+        auto next = grads.begin();
+        std::transform(arguments.begin(), arguments.end(), result.begin(),
+                       [&](const Tensor& tensor) { return needs_grad(tensor) ? *next++ : Tensor(); });
         return result;
     }
 };
