@@ -14,8 +14,8 @@ def _class_labels(
     return _ops.class_labels(op, target, num_classes, ignore_index), in_dims[1]
 
 
-def _one_hot_labels(info: Any, in_dims: Any, target: Tensor, dim: int) -> tuple[Tensor, int]:
-    return _ops.one_hot_labels(target.movedim(in_dims[0], 0), dim + 1), 0
+def _one_hot_labels(info: Any, in_dims: Any, op: str, target: Tensor, dim: int) -> tuple[Tensor, int]:
+    return _ops.one_hot_labels(op, target.movedim(in_dims[1], 0), dim + 1), 0
 
 
 torch.library.register_vmap("segloss::class_labels", _class_labels)

@@ -461,7 +461,7 @@ def test_opcheck_of_accuracy_and_one_hot():
     torch.library.opcheck(torch.ops.segloss.accuracy.default, (x, labels))
     torch.library.opcheck(torch.ops.segloss.accuracy_counts.default, (x, labels, -100, 1))
     one_hot = torch.nn.functional.one_hot(labels, 3).movedim(-1, 1)
-    torch.library.opcheck(torch.ops.segloss.one_hot_labels.default, (one_hot, 1))
+    torch.library.opcheck(torch.ops.segloss.one_hot_labels.default, ("cross_entropy", one_hot, 1))
 
 
 def test_compile_is_one_graph_with_the_same_bits():

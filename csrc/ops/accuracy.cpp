@@ -66,7 +66,7 @@ Tensor labels_of_float_one_hot(const Tensor& target, int64_t dim) {
     TORCH_CHECK(ones.eq(target).all().item<bool>(), kOp,
                 ": expected class labels or a one-hot target, got class probabilities of shape ", target.sizes(),
                 ". Use target.argmax(", dim, ")");
-    return one_hot_labels(ones, dim);
+    return one_hot_labels(kOp, ones, dim);
 }
 
 Tensor counts_of_predictions(const Tensor& predicted, const Tensor& target, int64_t ignore_index, int64_t dim) {
@@ -94,7 +94,7 @@ Tensor accuracy(const Tensor& input, const Tensor& target, int64_t ignore_index,
         const auto class_dimension = class_dim(kOp, input, dim);
         const auto kind = classify_target(kOp, input, target, class_dimension);
         const auto labels = kind == Target::labels    ? target
-                            : kind == Target::one_hot ? one_hot_labels(target, class_dimension)
+                            : kind == Target::one_hot ? one_hot_labels(kOp, target, class_dimension)
                                                       : labels_of_float_one_hot(target, class_dimension);
         static const auto op = c10::Dispatcher::singleton()
                                    .findSchemaOrThrow("segloss::accuracy_counts", "")

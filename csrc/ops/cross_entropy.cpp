@@ -69,7 +69,7 @@ Target check_operator_arguments(const Tensor& input, const Tensor& target, const
                       ": expected label_smoothing=0 with log probabilities, got ", options.label_smoothing);
     const auto kind = check_arguments(input, target, weight, voxel_weight, options);
     TORCH_CHECK(kind != Target::one_hot, options.op(), ": expected labels or floating probabilities, got a ",
-                target.scalar_type(), " target of input's shape. Use torch.ops.segloss.one_hot_labels(target, dim)");
+                target.scalar_type(), " target of input's shape. Use target.argmax(dim)");
     return kind;
 }
 
@@ -464,7 +464,7 @@ Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTe
     options.dtype = loss_dtype(input, target, kind);
     auto labels = target;
     if (kind == Target::one_hot) {
-        labels = one_hot_labels(target, options.dim);
+        labels = one_hot_labels(options.op(), target, options.dim);
         kind = Target::labels;
     }
     if (is_transformed({input, labels, weight, voxel_weight}) || !has_kernel(input)) {

@@ -19,7 +19,7 @@ void check_one_hot(const Tensor& target, int64_t dim) {
                       "], got ", dim);
 }
 
-Tensor one_hot_labels_cpu(const Tensor& target, int64_t dim) {
+Tensor one_hot_labels_cpu(c10::string_view op, const Tensor& target, int64_t dim) {
     check_one_hot(target, dim);
     const auto sizes = position_sizes(target, dim);
     const auto labels = at::empty(sizes, target.options().dtype(at::kInt));
@@ -31,12 +31,12 @@ Tensor one_hot_labels_cpu(const Tensor& target, int64_t dim) {
     const bool accepted =
         chunks.run([&](int64_t, int64_t begin, int64_t end) { return kernels().one_hot(&args, begin, end); });
     if (!accepted) {
-        check_one_hot_values("cross_entropy", target, dim);
+        check_one_hot_values(std::string(op), target, dim);
     }
     return labels;
 }
 
-Tensor one_hot_labels_meta(const Tensor& target, int64_t dim) {
+Tensor one_hot_labels_meta(c10::string_view /*op*/, const Tensor& target, int64_t dim) {
     check_one_hot(target, dim);
     auto sizes = target.sym_sizes().vec();
     sizes.erase(sizes.begin() + dim);
@@ -44,9 +44,9 @@ Tensor one_hot_labels_meta(const Tensor& target, int64_t dim) {
 }
 
 // Devices without a kernel.
-Tensor one_hot_labels_composite(const Tensor& target, int64_t dim) {
+Tensor one_hot_labels_composite(c10::string_view op, const Tensor& target, int64_t dim) {
     check_one_hot(target, dim);
-    check_one_hot_values("cross_entropy", target, dim);
+    check_one_hot_values(std::string(op), target, dim);
     return target.to(at::kByte).argmax(dim).to(at::kInt);
 }
 
@@ -66,22 +66,23 @@ Tensor class_labels_meta(c10::string_view /*op*/, const Tensor& target, c10::Sym
 
 } // namespace
 
-Tensor one_hot_labels(const Tensor& target, int64_t dim) {
-    static const auto op =
-        c10::Dispatcher::singleton().findSchemaOrThrow("segloss::one_hot_labels", "").typed<decltype(one_hot_labels)>();
-    return op.call(target, dim);
+Tensor one_hot_labels(const std::string& op, const Tensor& target, int64_t dim) {
+    static const auto handle = c10::Dispatcher::singleton()
+                                   .findSchemaOrThrow("segloss::one_hot_labels", "")
+                                   .typed<decltype(one_hot_labels_cpu)>();
+    return handle.call(op, target, dim);
 }
 
 Tensor class_labels(const std::string& op, const Tensor& target, c10::SymInt num_classes, int64_t ignore_index) {
     static const auto handle = c10::Dispatcher::singleton()
                                    .findSchemaOrThrow("segloss::class_labels", "")
-                                   .typed<Tensor(c10::string_view, const Tensor&, c10::SymInt, int64_t)>();
+                                   .typed<decltype(class_labels_composite)>();
     return handle.call(op, target, num_classes, ignore_index);
 }
 
 TORCH_LIBRARY_FRAGMENT(segloss, m) {
     const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
-    m.def("one_hot_labels(Tensor target, int dim) -> Tensor", tags);
+    m.def("one_hot_labels(str op, Tensor target, int dim) -> Tensor", tags);
     m.def("class_labels(str op, Tensor target, SymInt num_classes, int ignore_index) -> Tensor", tags);
 }
 
