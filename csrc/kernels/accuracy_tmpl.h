@@ -25,6 +25,7 @@ static void FN(argmax)(const struct segloss_tensor* logits, const struct block* 
 
 static int64_t FN(accuracy)(const struct segloss_accuracy* a, int64_t begin, int64_t end,
                             struct segloss_counts* counts) {
+    assert_range(&a->positions, begin, end);
     ALIGNED int32_t label[SEGLOSS_BLOCK];
     ALIGNED int32_t predicted[SEGLOSS_BLOCK];
     *counts = (struct segloss_counts){0, 0};

@@ -2,6 +2,7 @@
 #ifndef SEGLOSS_BLOCK_H
 #define SEGLOSS_BLOCK_H
 
+#include <assert.h>
 #include <stddef.h>
 #include <string.h>
 
@@ -37,6 +38,13 @@ typedef void copy_function(const struct plane* to, const struct plane* from, int
 static inline struct block block_at(const struct segloss_positions* positions, int64_t begin, int64_t end) {
     const int64_t left = end - begin;
     return (struct block){positions, begin, left < SEGLOSS_BLOCK ? (int)left : SEGLOSS_BLOCK};
+}
+
+/* What every kernel asks of its range. */
+static inline void assert_range(const struct segloss_positions* positions, int64_t begin, int64_t end) {
+    assert(positions->num_dims >= 1 && positions->num_dims <= SEGLOSS_MAX_DIMS);
+    assert(begin >= 0 && begin <= end && begin % SEGLOSS_BLOCK == 0);
+    (void)positions, (void)begin, (void)end;
 }
 
 /* The run that starts at `lane`; its count is 0 past the block's end. */

@@ -273,6 +273,9 @@ static void FN(add_lanes)(double* sums, const REAL* values) {
 
 static int64_t FN(cross_entropy_forward)(const struct segloss_cross_entropy* a, int64_t begin, int64_t end,
                                          struct segloss_sums* sums) {
+    assert_range(&a->positions, begin, end);
+    assert(a->target.data && (a->tail || a->log_probabilities));
+    assert(!a->log_probabilities || a->label_smoothing == 0);
     const REAL total_class_weight = FN(total_class_weight)(a);
     double loss_sums[8] = {0}, weight_sums[8] = {0};
     VOXELS v;
@@ -423,6 +426,9 @@ static void FN(zero_grad)(const struct segloss_cross_entropy* a, const struct bl
 }
 
 static int64_t FN(cross_entropy_backward)(const struct segloss_cross_entropy* a, int64_t begin, int64_t end) {
+    assert_range(&a->positions, begin, end);
+    assert(a->target.data && (a->tail || a->log_probabilities));
+    assert(a->grad_loss.data);
     const REAL total_class_weight = FN(total_class_weight)(a);
     VOXELS v;
     memset(v.tail, 0, sizeof v.tail);

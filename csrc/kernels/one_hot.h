@@ -1,6 +1,7 @@
 /* Exact one-hot targets of any integer dtype to labels. */
 
 static int64_t one_hot_labels(const struct segloss_one_hot* a, int64_t begin, int64_t end) {
+    assert_range(&a->positions, begin, end);
     ALIGNED int64_t value[SEGLOSS_BLOCK];
     for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
         const struct block b = block_at(&a->positions, p, end);
