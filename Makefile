@@ -22,7 +22,7 @@ lint: .venv/.installed
 bench: .venv/.built
 	$(BIN)/python benchmarks/cross_entropy.py
 
-# torch goes first and by its exact pin, else pip takes the CUDA build.
+# torch goes first and by its exact pin: another spelling may bring another build of it, of several gigabytes.
 .venv/.installed: requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "segloss needs Python 3.10 or newer, this is " + sys.version)'
 	@echo "Setting up .venv: one to two minutes"

@@ -1,6 +1,6 @@
 """Train a small 3-D U-Net on the MNI152 brain with ``segloss.CrossEntropyLoss``.
 
-    pip install segloss nilearn nibabel matplotlib tqdm
+    pip install nilearn nibabel matplotlib tqdm     # and segloss itself, as its README says
     python examples/mni152.py               # train, score, draw: about three minutes on two cores
     python examples/mni152.py --compare     # the same again with nn.CrossEntropyLoss, side by side
     python examples/mni152.py --steps 2     # does it run at all?

@@ -1,6 +1,7 @@
 """The losses as functions of (input, target)."""
 
 from collections.abc import Callable
+from numbers import Integral, Real
 from typing import Literal
 
 import torch
@@ -90,6 +91,7 @@ def cross_entropy(
         >>> segloss.cross_entropy(logits, labels)
         tensor(1.0066)
     """
+    _check_types("cross_entropy", input, target, weight, voxel_weight, ignore_index, dim, label_smoothing)
     return _cross_entropy(
         input,
         target,
@@ -139,6 +141,7 @@ def nll_loss(
         >>> segloss.nll_loss(logits.log_softmax(1), labels)
         tensor(1.0066)
     """
+    _check_types("nll_loss", input, target, weight, voxel_weight, ignore_index, dim, 0.0)
     return _cross_entropy(
         input,
         target,
@@ -151,6 +154,30 @@ def nll_loss(
         True,
         _is_zero("nll_loss", empty),
     )
+
+
+def _check_types(
+    op: str,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    voxel_weight: Tensor | None,
+    ignore_index: int,
+    dim: int,
+    label_smoothing: float,
+) -> None:
+    """TypeError for what is no tensor or no number; the dispatcher would print the whole of it."""
+    tensors = {"input": input, "target": target, "weight": weight, "voxel_weight": voxel_weight}
+    for name, value in tensors.items():
+        optional = name in ("weight", "voxel_weight") and value is None
+        if not (isinstance(value, Tensor) or optional):
+            got = type(value).__name__
+            raise TypeError(f"{op}: expected {name} to be a torch.Tensor, got {got}. Use torch.as_tensor({name})")
+    for name, number in (("ignore_index", ignore_index), ("dim", dim)):
+        if not isinstance(number, Integral):
+            raise TypeError(f"{op}: expected {name} to be an int, got {number!r}")
+    if not isinstance(label_smoothing, Real):
+        raise TypeError(f"{op}: expected label_smoothing to be a float, got {label_smoothing!r}")
 
 
 def _reduction_code(reduction: str, size_average: bool | None, reduce: bool | None) -> int:

@@ -9,24 +9,8 @@ from segloss import functional
 from segloss.functional import Empty, Reduction
 
 
-class NLLLoss(nn.Module):
-    """:func:`segloss.nll_loss` as a module; a replacement of :class:`torch.nn.NLLLoss`.
-
-    Args:
-        weight: a weight for each class ``[C]``; a buffer, so that it moves with the module.
-        size_average, reduce: deprecated, see ``reduction``.
-        ignore_index: label of the voxels that do not count. Default: -100.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``. Default: ``"mean"``.
-        dim: the class dimension of input. Default: 1.
-        empty: the mean over no voxel, ``"nan"`` or ``"zero"``. Default: ``"nan"``.
-
-    Example:
-        >>> import segloss, torch
-        >>> loss = segloss.NLLLoss(ignore_index=255)
-        >>> log_p = torch.randn(2, 3, 4, 4).log_softmax(1)
-        >>> loss(log_p, torch.full((2, 1, 4, 4), 2, dtype=torch.uint8)).shape
-        torch.Size([])
-    """
+class _Loss(nn.Module):
+    """The keywords that every loss of class labels has."""
 
     weight: Tensor | None
     reduction: str
@@ -52,9 +36,6 @@ class NLLLoss(nn.Module):
         self.dim = dim
         self.empty = empty
 
-    def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
-        return functional.nll_loss(input, target, self.weight, voxel_weight=voxel_weight, **self._options())
-
     def _options(self) -> dict[str, Any]:
         """The keywords of the function, all but the tensors."""
         return {
@@ -69,7 +50,32 @@ class NLLLoss(nn.Module):
         return ", ".join(weight + [f"{name}={value!r}" for name, value in self._options().items()])
 
 
-class CrossEntropyLoss(NLLLoss):
+class NLLLoss(_Loss):
+    """:func:`segloss.nll_loss` as a module; a replacement of :class:`torch.nn.NLLLoss`.
+
+    Args:
+        weight: a weight for each class ``[C]``; a buffer, so that it moves with the module.
+        size_average, reduce: deprecated, see ``reduction``.
+        ignore_index: label of the voxels that do not count. Default: -100.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``. Default: ``"mean"``.
+        dim: the class dimension of input. Default: 1.
+        empty: the mean over no voxel, ``"nan"`` or ``"zero"``. Default: ``"nan"``.
+
+    Called as ``loss(input, target, voxel_weight=None)``; shapes, dtypes and errors are the function's.
+
+    Example:
+        >>> import segloss, torch
+        >>> loss = segloss.NLLLoss(ignore_index=255)
+        >>> log_p = torch.randn(2, 3, 4, 4).log_softmax(1)
+        >>> loss(log_p, torch.full((2, 1, 4, 4), 2, dtype=torch.uint8)).shape
+        torch.Size([])
+    """
+
+    def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
+        return functional.nll_loss(input, target, self.weight, voxel_weight=voxel_weight, **self._options())
+
+
+class CrossEntropyLoss(_Loss):
     """:func:`segloss.cross_entropy` as a module; a replacement of :class:`torch.nn.CrossEntropyLoss`.
 
     Args:
@@ -80,6 +86,8 @@ class CrossEntropyLoss(NLLLoss):
         label_smoothing: in [0, 1]. Default: 0.
         dim: the class dimension of input. Default: 1.
         empty: the mean over no voxel, ``"nan"`` or ``"zero"``. Default: ``"nan"``.
+
+    Called as ``loss(input, target, voxel_weight=None)``; shapes, dtypes and errors are the function's.
 
     Example:
         >>> import segloss, torch

@@ -6,7 +6,7 @@ static void FN(argmax)(const struct segloss_tensor* logits, const struct block* 
     ALIGNED REAL best[SEGLOSS_BLOCK];
     ALIGNED REAL values[CLASS_CHUNK * SEGLOSS_BLOCK];
     for (int64_t first = 0; first < num_classes; first += CLASS_CHUNK) {
-        const int n = chunk_length(first, num_classes);
+        const int n = FN(chunk_length)(first, num_classes);
         FN(read_classes)(values, logits, b, first, n);
         if (first == 0) {
             memcpy(best, values, sizeof best);

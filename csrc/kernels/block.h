@@ -10,8 +10,6 @@
 
 #define ALIGNED __attribute__((aligned(64)))
 
-enum { CLASS_CHUNK = 128 }; /* classes held at a time: 32 KiB of float, what a first-level cache holds */
-
 /* The positions [begin, begin + count), count <= SEGLOSS_BLOCK; lane i is position begin + i. */
 struct block {
     const struct segloss_positions* positions;
@@ -101,11 +99,6 @@ static inline struct plane lanes_plane(void* buffer, size_t element_size, const 
     return (struct plane){(char*)buffer + (size_t)r->lane * element_size, SEGLOSS_BLOCK, 1};
 }
 
-static inline int chunk_length(int64_t first_class, int64_t num_classes) {
-    const int64_t left = num_classes - first_class;
-    return left < CLASS_CHUNK ? (int)left : CLASS_CHUNK;
-}
-
 static inline float float_of_bits(uint32_t bits) {
     float x;
     memcpy(&x, &bits, sizeof x);
@@ -120,7 +113,7 @@ static inline uint32_t bits_of_float(float x) {
 
 static inline float float_of_bfloat16(uint16_t h) { return float_of_bits((uint32_t)h << 16); }
 
-/* Exact, subnormals included: the exponent is rebiased by a multiplication. */
+/* Exact, subnormals included (unless the processor is told to flush them): a multiplication rebiases the exponent. */
 static inline float float_of_float16(uint16_t h) {
     const uint32_t magnitude = (uint32_t)(h & 0x7fff) << 13;
     const uint32_t sign = (uint32_t)(h & 0x8000) << 16;

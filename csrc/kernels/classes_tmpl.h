@@ -1,5 +1,14 @@
 /* Blocks of floating values, in and out: any dtype and stride in the tensor, REAL [class][lane] on our side. */
 
+/* Classes held at a time: 32 KiB, so that the two or three chunks in use stay in the caches and on any thread's stack.
+ */
+#define CLASS_CHUNK ((int)(32768 / (SEGLOSS_BLOCK * sizeof(REAL))))
+
+static inline int FN(chunk_length)(int64_t first_class, int64_t num_classes) {
+    const int64_t left = num_classes - first_class;
+    return left < CLASS_CHUNK ? (int)left : CLASS_CHUNK;
+}
+
 #define TO REAL
 
 #define COPY_NAME FN(from_float32)
@@ -92,8 +101,8 @@ ROWS {
     int64_t stride;
 };
 
-/* Where to put a chunk's results: in the tensor itself where a whole block of REAL lies in a row (a fifth faster than a
- * copy of it), else in `buffer`, for write_classes to take them from. */
+/* Where to put a chunk's results: in the tensor itself where a whole block of REAL lies in a row (a copy less), else in
+ * `buffer`, for write_classes to take them from. */
 static ROWS FN(output_rows)(const struct segloss_tensor* t, const struct block* b, int64_t first_class, REAL* buffer) {
     const struct run r = first_run(b);
     const struct plane plane = tensor_plane(t, b, &r, first_class);

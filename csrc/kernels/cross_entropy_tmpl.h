@@ -112,7 +112,7 @@ static void FN(find_max)(VOXELS* v, int64_t num_classes) {
         v->max[i] = REAL_LOWEST;
     }
     for (int64_t c = 0; c < num_classes; c += CLASS_CHUNK) {
-        const int n = chunk_length(c, num_classes);
+        const int n = FN(chunk_length)(c, num_classes);
         FN(max_of_chunk)(FN(read_logits)(v, c, n), n, v->max);
     }
 }
@@ -130,16 +130,25 @@ static void FN(tail_of_chunk)(const REAL* restrict logits, int num_classes, cons
     }
 }
 
+/* Sums over many classes are taken per chunk in REAL and over the chunks in double. */
+static void FN(add_chunk)(double* restrict sum, const REAL* restrict part) {
+    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
+        sum[i] += (double)part[i];
+    }
+}
+
 /* The tail; nan where the softmax is (a logit nan or +inf, or all of them -inf). */
 static void FN(find_tail)(VOXELS* v, int64_t num_classes) {
-    ALIGNED REAL others[SEGLOSS_BLOCK] = {0};
+    ALIGNED double sum[SEGLOSS_BLOCK] = {0};
     ALIGNED REAL largest[SEGLOSS_BLOCK] = {0};
     for (int64_t c = 0; c < num_classes; c += CLASS_CHUNK) {
-        const int n = chunk_length(c, num_classes);
+        const int n = FN(chunk_length)(c, num_classes);
+        ALIGNED REAL others[SEGLOSS_BLOCK] = {0};
         FN(tail_of_chunk)(FN(read_logits)(v, c, n), n, v->max, others, largest);
+        FN(add_chunk)(sum, others);
     }
     for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-        const REAL tail = others[i] + (largest[i] - 1) + (v->max[i] - v->max[i]);
+        const REAL tail = (REAL)(sum[i] + ((double)largest[i] - 1)) + (v->max[i] - v->max[i]);
         v->tail[i] = tail < 0 ? (REAL)NAN : tail;
     }
 }
@@ -176,23 +185,25 @@ static void FN(label_losses)(const struct segloss_cross_entropy* a, VOXELS* v, R
     const REAL smoothing = (REAL)a->label_smoothing;
     const REAL uniform = (REAL)(a->label_smoothing / (double)a->num_classes);
     ALIGNED REAL picked[SEGLOSS_BLOCK] = {0};
-    ALIGNED REAL spread[SEGLOSS_BLOCK] = {0};
+    ALIGNED double spread[SEGLOSS_BLOCK] = {0};
     ALIGNED REAL label_weight[SEGLOSS_BLOCK];
     FN(label_weights)(a, v->label, label_weight);
     for (int64_t c = 0; c < a->num_classes; c += CLASS_CHUNK) {
-        const int n = chunk_length(c, a->num_classes);
+        const int n = FN(chunk_length)(c, a->num_classes);
         const REAL* logits = FN(read_logits)(v, c, n);
         FN(pick_from_chunk)(logits, c, n, v->label, picked);
         if (smoothing != 0) {
             const REAL* w = a->class_weight ? (const REAL*)a->class_weight + c : NULL;
-            FN(spread_of_chunk)(logits, n, w, v->max, spread);
+            ALIGNED REAL part[SEGLOSS_BLOCK] = {0};
+            FN(spread_of_chunk)(logits, n, w, v->max, part);
+            FN(add_chunk)(spread, part);
         }
     }
     for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
         const REAL log_sum = FN(log1p)(v->tail[i]);
         const REAL factor = (1 - smoothing) * label_weight[i];
         const REAL sharp = factor == 0 ? 0 * v->tail[i] : factor * ((v->max[i] - picked[i]) + log_sum);
-        const REAL smooth = uniform * (spread[i] + total_class_weight * log_sum);
+        const REAL smooth = uniform * ((REAL)spread[i] + total_class_weight * log_sum);
         loss[i] = v->weight[i] * (sharp + smooth);
         weight[i] = v->weight[i] * label_weight[i];
     }
@@ -200,24 +211,29 @@ static void FN(label_losses)(const struct segloss_cross_entropy* a, VOXELS* v, R
 
 /* Losses of probabilities; each voxel's share of the denominator is v. */
 static void FN(probability_losses)(const struct segloss_cross_entropy* a, VOXELS* v, REAL* loss, REAL* weight) {
-    ALIGNED REAL spread[SEGLOSS_BLOCK] = {0};
-    ALIGNED REAL mass[SEGLOSS_BLOCK] = {0};
+    ALIGNED double spread[SEGLOSS_BLOCK] = {0};
+    ALIGNED double mass[SEGLOSS_BLOCK] = {0};
     ALIGNED REAL q[SEGLOSS_BLOCK];
     for (int64_t first = 0; first < a->num_classes; first += CLASS_CHUNK) {
-        const int n = chunk_length(first, a->num_classes);
+        const int n = FN(chunk_length)(first, a->num_classes);
         const REAL* logits = FN(read_logits)(v, first, n);
         const REAL* target = FN(read_probabilities)(v, first, n);
+        ALIGNED REAL chunk_spread[SEGLOSS_BLOCK] = {0};
+        ALIGNED REAL chunk_mass[SEGLOSS_BLOCK] = {0};
         for (int c = 0; c < n; ++c) {
             const REAL* x = logits + c * SEGLOSS_BLOCK;
             FN(probability_weights)(a, first + c, target + c * SEGLOSS_BLOCK, q);
             for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-                spread[i] += q[i] == 0 ? 0 : q[i] * (v->max[i] - x[i]);
-                mass[i] += q[i];
+                const REAL nll = v->max[i] - x[i];
+                chunk_spread[i] += q[i] * (q[i] == 0 && nll == (REAL)INFINITY ? 0 : nll);
+                chunk_mass[i] += q[i];
             }
         }
+        FN(add_chunk)(spread, chunk_spread);
+        FN(add_chunk)(mass, chunk_mass);
     }
     for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-        loss[i] = v->weight[i] * (spread[i] + mass[i] * FN(log1p)(v->tail[i]));
+        loss[i] = v->weight[i] * ((REAL)spread[i] + (REAL)mass[i] * FN(log1p)(v->tail[i]));
         weight[i] = v->weight[i];
     }
 }
@@ -239,7 +255,8 @@ static void FN(label_log_losses)(const struct segloss_cross_entropy* a, const VO
     FN(label_weights)(a, v->label, weight);
     for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
         weight[i] *= v->weight[i];
-        loss[i] = weight[i] == 0 ? 0 : weight[i] * -picked[i];
+        const REAL nll = -picked[i];
+        loss[i] = weight[i] * (weight[i] == 0 && nll == (REAL)INFINITY ? 0 : nll);
     }
 }
 
@@ -290,6 +307,8 @@ static int64_t FN(cross_entropy_forward)(const struct segloss_cross_entropy* a, 
             FN(block_losses)(a, &v, total_class_weight, loss, weight);
             FN(add_lanes)(loss_sums, loss);
             FN(add_lanes)(weight_sums, weight);
+        } else if (!a->log_probabilities) {
+            memset((REAL*)a->tail + p, 0, (size_t)v.block.count * sizeof(REAL));
         }
         if (a->loss.data) {
             FN(write_classes)(loss, &a->loss, &v.block, 0, 1);
@@ -358,16 +377,22 @@ static void FN(probability_grad)(const struct segloss_cross_entropy* a, VOXELS* 
 }
 
 static void FN(find_mass)(const struct segloss_cross_entropy* a, VOXELS* v, REAL* mass) {
+    ALIGNED double sum[SEGLOSS_BLOCK] = {0};
     ALIGNED REAL q[SEGLOSS_BLOCK];
     for (int64_t first = 0; first < a->num_classes; first += CLASS_CHUNK) {
-        const int n = chunk_length(first, a->num_classes);
+        const int n = FN(chunk_length)(first, a->num_classes);
         const REAL* target = FN(read_probabilities)(v, first, n);
+        ALIGNED REAL part[SEGLOSS_BLOCK] = {0};
         for (int c = 0; c < n; ++c) {
             FN(probability_weights)(a, first + c, target + c * SEGLOSS_BLOCK, q);
             for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-                mass[i] += q[i];
+                part[i] += q[i];
             }
         }
+        FN(add_chunk)(sum, part);
+    }
+    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
+        mass[i] = (REAL)sum[i];
     }
 }
 
@@ -402,7 +427,7 @@ static void FN(block_grad)(const struct segloss_cross_entropy* a, VOXELS* v, REA
         }
     }
     for (int64_t first = 0; first < a->num_classes; first += CLASS_CHUNK) {
-        const int n = chunk_length(first, a->num_classes);
+        const int n = FN(chunk_length)(first, a->num_classes);
         const ROWS grad = FN(output_rows)(&a->grad_logits, &v->block, first, buffer);
         if (a->log_probabilities) {
             FN(log_grad)(a, v, scale, first, n, grad);

@@ -1,7 +1,7 @@
 /* Elementary functions of one REAL, written so that a loop over them vectorises: no branch, no call, no table.
  *
  * Every function passes nan through. The coefficients are minimax fits (Remez exchange, 60 digits) on the interval
- * named beside them; the errors quoted were measured against 128-bit arithmetic by tests/c/test_kernels.c's bounds.
+ * named beside them; tests/c holds the errors quoted, against arithmetic of more digits.
  */
 
 #if REAL_IS_DOUBLE

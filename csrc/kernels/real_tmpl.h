@@ -5,6 +5,7 @@
 #include "accuracy_tmpl.h"
 
 #undef CHUNK
+#undef CLASS_CHUNK
 #undef ROWS
 #undef VOXELS
 #undef REAL

@@ -46,6 +46,7 @@ Tensor accuracy_counts_meta(const Tensor& input, const Tensor& /*target*/, int64
 }
 
 Tensor counts_of_label_maps(const Tensor& predicted, const Tensor& target, int64_t ignore_index) {
+    check_integral_labels(kOp, target);
     const auto labels = target.to(at::kLong);
     const auto valid = labels.ne(ignore_index);
     const auto correct = predicted.to(at::kLong).eq(labels).logical_and(valid);
@@ -58,15 +59,6 @@ Tensor accuracy_counts_composite(const Tensor& input, const Tensor& target, int6
     check_label_values(kOp, target, input.size(dim), ignore_index);
     const bool keeps_dim = target.dim() == input.dim();
     return counts_of_label_maps(input.argmax(dim, keeps_dim), target, ignore_index);
-}
-
-// A float target of input's shape counts where it is one-hot; probabilities have no one label to compare with.
-Tensor labels_of_float_one_hot(const Tensor& target, int64_t dim) {
-    const auto ones = target.ne(0);
-    TORCH_CHECK(ones.eq(target).all().item<bool>(), kOp,
-                ": expected class labels or a one-hot target, got class probabilities of shape ", target.sizes(),
-                ". Use target.argmax(", dim, ")");
-    return one_hot_labels(kOp, ones, dim);
 }
 
 Tensor counts_of_predictions(const Tensor& predicted, const Tensor& target, int64_t ignore_index, int64_t dim) {
@@ -93,16 +85,16 @@ Tensor accuracy(const Tensor& input, const Tensor& target, int64_t ignore_index,
         check_logits(kOp, input);
         const auto class_dimension = class_dim(kOp, input, dim);
         const auto kind = classify_target(kOp, input, target, class_dimension);
-        const auto labels = kind == Target::labels    ? target
-                            : kind == Target::one_hot ? one_hot_labels(kOp, target, class_dimension)
-                                                      : labels_of_float_one_hot(target, class_dimension);
+        // Floats of input's shape count where they are one-hot: probabilities have no one label to compare with.
+        const auto labels = kind == Target::labels ? target : one_hot_labels(kOp, target, class_dimension);
         static const auto op = c10::Dispatcher::singleton()
                                    .findSchemaOrThrow("segloss::accuracy_counts", "")
                                    .typed<decltype(accuracy_counts_cpu)>();
         counts = op.call(input, labels, ignore_index, class_dimension);
     }
     const auto dtype = c10::typeMetaToScalarType(c10::get_default_dtype());
-    return (counts.select(0, 0).to(at::kDouble) / counts.select(0, 1)).to(dtype);
+    const auto wide = counts.is_mps() ? at::kFloat : at::kDouble; // MPS has no float64
+    return (counts.select(0, 0).to(wide) / counts.select(0, 1)).to(dtype);
 }
 
 } // namespace

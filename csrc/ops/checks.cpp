@@ -2,8 +2,10 @@
 
 #include <ATen/ATen.h>
 #include <ATen/WrapDimUtils.h>
+#include <c10/core/GradMode.h>
 #include <c10/util/StringUtil.h>
 
+#include <algorithm>
 #include <vector>
 
 namespace segloss {
@@ -43,7 +45,22 @@ std::string expand_call(const c10::SymInt& batch_size, size_t num_dims) {
     return c10::str("target.expand(", batch_size, rest, ")");
 }
 
-// The one call that would make target fit input, or an empty string. Each candidate is tried, not guessed.
+// target.permute(...) that gives `expected`, or an empty string if the sizes are not the same ones.
+std::string permute_call(const SymShape& target, const SymShape& expected) {
+    std::vector<size_t> order;
+    for (const auto& size : expected) {
+        for (size_t d = 0; d < target.size(); ++d) {
+            if (target[d] == size && std::find(order.begin(), order.end(), d) == order.end()) {
+                order.push_back(d);
+                break;
+            }
+        }
+    }
+    const bool permutes = order.size() == expected.size() && target.size() == expected.size();
+    return permutes ? c10::str("target.permute(", c10::Join(", ", order), ")") : "";
+}
+
+// The one call that would make target fit input, or an empty string.
 std::string mend(const SymShape& input, const SymShape& target, int64_t dim) {
     for (int64_t d = 0; d < static_cast<int64_t>(target.size()); ++d) {
         if (target[d] == 1 && fits(without(target, d), input, dim)) {
@@ -71,6 +88,21 @@ std::string mend(const SymShape& input, const SymShape& target, int64_t dim) {
     if (fits(batched_target, batched_input, dim)) {
         return "input.unsqueeze(0) and target.unsqueeze(0)";
     }
+    if (target.size() == input.size() && dim < static_cast<int64_t>(target.size())) {
+        auto moved = target;
+        moved.insert(moved.begin() + dim, moved.back());
+        moved.pop_back();
+        if (moved == input) {
+            return c10::str("target.movedim(-1, ", dim, ")");
+        }
+    }
+    const auto expected = target.size() == input.size() ? with_size(input, dim, 1) : without(input, dim);
+    if (const auto permuted = permute_call(target, expected); !permuted.empty()) {
+        return permuted;
+    }
+    if (c10::multiply_integers(target) == c10::multiply_integers(expected)) {
+        return c10::str("target.reshape(", c10::SymIntArrayRef(expected), ")");
+    }
     const auto labels = target.size() == input.size() ? without(target, dim) : target;
     const auto positions = without(input, dim);
     if (labels.size() != positions.size() || positions.empty()) {
@@ -86,8 +118,9 @@ std::string mend(const SymShape& input, const SymShape& target, int64_t dim) {
                         ") to bring the logits to the labels' size");
     }
     if (SymShape(labels.begin() + 1, labels.end()) == SymShape(positions.begin() + 1, positions.end())) {
-        return labels[0] == 1 ? expand_call(positions[0], target.size())
-                              : "one batch for both: input and target of the same samples";
+        const auto same = std::string("input and target of the same samples");
+        return labels[0] == 1 ? same + ", or " + expand_call(positions[0], target.size()) + " if all share these labels"
+                              : same;
     }
     return "";
 }
@@ -188,7 +221,7 @@ void check_weight(const std::string& op, const Tensor& input, const OptionalTens
                 weight->sym_sizes(), ". Weights of voxels are given as voxel_weight");
     TORCH_CHECK(weight->is_floating_point(), op, ": expected a floating weight, got ", weight->scalar_type(),
                 ". Use weight.to(input.dtype)");
-    TORCH_CHECK(target == Target::probabilities || !weight->requires_grad(), op,
+    TORCH_CHECK(target == Target::probabilities || !weight->requires_grad() || !c10::GradMode::is_enabled(), op,
                 ": is not differentiable with respect to argument 'weight' for class labels. ",
                 "This input cannot have requires_grad True. Use weight.detach(), or class probabilities as target");
 }
@@ -204,7 +237,8 @@ void check_voxel_weight(const std::string& op, const Tensor& input, const Option
     TORCH_CHECK(is_integer(*voxel_weight) || voxel_weight->is_floating_point(), op,
                 ": expected a floating, integer or bool voxel_weight, got ", voxel_weight->scalar_type(),
                 ". Use voxel_weight.float()");
-    TORCH_CHECK(!voxel_weight->requires_grad(), op, ": is not differentiable with respect to argument 'voxel_weight'. ",
+    TORCH_CHECK(!voxel_weight->requires_grad() || !c10::GradMode::is_enabled(), op,
+                ": is not differentiable with respect to argument 'voxel_weight'. ",
                 "This input cannot have requires_grad True. Use voxel_weight.detach()");
 }
 
@@ -213,16 +247,21 @@ void check_label_smoothing(double label_smoothing) {
                 "label_smoothing must be between 0.0 and 1.0. Got: ", label_smoothing);
 }
 
-void check_label_values(const std::string& op, const Tensor& labels, int64_t num_classes, int64_t ignore_index) {
-    if (labels.is_floating_point()) {
-        const auto fractional = labels.ne(labels.floor());
-        TORCH_CHECK(!fractional.any().item<bool>(), op, ": expected integral labels in target ", labels.sizes(),
-                    " of dtype ", labels.scalar_type(), ", got ",
-                    labels.flatten()[first_true(fractional)].item<double>(), " at index ",
-                    at::IntArrayRef(index_of(first_true(fractional), labels.sizes())),
-                    ". Round the labels, or give class probabilities the shape of input");
+void check_integral_labels(const std::string& op, const Tensor& labels) {
+    if (!labels.is_floating_point()) {
+        return;
     }
-    const auto values = labels.is_floating_point() ? labels.to(at::kDouble) : labels.to(at::kLong);
+    const auto fractional = labels.ne(labels.floor());
+    TORCH_CHECK(!fractional.any().item<bool>(), op, ": expected integral labels in target ", labels.sizes(),
+                " of dtype ", labels.scalar_type(), ", got ", labels.flatten()[first_true(fractional)].item<double>(),
+                " at index ", at::IntArrayRef(index_of(first_true(fractional), labels.sizes())),
+                ". Round the labels, or give class probabilities the shape of input");
+}
+
+void check_label_values(const std::string& op, const Tensor& labels, int64_t num_classes, int64_t ignore_index) {
+    check_integral_labels(op, labels);
+    const auto wide = labels.is_floating_point() ? at::promote_types(labels.scalar_type(), at::kFloat) : at::kLong;
+    const auto values = labels.to(wide);
     auto ignored = values.eq(ignore_index); // not labels.eq: in uint8, -100 is 156
     if (labels.scalar_type() == at::kUInt64) {
         ignored.logical_and_(values.ge(0)); // beyond int64 they wrap
@@ -233,27 +272,35 @@ void check_label_values(const std::string& op, const Tensor& labels, int64_t num
         return;
     }
     const auto first = first_true(bad);
-    TORCH_CHECK_INDEX(
-        false, op, ": Target ", values.flatten()[first].item(), " is out of bounds: ", num_bad,
-        num_bad == 1 ? " label is" : " labels are", " outside [0, ", num_classes, "), the first at index ",
-        at::IntArrayRef(index_of(first, labels.sizes())), " of target ", labels.sizes(), ". Expected labels 0 to ",
-        num_classes - 1, " or ignore_index=", ignore_index,
-        ". Relabel, give the network more classes, or set ignore_index to the label of voxels to leave out");
+    const auto advice = num_classes == 1
+                            ? "With a single logit per voxel use torch.nn.functional.binary_cross_entropy_with_logits"
+                            : "Relabel, give the network more classes, or set ignore_index to the label of voxels to "
+                              "leave out";
+    TORCH_CHECK_INDEX(false, op, ": Target ", values.flatten()[first].item(), " is out of bounds: ", num_bad,
+                      num_bad == 1 ? " label is" : " labels are", " outside [0, ", num_classes,
+                      "), the first at index ", at::IntArrayRef(index_of(first, labels.sizes())), " of target ",
+                      labels.sizes(), ". Expected labels 0 to ", std::max<int64_t>(num_classes - 1, 0),
+                      " or ignore_index=", ignore_index, ". ", advice);
 }
 
 void check_one_hot_values(const std::string& op, const Tensor& target, int64_t dim) {
-    const auto values = target.to(at::kLong);
+    const auto values = target.is_floating_point() ? target : target.to(at::kLong);
     const auto binary = values.eq(0).logical_or_(values.eq(1)).all(dim);
-    const auto strange = values.sum(dim).ne(1).logical_or_(binary.logical_not());
+    const auto strange = values.ne(0).sum(dim).ne(1).logical_or_(binary.logical_not());
     if (!strange.any().item<bool>()) {
         return;
     }
-    const auto voxel = index_of(first_true(strange), strange.sizes());
+    const auto voxel = c10::str("the voxel at index ", at::IntArrayRef(index_of(first_true(strange), strange.sizes())),
+                                " of ", strange.sizes(), " is not one-hot along dimension ", dim);
+    TORCH_CHECK(!target.is_floating_point(), op,
+                ": expected class labels or a one-hot target, got class probabilities: ", voxel, ". Use target.argmax(",
+                dim, ")");
     TORCH_CHECK(false, op, ": Expected floating point type for target with class probabilities, got ",
                 target.scalar_type(), ". An integer target of input's shape ", target.sizes(),
-                " is read as one-hot, but the voxel at index ", at::IntArrayRef(voxel), " of ", strange.sizes(),
-                " is not one-hot along dimension ", dim, ". Use target.float() for probabilities, or labels of shape ",
-                strange.sizes());
+                " is read as one-hot, but ", voxel, "; its values lie between ", values.min().item<int64_t>(), " and ",
+                values.max().item<int64_t>(), ". Labels have shape ", strange.sizes(), ": target.narrow(", dim,
+                ", 0, 1) where they were expanded over the classes; a mask of 0 and another value becomes one-hot by "
+                "target.ne(0)");
 }
 
 } // namespace segloss

@@ -35,6 +35,9 @@ void check_label_smoothing(double label_smoothing);
 // True if `shape` is that of labels for input: input's without `dim`, or with size 1 there.
 bool has_label_shape(const Tensor& input, const Tensor& labels, int64_t dim);
 
+// Raises if a floating label is not integral.
+void check_integral_labels(const std::string& op, const Tensor& labels);
+
 // Raises if a label is outside [0, num_classes) and not ignore_index, or floating and not integral. Looks at all
 // values: for tensors whose kernel found one, or that no kernel reads.
 void check_label_values(const std::string& op, const Tensor& labels, int64_t num_classes, int64_t ignore_index);

@@ -78,8 +78,8 @@ Target check_operator_arguments(const Tensor& input, const Tensor& target, const
 Tensor or_undefined(const OptionalTensor& tensor) { return tensor.value_or(Tensor()); }
 
 // A floating voxel weight, as the kernels read it.
-Tensor floating_or_undefined(const OptionalTensor& tensor) {
-    return !tensor || tensor->is_floating_point() ? or_undefined(tensor) : tensor->to(at::kFloat);
+Tensor floating_or_undefined(const OptionalTensor& tensor, ScalarType dtype) {
+    return !tensor || tensor->is_floating_point() ? or_undefined(tensor) : tensor->to(compute_dtype(dtype));
 }
 
 Tensor class_weight_for_kernel(const OptionalTensor& weight, ScalarType dtype) {
@@ -102,7 +102,8 @@ segloss_cross_entropy kernel_arguments(const Tensor& input, Target kind, const T
 
 [[noreturn]] void raise_refused(const Tensor& input, const Tensor& target, const Options& options) {
     check_label_values(options.op(), target, input.size(options.dim), options.ignore_index);
-    TORCH_INTERNAL_ASSERT(false, "a kernel refused a label that is valid");
+    TORCH_CHECK_INDEX(false, options.op(), ": Target is out of bounds: a label of target ", target.sizes(),
+                      " is outside [0, ", input.size(options.dim), ") and not ignore_index=", options.ignore_index);
 }
 
 Tensor reduced_loss(const segloss_sums& total, const Options& options) {
@@ -123,7 +124,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_cpu(const Tensor& input, const Tensor
     const auto sizes = position_sizes(input, dim);
     const auto num_positions = c10::multiply_integers(sizes);
     const auto class_weight = class_weight_for_kernel(weight, dtype);
-    const auto voxel_weights = floating_or_undefined(voxel_weight);
+    const auto voxel_weights = floating_or_undefined(voxel_weight, dtype);
     const auto tail_sizes = log_probabilities ? std::vector<int64_t>{0} : sizes;
     const auto tail = at::empty(tail_sizes, input.options().dtype(compute_dtype(dtype)));
     const bool reduce = reduction != at::Reduction::None;
@@ -176,11 +177,11 @@ Tensor backward_cpu(const Tensor& grad_loss, const Tensor& input, const Tensor& 
     check_saved(grad_loss, input, target, tail, total_weight, options);
     const auto sizes = position_sizes(input, dim);
     const auto class_weight = class_weight_for_kernel(weight, dtype);
-    const auto voxel_weights = floating_or_undefined(voxel_weight);
+    const auto voxel_weights = floating_or_undefined(voxel_weight, dtype);
     const auto grad_input = empty_output_like(input);
 
     auto args = kernel_arguments(input, kind, class_weight, options);
-    args.tail = tail.data_ptr();
+    args.tail = const_cast<void*>(tail.const_data_ptr());
     const double denominator = total_weight.item<double>();
     args.grad_scale = reduction != at::Reduction::Mean ? 1 : denominator == 0 ? 0 : 1 / denominator;
     args.positions = describe(sizes, dim,
@@ -257,10 +258,10 @@ Tensor negative_log_softmax(const Tensor& input, int64_t dim) {
     const auto largest = input.gather(dim, index);
     const double lowest = input.scalar_type() == at::kDouble ? std::numeric_limits<double>::lowest()
                                                              : std::numeric_limits<float>::lowest();
-    const auto log_tail = input.scatter(dim, index, lowest).logsumexp({dim}, /*keepdim=*/true) - largest;
+    const auto log_tail = (input - largest).scatter(dim, index, lowest).logsumexp({dim}, /*keepdim=*/true);
     const auto bound = largest.detach();
-    const auto not_finite = bound - bound; // nan where the softmax is: the difference would be inf for +inf
-    return (largest - input).scatter(dim, index, 0) + at::softplus(log_tail) + not_finite;
+    const auto one = bound - bound + 1; // nan where the softmax is: the difference would be inf for +inf
+    return ((largest - input).scatter(dim, index, 0) + at::softplus(log_tail)) * one;
 }
 
 // sum_c factor_c * nll_c, where a zero factor makes a zero term even at nll = inf.
@@ -386,7 +387,8 @@ public:
         const auto voxel_weight = defined_or_none(saved[3]);
         const auto options = saved_options(ctx);
         const bool only_input = !saved[1].requires_grad() && !saved[2].requires_grad();
-        if (only_input && !at::GradMode::is_enabled()) {
+        const bool forward_ad = torch::autograd::isFwGradDefined(OptionalTensor(grads[0]));
+        if (only_input && !forward_ad && !at::GradMode::is_enabled()) {
             const auto grad =
                 call_backward(grads[0], saved[0], saved[1], weight, voxel_weight, saved[4], saved[5], options);
             return {grad, Tensor(), Tensor(), Tensor(), Tensor()};
@@ -495,6 +497,9 @@ TORCH_LIBRARY_FRAGMENT(segloss, m) {
 }
 
 TORCH_LIBRARY_IMPL(segloss, CompositeImplicitAutograd, m) { m.impl("cross_entropy", TORCH_FN(cross_entropy)); }
+
+// Under vmap, too, the operator is what it is made of, not a loop over samples.
+TORCH_LIBRARY_IMPL(segloss, FuncTorchBatchedDecomposition, m) { m.impl("cross_entropy", TORCH_FN(cross_entropy)); }
 
 TORCH_LIBRARY_IMPL(segloss, CPU, m) {
     m.impl("cross_entropy_forward", TORCH_FN(forward_cpu));

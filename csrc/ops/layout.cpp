@@ -95,7 +95,8 @@ segloss_positions describe(at::IntArrayRef sizes, int64_t dim, std::initializer_
     for (const auto& operand : operands) {
         *operand.view = {};
         if (operand.tensor->defined()) {
-            operand.view->data = operand.tensor->data_ptr();
+            // Outputs are fresh, so that nothing is lost by a const pointer, which leaves lazy copies lazy.
+            operand.view->data = const_cast<void*>(operand.tensor->const_data_ptr());
             operand.view->dtype = dtype_of(*operand.tensor);
             operand.view->stride_class = operand.tensor->dim() > num_dims ? operand.tensor->stride(dim) : 0;
             strides.push_back(position_strides(*operand.tensor, num_dims, dim));
@@ -117,7 +118,8 @@ segloss_positions describe(at::IntArrayRef sizes, int64_t dim, std::initializer_
         }
         const bool merge = mergeable(d);
         TORCH_CHECK(merge || positions.num_dims < SEGLOSS_MAX_DIMS, "segloss: expected at most ", SEGLOSS_MAX_DIMS,
-                    " dimensions that lie apart in memory, got input's positions ", sizes, ". Use input.contiguous()");
+                    " dimensions that lie apart in memory, got positions ", sizes,
+                    ". Make input and target contiguous()");
         positions.num_dims += merge ? 0 : 1;
         const auto last = positions.num_dims - 1;
         positions.sizes[last] = (merge ? positions.sizes[last] : 1) * sizes[d];

@@ -35,8 +35,8 @@ struct Operand {
 // Describes the operands over their common positions, with neighbouring dimensions merged where all strides allow it.
 segloss_positions describe(at::IntArrayRef sizes, int64_t dim, std::initializer_list<Operand> operands);
 
-// An uninitialised tensor like `tensor`, strides included where it is dense. Large ones ask the kernel for huge pages:
-// the first write of 160 MB then takes 5 page faults' time instead of 40 000.
+// An uninitialised tensor like `tensor`, strides included where it is dense. Large ones ask the system for huge pages:
+// the first write of 160 MB then takes some 80 page faults instead of 40 000.
 at::Tensor empty_output_like(const at::Tensor& tensor);
 
 // Positions are handed out in chunks whose borders depend on the shape alone, so that sums taken per chunk and added in

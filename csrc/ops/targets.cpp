@@ -13,8 +13,7 @@ namespace {
 // ---- one-hot to labels ----------------------------------------------------------------------------------------------
 
 void check_one_hot(const Tensor& target, int64_t dim) {
-    TORCH_CHECK_TYPE(at::isIntegralType(target.scalar_type(), /*includeBool=*/true),
-                     "one_hot_labels: expected an integer or bool target, got ", target.scalar_type());
+    TORCH_CHECK_TYPE(!target.is_complex(), "one_hot_labels: expected a real target, got ", target.scalar_type());
     TORCH_CHECK_INDEX(dim >= 0 && dim < target.dim(), "one_hot_labels: expected dim in [0, ", target.dim() - 1,
                       "], got ", dim);
 }
@@ -47,7 +46,7 @@ Tensor one_hot_labels_meta(c10::string_view /*op*/, const Tensor& target, int64_
 Tensor one_hot_labels_composite(c10::string_view op, const Tensor& target, int64_t dim) {
     check_one_hot(target, dim);
     check_one_hot_values(std::string(op), target, dim);
-    return target.to(at::kByte).argmax(dim).to(at::kInt);
+    return target.ne(0).to(at::kByte).argmax(dim).to(at::kInt);
 }
 
 // ---- labels of any dtype to int64 -----------------------------------------------------------------------------------
@@ -61,7 +60,7 @@ Tensor class_labels_composite(c10::string_view op, const Tensor& target, c10::Sy
 
 Tensor class_labels_meta(c10::string_view /*op*/, const Tensor& target, c10::SymInt /*num_classes*/,
                          int64_t /*ignore_index*/) {
-    return at::empty_like(target, target.options().dtype(at::kLong));
+    return at::empty_symint(target.sym_sizes(), target.options().dtype(at::kLong));
 }
 
 } // namespace

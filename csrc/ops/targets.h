@@ -9,7 +9,7 @@ namespace segloss {
 
 // `op` is the name that an error gives.
 
-// int32 labels of an integer target that is one-hot along `dim`; RuntimeError at the first voxel that is not.
+// int32 labels of a target that is exactly one-hot along `dim`; RuntimeError at the first voxel that is not.
 at::Tensor one_hot_labels(const std::string& op, const at::Tensor& target, int64_t dim);
 
 // int64 labels of a target of any dtype, -1 where it is ignore_index; raises at bad labels as check_label_values does.

@@ -113,10 +113,14 @@ static inline void reference_voxel(const struct problem* problem, int64_t p, str
     }
     struct softmax s;
     reference_softmax(problem, p, &s);
+    const int every_class = a->target_is_probabilities || a->label_smoothing != 0;
     long double q[MAX_CLASSES];
     for (int64_t c = 0; c < a->num_classes; ++c) {
         q[c] = reference_factor(problem, p, c);
-        out->loss += q[c] == 0 ? 0 : v * q[c] * reference_nll(problem, &s, c);
+        if (every_class || c == (int64_t)get(problem->target, p, 0)) {
+            const long double nll = reference_nll(problem, &s, c);
+            out->loss += q[c] == 0 && nll == (long double)INFINITY ? 0 : v * q[c] * nll;
+        }
     }
     if (s.is_nan && !a->log_probabilities) {
         out->loss = (long double)NAN;
