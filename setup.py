@@ -15,7 +15,7 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 DEBUG = os.environ.get("SEGLOSS_DEBUG", "0") == "1"  # asserts, and the address and undefined-behaviour sanitizers
 
 # -fno-trapping-math lets the exponential's comparisons become vector selects; -std=gnu11 (not c11) lets a * b + c
-# become one fused instruction; -fno-wrapv takes back a default of Python's build that costs the gradient a third.
+# become one fused instruction; -fno-wrapv takes back a default of Python's build that makes the gradient slower.
 C_FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fno-wrapv"]
 C_FLAGS += ["-Wall", "-Wextra", "-Wconversion"]
 CXX_FLAGS = ["-O2", "-g0", "-std=c++20", "-Wall"]
