@@ -10,8 +10,14 @@ from torch.nn import _reduction
 
 Reduction = Literal["mean", "sum", "none"]
 Empty = Literal["nan", "zero"]
+Activation = Literal["softmax", "sigmoid"]
 
 _cross_entropy: Callable[..., Tensor] = torch.ops.segloss.cross_entropy.default
+_one_hot_labels: Callable[..., Tensor] = torch.ops.segloss.one_hot_labels.default
+_sigmoid_focal: Callable[..., Tensor] = torch.ops.segloss.sigmoid_focal.default
+_soft_stats: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = torch.ops.segloss.soft_stats.default
+
+_REDUCTIONS = ("mean", "sum", "none")
 
 
 def cross_entropy(
@@ -91,7 +97,9 @@ def cross_entropy(
         >>> segloss.cross_entropy(logits, labels)
         tensor(1.0066)
     """
-    _check_types("cross_entropy", input, target, weight, voxel_weight, ignore_index, dim, label_smoothing)
+    _check_types(
+        "cross_entropy", input, target, weight, voxel_weight, ignore_index, dim, label_smoothing=label_smoothing
+    )
     return _cross_entropy(
         input,
         target,
@@ -141,7 +149,7 @@ def nll_loss(
         >>> segloss.nll_loss(logits.log_softmax(1), labels)
         tensor(1.0066)
     """
-    _check_types("nll_loss", input, target, weight, voxel_weight, ignore_index, dim, 0.0)
+    _check_types("nll_loss", input, target, weight, voxel_weight, ignore_index, dim)
     return _cross_entropy(
         input,
         target,
@@ -153,7 +161,191 @@ def nll_loss(
         0.0,
         True,
         _is_zero("nll_loss", empty),
+        0.0,
+        "nll_loss",
     )
+
+
+def focal_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    gamma: float = 2.0,
+    weight: Tensor | None = None,
+    activation: Activation = "softmax",
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    empty: Empty = "nan",
+    dim: int = 1,
+    voxel_weight: Tensor | None = None,
+) -> Tensor:
+    r"""Focal loss: cross entropy in which voxels count the less, the better they are classified.
+
+    For a voxel with logits :math:`x`, label :math:`y` and voxel weight :math:`v`
+
+    .. math::
+        l = v\, w_y\, (1 - p_y)^\gamma\, (-\log p_y), \qquad p = \mathrm{softmax}(x)
+
+    and with ``activation="sigmoid"`` for each class, with a target :math:`g` of 0, 1 or between
+
+    .. math::
+        l_c = v\, w_c \left(g_c\, (1 - p_c)^\gamma\, (-\log p_c) + (1 - g_c)\, p_c^\gamma\, (-\log(1 - p_c))\right),
+        \qquad p = \sigma(x)
+
+    (Lin et al., "Focal Loss for Dense Object Detection", 2017.) With ``gamma=0`` it is :func:`segloss.cross_entropy`,
+    or the binary cross entropy with logits. The gradient is finite for every gamma, in saturated voxels, too.
+
+    Args:
+        input: logits, as :func:`segloss.cross_entropy` takes them.
+        target: class labels ``[N, *]`` or ``[N, 1, *]``: any integer dtype, bool, or floating with integral values; or,
+            of input's shape,
+
+            * with softmax exact one-hot labels, integer;
+            * with sigmoid a mask for each class, floating, or integer of 0 and 1.
+        gamma: the exponent, from 0 on. Default: 2.
+        weight: a weight for each class ``[C]``, of any floating dtype. Default: 1.
+        activation: ``"softmax"`` or ``"sigmoid"``. Default: ``"softmax"``.
+        ignore_index: label of the voxels that do not count. Default: -100.
+        reduction: ``"mean"`` divides the sum by ``sum(v * w[y])`` over the voxels that count, with sigmoid by ``C *
+            sum(v)``; ``"sum"`` adds; ``"none"`` gives one loss for each voxel, of the labels' shape, with sigmoid one
+            for each voxel and class, of input's shape. Default: ``"mean"``.
+        empty: the mean over no voxel, or over zero weights: ``"nan"`` as torch, or ``"zero"``. With both the gradient
+            is zero. Default: ``"nan"``.
+        dim: the class dimension of input. Default: 1.
+        voxel_weight: a weight for each voxel, of the labels' shape; voxels of weight 0 do not count. Without gradient.
+            Default: 1.
+
+    Returns:
+        A tensor of input's dtype (float32 for half types under autocast).
+
+    Raises:
+        ValueError: gamma is below 0, infinite or nan, or an option has an unknown value.
+        TypeError, IndexError, ValueError, RuntimeError: as :func:`segloss.cross_entropy`, with sigmoid as
+            :func:`segloss.soft_stats`.
+
+    Example:
+        >>> import segloss, torch
+        >>> logits = torch.tensor([[[[0.12, 0.36], [0.22, 0.66]], [[0.13, 0.34], [0.52, -0.96]]]])
+        >>> labels = torch.tensor([[[[1, 0], [0, 1]]]], dtype=torch.uint8)  # [N, 1, H, W]
+        >>> segloss.focal_loss(logits, labels)
+        tensor(0.4686)
+        >>> segloss.focal_loss(logits, labels, activation="sigmoid")
+        tensor(0.2979)
+    """
+    op = "focal_loss"
+    _check_types(op, input, target, weight, voxel_weight, ignore_index, dim)
+    _check_gamma(op, gamma)
+    _check_choice(op, "activation", activation, ("softmax", "sigmoid"))
+    _check_choice(op, "reduction", reduction, _REDUCTIONS)
+    empty_zero = _is_zero(op, empty)
+    if activation == "softmax":
+        code = _reduction.get_enum(reduction)
+        target = _labels(op, input, target, dim)
+        return _cross_entropy(
+            input, target, weight, voxel_weight, dim, code, ignore_index, 0.0, False, empty_zero, gamma, op
+        )
+    if reduction == "none":
+        loss = _sigmoid_focal(op, input, target, weight, voxel_weight, dim, ignore_index, gamma)
+    else:
+        *_, loss, total = _soft_stats(
+            op, input, target, weight, voxel_weight, dim, activation, False, ignore_index, True, gamma, 0.0
+        )
+        loss = _mean_or_sum(loss, total, reduction, empty_zero)
+    return loss.to(_result_dtype(input))
+
+
+def topk_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    k: float = 10.0,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    empty: Empty = "nan",
+    dim: int = 1,
+    voxel_weight: Tensor | None = None,
+) -> Tensor:
+    r"""Top-k loss: the mean of cross entropy over the k percent of the voxels where it is largest.
+
+    Of the V voxels of the batch that count, ``max(1, floor(k / 100 * V))`` are kept; the others have no gradient.
+    ``voxel_weight`` and ``weight`` multiply the losses before the largest are chosen, and do not divide the mean.
+
+    (Wu et al., "Bridging Category-level and Instance-level Semantic Image Segmentation", 2016, who keep a number of
+    voxels, not a share.)
+
+    Args:
+        input: logits, as :func:`segloss.cross_entropy` takes them.
+        target: class labels ``[N, *]`` or ``[N, 1, *]``: any integer dtype, bool, or floating with integral values; or
+            exact one-hot labels, integer, of input's shape.
+        k: the percentage of voxels to keep, in (0, 100]. Default: 10.
+        weight: a weight for each class ``[C]``, of any floating dtype. Default: 1.
+        ignore_index: label of the voxels that do not count, neither among the largest nor in V. Default: -100.
+        label_smoothing: in [0, 1]. Default: 0.
+        empty: the loss of no voxel: ``"nan"``, or ``"zero"``. With both the gradient is zero. Default: ``"nan"``.
+        dim: the class dimension of input. Default: 1.
+        voxel_weight: a weight for each voxel, of the labels' shape; voxels of weight 0 do not count. Without gradient.
+            Default: 1.
+
+    Returns:
+        A 0-dim tensor of input's dtype (float32 for half types under autocast).
+
+    Raises:
+        ValueError: k is outside (0, 100], or ``empty`` has an unknown value.
+        RuntimeError: target holds class probabilities.
+        TypeError, IndexError, ValueError, RuntimeError: as :func:`segloss.cross_entropy`.
+
+    Equivalent to:
+        ``cross_entropy(input, target, reduction="none").flatten().topk(k * V // 100).values.mean()`` where nothing is
+        ignored.
+
+    Example:
+        >>> import segloss, torch
+        >>> logits = torch.tensor([[[[0.12, 0.36], [0.22, 0.66]], [[0.13, 0.34], [0.52, -0.96]]]])
+        >>> labels = torch.tensor([[[[1, 0], [0, 1]]]], dtype=torch.uint8)
+        >>> segloss.topk_loss(logits, labels, k=50)
+        tensor(1.3275)
+    """
+    op = "topk_loss"
+    _check_types(op, input, target, weight, voxel_weight, ignore_index, dim, k=k, label_smoothing=label_smoothing)
+    if not 0 < k <= 100:
+        raise ValueError(f"{op}: expected k, a percentage, in (0, 100], got {k!r}")
+    empty_zero = _is_zero(op, empty)
+    target = _labels(op, input, target, dim)
+    dtype = torch.promote_types(input.dtype, torch.float32)  # half types would tie by rounding
+    losses = _cross_entropy(
+        input, target, weight, voxel_weight, dim, 0, ignore_index, label_smoothing, False, False, 0.0, op, dtype
+    )
+    counts = _counts(losses, target, voxel_weight, ignore_index)
+    dtype = torch.float64 if losses.is_cpu else losses.dtype  # not every device has float64
+    num_voxels = counts.sum(dtype=dtype)
+    num_kept = (k * num_voxels / 100).floor().clamp(min=1).minimum(num_voxels)
+    # To ask for that number would make the host wait for the device, and end a graph. As many as it can be are ranked.
+    most = min(max(1, int(k * losses.numel() / 100)), losses.numel())
+    ranked = losses.masked_fill(~counts, -torch.inf).flatten().topk(most).values
+    is_kept = torch.arange(most, device=losses.device) < num_kept
+    total = torch.where(is_kept, ranked, 0.0).sum(dtype=dtype)
+    return _mean_or_sum(total, num_kept, "mean", empty_zero).to(_result_dtype(input))
+
+
+def _labels(op: str, input: Tensor, target: Tensor, dim: int) -> Tensor:
+    """Class labels of a target that has one for each class; others are not touched."""
+    if target.shape != input.shape or not -input.dim() <= dim < input.dim() or input.dim() < 2:
+        return target
+    if target.is_floating_point():
+        raise RuntimeError(
+            f"{op}: expected class labels, got class probabilities, a {target.dtype} target of input's shape "
+            f"{list(input.shape)}. Use target.argmax({dim})"
+        )
+    return target if input.shape[dim] == 1 else _one_hot_labels(op, target, dim % input.dim())
+
+
+def _counts(losses: Tensor, target: Tensor, voxel_weight: Tensor | None, ignore_index: int) -> Tensor:
+    """True where a voxel counts, in the shape of their losses."""
+    # As int64: in uint8, -100 is 156, and the CPU does not compare uint16, uint32 and uint64.
+    labels = target if target.is_floating_point() else target.to(torch.int64)
+    counts = (labels != ignore_index).reshape(losses.shape)
+    return counts if voxel_weight is None else counts & voxel_weight.to(torch.bool).reshape(losses.shape)
 
 
 def _check_types(
@@ -164,7 +356,7 @@ def _check_types(
     voxel_weight: Tensor | None,
     ignore_index: int,
     dim: int,
-    label_smoothing: float,
+    **numbers: float,
 ) -> None:
     """TypeError for what is no tensor or no number; the dispatcher would print the whole of it."""
     tensors = {"input": input, "target": target, "weight": weight, "voxel_weight": voxel_weight}
@@ -173,11 +365,29 @@ def _check_types(
         if not (isinstance(value, Tensor) or optional):
             got = type(value).__name__
             raise TypeError(f"{op}: expected {name} to be a torch.Tensor, got {got}. Use torch.as_tensor({name})")
-    for name, number in (("ignore_index", ignore_index), ("dim", dim)):
-        if not isinstance(number, Integral):
-            raise TypeError(f"{op}: expected {name} to be an int, got {number!r}")
-    if not isinstance(label_smoothing, Real):
-        raise TypeError(f"{op}: expected label_smoothing to be a float, got {label_smoothing!r}")
+    for name, integer in (("ignore_index", ignore_index), ("dim", dim)):
+        if not isinstance(integer, Integral):
+            raise TypeError(f"{op}: expected {name} to be an int, got {integer!r}")
+    for name, number in numbers.items():
+        _check_number(op, name, number)
+
+
+def _check_number(op: str, name: str, value: object) -> None:
+    if not isinstance(value, Real):
+        raise TypeError(f"{op}: expected {name} to be a float, got {value!r}")
+
+
+def _check_choice(op: str, name: str, value: object, choices: tuple[object, ...], advice: str = "") -> None:
+    if value not in choices:
+        *others, last = map(repr, choices)
+        expected = f"{', '.join(others)} or {last}"
+        raise ValueError(f"{op}: expected {name} to be {expected}, got {value!r}" + (advice and f". {advice}"))
+
+
+def _check_gamma(op: str, gamma: float) -> None:
+    _check_number(op, "gamma", gamma)
+    if not 0 <= gamma < float("inf"):
+        raise ValueError(f"{op}: expected gamma, an exponent, in [0, inf), got {gamma!r}")
 
 
 def _reduction_code(reduction: str, size_average: bool | None, reduce: bool | None) -> int:
@@ -187,6 +397,20 @@ def _reduction_code(reduction: str, size_average: bool | None, reduce: bool | No
 
 
 def _is_zero(op: str, empty: str) -> bool:
-    if empty not in ("nan", "zero"):
-        raise ValueError(f"{op}: expected empty to be 'nan' or 'zero', got {empty!r}")
+    _check_choice(op, "empty", empty, ("nan", "zero"))
     return empty == "zero"
+
+
+def _mean_or_sum(loss: Tensor, total: Tensor, reduction: str, empty_zero: bool) -> Tensor:
+    """A sum of voxel losses, or its mean; `total` is the mean's denominator, and the mean over 0 has no gradient."""
+    if reduction == "sum":
+        return loss
+    empty = total == 0
+    return torch.where(empty, 0.0 if empty_zero else float("nan"), loss / total.masked_fill(empty, 1))
+
+
+def _result_dtype(input: Tensor) -> torch.dtype:
+    """Input's dtype; float32 for half types under autocast."""
+    device = input.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return torch.promote_types(input.dtype, torch.float32) if autocast else input.dtype

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 _accuracy: Callable[..., Tensor] = torch.ops.segloss.accuracy.default
+_confusion_matrix: Callable[..., Tensor] = torch.ops.segloss.confusion_matrix.default
+_dice_score: Callable[..., Tensor] = torch.ops.segloss.dice_score.default
+_jaccard_index: Callable[..., Tensor] = torch.ops.segloss.jaccard_index.default
 
 
 def accuracy(input: Tensor, target: Tensor, *, ignore_index: int = -100, dim: int = 1) -> Tensor:
@@ -38,3 +41,99 @@ def accuracy(input: Tensor, target: Tensor, *, ignore_index: int = -100, dim: in
         tensor(0.6667)
     """
     return _accuracy(input, target, ignore_index, dim)
+
+
+def confusion_matrix(
+    input: Tensor, target: Tensor, num_classes: int | None = None, *, ignore_index: int = -100, dim: int = 1
+) -> Tensor:
+    r"""How many voxels of each class are predicted as each class: argmax and counting in one walk over the logits.
+
+    .. math::
+        M_{jk} = \sum_v [y_v \ne \mathrm{ignore}]\,[y_v = j]\,[\hat y_v = k],
+        \qquad \hat y_v = \mathrm{argmax}_c\, x_{v,c}
+
+    Args:
+        input: logits ``[N, C, *]`` or ``[C]`` (floating; the first of equal logits wins, nan counts as largest), or
+            a map of predicted labels ``[N, *]`` or ``[N, 1, *]`` (integer).
+        target: labels ``[N, *]`` or ``[N, 1, *]`` of any integer dtype, bool or integral floats; or, with logits,
+            one-hot of input's shape.
+        num_classes: C. Default: the classes of the logits; with label maps 1 + the largest label of both at the voxels
+            that count, 0 if there is none: give it where matrices of several batches are to be added.
+        ignore_index: label of the voxels that do not count, whatever is predicted there. Default: -100.
+        dim: the class dimension of input. Default: 1.
+
+    Returns:
+        int64 ``[C, C]``, the row is the target's class, the column the prediction's. The counts are exact, for any
+        number of voxels. Has no gradient.
+
+    Raises:
+        IndexError: a label, or the prediction of a voxel that counts, is outside [0, C).
+        ValueError: ``num_classes`` is not the number of classes of the logits.
+        TypeError, RuntimeError: as :func:`segloss.cross_entropy`; or label maps have different shapes.
+
+    Equivalent to:
+        ``torch.bincount(target.flatten() * C + input.argmax(1).flatten(), minlength=C * C).view(C, C)`` for int64
+        labels ``[N, *]`` where nothing is ignored.
+
+    Example:
+        >>> import segloss, torch
+        >>> logits = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]])
+        >>> segloss.confusion_matrix(logits, torch.tensor([1, 0, 0]))
+        tensor([[1, 1],
+                [0, 1]])
+    """
+    return _confusion_matrix(input, target, num_classes, ignore_index, dim)
+
+
+def dice_score(
+    input: Tensor, target: Tensor, num_classes: int | None = None, *, ignore_index: int = -100, dim: int = 1
+) -> Tensor:
+    r"""Dice score of each class.
+
+    (Dice, "Measures of the amount of ecologic association between species", 1945.)
+
+    .. math::
+        \frac{2\,\mathrm{TP}_c}{2\,\mathrm{TP}_c + \mathrm{FP}_c + \mathrm{FN}_c}
+
+    with the true positives, false positives and false negatives over all voxels of the batch that count.
+
+    Returns:
+        A tensor ``[C]`` of torch's default dtype; nan for a class that is neither in target nor predicted. The counts
+        are exact. Has no gradient: :func:`torch.nanmean` gives the mean over the classes that occur.
+
+    Arguments and errors are those of :func:`segloss.confusion_matrix`; the memory it takes grows with C, not with C^2.
+
+    Equivalent to:
+        ``2 * m.diag() / (m.sum(0) + m.sum(1))`` for ``m = segloss.confusion_matrix(input, target)``.
+
+    Example:
+        >>> import segloss, torch
+        >>> logits = torch.tensor([[0.1, 0.9, 0.0], [0.8, 0.2, 0.0], [0.3, 0.7, 0.0]])
+        >>> segloss.dice_score(logits, torch.tensor([1, 0, 0]))
+        tensor([0.6667, 0.6667,    nan])
+    """
+    return _dice_score(input, target, num_classes, ignore_index, dim)
+
+
+def jaccard_index(
+    input: Tensor, target: Tensor, num_classes: int | None = None, *, ignore_index: int = -100, dim: int = 1
+) -> Tensor:
+    r"""Jaccard index, intersection over union, of each class.
+
+    (Jaccard, "The distribution of the flora in the alpine zone", 1912.)
+
+    .. math::
+        \frac{\mathrm{TP}_c}{\mathrm{TP}_c + \mathrm{FP}_c + \mathrm{FN}_c}
+
+    Arguments, result and errors are those of :func:`segloss.dice_score`.
+
+    Equivalent to:
+        ``m.diag() / (m.sum(0) + m.sum(1) - m.diag())`` for ``m = segloss.confusion_matrix(input, target)``.
+
+    Example:
+        >>> import segloss, torch
+        >>> logits = torch.tensor([[0.1, 0.9, 0.0], [0.8, 0.2, 0.0], [0.3, 0.7, 0.0]])
+        >>> segloss.jaccard_index(logits, torch.tensor([1, 0, 0]))
+        tensor([0.5000, 0.5000,    nan])
+    """
+    return _jaccard_index(input, target, num_classes, ignore_index, dim)

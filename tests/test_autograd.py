@@ -449,19 +449,38 @@ def test_opcheck_of_cross_entropy(args, options):
 def test_opcheck_of_the_forward_and_backward_operators(reduction, target):
     x = torch.randn(2, 3, 4, 4)
     y = torch.randint(3, (2, 4, 4)) if target == "labels" else x.softmax(1)
-    forward = (x, y, None, None, 1, reduction, -100, 0.1, False, False, torch.float32)
+    forward = (x, y, None, None, 1, reduction, -100, 0.1, 0.0, False, False, torch.float32, "op")
     torch.library.opcheck(torch.ops.segloss.cross_entropy_forward.default, forward)
     loss, total_weight, tail = torch.ops.segloss.cross_entropy_forward(*forward)
-    backward = (torch.ones_like(loss), x, y, None, None, tail, total_weight, 1, reduction, -100, 0.1, False)
-    torch.library.opcheck(torch.ops.segloss.cross_entropy_backward.default, (*backward, torch.float32))
+    backward = (torch.ones_like(loss), x, y, None, None, tail, total_weight, 1, reduction, -100, 0.1, 0.0, False)
+    torch.library.opcheck(torch.ops.segloss.cross_entropy_backward.default, (*backward, torch.float32, "op"))
+
+
+@pytest.mark.parametrize("voxel_loss", [False, True])
+@pytest.mark.parametrize(
+    ("activation", "target"),
+    [("softmax", "labels"), ("softmax", "soft labels"), ("sigmoid", "labels"), ("sigmoid", "masks")],
+)
+def test_opcheck_of_soft_stats(activation, target, voxel_loss):
+    x = torch.randn(2, 3, 4, 4)
+    targets = {"labels": torch.randint(3, (2, 4, 4)), "soft labels": x.softmax(1), "masks": (x > 0).to(torch.uint8)}
+    y, ops = targets[target], torch.ops.segloss
+    options = (1, activation, True, -100, voxel_loss, 0.0, 0.1)
+    torch.library.opcheck(ops.soft_stats.default, ("op", x.clone().requires_grad_(), y, None, None, *options))
+    beneath = (1, ["softmax", "sigmoid"].index(activation), True, -100, voxel_loss, 0.0, 0.1)
+    torch.library.opcheck(ops.soft_stats_forward.default, ("op", x, y, None, None, *beneath))
+    grads = (torch.ones(2, 3), torch.ones(2, 3), torch.ones(()))
+    torch.library.opcheck(ops.soft_stats_backward.default, (*grads, "op", x, y, None, None, *beneath))
 
 
 def test_opcheck_of_accuracy_and_one_hot():
     x, labels = torch.randn(2, 3, 4), torch.randint(3, (2, 4))
     torch.library.opcheck(torch.ops.segloss.accuracy.default, (x, labels))
-    torch.library.opcheck(torch.ops.segloss.accuracy_counts.default, (x, labels, -100, 1))
+    counts = ("accuracy", x, labels, 3, -100, 1, True)
+    torch.library.opcheck(torch.ops.segloss.confusion_counts.default, counts)
     one_hot = torch.nn.functional.one_hot(labels, 3).movedim(-1, 1)
     torch.library.opcheck(torch.ops.segloss.one_hot_labels.default, ("cross_entropy", one_hot, 1))
+    torch.library.opcheck(torch.ops.segloss.class_masks.default, ("dice_loss", one_hot, -100))
 
 
 def test_compile_is_one_graph_with_the_same_bits():

@@ -20,19 +20,6 @@ HALVES = [torch.float16, torch.bfloat16]
 INF, NAN = float("inf"), float("nan")
 
 
-@pytest.fixture(autouse=True)
-def _seed():
-    torch.manual_seed(0)
-
-
-@pytest.fixture
-def num_threads():
-    """Sets torch's number of threads; the old one comes back at the end."""
-    before = torch.get_num_threads()
-    yield torch.set_num_threads
-    torch.set_num_threads(before)
-
-
 def value_and_gradient(loss, input, *args, **keywords):
     x = input.detach().requires_grad_()
     value = loss(x, *args, **keywords)
@@ -163,7 +150,7 @@ def test_minus_hundred_is_a_bad_label_where_another_is_ignored():
 
 
 def forward_operator(input, target, reduction=1, dim=1, log_probabilities=False):
-    options = (None, None, dim, reduction, -100, 0.0, log_probabilities, False, torch.float32)
+    options = (None, None, dim, reduction, -100, 0.0, 0.0, log_probabilities, False, torch.float32, "op")
     return torch.ops.segloss.cross_entropy_forward(input, target, *options)
 
 
@@ -185,8 +172,10 @@ def backward_operator(
         reduction,
         -100,
         0.0,
+        0.0,
         log_probabilities,
         torch.float32,
+        "op",
     )
 
 
@@ -222,17 +211,21 @@ def test_the_backward_operator_refuses_what_the_forward_operator_did_not_return(
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
 def test_the_forward_operator_refuses_a_dtype_that_is_not_floating(dtype):
-    options = (None, None, 1, 1, -100, 0.0, False, False, dtype)
+    options = (None, None, 1, 1, -100, 0.0, 0.0, False, False, dtype, "op")
     with pytest.raises((RuntimeError, TypeError), match="dtype"):
         torch.ops.segloss.cross_entropy_forward(torch.randn(2, 3), torch.tensor([0, 1]), *options)
 
 
 OPERATORS = {
     "cross_entropy_forward": "ops.cross_entropy_forward("
-    "x, y, None, None, DIM, 1, -100, 0.0, False, False, torch.float32)",
+    "x, y, None, None, DIM, 1, -100, 0.0, 0.0, False, False, torch.float32, 'op')",
     "cross_entropy_backward": "ops.cross_entropy_backward("
-    "torch.ones(()), x, y, None, None, torch.zeros(2, 4), torch.ones(()), DIM, 1, -100, 0.0, False, torch.float32)",
-    "accuracy_counts": "ops.accuracy_counts(x, y, -100, DIM)",
+    "torch.ones(()), x, y, None, None, torch.zeros(2, 4), torch.ones(()), DIM, 1, -100, 0.0, 0.0, False, "
+    "torch.float32, 'op')",
+    "soft_stats_forward": "ops.soft_stats_forward('op', x, y, None, None, DIM, 0, False, -100, True, 0.0, 0.0)",
+    "soft_stats_backward": "ops.soft_stats_backward("
+    "torch.ones(2, 3), torch.ones(2, 3), torch.ones(()), 'op', x, y, None, None, DIM, 0, False, -100, True, 0.0, 0.0)",
+    "confusion_counts": "ops.confusion_counts('accuracy', x, y, 3, -100, DIM, True)",
 }
 
 

@@ -93,7 +93,7 @@ def test_a_weight_that_requires_grad_was_refused_without_grad_mode():
 
 def test_the_tail_of_ignored_voxels_was_not_initialised():
     x, labels = torch.randn(2, 3, 64), torch.full((2, 64), -100)
-    options = (None, None, 1, 1, -100, 0.0, False, False, torch.float32)
+    options = (None, None, 1, 1, -100, 0.0, 0.0, False, False, torch.float32, "op")
     assert (torch.ops.segloss.cross_entropy_forward(x, labels, *options)[2] == 0).all()
 
 

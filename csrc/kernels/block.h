@@ -15,6 +15,7 @@ struct block {
     const struct segloss_positions* positions;
     int64_t begin;
     int count;
+    int first_run; /* how many lanes lie in the first one's row */
 };
 
 /* Lanes [lane, lane + count) of a block: a stretch along the last dimension. */
@@ -33,9 +34,17 @@ struct plane {
 
 typedef void copy_function(const struct plane* to, const struct plane* from, int64_t num_classes, int count);
 
+static inline int smaller(int64_t a, int b) { return a < b ? (int)a : b; }
+
+/* How many positions from this one on lie in one row, along the last dimension. */
+static inline int64_t left_in_row(const struct segloss_positions* positions, int64_t position) {
+    const int64_t row = positions->sizes[positions->num_dims - 1];
+    return row - position % row;
+}
+
 static inline struct block block_at(const struct segloss_positions* positions, int64_t begin, int64_t end) {
-    const int64_t left = end - begin;
-    return (struct block){positions, begin, left < SEGLOSS_BLOCK ? (int)left : SEGLOSS_BLOCK};
+    const int count = smaller(end - begin, SEGLOSS_BLOCK);
+    return (struct block){positions, begin, count, smaller(left_in_row(positions, begin), count)};
 }
 
 /* What every kernel asks of its range. */
@@ -45,17 +54,15 @@ static inline void assert_range(const struct segloss_positions* positions, int64
     (void)positions, (void)begin, (void)end;
 }
 
-/* The run that starts at `lane`; its count is 0 past the block's end. */
-static inline struct run run_at(const struct block* b, int lane) {
-    const int64_t row = b->positions->sizes[b->positions->num_dims - 1];
+static inline struct run first_run(const struct block* b) { return (struct run){b->begin, 0, b->first_run}; }
+
+/* Its count is 0 past the block's end. */
+static inline struct run next_run(const struct block* b, const struct run* r) {
+    const int lane = r->lane + r->count;
     const int64_t position = b->begin + lane;
-    const int64_t left = row - position % row;
-    return (struct run){position, lane, left < b->count - lane ? (int)left : b->count - lane};
+    const int left = b->count - lane;
+    return (struct run){position, lane, left == 0 ? 0 : smaller(left_in_row(b->positions, position), left)};
 }
-
-static inline struct run first_run(const struct block* b) { return run_at(b, 0); }
-
-static inline struct run next_run(const struct block* b, const struct run* r) { return run_at(b, r->lane + r->count); }
 
 /* Bytes of an element of each dtype. */
 static inline int64_t dtype_size(enum segloss_dtype dtype) {

@@ -1,4 +1,4 @@
-/* Blocks of floating values, in and out: any dtype and stride in the tensor, REAL [class][lane] on our side. */
+/* Blocks of values, in and out: any dtype and stride in the tensor, REAL [class][lane] on our side. */
 
 /* Classes held at a time: 32 KiB, so that the two or three chunks in use stay in the caches and on any thread's stack.
  */
@@ -27,6 +27,38 @@ static inline int FN(chunk_length)(int64_t first_class, int64_t num_classes) {
 #define COPY_NAME FN(from_bfloat16)
 #define FROM uint16_t
 #define CONVERT float_of_bfloat16
+#include "copy_tmpl.h"
+
+#define COPY_NAME FN(from_uint8)
+#define FROM uint8_t
+#include "copy_tmpl.h"
+
+#define COPY_NAME FN(from_int8)
+#define FROM int8_t
+#include "copy_tmpl.h"
+
+#define COPY_NAME FN(from_uint16)
+#define FROM uint16_t
+#include "copy_tmpl.h"
+
+#define COPY_NAME FN(from_int16)
+#define FROM int16_t
+#include "copy_tmpl.h"
+
+#define COPY_NAME FN(from_uint32)
+#define FROM uint32_t
+#include "copy_tmpl.h"
+
+#define COPY_NAME FN(from_int32)
+#define FROM int32_t
+#include "copy_tmpl.h"
+
+#define COPY_NAME FN(from_uint64)
+#define FROM uint64_t
+#include "copy_tmpl.h"
+
+#define COPY_NAME FN(from_int64)
+#define FROM int64_t
 #include "copy_tmpl.h"
 
 #undef TO
@@ -58,10 +90,10 @@ static inline int FN(chunk_length)(int64_t first_class, int64_t num_classes) {
 #undef TO
 
 static copy_function* const FN(readers)[] = {
-    [SEGLOSS_FLOAT32] = FN(from_float32),
-    [SEGLOSS_FLOAT64] = FN(from_float64),
-    [SEGLOSS_FLOAT16] = FN(from_float16),
-    [SEGLOSS_BFLOAT16] = FN(from_bfloat16),
+    [SEGLOSS_FLOAT32] = FN(from_float32),   [SEGLOSS_FLOAT64] = FN(from_float64), [SEGLOSS_FLOAT16] = FN(from_float16),
+    [SEGLOSS_BFLOAT16] = FN(from_bfloat16), [SEGLOSS_UINT8] = FN(from_uint8),     [SEGLOSS_INT8] = FN(from_int8),
+    [SEGLOSS_UINT16] = FN(from_uint16),     [SEGLOSS_INT16] = FN(from_int16),     [SEGLOSS_UINT32] = FN(from_uint32),
+    [SEGLOSS_INT32] = FN(from_int32),       [SEGLOSS_UINT64] = FN(from_uint64),   [SEGLOSS_INT64] = FN(from_int64),
 };
 
 static copy_function* const FN(writers)[] = {
@@ -110,10 +142,19 @@ static ROWS FN(output_rows)(const struct segloss_tensor* t, const struct block* 
     return same_form ? (ROWS){plane.data, plane.stride_class} : (ROWS){buffer, SEGLOSS_BLOCK};
 }
 
-/* One value per voxel, `fallback` where the optional tensor is absent. */
-static void FN(read_lanes)(REAL* values, const struct segloss_tensor* t, const struct block* b, REAL fallback) {
+/* Brings results that went to `buffer` to the tensor. */
+static void FN(write_rows)(ROWS rows, const REAL* buffer, const struct segloss_tensor* t, const struct block* b,
+                           int64_t first_class, int num_classes) {
+    if (rows.values == buffer) {
+        FN(write_classes)(buffer, t, b, first_class, num_classes);
+    }
+}
+
+/* One value per voxel, that of a class where the tensor has classes; `fallback` where the tensor is absent. */
+static void FN(read_lanes)(REAL* values, const struct segloss_tensor* t, const struct block* b, int64_t class,
+                           REAL fallback) {
     if (t->data) {
-        FN(read_classes)(values, t, b, 0, 1);
+        FN(read_classes)(values, t, b, class, 1);
         return;
     }
     for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
@@ -148,4 +189,21 @@ static const REAL* FN(read_chunk)(CHUNK* chunk, const struct block* b, const REA
         }
     }
     return chunk->values;
+}
+
+/* Running sums in double of a row of lanes: the order of additions is fixed, and they vectorise. */
+static void FN(add_lanes)(double* restrict sums, const REAL* restrict values) {
+    for (int i = 0; i < SEGLOSS_BLOCK; i += SEGLOSS_SUM_LANES) {
+        for (int k = 0; k < SEGLOSS_SUM_LANES; ++k) {
+            sums[k] += (double)values[i + k];
+        }
+    }
+}
+
+static double FN(total_of_lanes)(const double* sums) {
+    double total = 0;
+    for (int k = 0; k < SEGLOSS_SUM_LANES; ++k) {
+        total += sums[k];
+    }
+    return total;
 }

@@ -1,25 +1,4 @@
-/* Cross entropy and its gradient; the formulas are in kernels.h.
- *
- * With m the largest logit of a voxel and tail = sum of exp(x_c - m) over the classes but one largest:
- *   -log p_y  = (m - x_y) + log1p(tail)
- *   p_c       = exp(x_c - m) / (1 + tail)
- *   1 - p_c   = (tail + (1 - exp(x_c - m))) / (1 + tail)
- * Nothing cancels in any of them, so that a confident voxel keeps its digits. */
-
-#define VOXELS struct FN(voxels)
-
-/* One block on its way through a kernel. */
-VOXELS {
-    struct block block;
-    ALIGNED int32_t label[SEGLOSS_BLOCK]; /* -1: no label here */
-    ALIGNED REAL weight[SEGLOSS_BLOCK];   /* v; 0 where the voxel does not count */
-    const REAL* active;                   /* `weight` where some voxel does not count, else NULL */
-    int any_active;
-    CHUNK logits;
-    CHUNK target;
-    ALIGNED REAL max[SEGLOSS_BLOCK];
-    ALIGNED REAL tail[SEGLOSS_BLOCK];
-};
+/* Cross entropy, focal too, and its gradient; the formulas are in kernels.h. */
 
 static REAL FN(class_weight)(const struct segloss_cross_entropy* a, int64_t c) {
     return a->class_weight ? ((const REAL*)a->class_weight)[c] : 1;
@@ -36,13 +15,12 @@ static REAL FN(total_class_weight)(const struct segloss_cross_entropy* a) {
 
 /* w_y of each lane; 0 where there is no label. */
 static void FN(label_weights)(const struct segloss_cross_entropy* a, const int32_t* label, REAL* weight) {
+    if (a->class_weight) {
+        FN(look_up)(a->class_weight, a->num_classes, label, weight);
+        return;
+    }
     for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
         weight[i] = label[i] < 0 ? 0 : 1;
-    }
-    if (a->class_weight) {
-        for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-            weight[i] = label[i] < 0 ? 0 : ((const REAL*)a->class_weight)[label[i]];
-        }
     }
 }
 
@@ -53,115 +31,6 @@ static void FN(probability_weights)(const struct segloss_cross_entropy* a, int64
     const REAL w = FN(class_weight)(a, class);
     for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
         q[i] = w * (sharpness * target[i] + uniform);
-    }
-}
-
-/* A voxel counts if it has a label and a weight; else both say that it does not. Returns how many do. */
-static int FN(keep_active)(int32_t* restrict label, REAL* restrict weight) {
-    int num_active = 0;
-    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-        const int active = (label[i] >= 0) & (weight[i] != 0);
-        label[i] = active ? label[i] : -1;
-        weight[i] = active ? weight[i] : 0;
-        num_active += active;
-    }
-    return num_active;
-}
-
-/* Reads what decides whether a voxel counts. Returns -1 or the lane of the first bad label. */
-static int FN(read_voxels)(VOXELS* v, const struct segloss_cross_entropy* a, int64_t begin, int64_t end) {
-    v->block = block_at(&a->positions, begin, end);
-    v->logits.tensor = &a->logits;
-    v->target.tensor = &a->target;
-    v->logits.first_class = v->target.first_class = -1;
-    FN(read_lanes)(v->weight, &a->voxel_weight, &v->block, 1);
-    int bad = -1;
-    if (a->target_is_probabilities) {
-        for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-            v->label[i] = i < v->block.count ? 0 : -1;
-        }
-    } else {
-        bad = read_labels(v->label, &a->target, &v->block, a->num_classes, a->ignore_index);
-    }
-    const int num_active = FN(keep_active)(v->label, v->weight);
-    v->any_active = num_active > 0;
-    v->active = num_active < SEGLOSS_BLOCK ? v->weight : NULL;
-    return bad;
-}
-
-static const REAL* FN(read_logits)(VOXELS* v, int64_t first_class, int num_classes) {
-    return FN(read_chunk)(&v->logits, &v->block, v->active, first_class, num_classes);
-}
-
-static const REAL* FN(read_probabilities)(VOXELS* v, int64_t first_class, int num_classes) {
-    return FN(read_chunk)(&v->target, &v->block, v->active, first_class, num_classes);
-}
-
-static void FN(max_of_chunk)(const REAL* restrict logits, int num_classes, REAL* restrict max) {
-    for (int c = 0; c < num_classes; ++c) {
-        const REAL* x = logits + c * SEGLOSS_BLOCK;
-        for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-            max[i] = x[i] > max[i] ? x[i] : max[i];
-        }
-    }
-}
-
-/* From the lowest finite number on: all logits -inf leave exp(x - max) = 0 instead of nan in here. */
-static void FN(find_max)(VOXELS* v, int64_t num_classes) {
-    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-        v->max[i] = REAL_LOWEST;
-    }
-    for (int64_t c = 0; c < num_classes; c += CLASS_CHUNK) {
-        const int n = FN(chunk_length)(c, num_classes);
-        FN(max_of_chunk)(FN(read_logits)(v, c, n), n, v->max);
-    }
-}
-
-/* Adds a chunk's exp(x_c - max) to `others`, but counts the classes that equal max in `largest`. */
-static void FN(tail_of_chunk)(const REAL* restrict logits, int num_classes, const REAL* restrict max,
-                              REAL* restrict others, REAL* restrict largest) {
-    for (int c = 0; c < num_classes; ++c) {
-        const REAL* x = logits + c * SEGLOSS_BLOCK;
-        for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-            const int is_largest = x[i] == max[i];
-            others[i] += FN(exp_nonpositive)(is_largest ? -(REAL)INFINITY : x[i] - max[i]);
-            largest[i] += is_largest ? (REAL)1 : (REAL)0;
-        }
-    }
-}
-
-/* Sums over many classes are taken per chunk in REAL and over the chunks in double. */
-static void FN(add_chunk)(double* restrict sum, const REAL* restrict part) {
-    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-        sum[i] += (double)part[i];
-    }
-}
-
-/* The tail; nan where the softmax is (a logit nan or +inf, or all of them -inf). */
-static void FN(find_tail)(VOXELS* v, int64_t num_classes) {
-    ALIGNED double sum[SEGLOSS_BLOCK] = {0};
-    ALIGNED REAL largest[SEGLOSS_BLOCK] = {0};
-    for (int64_t c = 0; c < num_classes; c += CLASS_CHUNK) {
-        const int n = FN(chunk_length)(c, num_classes);
-        ALIGNED REAL others[SEGLOSS_BLOCK] = {0};
-        FN(tail_of_chunk)(FN(read_logits)(v, c, n), n, v->max, others, largest);
-        FN(add_chunk)(sum, others);
-    }
-    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-        const REAL tail = (REAL)(sum[i] + ((double)largest[i] - 1)) + (v->max[i] - v->max[i]);
-        v->tail[i] = tail < 0 ? (REAL)NAN : tail;
-    }
-}
-
-/* x_y of each lane. */
-static void FN(pick_from_chunk)(const REAL* restrict logits, int64_t first_class, int num_classes,
-                                const int32_t* restrict label, REAL* restrict picked) {
-    for (int c = 0; c < num_classes; ++c) {
-        const REAL* x = logits + c * SEGLOSS_BLOCK;
-        const int32_t class = (int32_t)(first_class + c);
-        for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-            picked[i] = label[i] == class ? x[i] : picked[i];
-        }
     }
 }
 
@@ -179,45 +48,65 @@ static void FN(spread_of_chunk)(const REAL* restrict logits, int num_classes, co
     }
 }
 
+/* What focal loss multiplies -log p by, (1 - p)^gamma; or, for the gradient, what it multiplies the gradient of -log p
+ * by, (1 - p)^gamma (1 + gamma p -log p / (1 - p)). The quotient goes to 1 where both vanish, so that nothing is
+ * infinite for gamma < 1. 1 - p = others / (1 + tail), p = e / (1 + tail). */
+static void FN(focal_factors)(REAL gamma, int of_gradient, const VOXELS* v, REAL* factor) {
+    const REAL* e = v->label_e;
+    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
+        const REAL log_sum = FN(log1p)(v->tail[i]);
+        const REAL nll = (v->max[i] - v->label_x[i]) + log_sum;
+        const REAL others = (1 - e[i]) + v->tail[i];
+        const REAL power = FN(exp_nonpositive)(gamma * (FN(log)(others) - log_sum));
+        const REAL quotient = e[i] == 0 || others == 0 ? 0 : e[i] * nll / others;
+        factor[i] = of_gradient ? power * (1 + gamma * quotient) : power;
+    }
+}
+
 /* Losses of labels, and each voxel's share of the denominator, v * w_y. */
 static void FN(label_losses)(const struct segloss_cross_entropy* a, VOXELS* v, REAL total_class_weight, REAL* loss,
                              REAL* weight) {
     const REAL smoothing = (REAL)a->label_smoothing;
     const REAL uniform = (REAL)(a->label_smoothing / (double)a->num_classes);
-    ALIGNED REAL picked[SEGLOSS_BLOCK] = {0};
-    ALIGNED double spread[SEGLOSS_BLOCK] = {0};
-    ALIGNED REAL label_weight[SEGLOSS_BLOCK];
-    FN(label_weights)(a, v->label, label_weight);
-    for (int64_t c = 0; c < a->num_classes; c += CLASS_CHUNK) {
-        const int n = FN(chunk_length)(c, a->num_classes);
-        const REAL* logits = FN(read_logits)(v, c, n);
-        FN(pick_from_chunk)(logits, c, n, v->label, picked);
-        if (smoothing != 0) {
-            const REAL* w = a->class_weight ? (const REAL*)a->class_weight + c : NULL;
-            ALIGNED REAL part[SEGLOSS_BLOCK] = {0};
-            FN(spread_of_chunk)(logits, n, w, v->max, part);
-            FN(add_chunk)(spread, part);
+    ALIGNED REAL factor[SEGLOSS_BLOCK], spread[SEGLOSS_BLOCK] = {0};
+    ALIGNED double spread_sum[SEGLOSS_BLOCK];
+    FN(label_weights)(a, v->label, weight);
+    memcpy(factor, weight, sizeof factor);
+    FN(find_label_input)(v, a);
+    if (a->gamma != 0) {
+        ALIGNED REAL focal[SEGLOSS_BLOCK];
+        FN(find_label_exponential)(v);
+        FN(focal_factors)((REAL)a->gamma, 0, v, focal);
+        for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
+            factor[i] *= focal[i];
         }
+    }
+    for (int64_t c = 0; smoothing != 0 && c < a->num_classes; c += CLASS_CHUNK) {
+        const int n = FN(chunk_length)(c, a->num_classes);
+        const REAL* w = a->class_weight ? (const REAL*)a->class_weight + c : NULL;
+        ALIGNED REAL part[SEGLOSS_BLOCK] = {0};
+        FN(spread_of_chunk)(FN(read_input)(v, c, n), n, w, v->max, part);
+        FN(add_chunk)(spread, spread_sum, part, c, a->num_classes);
     }
     for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
         const REAL log_sum = FN(log1p)(v->tail[i]);
-        const REAL factor = (1 - smoothing) * label_weight[i];
-        const REAL sharp = factor == 0 ? 0 * v->tail[i] : factor * ((v->max[i] - picked[i]) + log_sum);
-        const REAL smooth = uniform * ((REAL)spread[i] + total_class_weight * log_sum);
+        const REAL nll = (v->max[i] - v->label_x[i]) + log_sum;
+        const REAL sharpness = (1 - smoothing) * factor[i];
+        const REAL sharp = sharpness == 0 ? 0 * v->tail[i] : sharpness * nll;
+        const REAL smooth = uniform * (spread[i] + total_class_weight * log_sum);
         loss[i] = v->weight[i] * (sharp + smooth);
-        weight[i] = v->weight[i] * label_weight[i];
+        weight[i] *= v->weight[i];
     }
 }
 
 /* Losses of probabilities; each voxel's share of the denominator is v. */
 static void FN(probability_losses)(const struct segloss_cross_entropy* a, VOXELS* v, REAL* loss, REAL* weight) {
-    ALIGNED double spread[SEGLOSS_BLOCK] = {0};
-    ALIGNED double mass[SEGLOSS_BLOCK] = {0};
-    ALIGNED REAL q[SEGLOSS_BLOCK];
+    ALIGNED REAL spread[SEGLOSS_BLOCK] = {0}, mass[SEGLOSS_BLOCK] = {0}, q[SEGLOSS_BLOCK];
+    ALIGNED double spread_sum[SEGLOSS_BLOCK], mass_sum[SEGLOSS_BLOCK];
     for (int64_t first = 0; first < a->num_classes; first += CLASS_CHUNK) {
         const int n = FN(chunk_length)(first, a->num_classes);
-        const REAL* logits = FN(read_logits)(v, first, n);
-        const REAL* target = FN(read_probabilities)(v, first, n);
+        const REAL* logits = FN(read_input)(v, first, n);
+        const REAL* target = FN(read_target)(v, first, n);
         ALIGNED REAL chunk_spread[SEGLOSS_BLOCK] = {0};
         ALIGNED REAL chunk_mass[SEGLOSS_BLOCK] = {0};
         for (int c = 0; c < n; ++c) {
@@ -229,11 +118,11 @@ static void FN(probability_losses)(const struct segloss_cross_entropy* a, VOXELS
                 chunk_mass[i] += q[i];
             }
         }
-        FN(add_chunk)(spread, chunk_spread);
-        FN(add_chunk)(mass, chunk_mass);
+        FN(add_chunk)(spread, spread_sum, chunk_spread, first, a->num_classes);
+        FN(add_chunk)(mass, mass_sum, chunk_mass, first, a->num_classes);
     }
     for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-        loss[i] = v->weight[i] * ((REAL)spread[i] + (REAL)mass[i] * FN(log1p)(v->tail[i]));
+        loss[i] = v->weight[i] * (spread[i] + mass[i] * FN(log1p)(v->tail[i]));
         weight[i] = v->weight[i];
     }
 }
@@ -260,31 +149,15 @@ static void FN(label_log_losses)(const struct segloss_cross_entropy* a, const VO
     }
 }
 
+/* The losses of a block whose softmax is found, or of log probabilities. */
 static void FN(block_losses)(const struct segloss_cross_entropy* a, VOXELS* v, REAL total_class_weight, REAL* loss,
                              REAL* weight) {
-    if (a->log_probabilities) {
-        memset(v->max, 0, sizeof v->max);
-        memset(v->tail, 0, sizeof v->tail);
-    } else {
-        FN(find_max)(v, a->num_classes);
-        FN(find_tail)(v, a->num_classes);
-        memcpy((REAL*)a->tail + v->block.begin, v->tail, (size_t)v->block.count * sizeof(REAL));
-    }
-    if (a->target_is_probabilities) {
+    if (a->target_kind == SEGLOSS_PROBABILITIES) {
         FN(probability_losses)(a, v, loss, weight);
     } else if (a->log_probabilities) {
         FN(label_log_losses)(a, v, loss, weight);
     } else {
         FN(label_losses)(a, v, total_class_weight, loss, weight);
-    }
-}
-
-/* Eight running sums in double: the order of additions is fixed, and they vectorise. */
-static void FN(add_lanes)(double* sums, const REAL* values) {
-    for (int i = 0; i < SEGLOSS_BLOCK; i += 8) {
-        for (int k = 0; k < 8; ++k) {
-            sums[k] += (double)values[i + k];
-        }
     }
 }
 
@@ -294,7 +167,7 @@ static int64_t FN(cross_entropy_forward)(const struct segloss_cross_entropy* a, 
     assert(a->target.data && (a->tail || a->log_probabilities));
     assert(!a->log_probabilities || a->label_smoothing == 0);
     const REAL total_class_weight = FN(total_class_weight)(a);
-    double loss_sums[8] = {0}, weight_sums[8] = {0};
+    double loss_sums[SEGLOSS_SUM_LANES] = {0}, weight_sums[SEGLOSS_SUM_LANES] = {0};
     VOXELS v;
     for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
         const int bad = FN(read_voxels)(&v, a, p, end);
@@ -304,6 +177,13 @@ static int64_t FN(cross_entropy_forward)(const struct segloss_cross_entropy* a, 
         ALIGNED REAL loss[SEGLOSS_BLOCK] = {0};
         ALIGNED REAL weight[SEGLOSS_BLOCK] = {0};
         if (v.any_active) {
+            if (a->log_probabilities) { /* -x = (max - x) + log1p(tail) */
+                memset(v.max, 0, sizeof v.max);
+                memset(v.tail, 0, sizeof v.tail);
+            } else {
+                FN(find_softmax)(&v, a);
+                memcpy((REAL*)a->tail + p, v.tail, (size_t)v.block.count * sizeof(REAL));
+            }
             FN(block_losses)(a, &v, total_class_weight, loss, weight);
             FN(add_lanes)(loss_sums, loss);
             FN(add_lanes)(weight_sums, weight);
@@ -314,74 +194,106 @@ static int64_t FN(cross_entropy_forward)(const struct segloss_cross_entropy* a, 
             FN(write_classes)(loss, &a->loss, &v.block, 0, 1);
         }
     }
-    *sums = (struct segloss_sums){0, 0};
-    for (int k = 0; k < 8; ++k) {
-        sums->loss += loss_sums[k];
-        sums->weight += weight_sums[k];
-    }
+    *sums = (struct segloss_sums){FN(total_of_lanes)(loss_sums), FN(total_of_lanes)(weight_sums)};
     return -1;
 }
 
-/* What multiplies every lane of the gradient: grad_loss * grad_scale * v. */
-static void FN(read_scale)(const struct segloss_cross_entropy* a, const VOXELS* v, REAL* scale) {
-    FN(read_lanes)(scale, &a->grad_loss, &v->block, 0);
+/* What multiplies every lane of the gradient: grad_loss * grad_scale * v. Only binary losses have one of each class. */
+static void FN(read_scale)(const struct segloss_cross_entropy* a, const VOXELS* v, int64_t class,
+                           REAL* restrict scale) {
+    const REAL factor = (REAL)a->grad_scale;
+    FN(read_lanes)(scale, &a->grad_loss, &v->block, class, 0);
     for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-        scale[i] = v->weight[i] == 0 ? 0 : scale[i] * (REAL)a->grad_scale * v->weight[i];
+        const REAL product = scale[i] * factor * v->weight[i];
+        scale[i] = v->weight[i] == 0 ? 0 : product;
     }
 }
 
-/* grad_c = f (p_c - [c = y]) + u (W p_c - w_c), with f = scale (1 - s) w_y and u = scale s / C. */
-static void FN(label_grad)(const struct segloss_cross_entropy* a, VOXELS* v, REAL total_class_weight, const REAL* scale,
-                           int64_t first, int n, ROWS grad) {
+#define LABEL_GRAD struct FN(label_grad)
+
+/* The gradient of a block with labels: e_c (slope + curve b_c) - level w_c in class c, or e_c (slope + curve b_c e_c) -
+ * level w_c where `squared`; at_label at the label. The b_c are those of soft statistics. */
+LABEL_GRAD {
+    ALIGNED REAL slope[SEGLOSS_BLOCK];
+    ALIGNED REAL curve[SEGLOSS_BLOCK];
+    ALIGNED REAL level[SEGLOSS_BLOCK];
+    ALIGNED REAL at_label[SEGLOSS_BLOCK];
+    const REAL* b; /* NULL: none */
+    int squared;
+};
+
+/* That of the losses: f (p_c - [c = y]) + u (W p_c - w_c), with f = scale (1 - s) w_y times the focal factor and
+ * u = scale s / C. */
+static void FN(start_label_grad)(const struct segloss_cross_entropy* a, VOXELS* v, REAL total_class_weight,
+                                 const REAL* scale, LABEL_GRAD* g) {
     const REAL smoothing = (REAL)a->label_smoothing;
     const REAL uniform = (REAL)(a->label_smoothing / (double)a->num_classes);
-    const REAL* logits = FN(read_logits)(v, first, n);
-    ALIGNED REAL label_weight[SEGLOSS_BLOCK], sharp[SEGLOSS_BLOCK], flat[SEGLOSS_BLOCK], level[SEGLOSS_BLOCK];
+    ALIGNED REAL label_weight[SEGLOSS_BLOCK], focal[SEGLOSS_BLOCK];
     FN(label_weights)(a, v->label, label_weight);
+    FN(find_label_input)(v, a);
+    FN(find_label_exponential)(v);
     for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-        const REAL largest_p = 1 / (1 + v->tail[i]);
-        sharp[i] = scale[i] * (1 - smoothing) * label_weight[i] * largest_p;
-        level[i] = scale[i] * uniform;
-        flat[i] = level[i] * total_class_weight * largest_p;
+        focal[i] = 1;
     }
+    if (a->gamma != 0) {
+        FN(focal_factors)((REAL)a->gamma, 1, v, focal);
+    }
+    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
+        const REAL e = v->label_e[i];
+        const REAL sharp = scale[i] * (1 - smoothing) * label_weight[i] * focal[i] * v->share[i];
+        g->level[i] = scale[i] * uniform;
+        const REAL flat = g->level[i] * total_class_weight * v->share[i];
+        g->slope[i] = sharp + flat;
+        g->curve[i] = 0;
+        g->at_label[i] = sharp * ((e - 1) - v->tail[i]) + (flat * e - g->level[i] * label_weight[i]);
+    }
+    g->b = NULL;
+    g->squared = 0;
+}
+
+static void FN(write_label_grad)(const struct segloss_cross_entropy* a, VOXELS* v, const LABEL_GRAD* g, int64_t first,
+                                 int n, ROWS grad) {
+    ALIGNED REAL buffer[SEGLOSS_BLOCK];
     for (int c = 0; c < n; ++c) {
-        const REAL* x = logits + c * SEGLOSS_BLOCK;
-        const int32_t class = (int32_t)(first + c);
-        const REAL w = smoothing == 0 ? 0 : FN(class_weight)(a, class);
-        REAL* restrict g = grad.values + c * grad.stride;
-        for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-            const REAL e = FN(exp_nonpositive)(x[i] - v->max[i]);
-            const REAL minus_others = (e - 1) - v->tail[i];
-            const REAL sharp_part = sharp[i] * (v->label[i] == class ? minus_others : e);
-            g[i] = sharp_part + (flat[i] * e - level[i] * w);
+        const REAL* e = FN(exponentials_at)(v, first, n, c, buffer);
+        const REAL w = a->label_smoothing == 0 ? 0 : FN(class_weight)(a, first + c);
+        const REAL b = g->b ? g->b[first + c] : 0;
+        REAL* restrict row = grad.values + c * grad.stride;
+        if (g->squared) {
+            for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
+                row[i] = e[i] * (g->slope[i] + g->curve[i] * (b * e[i])) - g->level[i] * w;
+            }
+        } else {
+            for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
+                row[i] = e[i] * (g->slope[i] + g->curve[i] * b) - g->level[i] * w;
+            }
         }
     }
+    FN(put_labels)(grad, first, n, v->label, g->at_label);
 }
 
 /* grad_c = scale (Q p_c - q_c), Q = sum_c q_c = `mass`, written as p_c (Q - q_c) - q_c (1 - p_c). */
 static void FN(probability_grad)(const struct segloss_cross_entropy* a, VOXELS* v, const REAL* mass, const REAL* scale,
                                  int64_t first, int n, ROWS grad) {
-    const REAL* logits = FN(read_logits)(v, first, n);
-    const REAL* target = FN(read_probabilities)(v, first, n);
-    ALIGNED REAL q[SEGLOSS_BLOCK];
+    const REAL* target = FN(read_target)(v, first, n);
+    ALIGNED REAL q[SEGLOSS_BLOCK], buffer[SEGLOSS_BLOCK];
     for (int c = 0; c < n; ++c) {
-        const REAL* x = logits + c * SEGLOSS_BLOCK;
+        const REAL* e = FN(exponentials_at)(v, first, n, c, buffer);
         REAL* restrict g = grad.values + c * grad.stride;
         FN(probability_weights)(a, first + c, target + c * SEGLOSS_BLOCK, q);
         for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-            const REAL e = FN(exp_nonpositive)(x[i] - v->max[i]);
-            const REAL others = (1 - e) + v->tail[i];
-            g[i] = scale[i] / (1 + v->tail[i]) * (e * (mass[i] - q[i]) - q[i] * others);
+            const REAL others = (1 - e[i]) + v->tail[i];
+            g[i] = scale[i] * v->share[i] * (e[i] * (mass[i] - q[i]) - q[i] * others);
         }
     }
 }
 
 static void FN(find_mass)(const struct segloss_cross_entropy* a, VOXELS* v, REAL* mass) {
-    ALIGNED double sum[SEGLOSS_BLOCK] = {0};
+    ALIGNED double sum[SEGLOSS_BLOCK];
     ALIGNED REAL q[SEGLOSS_BLOCK];
     for (int64_t first = 0; first < a->num_classes; first += CLASS_CHUNK) {
         const int n = FN(chunk_length)(first, a->num_classes);
-        const REAL* target = FN(read_probabilities)(v, first, n);
+        const REAL* target = FN(read_target)(v, first, n);
         ALIGNED REAL part[SEGLOSS_BLOCK] = {0};
         for (int c = 0; c < n; ++c) {
             FN(probability_weights)(a, first + c, target + c * SEGLOSS_BLOCK, q);
@@ -389,10 +301,7 @@ static void FN(find_mass)(const struct segloss_cross_entropy* a, VOXELS* v, REAL
                 part[i] += q[i];
             }
         }
-        FN(add_chunk)(sum, part);
-    }
-    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-        mass[i] = (REAL)sum[i];
+        FN(add_chunk)(mass, sum, part, first, a->num_classes);
     }
 }
 
@@ -401,7 +310,7 @@ static void FN(log_grad)(const struct segloss_cross_entropy* a, VOXELS* v, const
                          ROWS grad) {
     ALIGNED REAL q[SEGLOSS_BLOCK];
     FN(label_weights)(a, v->label, q);
-    const REAL* target = a->target_is_probabilities ? FN(read_probabilities)(v, first, n) : NULL;
+    const REAL* target = a->target_kind == SEGLOSS_PROBABILITIES ? FN(read_target)(v, first, n) : NULL;
     for (int c = 0; c < n; ++c) {
         if (target) {
             FN(probability_weights)(a, first + c, target + c * SEGLOSS_BLOCK, q);
@@ -417,13 +326,16 @@ static void FN(log_grad)(const struct segloss_cross_entropy* a, VOXELS* v, const
 static void FN(block_grad)(const struct segloss_cross_entropy* a, VOXELS* v, REAL total_class_weight) {
     ALIGNED REAL buffer[CLASS_CHUNK * SEGLOSS_BLOCK];
     ALIGNED REAL scale[SEGLOSS_BLOCK];
-    ALIGNED REAL mass[SEGLOSS_BLOCK] = {0};
-    FN(read_scale)(a, v, scale);
+    ALIGNED REAL mass[SEGLOSS_BLOCK];
+    LABEL_GRAD label_grad;
+    const int has_probabilities = a->target_kind == SEGLOSS_PROBABILITIES;
+    FN(read_scale)(a, v, 0, scale);
     if (!a->log_probabilities) {
-        FN(find_max)(v, a->num_classes);
-        memcpy(v->tail, (const REAL*)a->tail + v->block.begin, (size_t)v->block.count * sizeof(REAL));
-        if (a->target_is_probabilities) {
+        FN(find_softmax_again)(v, a, (const REAL*)a->tail + v->block.begin);
+        if (has_probabilities) {
             FN(find_mass)(a, v, mass);
+        } else {
+            FN(start_label_grad)(a, v, total_class_weight, scale, &label_grad);
         }
     }
     for (int64_t first = 0; first < a->num_classes; first += CLASS_CHUNK) {
@@ -431,22 +343,12 @@ static void FN(block_grad)(const struct segloss_cross_entropy* a, VOXELS* v, REA
         const ROWS grad = FN(output_rows)(&a->grad_logits, &v->block, first, buffer);
         if (a->log_probabilities) {
             FN(log_grad)(a, v, scale, first, n, grad);
-        } else if (a->target_is_probabilities) {
+        } else if (has_probabilities) {
             FN(probability_grad)(a, v, mass, scale, first, n, grad);
         } else {
-            FN(label_grad)(a, v, total_class_weight, scale, first, n, grad);
+            FN(write_label_grad)(a, v, &label_grad, first, n, grad);
         }
-        if (grad.values == buffer) {
-            FN(write_classes)(buffer, &a->grad_logits, &v->block, first, n);
-        }
-    }
-}
-
-/* A block without a voxel that counts: its logits need not be read. */
-static void FN(zero_grad)(const struct segloss_cross_entropy* a, const struct block* b) {
-    ALIGNED const REAL zeros[SEGLOSS_BLOCK] = {0};
-    for (int64_t c = 0; c < a->num_classes; ++c) {
-        FN(write_classes)(zeros, &a->grad_logits, b, c, 1);
+        FN(write_rows)(grad, buffer, &a->grad_logits, &v->block, first, n);
     }
 }
 

@@ -31,6 +31,12 @@ enum segloss_dtype {
     SEGLOSS_INT64,
 };
 
+/* What a target holds: labels, one value per voxel; probabilities, or masks of 0 and 1, one value per class. */
+enum segloss_target { SEGLOSS_LABELS, SEGLOSS_PROBABILITIES, SEGLOSS_MASKS };
+
+/* How p follows from the input x: softmax over the classes, sigmoid, or p = x. */
+enum segloss_activation { SEGLOSS_SOFTMAX, SEGLOSS_SIGMOID, SEGLOSS_IDENTITY };
+
 /* What the kernel computes in. */
 enum segloss_real { SEGLOSS_REAL_FLOAT, SEGLOSS_REAL_DOUBLE, SEGLOSS_REALS };
 
@@ -50,7 +56,7 @@ struct segloss_tensor {
     int64_t strides[SEGLOSS_MAX_DIMS];
 };
 
-/* Sums over a range of positions. */
+/* Losses summed over a range of positions. */
 struct segloss_sums {
     double loss;
     double weight; /* the mean's denominator */
@@ -61,44 +67,78 @@ struct segloss_sums {
  *   labels y:         l = v * ((1 - s) w_y * -log p_y + s / C * sum_c w_c * -log p_c)
  *   probabilities t:  l = v * sum_c w_c ((1 - s) t_c + s / C) * -log p_c
  *
- * with s = label_smoothing. A product with a zero class weight or a zero target is 0, whatever the logit. Voxels with
- * the label ignore_index or with v = 0 count as absent: their logits are not looked at. */
+ * with s = label_smoothing; focal, for labels and s = 0:
+ *
+ *   l = v * w_y * (1 - p_y)^gamma * -log p_y
+ *
+ * A product with a zero class weight or a zero target is 0, whatever the logit. Voxels with the label ignore_index, or
+ * with it in any mask, or with v = 0 count as absent: their logits are not looked at. */
 struct segloss_cross_entropy {
     struct segloss_positions positions;
     int64_t num_classes; /* at most INT32_MAX */
     struct segloss_tensor logits;
-    struct segloss_tensor target;       /* labels, or probabilities where target_is_probabilities */
+    struct segloss_tensor target;
+    enum segloss_target target_kind;    /* masks: soft statistics only */
     struct segloss_tensor voxel_weight; /* optional, floating */
     const void* class_weight;           /* REAL [C], optional */
-    int64_t ignore_index;               /* labels only */
+    int64_t ignore_index;               /* of labels and masks */
     double label_smoothing;             /* 0 with log_probabilities */
-    int target_is_probabilities;
-    int log_probabilities; /* logits are log p already: no softmax, tail is not used */
+    double gamma;                       /* focal; >= 0, and 0 unless the target is labels */
+    int log_probabilities;              /* logits are log p already: no softmax, tail is not used */
 
     /* REAL [P]: the sum of exp(x_c - max x) over all classes but one largest, which keeps every digit of a confident
      * voxel's loss log1p(tail) and of its target's gradient -tail / (1 + tail). Written forward, read backward. */
     void* tail;
 
-    struct segloss_tensor loss; /* forward writes each voxel's loss; optional */
+    struct segloss_tensor loss; /* forward writes each voxel's loss, binary forward each class's too; else optional */
 
     struct segloss_tensor grad_loss;   /* backward: stride 0 everywhere for a reduced loss */
     double grad_scale;                 /* multiplies grad_loss: 1 / denominator for a mean */
     struct segloss_tensor grad_logits; /* backward writes grad_loss * grad_scale * dl/dx */
 };
 
-/* Classes against labels: how many valid voxels there are, and at how many the largest logit (the first of equals; nan
- * counts as largest) is the label's. */
-struct segloss_accuracy {
-    struct segloss_positions positions;
-    int64_t num_classes;
-    struct segloss_tensor logits;
-    struct segloss_tensor target;
-    int64_t ignore_index;
+/* Binary cross entropy of logits x, each class by itself, with p = 1 / (1 + exp(-x)) and the target g (1 at the label's
+ * class, else 0; or the class's probability or mask), smoothed to h = (1 - s) g + s / 2:
+ *
+ *   l_c = v * w_c (h_c (1 - p_c)^gamma * -log p_c + (1 - h_c) p_c^gamma * -log(1 - p_c))
+ *
+ * The arguments are those of cross entropy; tail and log_probabilities are not used. */
+
+/* The sums over voxels, class by class, that every region loss is made of: v p g, v p and v g for the probability p and
+ * the target g (1 at the label's class, else 0); with `squared`, p^2 and g^2 in the last two.
+ *
+ * With `with_loss` the losses of the voxels are summed in the same walk: cross entropy where p is a softmax, binary
+ * cross entropy, over all classes, where it is a sigmoid. */
+struct segloss_soft_stats {
+    struct segloss_cross_entropy voxels; /* tail, loss and log_probabilities are not used */
+    enum segloss_activation activation;
+    int squared;
+    int with_loss; /* not with SEGLOSS_IDENTITY */
+
+    /* Backward, REAL [C]: what multiplies the derivatives of v p g and v p. voxels.grad_loss is that of the losses. */
+    const void* grad_intersection;
+    const void* grad_prediction;
 };
 
-struct segloss_counts {
-    int64_t correct;
-    int64_t valid;
+/* Each statistic is handed over as this many sums, double [3][C][SEGLOSS_SUM_LANES], to be added in order. */
+enum { SEGLOSS_SUM_LANES = 8 };
+
+/* Predicted classes against labels. What is predicted is the class of the largest logit (the first of equals; nan
+ * counts as largest), or the value of an integer map. Voxels with the label ignore_index count nowhere, whatever is
+ * predicted there. Counts are int64 and added to what is there:
+ *
+ *   pairs:      [C][C], first the label, then the prediction
+ *   per class:  [3][C], true positives, false positives, false negatives
+ *
+ * and one cell more, whose value means nothing. */
+struct segloss_confusion {
+    struct segloss_positions positions;
+    int64_t num_classes;              /* at most INT32_MAX */
+    struct segloss_tensor prediction; /* logits, or an integer map where prediction_is_labels */
+    struct segloss_tensor target;
+    int64_t ignore_index;
+    int prediction_is_labels;
+    int per_class;
 };
 
 /* Exact one-hot targets to int32 labels. */
@@ -110,16 +150,24 @@ struct segloss_one_hot {
 };
 
 /* All kernels of one instruction set. Each returns -1, or the position of the first voxel whose target it refuses: a
- * label outside [0, C) that is not ignore_index, a floating label that is not integral, a target that is not one-hot.
- * What was written up to then is meaningless. `sums` and `counts` are overwritten. */
+ * label outside [0, C) that is not ignore_index, a floating label that is not integral, a target that is not one-hot, a
+ * mask that is not 0, 1 or ignore_index; or, in a block without such a target, a predicted label outside [0, C) at a
+ * valid voxel. What was written up to then is meaningless. `sums`, `stats` and `largest` are overwritten. */
 struct segloss_kernels {
     const char* isa;
     int64_t (*cross_entropy_forward[SEGLOSS_REALS])(const struct segloss_cross_entropy* args, int64_t begin,
                                                     int64_t end, struct segloss_sums* sums);
     int64_t (*cross_entropy_backward[SEGLOSS_REALS])(const struct segloss_cross_entropy* args, int64_t begin,
                                                      int64_t end);
-    int64_t (*accuracy[SEGLOSS_REALS])(const struct segloss_accuracy* args, int64_t begin, int64_t end,
-                                       struct segloss_counts* counts);
+    int64_t (*binary_forward[SEGLOSS_REALS])(const struct segloss_cross_entropy* args, int64_t begin, int64_t end);
+    int64_t (*binary_backward[SEGLOSS_REALS])(const struct segloss_cross_entropy* args, int64_t begin, int64_t end);
+    int64_t (*soft_stats_forward[SEGLOSS_REALS])(const struct segloss_soft_stats* args, int64_t begin, int64_t end,
+                                                 double* stats, struct segloss_sums* sums);
+    int64_t (*soft_stats_backward[SEGLOSS_REALS])(const struct segloss_soft_stats* args, int64_t begin, int64_t end);
+    int64_t (*confusion[SEGLOSS_REALS])(const struct segloss_confusion* args, int64_t begin, int64_t end,
+                                        int64_t* counts);
+    /* Of the labels and the predictions of two maps, at valid voxels; -1 where there is none. */
+    int64_t (*largest_label)(const struct segloss_confusion* args, int64_t begin, int64_t end, int64_t* largest);
     int64_t (*one_hot)(const struct segloss_one_hot* args, int64_t begin, int64_t end);
 };
 

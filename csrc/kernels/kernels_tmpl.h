@@ -7,6 +7,7 @@
 #include "block.h"
 #include "kernels.h"
 #include "labels.h"
+#include "confusion.h"
 #include "one_hot.h"
 
 #define REAL float
@@ -33,6 +34,11 @@ const struct segloss_kernels SEGLOSS_KERNELS = {
     .isa = SEGLOSS_ISA_NAME,
     .cross_entropy_forward = {cross_entropy_forward_f32, cross_entropy_forward_f64},
     .cross_entropy_backward = {cross_entropy_backward_f32, cross_entropy_backward_f64},
-    .accuracy = {accuracy_f32, accuracy_f64},
+    .binary_forward = {binary_forward_f32, binary_forward_f64},
+    .binary_backward = {binary_backward_f32, binary_backward_f64},
+    .soft_stats_forward = {soft_stats_forward_f32, soft_stats_forward_f64},
+    .soft_stats_backward = {soft_stats_backward_f32, soft_stats_backward_f64},
+    .confusion = {confusion_f32, confusion_f64},
+    .largest_label = largest_label,
     .one_hot = one_hot_labels,
 };

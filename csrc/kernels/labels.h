@@ -7,10 +7,6 @@
 /* Stands for a floating label that is not integral and for an unsigned one beyond int64. */
 #define NO_LABEL INT64_MIN
 
-static inline int makes_no_label(enum segloss_dtype dtype) {
-    return dtype <= SEGLOSS_BFLOAT16 || dtype == SEGLOSS_UINT64;
-}
-
 static inline int64_t label_of_double(double x) {
     const int representable = x > -0x1p63 && x < 0x1p63; /* false for nan */
     const int64_t integer = representable ? (int64_t)x : 0;
@@ -95,27 +91,100 @@ static void read_integers(int64_t* value, const struct segloss_tensor* t, const 
     }
 }
 
+/* What becomes of a label that is no class. */
+enum { IGNORED = -1, BAD = -2 };
+
+typedef void label_function(int32_t* label, const struct plane* from, int count, int64_t num_classes,
+                            int64_t ignore_index);
+
+#define LABEL_NAME class_from_float32
+#define FROM float
+#define CONVERT label_of_double
+#define WIDE int64_t
+#include "label_tmpl.h"
+
+#define LABEL_NAME class_from_float64
+#define FROM double
+#define CONVERT label_of_double
+#define WIDE int64_t
+#include "label_tmpl.h"
+
+#define LABEL_NAME class_from_float16
+#define FROM uint16_t
+#define CONVERT label_of_float16
+#define WIDE int64_t
+#include "label_tmpl.h"
+
+#define LABEL_NAME class_from_bfloat16
+#define FROM uint16_t
+#define CONVERT label_of_bfloat16
+#define WIDE int64_t
+#include "label_tmpl.h"
+
+#define LABEL_NAME class_from_uint8
+#define FROM uint8_t
+#define WIDE int32_t
+#include "label_tmpl.h"
+
+#define LABEL_NAME class_from_int8
+#define FROM int8_t
+#define WIDE int32_t
+#include "label_tmpl.h"
+
+#define LABEL_NAME class_from_uint16
+#define FROM uint16_t
+#define WIDE int32_t
+#include "label_tmpl.h"
+
+#define LABEL_NAME class_from_int16
+#define FROM int16_t
+#define WIDE int32_t
+#include "label_tmpl.h"
+
+#define LABEL_NAME class_from_uint32
+#define FROM uint32_t
+#define WIDE int64_t
+#include "label_tmpl.h"
+
+#define LABEL_NAME class_from_int32
+#define FROM int32_t
+#define WIDE int32_t
+#include "label_tmpl.h"
+
+#define LABEL_NAME class_from_uint64
+#define FROM uint64_t
+#define CONVERT label_of_uint64
+#define WIDE int64_t
+#include "label_tmpl.h"
+
+#define LABEL_NAME class_from_int64
+#define FROM int64_t
+#define WIDE int64_t
+#include "label_tmpl.h"
+
+static label_function* const class_readers[] = {
+    [SEGLOSS_FLOAT32] = class_from_float32, [SEGLOSS_FLOAT64] = class_from_float64,
+    [SEGLOSS_FLOAT16] = class_from_float16, [SEGLOSS_BFLOAT16] = class_from_bfloat16,
+    [SEGLOSS_UINT8] = class_from_uint8,     [SEGLOSS_INT8] = class_from_int8,
+    [SEGLOSS_UINT16] = class_from_uint16,   [SEGLOSS_INT16] = class_from_int16,
+    [SEGLOSS_UINT32] = class_from_uint32,   [SEGLOSS_INT32] = class_from_int32,
+    [SEGLOSS_UINT64] = class_from_uint64,   [SEGLOSS_INT64] = class_from_int64,
+};
+
 /* One block of labels: the class of each lane, -1 where it is ignored and in lanes past the end. Returns -1, or the
  * first lane whose label is neither ignore_index nor in [0, num_classes). */
 static int read_labels(int32_t* label, const struct segloss_tensor* target, const struct block* b, int64_t num_classes,
                        int64_t ignore_index) {
-    enum { IGNORED = -1, BAD = -2 };
-    const int ignore_index_is_a_label = ignore_index != NO_LABEL || !makes_no_label(target->dtype);
-    ALIGNED int64_t value[SEGLOSS_BLOCK];
-    read_integers(value, target, b, 0);
-    for (int i = b->count; i < SEGLOSS_BLOCK; ++i) {
-        value[i] = value[0]; /* lanes past the end must not look bad */
-    }
-    int any_bad = 0;
-    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-        const int ignored = (value[i] == ignore_index) & ignore_index_is_a_label;
-        const int in_range = (uint64_t)value[i] < (uint64_t)num_classes;
-        const int32_t class = in_range ? (int32_t)value[i] : BAD;
-        label[i] = ignored ? IGNORED : class;
-        any_bad |= !(in_range | ignored);
+    for (struct run r = first_run(b); r.count > 0; r = next_run(b, &r)) {
+        const struct plane from = tensor_plane(target, b, &r, 0);
+        class_readers[target->dtype](label + r.lane, &from, r.count, num_classes, ignore_index);
     }
     for (int i = b->count; i < SEGLOSS_BLOCK; ++i) {
         label[i] = IGNORED;
+    }
+    int any_bad = 0;
+    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
+        any_bad |= label[i] == BAD;
     }
     for (int i = 0; any_bad && i < b->count; ++i) {
         if (label[i] == BAD) {

@@ -68,19 +68,16 @@ static inline REAL FN(exp_nonpositive)(REAL x) {
     return x < EXP_LOWEST ? 0 : fraction * power;
 }
 
-/* log(1 + x) for x >= 0, within 2.1 ulp relative to the result, however small x is.
- *
- * 1 + x = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)); log(1 + f) = f - f^2/2 + s (f^2/2 + R(s^2)), s = f / (2 + f).
- * What rounding 1 + x lost is put back as `lost`; for k = 0, f is x itself, so nothing is lost. x = -1 gives -inf,
- * nan gives nan. */
-static inline REAL FN(log1p)(REAL x) {
-    const REAL u = 1 + x;
-    const BITS k_bits = FN(bits_of)(u) - SQRT_HALF_BITS;
-    const BITS k = k_bits >> MANTISSA_BITS;
+/* u = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), for a normal u. */
+static inline BITS FN(exponent_of)(REAL u) { return (FN(bits_of)(u) - SQRT_HALF_BITS) >> MANTISSA_BITS; }
+
+static inline REAL FN(reduced)(REAL u, BITS k) {
+    return FN(of_bits)(FN(bits_of)(u) - k * ((BITS)1 << MANTISSA_BITS)) - 1;
+}
+
+/* log(2^k (1 + f)) + lost = k ln 2 + f - f^2/2 + s (f^2/2 + R(s^2)) + lost, s = f / (2 + f). */
+static inline REAL FN(log_of_reduced)(REAL f, BITS k, REAL lost) {
     const REAL exponent = (REAL)k;
-    const REAL reduced = FN(of_bits)(FN(bits_of)(u) - k * ((BITS)1 << MANTISSA_BITS)) - 1;
-    const REAL f = k == 0 ? x : reduced;
-    const REAL lost = k == 0 ? 0 : (u - 1 > x ? 1 - (u - x) : x - (u - 1)) / u;
     const REAL s = f / (2 + f);
     const REAL z = s * s;
 #if REAL_IS_DOUBLE
@@ -97,8 +94,26 @@ static inline REAL FN(log1p)(REAL x) {
     r = r * z + 0x1.55557ap-1f;
 #endif
     const REAL half_square = f * f / 2;
-    const REAL log_f = f - (half_square - s * (half_square + z * r) - (exponent * LN2_LOW + lost));
-    const REAL result = exponent * LN2_HIGH + log_f;
+    return exponent * LN2_HIGH + (f - (half_square - s * (half_square + z * r) - (exponent * LN2_LOW + lost)));
+}
+
+/* log(x) for a normal x > 0, within 1.0 ulp; 0 gives -inf, nan gives nan. */
+static inline REAL FN(log)(REAL x) {
+    const BITS k = FN(exponent_of)(x);
+    const REAL result = FN(log_of_reduced)(FN(reduced)(x, k), k, 0);
+    return x == 0 ? -(REAL)INFINITY : result + (x - x);
+}
+
+/* log(1 + x) for x >= 0, within 2.1 ulp relative to the result, however small x is.
+ *
+ * What rounding 1 + x lost is put back as `lost`; for k = 0, f is x itself, so nothing is lost. x = -1 gives -inf,
+ * nan gives nan. */
+static inline REAL FN(log1p)(REAL x) {
+    const REAL u = 1 + x;
+    const BITS k = FN(exponent_of)(u);
+    const REAL f = k == 0 ? x : FN(reduced)(u, k);
+    const REAL lost = k == 0 ? 0 : (u - 1 > x ? 1 - (u - x) : x - (u - 1)) / u;
+    const REAL result = FN(log_of_reduced)(f, k, lost);
     return x == -1 ? -(REAL)INFINITY : result + (x - x);
 }
 

@@ -11,6 +11,10 @@
 namespace segloss {
 namespace {
 
+constexpr auto kSingleLogit =
+    "With a single logit per voxel use torch.nn.functional.binary_cross_entropy_with_logits, or a segloss loss with "
+    "activation='sigmoid' and a mask of input's shape";
+
 using SymShape = std::vector<c10::SymInt>;
 
 SymShape shape_of(const Tensor& tensor) { return tensor.sym_sizes().vec(); }
@@ -178,7 +182,8 @@ bool has_label_shape(const Tensor& input, const Tensor& labels, int64_t dim) {
     return fits(shape_of(labels), shape_of(input), dim);
 }
 
-Target classify_target(const std::string& op, const Tensor& input, const Tensor& target, int64_t dim) {
+Target classify_target(const std::string& op, const Tensor& input, const Tensor& target, int64_t dim,
+                       bool takes_masks) {
     check_same_device(op, input, target, "target");
     TORCH_CHECK_TYPE((is_integer(target) || target.is_floating_point()) && target.layout() == at::kStrided, op,
                      ": expected a dense integer, bool or floating target, got ", target.scalar_type(), " with layout ",
@@ -188,11 +193,13 @@ Target classify_target(const std::string& op, const Tensor& input, const Tensor&
     if (has_input_shape && target.is_floating_point()) {
         return Target::probabilities;
     }
+    if (has_input_shape && takes_masks) {
+        return Target::masks;
+    }
     if (is_label_shape) {
         TORCH_CHECK(is_integer(target) || input.sym_size(dim) != 1, op, ": expected integer labels for input ",
                     input.sym_sizes(), " of one class, got ", target.scalar_type(), " target ", target.sym_sizes(),
-                    ". With a single logit per voxel use torch.nn.functional.binary_cross_entropy_with_logits; ",
-                    "for labels, target.long()");
+                    ". ", kSingleLogit, "; for labels, target.long()");
         return Target::labels;
     }
     TORCH_CHECK(input.dim() > 1 || !is_integer(target), op,
@@ -247,6 +254,25 @@ void check_label_smoothing(double label_smoothing) {
                 "label_smoothing must be between 0.0 and 1.0. Got: ", label_smoothing);
 }
 
+void check_ignore_index(const std::string& op, Target kind, int64_t ignore_index) {
+    TORCH_CHECK(kind != Target::probabilities || ignore_index < 0,
+                "ignore_index is not supported for floating point target, got ignore_index=", ignore_index,
+                ". Leave voxels out with voxel_weight=0 instead");
+    TORCH_CHECK(kind != Target::masks || (ignore_index != 0 && ignore_index != 1), op,
+                ": expected an ignore_index that is no value of a mask, got ignore_index=", ignore_index,
+                ". Mark voxels to leave out by another value in the masks, or with voxel_weight=0");
+}
+
+void check_gamma(const std::string& op, double gamma) {
+    TORCH_CHECK_VALUE(gamma >= 0, op, ": expected gamma of 0 or more, got ", gamma);
+}
+
+void check_labels_only(const std::string& op, const Tensor& input, int64_t dim, Target kind) {
+    TORCH_CHECK(kind != Target::probabilities, op, ": expected class labels, got class probabilities, a floating ",
+                "target of input's shape ", input.sym_sizes(), ". Use target.argmax(", dim,
+                "), or a loss with activation='sigmoid'");
+}
+
 void check_integral_labels(const std::string& op, const Tensor& labels) {
     if (!labels.is_floating_point()) {
         return;
@@ -273,7 +299,7 @@ void check_label_values(const std::string& op, const Tensor& labels, int64_t num
     }
     const auto first = first_true(bad);
     const auto advice = num_classes == 1
-                            ? "With a single logit per voxel use torch.nn.functional.binary_cross_entropy_with_logits"
+                            ? kSingleLogit
                             : "Relabel, give the network more classes, or set ignore_index to the label of voxels to "
                               "leave out";
     TORCH_CHECK_INDEX(false, op, ": Target ", values.flatten()[first].item(), " is out of bounds: ", num_bad,
@@ -281,6 +307,21 @@ void check_label_values(const std::string& op, const Tensor& labels, int64_t num
                       "), the first at index ", at::IntArrayRef(index_of(first, labels.sizes())), " of target ",
                       labels.sizes(), ". Expected labels 0 to ", std::max<int64_t>(num_classes - 1, 0),
                       " or ignore_index=", ignore_index, ". ", advice);
+}
+
+void check_mask_values(const std::string& op, const Tensor& masks, int64_t ignore_index) {
+    const auto values = masks.to(at::kLong);
+    const auto bad = values.ne(0).logical_and_(values.ne(1)).logical_and_(values.ne(ignore_index));
+    if (!bad.any().item<bool>()) {
+        return;
+    }
+    const auto first = first_true(bad);
+    TORCH_CHECK(
+        false, op, ": expected 0 and 1 in an integer target of input's shape, a mask for each class, got ",
+        values.flatten()[first].item<int64_t>(), " at index ", at::IntArrayRef(index_of(first, masks.sizes())),
+        " of target ", masks.sizes(),
+        ". Give class labels as [N, ...] or [N, 1, ...], soft ones as floats, or set ignore_index to the value ",
+        "of voxels to leave out");
 }
 
 void check_one_hot_values(const std::string& op, const Tensor& target, int64_t dim) {

@@ -11,7 +11,7 @@ namespace segloss {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-enum class Target { labels, one_hot, probabilities };
+enum class Target { labels, one_hot, probabilities, masks };
 
 // `dim` counted from the front; a 1-D input [C] is one voxel, whatever dim says.
 int64_t class_dim(const std::string& op, const Tensor& input, int64_t dim);
@@ -19,8 +19,13 @@ int64_t class_dim(const std::string& op, const Tensor& input, int64_t dim);
 // TypeError unless input holds floating logits.
 void check_logits(const std::string& op, const Tensor& input);
 
-// What target is, by dtype and shape; raises where it fits no meaning. `dim` as class_dim gives it.
-Target classify_target(const std::string& op, const Tensor& input, const Tensor& target, int64_t dim);
+// What target is, by dtype and shape; raises where it fits no meaning. `dim` as class_dim gives it. An integer target
+// of input's shape is one-hot, or a mask per class where `takes_masks`.
+Target classify_target(const std::string& op, const Tensor& input, const Tensor& target, int64_t dim,
+                       bool takes_masks = false);
+
+// RuntimeError where no value of the target could stand for `ignore_index`.
+void check_ignore_index(const std::string& op, Target kind, int64_t ignore_index);
 
 void check_same_device(const std::string& op, const Tensor& input, const Tensor& other, const char* name);
 
@@ -32,6 +37,12 @@ void check_voxel_weight(const std::string& op, const Tensor& input, const Option
 
 void check_label_smoothing(double label_smoothing);
 
+// The exponent of a focal loss.
+void check_gamma(const std::string& op, double gamma);
+
+// RuntimeError for class probabilities where only labels have a meaning.
+void check_labels_only(const std::string& op, const Tensor& input, int64_t dim, Target kind);
+
 // True if `shape` is that of labels for input: input's without `dim`, or with size 1 there.
 bool has_label_shape(const Tensor& input, const Tensor& labels, int64_t dim);
 
@@ -41,6 +52,9 @@ void check_integral_labels(const std::string& op, const Tensor& labels);
 // Raises if a label is outside [0, num_classes) and not ignore_index, or floating and not integral. Looks at all
 // values: for tensors whose kernel found one, or that no kernel reads.
 void check_label_values(const std::string& op, const Tensor& labels, int64_t num_classes, int64_t ignore_index);
+
+// Likewise for masks: raises at the first value that is not 0, 1 or ignore_index.
+void check_mask_values(const std::string& op, const Tensor& masks, int64_t ignore_index);
 
 // Likewise for one-hot targets: raises at the first voxel that is not exactly one-hot along `dim`.
 void check_one_hot_values(const std::string& op, const Tensor& target, int64_t dim);

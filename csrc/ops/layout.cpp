@@ -4,10 +4,6 @@
 
 #include <cstdlib>
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 namespace segloss {
 namespace {
 
@@ -69,27 +65,21 @@ segloss_real real_of(at::ScalarType dtype) {
     return compute_dtype(dtype) == at::kDouble ? SEGLOSS_REAL_DOUBLE : SEGLOSS_REAL_FLOAT;
 }
 
+at::Tensor voxel_weight_for_kernel(const std::optional<at::Tensor>& weight, at::ScalarType dtype) {
+    return !weight || weight->is_floating_point() ? weight.value_or(at::Tensor()) : weight->to(compute_dtype(dtype));
+}
+
+at::Tensor class_weight_for_kernel(const std::optional<at::Tensor>& weight, at::ScalarType dtype) {
+    return weight ? weight->detach().to(compute_dtype(dtype)).contiguous() : at::Tensor();
+}
+
 std::vector<int64_t> position_sizes(const at::Tensor& input, int64_t dim) {
     auto sizes = input.sizes().vec();
     sizes.erase(sizes.begin() + dim);
     return sizes;
 }
 
-at::Tensor empty_output_like(const at::Tensor& tensor) {
-    auto output = at::empty_like(tensor);
-#ifdef __linux__
-    constexpr uintptr_t kPage = uintptr_t{1} << 21;
-    const auto address = reinterpret_cast<uintptr_t>(output.data_ptr());
-    const auto first = (address + kPage - 1) & ~(kPage - 1);
-    const auto last = (address + output.nbytes()) & ~(kPage - 1);
-    if (first < last) { // advice: where it is refused, nothing is lost
-        madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-    }
-#endif
-    return output;
-}
-
-segloss_positions describe(at::IntArrayRef sizes, int64_t dim, std::initializer_list<Operand> operands) {
+segloss_positions describe(at::IntArrayRef sizes, int64_t dim, at::ArrayRef<Operand> operands) {
     const auto num_dims = static_cast<int64_t>(sizes.size());
     std::vector<std::vector<int64_t>> strides;
     for (const auto& operand : operands) {

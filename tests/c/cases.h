@@ -22,15 +22,15 @@ static const struct number_pair number_pairs[NUM_PAIRS] = {
 
 struct target_kind {
     const char* name;
-    int is_probabilities;
+    enum segloss_target target;
     int log_probabilities;
 };
 
 static const struct target_kind target_kinds[] = {
-    {"labels", 0, 0},
-    {"probabilities", 1, 0},
-    {"labels of log probabilities", 0, 1},
-    {"probabilities of log probabilities", 1, 1},
+    {"labels", SEGLOSS_LABELS, 0},
+    {"probabilities", SEGLOSS_PROBABILITIES, 0},
+    {"labels of log probabilities", SEGLOSS_LABELS, 1},
+    {"probabilities of log probabilities", SEGLOSS_PROBABILITIES, 1},
 };
 
 enum logit_values { ORDINARY, CONFIDENT, HOSTILE, NUM_LOGIT_VALUES };
@@ -57,14 +57,21 @@ struct test_case {
     enum weights class_weights, voxel_weights;
     int64_t ignore_index;
     double label_smoothing;
+    double gamma;
     int is_reduced; /* one grad_loss for all voxels, and no losses written */
 };
 
-/* Labels that fit the dtype, of any dtype; -100 can be stored in signed ones, 255 in most. */
+/* Labels and masks of any dtype; -100 can be stored in signed ones, 255 in most. */
 static void draw_target(struct test_case* t) {
     static const int64_t ignore_indices[] = {-100, 255, 1, 0};
     t->ignore_index = ignore_indices[random_below(4)];
-    t->target_dtype = (enum segloss_dtype)random_below(t->kind.is_probabilities ? NUM_FLOATING : NUM_DTYPES);
+    t->target_dtype =
+        (enum segloss_dtype)random_below(t->kind.target == SEGLOSS_PROBABILITIES ? NUM_FLOATING : NUM_DTYPES);
+}
+
+static double draw_gamma(void) {
+    static const double gammas[] = {0, 0.5, 1, 2, 5};
+    return gammas[random_below(5)];
 }
 
 static struct test_case draw_case(int64_t num_positions, int64_t num_classes, struct number_pair numbers,
@@ -89,21 +96,24 @@ static struct test_case draw_case(int64_t num_positions, int64_t num_classes, st
         .is_reduced = random_below(2),
     };
     draw_target(&t);
+    if (kind.target == SEGLOSS_LABELS && !kind.log_probabilities && t.label_smoothing == 0) {
+        t.gamma = draw_gamma();
+    }
     return t;
 }
 
 static void describe_case(const struct test_case* t, const char* isa) {
-    snprintf(current_case, sizeof current_case,
-             "%s cross entropy, %s: %lld positions in %d dimensions x %lld classes, %s %s logits %s, computed in %s, "
-             "%s target %s, ignore_index %lld, %s class weights, %s voxel weights (%s), smoothing %g, grad %s, "
-             "lanes %s, losses %s",
-             isa, t->kind.name, (long long)t->num_positions, t->positions.num_dims, (long long)t->num_classes,
-             logit_value_names[t->values], formats[t->numbers.logits].name, layout_names[t->logits_layout],
-             formats[dtype_of_real(t->numbers.real)].name, formats[t->target_dtype].name,
-             layout_names[t->target_layout], (long long)t->ignore_index, weights_names[t->class_weights],
-             weights_names[t->voxel_weights], formats[t->voxel_weight_dtype].name, t->label_smoothing,
-             layout_names[t->grad_layout], layout_names[t->lanes_layout],
-             t->is_reduced ? "reduced" : formats[t->loss_dtype].name);
+    snprintf(
+        current_case, sizeof current_case,
+        "%s cross entropy, %s: %lld positions in %d dimensions x %lld classes, %s %s logits %s, computed in %s, "
+        "%s target %s, ignore_index %lld, %s class weights, %s voxel weights (%s), smoothing %g, gamma %g, grad %s, "
+        "lanes %s, losses %s",
+        isa, t->kind.name, (long long)t->num_positions, t->positions.num_dims, (long long)t->num_classes,
+        logit_value_names[t->values], formats[t->numbers.logits].name, layout_names[t->logits_layout],
+        formats[dtype_of_real(t->numbers.real)].name, formats[t->target_dtype].name, layout_names[t->target_layout],
+        (long long)t->ignore_index, weights_names[t->class_weights], weights_names[t->voxel_weights],
+        formats[t->voxel_weight_dtype].name, t->label_smoothing, t->gamma, layout_names[t->grad_layout],
+        layout_names[t->lanes_layout], t->is_reduced ? "reduced" : formats[t->loss_dtype].name);
 }
 
 /* ---- cross entropy: values of a case ---- */
@@ -177,6 +187,27 @@ static void fill_probabilities(const struct test_case* t, const struct memory* t
     }
 }
 
+/* In some voxels one class holds ignore_index. */
+static void fill_masks(const struct test_case* t, const struct memory* target) {
+    const int can_ignore = is_floating(t->target_dtype) || holds(t->target_dtype, t->ignore_index);
+    for (int64_t p = 0; p < t->num_positions; ++p) {
+        for (int64_t c = 0; c < t->num_classes; ++c) {
+            set(target, p, c, random_below(2));
+        }
+        if (can_ignore && random_below(4) == 0) {
+            set(target, p, random_below(t->num_classes), t->ignore_index);
+        }
+    }
+}
+
+typedef void filler(const struct test_case* t, const struct memory* target);
+
+static filler* const target_fillers[] = {
+    [SEGLOSS_LABELS] = fill_labels,
+    [SEGLOSS_PROBABILITIES] = fill_probabilities,
+    [SEGLOSS_MASKS] = fill_masks,
+};
+
 static void fill_voxel_weights(const struct test_case* t, const struct memory* weight) {
     const int64_t skipped = t->voxel_weights == SOME_ZERO_WEIGHTS && random_below(4) == 0 ? SEGLOSS_BLOCK : 0;
     for (int64_t p = 0; p < t->num_positions; ++p) {
@@ -198,13 +229,13 @@ struct outputs {
 
 static void create_inputs(const struct test_case* t, struct inputs* in) {
     const struct segloss_positions* positions = &t->positions;
-    const int64_t target_classes = t->kind.is_probabilities ? t->num_classes : 1;
+    const int64_t target_classes = t->kind.target == SEGLOSS_LABELS ? 1 : t->num_classes;
     in->logits = allocate_input(t->numbers.logits, positions, t->num_classes, t->logits_layout);
     in->target = allocate_input(t->target_dtype, positions, target_classes, t->target_layout);
     in->voxel_weight = allocate_input(t->voxel_weight_dtype, positions, 1, t->lanes_layout);
     in->grad_loss = allocate_input(t->loss_dtype, positions, 1, t->lanes_layout);
     fill_logits(t, &in->logits);
-    (t->kind.is_probabilities ? fill_probabilities : fill_labels)(t, &in->target);
+    target_fillers[t->kind.target](t, &in->target);
     fill_voxel_weights(t, &in->voxel_weight);
     for (int64_t p = 0; p < t->num_positions; ++p) {
         set(&in->grad_loss, p, 0, 4 * random_unit() - 2);
@@ -251,13 +282,21 @@ static struct segloss_cross_entropy arguments_of(const struct test_case* t, cons
         .class_weight = t->class_weights == NO_WEIGHTS ? NULL : in->class_weight.view.data,
         .ignore_index = t->ignore_index,
         .label_smoothing = t->label_smoothing,
-        .target_is_probabilities = t->kind.is_probabilities,
+        .gamma = t->gamma,
+        .target_kind = t->kind.target,
         .log_probabilities = t->kind.log_probabilities,
         .tail = out->tail.view.data,
         .loss = t->is_reduced ? (struct segloss_tensor){0} : out->loss.view,
         .grad_loss = in->grad_loss.view,
         .grad_scale = 0.75,
         .grad_logits = out->grad.view,
+    };
+}
+
+static struct problem problem_of(const struct test_case* t, const struct inputs* in,
+                                 const struct segloss_cross_entropy* args) {
+    return (struct problem){
+        t->numbers.real, args, &in->logits, &in->target, &in->voxel_weight, &in->grad_loss, &in->class_weight,
     };
 }
 

@@ -139,9 +139,7 @@ static void run_case(const struct test_case* t) {
     describe_case(t, "reference");
     create_inputs(t, &in);
     const struct segloss_cross_entropy args = arguments_of(t, &in, &none);
-    const struct problem problem = {
-        t->numbers.real, &args, &in.logits, &in.target, &in.voxel_weight, &in.grad_loss, &in.class_weight,
-    };
+    const struct problem problem = problem_of(t, &in, &args);
     for (int64_t p = 0; p < t->num_positions; ++p) {
         reference_voxel(&problem, p, &expected[p]);
     }

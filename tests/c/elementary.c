@@ -29,60 +29,28 @@
 #define FN(name) name##_f64
 #include "math_tmpl.h"
 
-static void exp_float(const float* x, float* y, int n) {
-    for (int i = 0; i < n; ++i) {
-        y[i] = exp_nonpositive_f32(x[i]);
+#define OVER_ARRAY(name, from, to, function)                                                                           \
+    static void name(const from* x, to* y, int n) {                                                                    \
+        for (int i = 0; i < n; ++i) {                                                                                  \
+            y[i] = function(x[i]);                                                                                     \
+        }                                                                                                              \
     }
-}
 
-static void exp_double(const double* x, double* y, int n) {
-    for (int i = 0; i < n; ++i) {
-        y[i] = exp_nonpositive_f64(x[i]);
-    }
-}
-
-static void log1p_float(const float* x, float* y, int n) {
-    for (int i = 0; i < n; ++i) {
-        y[i] = log1p_f32(x[i]);
-    }
-}
-
-static void log1p_double(const double* x, double* y, int n) {
-    for (int i = 0; i < n; ++i) {
-        y[i] = log1p_f64(x[i]);
-    }
-}
-
-static void from_float16(const uint16_t* x, float* y, int n) {
-    for (int i = 0; i < n; ++i) {
-        y[i] = float_of_float16(x[i]);
-    }
-}
-
-static void from_bfloat16(const uint16_t* x, float* y, int n) {
-    for (int i = 0; i < n; ++i) {
-        y[i] = float_of_bfloat16(x[i]);
-    }
-}
-
-static void to_float16(const float* x, uint16_t* y, int n) {
-    for (int i = 0; i < n; ++i) {
-        y[i] = float16_of_float(x[i]);
-    }
-}
-
-static void to_bfloat16(const float* x, uint16_t* y, int n) {
-    for (int i = 0; i < n; ++i) {
-        y[i] = bfloat16_of_float(x[i]);
-    }
-}
+OVER_ARRAY(exp_float, float, float, exp_nonpositive_f32)
+OVER_ARRAY(exp_double, double, double, exp_nonpositive_f64)
+OVER_ARRAY(log_float, float, float, log_f32)
+OVER_ARRAY(log_double, double, double, log_f64)
+OVER_ARRAY(log1p_float, float, float, log1p_f32)
+OVER_ARRAY(log1p_double, double, double, log1p_f64)
+OVER_ARRAY(from_float16, uint16_t, float, float_of_float16)
+OVER_ARRAY(from_bfloat16, uint16_t, float, float_of_bfloat16)
+OVER_ARRAY(to_float16, float, uint16_t, float16_of_float)
+OVER_ARRAY(to_bfloat16, float, uint16_t, bfloat16_of_float)
 
 const struct elementary ELEMENTARY = {
     .isa = ISA,
-    .exp_float = exp_float,
-    .exp_double = exp_double,
-    .log1p_float = log1p_float,
-    .log1p_double = log1p_double,
+    .of_float = {[EXP] = exp_float, [LOG] = log_float, [LOG1P] = log1p_float},
+    .of_double = {[EXP] = exp_double, [LOG] = log_double, [LOG1P] = log1p_double},
     .float_of_float16 = from_float16,
     .float_of_bfloat16 = from_bfloat16,
     .float16_of_float = to_float16,

@@ -4,12 +4,12 @@
 
 #include <stdint.h>
 
+enum function { EXP, LOG, LOG1P, NUM_FUNCTIONS };
+
 struct elementary {
     const char* isa;
-    void (*exp_float)(const float* x, float* y, int n);
-    void (*exp_double)(const double* x, double* y, int n);
-    void (*log1p_float)(const float* x, float* y, int n);
-    void (*log1p_double)(const double* x, double* y, int n);
+    void (*of_float[NUM_FUNCTIONS])(const float* x, float* y, int n);
+    void (*of_double[NUM_FUNCTIONS])(const double* x, double* y, int n);
     void (*float_of_float16)(const uint16_t* x, float* y, int n);
     void (*float_of_bfloat16)(const uint16_t* x, float* y, int n);
     void (*float16_of_float)(const float* x, uint16_t* y, int n);

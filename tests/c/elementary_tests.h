@@ -1,10 +1,10 @@
-/* exp and log1p within the bounds that math_tmpl.h states; float16 and bfloat16 exactly. */
+/* exp, log and log1p within the bounds that math_tmpl.h states; float16 and bfloat16 exactly. */
 #ifndef SEGLOSS_TEST_ELEMENTARY_TESTS_H
 #define SEGLOSS_TEST_ELEMENTARY_TESTS_H
 
 #include "tables.h"
 
-/* ---- exp and log1p ---- */
+/* ---- exp, log and log1p ---- */
 
 enum { BATCH = 1024 };
 
@@ -28,7 +28,7 @@ struct elementary_function {
 };
 
 /* test_kernels.py takes the bounds from the comments of math_tmpl.h. */
-static const struct elementary_function functions[] = {
+static const struct elementary_function functions[NUM_FUNCTIONS] = {
     {"exp",
      EXP_BOUND,
      exp,
@@ -36,6 +36,13 @@ static const struct elementary_function functions[] = {
      {{-0.0, -0x1.5d589ep+6, 0}, {-0.0, -0x1.5d589ep+6, 1}, {-6, -5.5, 1}},
      {{-0.0, -0x1.6232bdd7abcd2p+9, 0}, {-0.0, -0x1.6232bdd7abcd2p+9, 1}, {-6, -5.5, 1}},
      -0x1.76c71ap+2f},
+    {"log",
+     LOG_BOUND,
+     log,
+     logl,
+     {{0x1p-126, 0x1.fffffep+127, 0}, {0x1p-126, 0x1.fffffep+127, 1}, {0.65, 0.75, 1}},
+     {{0x1p-1022, 0x1.fffffffffffffp+1023, 0}, {0x1p-1022, 0x1.fffffffffffffp+1023, 1}, {0.65, 0.75, 1}},
+     0x1.69cf3ep-1},
     {"log1p",
      LOG1P_BOUND,
      log1p,
@@ -45,13 +52,7 @@ static const struct elementary_function functions[] = {
      0x1.1e984ep-1f},
 };
 
-static void call_float(const struct elementary* e, const struct elementary_function* f, const float* x, float* y) {
-    (f == functions ? e->exp_float : e->log1p_float)(x, y, BATCH);
-}
-
-static void call_double(const struct elementary* e, const struct elementary_function* f, const double* x, double* y) {
-    (f == functions ? e->exp_double : e->log1p_double)(x, y, BATCH);
-}
+static enum function index_of(const struct elementary_function* f) { return (enum function)(f - functions); }
 
 static double error_in_ulp(enum segloss_dtype dtype, long double got, long double exact) {
     return got == exact ? 0 : (double)(fabsl(got - exact) / ulp(&formats[dtype], exact));
@@ -78,7 +79,7 @@ static void measure_floats(const struct elementary_function* f, const float* x, 
     }
     for (int t = 0; t < num_tables; ++t) {
         float got[BATCH];
-        call_float(elementaries[t], f, x, got);
+        elementaries[t]->of_float[index_of(f)](x, got, BATCH);
         for (int i = 0; i < BATCH; ++i) {
             keep_worst(&worst[t], error_in_ulp(SEGLOSS_FLOAT32, got[i], exact[i]), (double)x[i], (double)got[i]);
         }
@@ -92,7 +93,7 @@ static void measure_doubles(const struct elementary_function* f, const double* x
     }
     for (int t = 0; t < num_tables; ++t) {
         double got[BATCH];
-        call_double(elementaries[t], f, x, got);
+        elementaries[t]->of_double[index_of(f)](x, got, BATCH);
         for (int i = 0; i < BATCH; ++i) {
             keep_worst(&worst[t], error_in_ulp(SEGLOSS_FLOAT64, got[i], exact[i]), x[i], got[i]);
         }
@@ -176,24 +177,16 @@ static double double_nan_of_ones(void) {
 
 /* f(x) must be y, nan for nan. */
 struct special {
-    const struct elementary_function* function;
+    enum function function;
     double x;
     double y;
 };
 
 static const struct special specials[] = {
-    {functions, 0.0, 1.0},
-    {functions, -0.0, 1.0},
-    {functions, -INFINITY, 0.0},
-    {functions, -1e30, 0.0},
-    {functions, NAN, NAN},
-    {functions, -NAN, NAN},
-    {functions + 1, 0.0, 0.0},
-    {functions + 1, -1.0, -INFINITY},
-    {functions + 1, NAN, NAN},
-    {functions + 1, -NAN, NAN},
-    {functions + 1, 0x1p-126, 0x1p-126},
-    {functions + 1, 0x1p-149, 0x1p-149},
+    {EXP, 0.0, 1.0},   {EXP, -0.0, 1.0},   {EXP, -INFINITY, 0.0},       {EXP, -1e30, 0.0},
+    {EXP, NAN, NAN},   {EXP, -NAN, NAN},   {LOG, 0.0, -INFINITY},       {LOG, 1.0, 0.0},
+    {LOG, NAN, NAN},   {LOG, -NAN, NAN},   {LOG1P, 0.0, 0.0},           {LOG1P, -1.0, -INFINITY},
+    {LOG1P, NAN, NAN}, {LOG1P, -NAN, NAN}, {LOG1P, 0x1p-126, 0x1p-126}, {LOG1P, 0x1p-149, 0x1p-149},
 };
 
 static void check_special(const struct elementary* e, const struct elementary_function* f, float x32, double x64,
@@ -204,8 +197,8 @@ static void check_special(const struct elementary* e, const struct elementary_fu
         x[i] = x32;
         x_double[i] = x64;
     }
-    call_float(e, f, x, got);
-    call_double(e, f, x_double, got_double);
+    e->of_float[index_of(f)](x, got, BATCH);
+    e->of_double[index_of(f)](x_double, got_double, BATCH);
     if (!same_number(got[0], y) || !same_number(got_double[0], y)) {
         fail("%s: %s(%a) = %a in float, %a in double, not %a", e->isa, f->name, x64, (double)got[0], got_double[0], y);
     }
@@ -216,15 +209,16 @@ static void test_special_values(void) {
     for (int t = 0; t < num_tables; ++t) {
         for (size_t i = 0; i < sizeof specials / sizeof specials[0]; ++i) {
             const struct special* s = &specials[i];
-            check_special(elementaries[t], s->function, (float)s->x, s->x, s->y);
+            check_special(elementaries[t], &functions[s->function], (float)s->x, s->x, s->y);
         }
-        check_special(elementaries[t], functions, nan_of_ones(), double_nan_of_ones(), NAN);
-        check_special(elementaries[t], functions + 1, nan_of_ones(), double_nan_of_ones(), NAN);
+        for (int f = 0; f < NUM_FUNCTIONS; ++f) {
+            check_special(elementaries[t], &functions[f], nan_of_ones(), double_nan_of_ones(), NAN);
+        }
         /* The first number below the interval gives 0, not a subnormal. */
-        check_special(elementaries[t], functions, nextafterf(-0x1.5d589ep+6f, -INFINITY),
+        check_special(elementaries[t], &functions[EXP], nextafterf(-0x1.5d589ep+6f, -INFINITY),
                       nextafter(-0x1.6232bdd7abcd2p+9, -INFINITY), 0.0);
     }
-    printf("exp and log1p of special values: ok\n");
+    printf("exp, log and log1p of special values: ok\n");
 }
 
 /* ---- half types ---- */

@@ -14,7 +14,7 @@
 
 /* ---- failing ---- */
 
-static char current_case[512]; /* says in a failure which case it was */
+static char current_case[1024]; /* says in a failure which case it was */
 
 __attribute__((noreturn, format(printf, 1, 2))) static void fail(const char* format, ...) {
     va_list arguments;

@@ -1,8 +1,8 @@
-/* Bad labels, accuracy and one-hot targets. */
+/* Bad labels, bad predictions and one-hot targets. */
 #ifndef SEGLOSS_TEST_LABEL_TESTS_H
 #define SEGLOSS_TEST_LABEL_TESTS_H
 
-#include "cross_entropy_tests.h"
+#include "confusion_tests.h"
 
 /* ---- bad labels ---- */
 
@@ -59,16 +59,20 @@ static void expect_refusal(const struct segloss_kernels* table, const struct tes
                            int64_t begin, int64_t end, int64_t expected) {
     struct outputs out;
     struct segloss_sums sums;
-    struct segloss_counts correct;
+    int64_t cells[3 * BAD_CLASSES + 1] = {0}, largest;
     create_outputs(t, &out);
     memset(out.tail.view.data, 0, (size_t)(t->num_positions * formats[out.tail.view.dtype].size));
     const struct segloss_cross_entropy args = arguments_of(t, in, &out);
-    const struct segloss_accuracy accuracy = {t->positions, t->num_classes, in->logits.view, in->target.view,
-                                              t->ignore_index};
+    const struct segloss_confusion of_logits = confusion_arguments(&(struct confusion_case){t, in, NULL, 1});
+    struct segloss_confusion of_maps = of_logits;
+    of_maps.prediction_is_labels = 1;
+    of_maps.prediction = (struct segloss_tensor){.data = &(int32_t){0}, .dtype = SEGLOSS_INT32}; /* 0 everywhere */
     const enum segloss_real real = t->numbers.real;
     expect_position("forward", table->cross_entropy_forward[real](&args, begin, end, &sums), expected);
     expect_position("backward", table->cross_entropy_backward[real](&args, begin, end), expected);
-    expect_position("accuracy", table->accuracy[real](&accuracy, begin, end, &correct), expected);
+    expect_position("confusion", table->confusion[real](&of_logits, begin, end, cells), expected);
+    expect_position("confusion of maps", table->confusion[real](&of_maps, begin, end, cells), expected);
+    expect_position("largest label", table->largest_label(&of_maps, begin, end, &largest), expected);
     check_guards(&out.loss, "loss");
     check_guards(&out.grad, "grad");
     free_outputs(&out);
@@ -109,95 +113,59 @@ static void test_bad_labels(void) {
             }
         }
     }
-    printf("bad labels: %d cases, the first one's position from forward, backward and accuracy: ok\n", num_cases);
+    printf("bad labels: %d cases, the first one's position from forward, backward and confusion: ok\n", num_cases);
 }
 
-/* ---- accuracy ---- */
+/* ---- bad predictions of a label map ---- */
 
-/* The first of the largest; nan is larger than any number. */
-static int64_t reference_argmax(const struct memory* logits, int64_t p) {
-    int64_t best = 0;
-    for (int64_t c = 1; c < logits->num_classes; ++c) {
-        const long double x = get(logits, p, c), largest = get(logits, p, best);
-        if (!isnan(largest) && (isnan(x) || x > largest)) {
-            best = c;
-        }
-    }
-    return best;
+static void expect_map_refusal(const struct segloss_kernels* table, const struct confusion_case* c, int64_t expected) {
+    int64_t cells[3 * BAD_CLASSES + 1] = {0}, largest;
+    const struct segloss_confusion args = confusion_arguments(c);
+    const int64_t end = c->test->num_positions;
+    describe_case(c->test, table->isa);
+    expect_position("confusion of maps", table->confusion[0](&args, 0, end, cells), expected);
+    expect_position("largest label", table->largest_label(&args, 0, end, &largest), expected);
 }
 
-/* Few different values, so that the largest is often there twice; hostile ones among them. */
-static void fill_with_ties(const struct test_case* t, const struct memory* logits) {
-    static const double few[] = {-INFINITY, -1, 0, 0.5, 0.5, 0.5, INFINITY, NAN};
-    const int num_values = t->values == HOSTILE ? 8 : 6;
-    for (int64_t p = 0; p < t->num_positions; ++p) {
-        for (int64_t c = 0; c < t->num_classes; ++c) {
-            set(logits, p, c, few[random_below(num_values)]);
-        }
+/* The first of two bad predictions is named; at an ignored voxel any prediction is accepted. */
+static void test_bad_prediction(const struct bad_label* bad, enum segloss_dtype dtype, int64_t position) {
+    enum { POSITIONS = 3 * SEGLOSS_BLOCK + 1 };
+    struct test_case t = draw_case(POSITIONS, BAD_CLASSES, number_pairs[0], target_kinds[0]);
+    struct inputs in;
+    t.target_dtype = SEGLOSS_UINT8;
+    t.ignore_index = BAD_IGNORE;
+    create_inputs(&t, &in);
+    fill_good_labels(&in.target, POSITIONS, BAD_IGNORE);
+    const struct memory map = allocate_input(dtype, &t.positions, 1, t.lanes_layout);
+    for (int64_t p = 0; p < POSITIONS; ++p) {
+        set(&map, p, 0, p % BAD_CLASSES);
     }
+    set(&map, position, 0, bad->value);
+    set(&map, POSITIONS - 1, 0, bad->value);
+    set(&in.target, POSITIONS - 1, 0, 0);
+    const struct confusion_case c = {&t, &in, &map, 1};
+    for (int i = 0; i < num_tables; ++i) {
+        set(&in.target, position, 0, 0);
+        expect_map_refusal(tables[i], &c, position);
+        set(&in.target, position, 0, BAD_IGNORE);
+        expect_map_refusal(tables[i], &c, POSITIONS - 1);
+    }
+    free(map.bytes);
+    free_inputs(&in);
 }
 
-/* Half of the labels are the prediction, as far as the dtype holds it. */
-static void make_half_correct(const struct test_case* t, const struct inputs* in) {
-    for (int64_t p = 0; p < t->num_positions; ++p) {
-        const int64_t predicted = reference_argmax(&in->logits, p);
-        const int is_ignored = get(&in->target, p, 0) == (long double)t->ignore_index;
-        if (random_below(2) && !is_ignored && (long double)predicted <= formats[t->target_dtype].max) {
-            set(&in->target, p, 0, predicted);
-        }
-    }
-}
-
-static struct segloss_counts reference_counts(const struct test_case* t, const struct inputs* in) {
-    struct segloss_counts expected = {0, 0};
-    for (int64_t p = 0; p < t->num_positions; ++p) {
-        const long double label = get(&in->target, p, 0);
-        expected.valid += label != (long double)t->ignore_index;
-        expected.correct += label != (long double)t->ignore_index && label == reference_argmax(&in->logits, p);
-    }
-    return expected;
-}
-
-static void check_accuracy(const struct segloss_kernels* table, const struct test_case* t, const struct inputs* in) {
-    const struct segloss_counts expected = reference_counts(t, in);
-    const struct segloss_accuracy args = {t->positions, t->num_classes, in->logits.view, in->target.view,
-                                          t->ignore_index};
-    struct segloss_counts whole = {-1, -1}, sum = {0, 0};
-    describe_case(t, table->isa);
-    check_accepted(table->accuracy[t->numbers.real](&args, 0, t->num_positions, &whole));
-    for (int64_t begin = 0; begin < t->num_positions; begin += SEGLOSS_BLOCK) {
-        struct segloss_counts part;
-        const int64_t end = begin + SEGLOSS_BLOCK < t->num_positions ? begin + SEGLOSS_BLOCK : t->num_positions;
-        check_accepted(table->accuracy[t->numbers.real](&args, begin, end, &part));
-        sum.correct += part.correct;
-        sum.valid += part.valid;
-    }
-    if (memcmp(&whole, &expected, sizeof whole) != 0 || memcmp(&sum, &expected, sizeof sum) != 0) {
-        fail("accuracy: %lld of %lld, block by block %lld of %lld, expected %lld of %lld", (long long)whole.correct,
-             (long long)whole.valid, (long long)sum.correct, (long long)sum.valid, (long long)expected.correct,
-             (long long)expected.valid);
-    }
-}
-
-static void test_accuracy(void) {
+static void test_bad_predictions(void) {
     int num_cases = 0;
-    for (int i = 0; i < NUM_COUNTS; ++i) {
-        for (int j = 0; j < NUM_CLASS_COUNTS; ++j) {
-            for (int k = 0; k < NUM_PAIRS; ++k) {
+    for (size_t i = 0; i < sizeof bad_labels / sizeof bad_labels[0]; ++i) {
+        const struct bad_label* bad = &bad_labels[i];
+        for (int dtype = (int)bad->first; dtype <= (int)bad->last; ++dtype) {
+            if (!is_floating((enum segloss_dtype)dtype)) {
                 random_state = (uint64_t)num_cases++;
-                const struct test_case t = draw_case(counts[i], class_counts[j], number_pairs[k], target_kinds[0]);
-                struct inputs in;
-                create_inputs(&t, &in);
-                fill_with_ties(&t, &in.logits);
-                make_half_correct(&t, &in);
-                for (int table = 0; table < num_tables; ++table) {
-                    check_accuracy(tables[table], &t, &in);
-                }
-                free_inputs(&in);
+                test_bad_prediction(bad, (enum segloss_dtype)dtype, random_below(3 * SEGLOSS_BLOCK));
             }
         }
     }
-    printf("accuracy: %d cases in %d tables: ok\n", num_cases, num_tables);
+    printf("bad predictions: %d cases: ok\n", num_cases);
 }
 
 /* ---- one-hot targets ---- */

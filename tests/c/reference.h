@@ -28,13 +28,28 @@ static inline long double reference_class_weight(const struct problem* problem, 
     return problem->args->class_weight ? get(problem->class_weight, c, 0) : 1;
 }
 
+/* Whether the label, or any mask, is ignore_index. */
+static inline int reference_is_ignored(const struct problem* problem, int64_t p) {
+    int ignored = 0;
+    for (int64_t c = 0; c < problem->target->num_classes; ++c) {
+        ignored |= get(problem->target, p, c) == (long double)problem->args->ignore_index;
+    }
+    return ignored && problem->args->target_kind != SEGLOSS_PROBABILITIES;
+}
+
 /* v; 0 where the voxel does not count. */
 static inline long double reference_voxel_weight(const struct problem* problem, int64_t p) {
     const struct segloss_cross_entropy* a = problem->args;
-    if (!a->target_is_probabilities && get(problem->target, p, 0) == (long double)a->ignore_index) {
+    if (reference_is_ignored(problem, p)) {
         return 0;
     }
     return a->voxel_weight.data ? get(problem->voxel_weight, p, 0) : 1;
+}
+
+/* t_c: of labels 1 at the label's class, else 0. */
+static inline long double reference_target(const struct problem* problem, int64_t p, int64_t c) {
+    const int is_label = problem->args->target_kind == SEGLOSS_LABELS;
+    return is_label ? get(problem->target, p, 0) == c : get(problem->target, p, c);
 }
 
 /* q_c, what multiplies -log p_c in the loss. */
@@ -42,9 +57,7 @@ static inline long double reference_factor(const struct problem* problem, int64_
     const struct segloss_cross_entropy* a = problem->args;
     const long double w = reference_class_weight(problem, c);
     const long double uniform = (long double)a->label_smoothing / a->num_classes;
-    const long double target =
-        a->target_is_probabilities ? get(problem->target, p, c) : get(problem->target, p, 0) == c;
-    return w * ((1 - (long double)a->label_smoothing) * target + uniform);
+    return w * ((1 - (long double)a->label_smoothing) * reference_target(problem, p, c) + uniform);
 }
 
 /* The softmax of one voxel; `others` is the sum of e_c = exp(x_c - max) over all classes but one largest. */
@@ -85,6 +98,28 @@ static inline long double reference_nll(const struct problem* problem, const str
     return (overflows ? (long double)INFINITY : below) + log1pl(s->others);
 }
 
+static inline long double reference_probability(const struct softmax* s, int64_t c) {
+    return s->e[c] / (1 + s->others);
+}
+
+/* 1 - p_c, without its cancellation. */
+static inline long double reference_complement(const struct softmax* s, int64_t c) {
+    return (s->others + (1 - s->e[c])) / (1 + s->others);
+}
+
+/* (1 - p_y)^gamma. */
+static inline long double reference_focal(const struct problem* problem, const struct softmax* s, int64_t label) {
+    return powl(reference_complement(s, label), (long double)problem->args->gamma);
+}
+
+/* What the focal loss multiplies the gradient of -log p_y by: the derivative of (1 - p)^gamma -log p by log p is
+ * -(1 - p)^gamma (1 + gamma p / (1 - p) -log p), where p / (1 - p) -log p is 0 for p = 0 and 1 for p = 1. */
+static inline long double reference_focal_slope(const struct problem* problem, const struct softmax* s, int64_t label) {
+    const long double p = reference_probability(s, label), complement = reference_complement(s, label);
+    const long double quotient = p == 0 ? 0 : complement == 0 ? 1 : p * reference_nll(problem, s, label) / complement;
+    return reference_focal(problem, s, label) * (1 + (long double)problem->args->gamma * quotient);
+}
+
 /* grad_c = scale (Q p_c - q_c), or -scale q_c in log probabilities; Q = sum_c q_c. */
 static inline void reference_grad(const struct problem* problem, const struct softmax* s, long double scale,
                                   const long double* q, struct voxel* out) {
@@ -94,10 +129,9 @@ static inline void reference_grad(const struct problem* problem, const struct so
         total += q[c];
     }
     for (int64_t c = 0; c < a->num_classes; ++c) {
-        const long double probability = s->e[c] / (1 + s->others);
-        const long double complement = (s->others + (1 - s->e[c])) / (1 + s->others);
+        const long double probability = reference_probability(s, c);
         const long double rising = a->log_probabilities ? 0 : probability * (total - q[c]);
-        const long double falling = a->log_probabilities ? q[c] : q[c] * complement;
+        const long double falling = a->log_probabilities ? q[c] : q[c] * reference_complement(s, c);
         const int is_smooth = a->label_smoothing != 0; /* then the terms are Q p_c and q_c themselves */
         out->grad[c] = scale * (rising - falling);
         out->magnitude[c] = fabsl(scale) * (is_smooth ? probability * total + q[c] : rising + falling);
@@ -113,22 +147,28 @@ static inline void reference_voxel(const struct problem* problem, int64_t p, str
     }
     struct softmax s;
     reference_softmax(problem, p, &s);
-    const int every_class = a->target_is_probabilities || a->label_smoothing != 0;
+    const int has_labels = a->target_kind == SEGLOSS_LABELS;
+    const int64_t label = has_labels ? (int64_t)get(problem->target, p, 0) : 0;
+    const int every_class = !has_labels || a->label_smoothing != 0;
     long double q[MAX_CLASSES];
     for (int64_t c = 0; c < a->num_classes; ++c) {
         q[c] = reference_factor(problem, p, c);
-        if (every_class || c == (int64_t)get(problem->target, p, 0)) {
+        if (every_class || c == label) {
             const long double nll = reference_nll(problem, &s, c);
             out->loss += q[c] == 0 && nll == (long double)INFINITY ? 0 : v * q[c] * nll;
         }
     }
+    long double scale = v * get(problem->grad_loss, p, 0) * (long double)a->grad_scale;
+    if (a->gamma != 0) {
+        const long double focal = reference_focal(problem, &s, label);
+        out->loss = focal == 0 ? 0 : out->loss * focal;
+        scale *= reference_focal_slope(problem, &s, label);
+    }
     if (s.is_nan && !a->log_probabilities) {
         out->loss = (long double)NAN;
     }
-    out->weight =
-        a->target_is_probabilities ? v : v * reference_class_weight(problem, (int64_t)get(problem->target, p, 0));
-    const long double grad_loss = get(problem->grad_loss, p, 0) * (long double)a->grad_scale;
-    reference_grad(problem, &s, grad_loss * v, q, out);
+    out->weight = has_labels ? v * reference_class_weight(problem, label) : v;
+    reference_grad(problem, &s, scale, q, out);
 }
 
 #endif

@@ -7,7 +7,7 @@
 
 enum {
     MAX_TABLES = 3,
-    GRID = 512, /* batches of points of exp and log1p */
+    GRID = 512, /* batches of points of each elementary function */
     ROUNDS = 3, /* cases of cross entropy for each size and dtype */
 };
 

@@ -2,9 +2,11 @@
  *
  * Prints one line for each group and returns 1 at the first failure, which names its case. */
 
+#include "confusion_tests.h"
 #include "cross_entropy_tests.h"
 #include "elementary_tests.h"
 #include "label_tests.h"
+#include "soft_stats_tests.h"
 #include "tables.h"
 
 static void test_selection(void) {
@@ -28,15 +30,18 @@ int main(void) {
     setvbuf(stdout, NULL, _IOLBF, 0); /* what was printed stays, should a sanitizer end the program */
     find_tables();
     test_selection();
-    test_accuracy_of(&functions[0]);
-    test_accuracy_of(&functions[1]);
+    for (int f = 0; f < NUM_FUNCTIONS; ++f) {
+        test_accuracy_of(&functions[f]);
+    }
     test_special_values();
     test_half_types();
     for (size_t i = 0; i < sizeof target_kinds / sizeof target_kinds[0]; ++i) {
         test_cross_entropy(target_kinds[i]);
     }
+    test_confusion();
+    test_all_soft_stats();
     test_bad_labels();
-    test_accuracy();
+    test_bad_predictions();
     test_one_hot();
     return 0;
 }

@@ -1,16 +1,16 @@
-/* Argmax and comparison with the labels in one walk. */
+/* Argmax and counting of (label, predicted class) in one walk. */
 
 /* The first class with the largest logit; nan counts as larger than any number. */
 static void FN(argmax)(const struct segloss_tensor* logits, const struct block* b, int64_t num_classes,
                        int32_t* predicted) {
     ALIGNED REAL best[SEGLOSS_BLOCK];
     ALIGNED REAL values[CLASS_CHUNK * SEGLOSS_BLOCK];
+    memset(predicted, 0, SEGLOSS_BLOCK * sizeof *predicted);
     for (int64_t first = 0; first < num_classes; first += CLASS_CHUNK) {
         const int n = FN(chunk_length)(first, num_classes);
         FN(read_classes)(values, logits, b, first, n);
         if (first == 0) {
             memcpy(best, values, sizeof best);
-            memset(predicted, 0, SEGLOSS_BLOCK * sizeof *predicted);
         }
         for (int c = 0; c < n; ++c) {
             const REAL* x = values + c * SEGLOSS_BLOCK;
@@ -23,26 +23,23 @@ static void FN(argmax)(const struct segloss_tensor* logits, const struct block* 
     }
 }
 
-static int64_t FN(accuracy)(const struct segloss_accuracy* a, int64_t begin, int64_t end,
-                            struct segloss_counts* counts) {
+static int64_t FN(confusion)(const struct segloss_confusion* a, int64_t begin, int64_t end, int64_t* counts) {
     assert_range(&a->positions, begin, end);
     ALIGNED int32_t label[SEGLOSS_BLOCK];
     ALIGNED int32_t predicted[SEGLOSS_BLOCK];
-    *counts = (struct segloss_counts){0, 0};
     for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
         const struct block b = block_at(&a->positions, p, end);
-        const int bad = read_labels(label, &a->target, &b, a->num_classes, a->ignore_index);
+        int bad = read_labels(label, &a->target, &b, a->num_classes, a->ignore_index);
+        if (bad < 0 && a->prediction_is_labels) {
+            bad = read_predictions(predicted, &a->prediction, &b, label, a->num_classes);
+        }
         if (bad >= 0) {
             return p + bad;
         }
-        FN(argmax)(&a->logits, &b, a->num_classes, predicted);
-        int correct = 0, valid = 0;
-        for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-            valid += label[i] >= 0;
-            correct += label[i] >= 0 && label[i] == predicted[i];
+        if (!a->prediction_is_labels) {
+            FN(argmax)(&a->prediction, &b, a->num_classes, predicted);
         }
-        counts->correct += correct;
-        counts->valid += valid;
+        (a->per_class ? count_classes : count_pairs)(counts, label, predicted, a->num_classes);
     }
     return -1;
 }

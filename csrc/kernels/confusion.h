@@ -1,0 +1,85 @@
+/* Pairs of a label and a predicted class: reading predicted labels, counting. */
+
+/* One block of predicted labels. Returns -1, or the first lane whose voxel is valid, label[lane] >= 0, and whose
+ * prediction is outside [0, num_classes). */
+static int read_predictions(int32_t* predicted, const struct segloss_tensor* prediction, const struct block* b,
+                            const int32_t* label, int64_t num_classes) {
+    ALIGNED int64_t value[SEGLOSS_BLOCK] = {0};
+    ALIGNED int32_t bad[SEGLOSS_BLOCK];
+    int any_bad = 0;
+    read_integers(value, prediction, b, 0);
+    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
+        const int in_range = (uint64_t)value[i] < (uint64_t)num_classes;
+        predicted[i] = in_range ? (int32_t)value[i] : 0;
+        bad[i] = (label[i] >= 0) & !in_range;
+        any_bad |= bad[i];
+    }
+    for (int i = 0; any_bad && i < b->count; ++i) {
+        if (bad[i]) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+/* Adds 1 for each lane. Neighbours are often of one class, and there each addition would wait for the one before. */
+static void add_lanes(int64_t* counts, const int64_t* cell) {
+    enum { GROUP = 8 };
+    for (const int64_t* c = cell; c < cell + SEGLOSS_BLOCK; c += GROUP) {
+        int64_t differing = 0;
+        for (int i = 1; i < GROUP; ++i) {
+            differing |= c[i] ^ c[0];
+        }
+        if (!differing) {
+            counts[c[0]] += GROUP;
+            continue;
+        }
+        for (int i = 0; i < GROUP; ++i) {
+            ++counts[c[i]];
+        }
+    }
+}
+
+/* The cell after the last one takes the lanes that do not count, which spares a branch. */
+static void count_pairs(int64_t* counts, const int32_t* label, const int32_t* predicted, int64_t num_classes) {
+    ALIGNED int64_t cell[SEGLOSS_BLOCK];
+    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
+        cell[i] = label[i] >= 0 ? label[i] * num_classes + predicted[i] : num_classes * num_classes;
+    }
+    add_lanes(counts, cell);
+}
+
+static void count_classes(int64_t* counts, const int32_t* label, const int32_t* predicted, int64_t num_classes) {
+    ALIGNED int64_t by_label[SEGLOSS_BLOCK], by_prediction[SEGLOSS_BLOCK];
+    const int64_t nowhere = 3 * num_classes;
+    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
+        const int hit = label[i] == predicted[i];
+        const int64_t of_label = hit ? label[i] : 2 * num_classes + label[i];
+        const int64_t of_prediction = hit ? nowhere : num_classes + predicted[i];
+        by_label[i] = label[i] >= 0 ? of_label : nowhere;
+        by_prediction[i] = label[i] >= 0 ? of_prediction : nowhere;
+    }
+    add_lanes(counts, by_label);
+    add_lanes(counts, by_prediction);
+}
+
+static int64_t largest_label(const struct segloss_confusion* a, int64_t begin, int64_t end, int64_t* largest) {
+    assert_range(&a->positions, begin, end);
+    ALIGNED int32_t label[SEGLOSS_BLOCK];
+    ALIGNED int32_t predicted[SEGLOSS_BLOCK];
+    int32_t max = -1;
+    for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
+        const struct block b = block_at(&a->positions, p, end);
+        int bad = read_labels(label, &a->target, &b, a->num_classes, a->ignore_index);
+        bad = bad >= 0 ? bad : read_predictions(predicted, &a->prediction, &b, label, a->num_classes);
+        if (bad >= 0) {
+            return p + bad;
+        }
+        for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
+            const int32_t larger = label[i] > predicted[i] ? label[i] : predicted[i];
+            max = label[i] >= 0 && larger > max ? larger : max;
+        }
+    }
+    *largest = max;
+    return -1;
+}

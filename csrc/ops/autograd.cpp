@@ -1,0 +1,63 @@
+#include "autograd.h"
+
+#include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/functions/utils.h>
+
+#include <algorithm>
+
+namespace segloss {
+
+bool is_transformed(std::initializer_list<OptionalTensor> tensors) {
+    using c10::DispatchKey;
+    return c10::impl::tls_is_dispatch_key_included(DispatchKey::FuncTorchDynamicLayerBackMode) ||
+           std::any_of(tensors.begin(), tensors.end(),
+                       [](const OptionalTensor& tensor) { return torch::autograd::isFwGradDefined(tensor); });
+}
+
+at::ScalarType dtype_of_loss(const Tensor& input) {
+    const auto device = input.device().type();
+    const bool autocast = at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device);
+    return autocast ? at::promote_types(input.scalar_type(), at::kFloat) : input.scalar_type();
+}
+
+bool needs_differentiable_gradient(const variable_list& grads) {
+    return at::GradMode::is_enabled() || std::any_of(grads.begin(), grads.end(), [](const Tensor& grad) {
+               return torch::autograd::isFwGradDefined(OptionalTensor(grad));
+           });
+}
+
+variable_list composite_gradients(const std::function<variable_list(const variable_list&)>& composite,
+                                  const variable_list& arguments, const variable_list& grads) {
+    const bool create_graph = at::GradMode::is_enabled();
+    at::AutoGradMode enable(true);
+    variable_list aliases; // so that hooks on the caller's tensors do not run twice
+    variable_list sources;
+    for (const auto& argument : arguments) {
+        aliases.push_back(argument.defined() ? argument.view_as(argument) : Tensor());
+        if (aliases.back().defined() && aliases.back().requires_grad()) {
+            sources.push_back(aliases.back());
+        }
+    }
+    const auto all_results = composite(aliases);
+    variable_list results;
+    variable_list defined_grads;
+    for (size_t k = 0; k < all_results.size(); ++k) {
+        if (grads[k].defined() && all_results[k].requires_grad()) {
+            results.push_back(all_results[k]);
+            defined_grads.push_back(grads[k].to(all_results[k].scalar_type()));
+        }
+    }
+    const auto gradients = torch::autograd::grad(results, sources, defined_grads, /*retain_graph=*/create_graph,
+                                                 create_graph, /*allow_unused=*/true);
+    variable_list by_argument(arguments.size());
+    auto next = gradients.begin();
+    std::transform(aliases.begin(), aliases.end(), by_argument.begin(),
+                   [&](const Tensor& alias) { return alias.defined() && alias.requires_grad() ? *next++ : Tensor(); });
+    return by_argument;
+}
+
+} // namespace segloss

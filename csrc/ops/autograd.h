@@ -1,0 +1,38 @@
+// What the operators' autograd Functions share.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <functional>
+#include <initializer_list>
+
+#include "checks.h"
+
+namespace segloss {
+
+using torch::autograd::variable_list;
+
+inline Tensor or_undefined(const OptionalTensor& tensor) { return tensor.value_or(Tensor()); }
+
+inline OptionalTensor defined_or_none(const Tensor& tensor) {
+    return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
+}
+
+// torch.func transforms and forward-mode AD look through ATen operators only.
+bool is_transformed(std::initializer_list<OptionalTensor> tensors);
+
+// The dtype that a loss of `input` has: input's own, float32 for half types under autocast.
+at::ScalarType dtype_of_loss(const Tensor& input);
+
+inline bool has_kernel(const Tensor& tensor) { return tensor.is_cpu() || tensor.is_meta(); }
+
+// True if a backward pass needs a gradient that itself can be differentiated.
+bool needs_differentiable_gradient(const variable_list& grads);
+
+// The derivative of `composite`, a function of `arguments` made of ATen operators, by each of its arguments that
+// requires one, itself differentiable. Undefined tensors among arguments and grads are absent ones.
+variable_list composite_gradients(const std::function<variable_list(const variable_list&)>& composite,
+                                  const variable_list& arguments, const variable_list& grads);
+
+} // namespace segloss

@@ -1,0 +1,336 @@
+// Predicted classes against labels: the confusion matrix, and the scores that follow from counts per class.
+
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <ATen/WrapDimUtils.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/library.h>
+
+#include <string>
+#include <utility>
+
+#include "checks.h"
+#include "layout.h"
+#include "targets.h"
+
+namespace segloss {
+namespace {
+
+using OptionalSymInt = std::optional<c10::SymInt>;
+
+// ---- checks ---------------------------------------------------------------------------------------------------------
+
+bool is_label_map(const Tensor& input) { return at::isIntegralType(input.scalar_type(), /*includeBool=*/true); }
+
+// The voxels that count; of labels whose values were checked.
+Tensor valid_voxels(const Tensor& target, int64_t ignore_index) { return target.to(at::kLong).ne(ignore_index); }
+
+// Raises if a predicted label of a valid voxel is outside [0, num_classes).
+void check_predicted_values(const std::string& op, const Tensor& input, const Tensor& target, int64_t num_classes,
+                            int64_t ignore_index) {
+    const auto values = input.to(at::kLong);
+    const auto outside = values.lt(0).logical_or_(values.ge(num_classes));
+    const auto bad = outside.logical_and_(valid_voxels(target, ignore_index)).nonzero();
+    if (bad.size(0) == 0) {
+        return;
+    }
+    std::vector<int64_t> index;
+    Tensor first = input;
+    for (int64_t d = 0; d < input.dim(); ++d) {
+        index.push_back(bad[0][d].item<int64_t>());
+        first = first.select(0, index.back());
+    }
+    const auto value = first.item();
+    const auto text = value.isUnsigned() ? std::to_string(value.toUInt64()) : std::to_string(value.toLong());
+    TORCH_CHECK_INDEX(false, op, ": Predicted label ", text, " is out of bounds: ", bad.size(0),
+                      bad.size(0) == 1 ? " label" : " labels", " of input at voxels that count ",
+                      bad.size(0) == 1 ? "is" : "are", " outside [0, ", num_classes, "), the first at index ",
+                      at::IntArrayRef(index), " of input ", input.sizes(),
+                      ". Relabel the prediction, or give a larger num_classes");
+}
+
+// What the operators beneath ask, that nothing be read beside a tensor.
+void check_operator_arguments(const std::string& op, const Tensor& input, const Tensor& target, int64_t dim) {
+    if (is_label_map(input)) {
+        TORCH_CHECK(input.sizes() == target.sizes(), op, ": expected label maps of one shape, got input ",
+                    input.sizes(), " and target ", target.sizes());
+        return;
+    }
+    TORCH_CHECK_INDEX(dim >= 0 && dim < input.dim(), op, ": expected dim in [0, ", input.dim() - 1, "], got ", dim);
+    check_logits(op, input);
+    TORCH_CHECK(classify_target(op, input, target, dim) == Target::labels, op, ": expected class labels, got target ",
+                target.sizes(), " for input ", input.sizes());
+}
+
+int64_t checked_num_classes(const std::string& op, const c10::SymInt& num_classes, const Tensor& input, int64_t dim) {
+    const auto value = num_classes.guard_int(__FILE__, __LINE__);
+    TORCH_CHECK_VALUE(value >= 0 && value <= INT32_MAX, op, ": expected num_classes in [0, ", INT32_MAX, "], got ",
+                      value);
+    TORCH_CHECK_VALUE(is_label_map(input) || value == input.size(dim), op, ": expected num_classes=", input.size(dim),
+                      " for input ", input.sizes(), " with its classes in dimension ", dim, ", got ", value);
+    return value;
+}
+
+// ---- counts: CPU ----------------------------------------------------------------------------------------------------
+
+segloss_confusion kernel_arguments(const Tensor& input, const Tensor& target, int64_t num_classes, int64_t ignore_index,
+                                   int64_t dim) {
+    segloss_confusion args{};
+    args.num_classes = num_classes;
+    args.ignore_index = ignore_index;
+    args.prediction_is_labels = is_label_map(input);
+    const auto sizes = args.prediction_is_labels ? input.sizes().vec() : position_sizes(input, dim);
+    args.positions = describe(sizes, dim, {{&input, &args.prediction}, {&target, &args.target}});
+    return args;
+}
+
+[[noreturn]] void raise_refused(const std::string& op, const Tensor& input, const Tensor& target, int64_t num_classes,
+                                int64_t ignore_index) {
+    check_label_values(op, target, num_classes, ignore_index);
+    check_predicted_values(op, input, target, num_classes, ignore_index);
+    TORCH_CHECK_INDEX(false, op, ": a label of input ", input.sizes(), " or target ", target.sizes(),
+                      " is outside [0, ", num_classes, ")");
+}
+
+// Logits or a label map against labels; `dim` counted from the front, not used for maps. int64 [C, C], row = label,
+// column = prediction; or per class [3, C]: true positives, false positives, false negatives.
+Tensor confusion_counts_cpu(c10::string_view op_name, const Tensor& input, const Tensor& target,
+                            c10::SymInt sym_num_classes, int64_t ignore_index, int64_t dim, bool per_class) {
+    const std::string op(op_name);
+    check_operator_arguments(op, input, target, dim);
+    const auto num_classes = checked_num_classes(op, sym_num_classes, input, dim);
+    auto args = kernel_arguments(input, target, num_classes, ignore_index, dim);
+    args.per_class = per_class;
+
+    // A table for each thread: integers add up to the same in any order. No two tables share a line of the cache.
+    constexpr int64_t kLine = 16;
+    const auto num_rows = per_class ? 3 : num_classes;
+    const auto num_cells = num_rows * num_classes;
+    const Chunks chunks(target.numel(), args.prediction_is_labels ? 1 : num_classes);
+    const auto num_tables = std::max<int64_t>(std::min<int64_t>(at::get_num_threads(), chunks.count()), 1);
+    const auto tables = at::zeros({num_tables, (num_cells / kLine + 1) * kLine}, at::kLong);
+    auto* const cells = tables.data_ptr<int64_t>();
+    const auto kernel = kernels().confusion[real_of(input.scalar_type())];
+    const bool accepted = chunks.run([&](int64_t, int64_t begin, int64_t end) {
+        return kernel(&args, begin, end, cells + at::get_thread_num() * tables.stride(0));
+    });
+    if (!accepted) {
+        raise_refused(op, input, target, num_classes, ignore_index);
+    }
+    return tables.narrow(1, 0, num_cells).sum(0).view({num_rows, num_classes});
+}
+
+// The classes of two label maps: 1 + their largest label at the voxels that count. int64, 0-dim.
+Tensor num_label_classes_cpu(c10::string_view op_name, const Tensor& input, const Tensor& target,
+                             int64_t ignore_index) {
+    const std::string op(op_name);
+    TORCH_CHECK_TYPE(is_label_map(input), op, ": expected a map of predicted labels, got ", input.scalar_type());
+    check_operator_arguments(op, input, target, 0);
+    const auto args = kernel_arguments(input, target, INT32_MAX, ignore_index, 0);
+    const Chunks chunks(target.numel(), 1);
+    std::vector<int64_t> largest(chunks.count());
+    const bool accepted = chunks.run([&](int64_t chunk, int64_t begin, int64_t end) {
+        return kernels().largest_label(&args, begin, end, &largest[chunk]);
+    });
+    if (!accepted) {
+        raise_refused(op, input, target, args.num_classes, ignore_index);
+    }
+    return at::scalar_tensor(largest.empty() ? 0 : *std::max_element(largest.begin(), largest.end()) + 1, at::kLong);
+}
+
+// ---- counts: without values, and devices without a kernel -----------------------------------------------------------
+
+Tensor confusion_counts_meta(c10::string_view /*op*/, const Tensor& input, const Tensor& /*target*/,
+                             c10::SymInt num_classes, int64_t /*ignore_index*/, int64_t /*dim*/, bool per_class) {
+    return at::empty_symint({per_class ? 3 : num_classes, num_classes}, input.options().dtype(at::kLong));
+}
+
+Tensor num_label_classes_meta(c10::string_view /*op*/, const Tensor& input, const Tensor& /*target*/,
+                              int64_t /*ignore_index*/) {
+    return at::empty({}, input.options().dtype(at::kLong));
+}
+
+// How often each of [0, num_cells) is the cell of a voxel that counts.
+Tensor histogram(const Tensor& cell, const Tensor& counts, int64_t num_cells) {
+    const auto all = cell.masked_fill(counts.logical_not(), num_cells).flatten();
+    return all.bincount(/*weights=*/{}, num_cells + 1).narrow(0, 0, num_cells);
+}
+
+Tensor confusion_counts_composite(c10::string_view op_name, const Tensor& input, const Tensor& target,
+                                  c10::SymInt sym_num_classes, int64_t ignore_index, int64_t dim, bool per_class) {
+    const std::string op(op_name);
+    check_operator_arguments(op, input, target, dim);
+    const auto num_classes = checked_num_classes(op, sym_num_classes, input, dim);
+    check_label_values(op, target, num_classes, ignore_index);
+    const auto valid = valid_voxels(target, ignore_index);
+    const auto labels = target.to(at::kLong);
+    Tensor predicted;
+    if (is_label_map(input)) {
+        check_predicted_values(op, input, target, num_classes, ignore_index);
+        predicted = input.to(at::kLong);
+    } else {
+        predicted = input.argmax(dim, /*keepdim=*/target.dim() == input.dim());
+    }
+    if (!per_class) {
+        return histogram(labels * num_classes + predicted, valid, num_classes * num_classes)
+            .view({num_classes, num_classes});
+    }
+    const auto hit = predicted.eq(labels);
+    const auto miss = hit.logical_not();
+    return at::stack({histogram(labels, valid.logical_and(hit), num_classes),
+                      histogram(predicted, valid.logical_and(miss), num_classes),
+                      histogram(labels, valid.logical_and(miss), num_classes)});
+}
+
+Tensor num_label_classes_composite(c10::string_view op_name, const Tensor& input, const Tensor& target,
+                                   int64_t ignore_index) {
+    const std::string op(op_name);
+    check_label_values(op, target, INT32_MAX, ignore_index);
+    check_predicted_values(op, input, target, INT32_MAX, ignore_index);
+    const auto valid = valid_voxels(target, ignore_index);
+    const auto larger = at::maximum(input.to(at::kLong), target.to(at::kLong)).masked_fill(valid.logical_not(), -1);
+    return larger.numel() == 0 ? at::zeros({}, larger.options()) : larger.max() + 1;
+}
+
+// ---- the metrics ----------------------------------------------------------------------------------------------------
+
+Tensor call_confusion_counts(const char* op, const Tensor& input, const Tensor& target, const c10::SymInt& num_classes,
+                             int64_t ignore_index, int64_t dim, bool per_class) {
+    static const auto handle = c10::Dispatcher::singleton()
+                                   .findSchemaOrThrow("segloss::confusion_counts", "")
+                                   .typed<decltype(confusion_counts_cpu)>();
+    return handle.call(op, input, target, num_classes, ignore_index, dim, per_class);
+}
+
+Tensor call_num_label_classes(const char* op, const Tensor& input, const Tensor& target, int64_t ignore_index) {
+    static const auto handle = c10::Dispatcher::singleton()
+                                   .findSchemaOrThrow("segloss::num_label_classes", "")
+                                   .typed<decltype(num_label_classes_cpu)>();
+    return handle.call(op, input, target, ignore_index);
+}
+
+// A predicted and a target map in one shape: where one of them keeps a class dimension, it is dropped.
+std::pair<Tensor, Tensor> in_one_shape(const std::string& op, const Tensor& predicted, const Tensor& target,
+                                       int64_t dim) {
+    check_same_device(op, predicted, target, "target");
+    const bool one_keeps_dim = std::abs(predicted.dim() - target.dim()) == 1;
+    const auto drop_class_dim = [&](const Tensor& map) {
+        const bool drop = one_keeps_dim && map.dim() == std::max(predicted.dim(), target.dim());
+        return drop ? map.squeeze(at::maybe_wrap_dim(dim, map.dim())) : map;
+    };
+    const auto p = drop_class_dim(predicted);
+    const auto t = drop_class_dim(target);
+    TORCH_CHECK(p.sym_sizes() == t.sym_sizes(), op,
+                ": expected predicted labels and target of one shape, up to a class dimension of size 1, got input ",
+                predicted.sym_sizes(), " and target ", target.sym_sizes());
+    return {p, t};
+}
+
+Tensor counts_of_maps(const char* op, const Tensor& input, const Tensor& target, const OptionalSymInt& num_classes,
+                      int64_t ignore_index, int64_t dim, bool per_class) {
+    const auto [p, t] = in_one_shape(op, input, target, dim);
+    const auto known = num_classes ? *num_classes : call_num_label_classes(op, p, t, ignore_index).item<int64_t>();
+    return call_confusion_counts(op, p, t, known, ignore_index, /*dim=*/0, per_class);
+}
+
+Tensor counts_of_logits(const char* op, const Tensor& input, const Tensor& target, const OptionalSymInt& num_classes,
+                        int64_t ignore_index, int64_t dim, bool per_class) {
+    check_logits(op, input);
+    const auto class_dimension = class_dim(op, input, dim);
+    const auto kind = classify_target(op, input, target, class_dimension);
+    const auto classes = input.sym_size(class_dimension);
+    TORCH_CHECK_VALUE(!num_classes || *num_classes == classes, op, ": expected num_classes=", classes,
+                      ", the classes of input ", input.sym_sizes(), " in dimension ", class_dimension, ", got ",
+                      num_classes.value_or(0), ". Leave num_classes out with logits, or give dim");
+    // Floats of input's shape count where they are one-hot: probabilities have no one label to compare with.
+    const auto labels = kind == Target::labels ? target : one_hot_labels(op, target, class_dimension);
+    return call_confusion_counts(op, input, labels, classes, ignore_index, class_dimension, per_class);
+}
+
+Tensor counts_of(const char* op, const Tensor& input, const Tensor& target, const OptionalSymInt& num_classes,
+                 int64_t ignore_index, int64_t dim, bool per_class) {
+    at::NoGradGuard no_grad;
+    const auto counts = is_label_map(input) ? counts_of_maps : counts_of_logits;
+    return counts(op, input, target, num_classes, ignore_index, dim, per_class);
+}
+
+// In the default dtype, rounded once.
+Tensor quotient(const Tensor& numerator, const Tensor& denominator) {
+    const auto dtype = c10::typeMetaToScalarType(c10::get_default_dtype());
+    const auto wide = numerator.is_mps() ? at::kFloat : at::kDouble; // MPS has no float64
+    return (numerator.to(wide) / denominator.to(wide)).to(dtype);
+}
+
+Tensor confusion_matrix(const Tensor& input, const Tensor& target, OptionalSymInt num_classes, int64_t ignore_index,
+                        int64_t dim) {
+    return counts_of("confusion_matrix", input, target, num_classes, ignore_index, dim, /*per_class=*/false);
+}
+
+Tensor dice_score(const Tensor& input, const Tensor& target, OptionalSymInt num_classes, int64_t ignore_index,
+                  int64_t dim) {
+    const auto n = counts_of("dice_score", input, target, num_classes, ignore_index, dim, /*per_class=*/true);
+    return quotient(2 * n[0], 2 * n[0] + n[1] + n[2]);
+}
+
+Tensor jaccard_index(const Tensor& input, const Tensor& target, OptionalSymInt num_classes, int64_t ignore_index,
+                     int64_t dim) {
+    const auto n = counts_of("jaccard_index", input, target, num_classes, ignore_index, dim, /*per_class=*/true);
+    return quotient(n[0], n.sum(0));
+}
+
+// Of maps any two labels can be compared, however many classes there are.
+Tensor accuracy_of_maps(const Tensor& input, const Tensor& target, int64_t ignore_index, int64_t dim) {
+    const auto [p, t] = in_one_shape("accuracy", input, target, dim);
+    check_integral_labels("accuracy", t);
+    const auto valid = valid_voxels(t, ignore_index);
+    return quotient(p.to(at::kLong).eq(t.to(at::kLong)).logical_and_(valid).sum(), valid.sum());
+}
+
+Tensor accuracy(const Tensor& input, const Tensor& target, int64_t ignore_index, int64_t dim) {
+    at::NoGradGuard no_grad;
+    if (is_label_map(input)) {
+        return accuracy_of_maps(input, target, ignore_index, dim);
+    }
+    const auto n = counts_of_logits("accuracy", input, target, std::nullopt, ignore_index, dim, /*per_class=*/true);
+    return quotient(n[0].sum(), (n[0] + n[2]).sum());
+}
+
+} // namespace
+
+TORCH_LIBRARY_FRAGMENT(segloss, m) {
+    const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
+    m.def("accuracy(Tensor input, Tensor target, int ignore_index=-100, int dim=1) -> Tensor", tags);
+    for (const std::string name : {"confusion_matrix", "dice_score", "jaccard_index"}) {
+        const auto arguments =
+            "(Tensor input, Tensor target, SymInt? num_classes=None, int ignore_index=-100, int dim=1)";
+        m.def((name + arguments + " -> Tensor").c_str(), tags);
+    }
+    m.def("confusion_counts(str op, Tensor input, Tensor target, SymInt num_classes, int ignore_index, int dim, "
+          "bool per_class) -> Tensor",
+          tags);
+    m.def("num_label_classes(str op, Tensor input, Tensor target, int ignore_index) -> Tensor", tags);
+}
+
+TORCH_LIBRARY_IMPL(segloss, CompositeImplicitAutograd, m) {
+    m.impl("accuracy", TORCH_FN(accuracy));
+    m.impl("confusion_matrix", TORCH_FN(confusion_matrix));
+    m.impl("dice_score", TORCH_FN(dice_score));
+    m.impl("jaccard_index", TORCH_FN(jaccard_index));
+}
+
+TORCH_LIBRARY_IMPL(segloss, CPU, m) {
+    m.impl("confusion_counts", TORCH_FN(confusion_counts_cpu));
+    m.impl("num_label_classes", TORCH_FN(num_label_classes_cpu));
+}
+
+TORCH_LIBRARY_IMPL(segloss, Meta, m) {
+    m.impl("confusion_counts", TORCH_FN(confusion_counts_meta));
+    m.impl("num_label_classes", TORCH_FN(num_label_classes_meta));
+}
+
+TORCH_LIBRARY_IMPL(segloss, CompositeExplicitAutograd, m) {
+    m.impl("confusion_counts", TORCH_FN(confusion_counts_composite));
+    m.impl("num_label_classes", TORCH_FN(num_label_classes_composite));
+}
+
+} // namespace segloss

@@ -1,0 +1,125 @@
+#include "memory.h"
+
+#include <ATen/ATen.h>
+
+#ifdef __linux__
+#include <c10/core/CPUAllocator.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <mutex>
+#include <vector>
+#endif
+
+namespace segloss {
+
+#ifdef __linux__
+namespace {
+
+constexpr size_t kHugePage = size_t{1} << 21;
+
+struct Block {
+    void* data;
+    size_t size;
+};
+
+// Whole huge pages: the first write then takes one page fault for 2 MiB, where the system grants them.
+Block map_block(size_t size) {
+    auto* mapped =
+        static_cast<char*>(mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    TORCH_CHECK_WITH(OutOfMemoryError, mapped != MAP_FAILED, "segloss: no memory for a gradient of ", size,
+                     " bytes. Use a smaller batch or patch");
+    const size_t head = -reinterpret_cast<uintptr_t>(mapped) % kHugePage;
+    if (head > 0) {
+        munmap(mapped, head);
+    }
+    munmap(mapped + head + size, kHugePage - head);
+    madvise(mapped + head, size, MADV_HUGEPAGE); // advice: where it is refused, nothing is lost
+    return {mapped + head, size};
+}
+
+// Keeps what is given back for the next request of about that size. It holds no more than was once in use at the same
+// time, and the system may take the pages back when it needs them (MADV_FREE).
+class Recycler final : public c10::Allocator {
+public:
+    c10::DataPtr allocate(size_t num_bytes) override {
+        auto* block = new Block(take((num_bytes + kHugePage - 1) / kHugePage * kHugePage));
+        c10::profiledCPUMemoryReporter().New(block->data, block->size);
+        return {block->data, block, [](void* context) { instance().give_back(static_cast<Block*>(context)); },
+                at::kCPU};
+    }
+
+    c10::DeleterFnPtr raw_deleter() const override { return nullptr; } // data is not its own context
+
+    void copy_data(void* to, const void* from, size_t count) const override { default_copy_data(to, from, count); }
+
+    static Recycler& instance() {
+        static auto* recycler = new Recycler; // never destroyed: tensors may outlive the end of main
+        return *recycler;
+    }
+
+private:
+    Block take(size_t size) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        in_use_ += size;
+        most_in_use_ = std::max(most_in_use_, in_use_);
+        const auto fits = std::find_if(kept_.begin(), kept_.end(), [&](const Block& b) { return b.size == size; });
+        if (fits == kept_.end()) {
+            unmap_surplus();
+            return map_block(size);
+        }
+        const auto block = *fits;
+        kept_.erase(fits);
+        kept_size_ -= block.size;
+        return block;
+    }
+
+    void give_back(Block* given) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        c10::profiledCPUMemoryReporter().Delete(given->data);
+        madvise(given->data, given->size, MADV_FREE);
+        kept_.push_back(*given);
+        kept_size_ += given->size;
+        in_use_ -= given->size;
+        delete given;
+        unmap_surplus();
+    }
+
+    void unmap_surplus() {
+        while (in_use_ + kept_size_ > most_in_use_) {
+            const auto oldest = kept_.front();
+            kept_.erase(kept_.begin());
+            kept_size_ -= oldest.size;
+            munmap(oldest.data, oldest.size);
+        }
+    }
+
+    std::mutex mutex_;
+    std::vector<Block> kept_; // oldest first
+    size_t kept_size_ = 0;
+    size_t in_use_ = 0;
+    size_t most_in_use_ = 0;
+};
+
+} // namespace
+
+at::Tensor empty_output_like(const at::Tensor& tensor) {
+    const auto like = at::empty_like(tensor, tensor.options().device(at::kMeta)); // its strides
+    const auto num_bytes = static_cast<size_t>(like.numel() * like.element_size());
+    if (num_bytes < kHugePage) {
+        return at::empty_like(tensor);
+    }
+    c10::Storage storage(c10::Storage::use_byte_size_t(), num_bytes, &Recycler::instance(), /*resizable=*/true);
+    auto output = at::detail::make_tensor<c10::TensorImpl>(std::move(storage),
+                                                           c10::DispatchKeySet(c10::DispatchKey::CPU), tensor.dtype());
+    output.unsafeGetTensorImpl()->set_sizes_and_strides(like.sizes(), like.strides());
+    return output;
+}
+
+#else
+
+at::Tensor empty_output_like(const at::Tensor& tensor) { return at::empty_like(tensor); }
+
+#endif
+
+} // namespace segloss

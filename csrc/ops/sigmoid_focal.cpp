@@ -1,0 +1,224 @@
+// Binary focal losses, one for each voxel and class. Their sums come with the soft statistics, in the same walk.
+
+#include <ATen/ATen.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/library.h>
+
+#include "autograd.h"
+#include "checks.h"
+#include "composite.h"
+#include "layout.h"
+#include "memory.h"
+#include "targets.h"
+
+namespace segloss {
+namespace {
+
+using at::ScalarType;
+using torch::autograd::AutogradContext;
+
+struct Options {
+    std::string op; // the name that errors give
+    int64_t dim;
+    int64_t ignore_index;
+    double gamma;
+    ScalarType dtype; // of the losses
+};
+
+Target check_arguments(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                       const OptionalTensor& voxel_weight, const Options& options) {
+    const auto& op = options.op;
+    check_logits(op, input);
+    TORCH_CHECK_INDEX(options.dim >= 0 && options.dim < input.dim(), op, ": expected dim in [0, ", input.dim() - 1,
+                      "] for input ", input.sym_sizes(), ", got ", options.dim);
+    const auto kind = classify_target(op, input, target, options.dim, /*takes_masks=*/true);
+    check_weight(op, input, weight, options.dim, kind);
+    check_voxel_weight(op, input, voxel_weight, options.dim);
+    check_gamma(op, options.gamma);
+    check_ignore_index(op, kind, options.ignore_index);
+    return kind;
+}
+
+// ---- CPU ------------------------------------------------------------------------------------------------------------
+
+// Forward and backward differ in the kernel and in the tensors at two places of its arguments.
+void run_kernel(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                const OptionalTensor& voxel_weight, const Options& options, const Tensor& loss, const Tensor& grad_loss,
+                const Tensor& grad_input) {
+    const auto kind = check_arguments(input, target, weight, voxel_weight, options);
+    const auto class_weight = class_weight_for_kernel(weight, options.dtype);
+    const auto voxel_weights = voxel_weight_for_kernel(voxel_weight, options.dtype);
+    const auto sizes = position_sizes(input, options.dim);
+    segloss_cross_entropy args{};
+    args.num_classes = input.size(options.dim);
+    args.target_kind = target_for_kernel(kind);
+    args.class_weight = class_weight.defined() ? class_weight.const_data_ptr() : nullptr;
+    args.ignore_index = options.ignore_index;
+    args.gamma = options.gamma;
+    args.grad_scale = 1;
+    args.positions = describe(sizes, options.dim,
+                              {{&input, &args.logits},
+                               {&target, &args.target},
+                               {&voxel_weights, &args.voxel_weight},
+                               {&loss, &args.loss},
+                               {&grad_loss, &args.grad_loss},
+                               {&grad_input, &args.grad_logits}});
+    const auto real = real_of(options.dtype);
+    const auto kernel = loss.defined() ? kernels().binary_forward[real] : kernels().binary_backward[real];
+    const Chunks chunks(c10::multiply_integers(sizes), args.num_classes);
+    if (!chunks.run([&](int64_t, int64_t begin, int64_t end) { return kernel(&args, begin, end); })) {
+        raise_refused_target(options.op, target, kind, args.num_classes, options.ignore_index);
+    }
+}
+
+Tensor forward_cpu(c10::string_view op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                   const OptionalTensor& voxel_weight, int64_t dim, int64_t ignore_index, double gamma,
+                   ScalarType dtype) {
+    const auto loss = at::empty_like(input, input.options().dtype(dtype));
+    run_kernel(input, target, weight, voxel_weight, {std::string(op), dim, ignore_index, gamma, dtype}, loss, {}, {});
+    return loss;
+}
+
+Tensor backward_cpu(const Tensor& grad_loss, c10::string_view op, const Tensor& input, const Tensor& target,
+                    const OptionalTensor& weight, const OptionalTensor& voxel_weight, int64_t dim, int64_t ignore_index,
+                    double gamma, ScalarType dtype) {
+    TORCH_CHECK(grad_loss.sizes() == input.sizes() && grad_loss.is_floating_point(), op,
+                " backward: expected a floating gradient of input's shape ", input.sizes(), ", got ", grad_loss.sizes(),
+                " of dtype ", grad_loss.scalar_type());
+    const auto grad_input = empty_output_like(input);
+    run_kernel(input, target, weight, voxel_weight, {std::string(op), dim, ignore_index, gamma, dtype}, {}, grad_loss,
+               grad_input);
+    return grad_input;
+}
+
+// ---- Meta: shapes and dtypes only -----------------------------------------------------------------------------------
+
+Tensor forward_meta(c10::string_view op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                    const OptionalTensor& voxel_weight, int64_t dim, int64_t ignore_index, double gamma,
+                    ScalarType dtype) {
+    check_arguments(input, target, weight, voxel_weight, {std::string(op), dim, ignore_index, gamma, dtype});
+    return at::empty_like(input, input.options().dtype(dtype));
+}
+
+Tensor backward_meta(const Tensor& /*grad_loss*/, c10::string_view op, const Tensor& input, const Tensor& target,
+                     const OptionalTensor& weight, const OptionalTensor& voxel_weight, int64_t dim,
+                     int64_t ignore_index, double gamma, ScalarType dtype) {
+    check_arguments(input, target, weight, voxel_weight, {std::string(op), dim, ignore_index, gamma, dtype});
+    return at::empty_like(input);
+}
+
+// ---- composite: the same results by differentiable ATen operators ---------------------------------------------------
+
+Tensor composite(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                 const OptionalTensor& voxel_weight, const Options& options) {
+    const auto kind = classify_target(options.op, input, target, options.dim, /*takes_masks=*/true);
+    const auto voxels = read_voxels(options.op, input, target, voxel_weight, kind, options.dim, options.ignore_index,
+                                    compute_dtype(options.dtype));
+    const auto losses = binary_losses(voxels, kind, weight, options.dim, /*label_smoothing=*/0, options.gamma);
+    return weighted_losses(voxels, losses).to(options.dtype);
+}
+
+// ---- autograd -------------------------------------------------------------------------------------------------------
+
+Tensor call_forward(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                    const OptionalTensor& voxel_weight, const Options& o) {
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("segloss::sigmoid_focal_forward", "")
+                               .typed<decltype(forward_cpu)>();
+    return op.call(o.op, input, target, weight, voxel_weight, o.dim, o.ignore_index, o.gamma, o.dtype);
+}
+
+Tensor call_backward(const Tensor& grad_loss, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                     const OptionalTensor& voxel_weight, const Options& o) {
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("segloss::sigmoid_focal_backward", "")
+                               .typed<decltype(backward_cpu)>();
+    return op.call(grad_loss, o.op, input, target, weight, voxel_weight, o.dim, o.ignore_index, o.gamma, o.dtype);
+}
+
+// Gradients of the input alone; targets and weights that require one take the composite path.
+class SigmoidFocal : public torch::autograd::Function<SigmoidFocal> {
+public:
+    static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                          const OptionalTensor& voxel_weight, const Options& options) {
+        at::AutoDispatchBelowADInplaceOrView below_autograd;
+        ctx->save_for_backward({input, target, or_undefined(weight), or_undefined(voxel_weight)});
+        ctx->saved_data["op"] = options.op;
+        ctx->saved_data["gamma"] = options.gamma;
+        ctx->saved_data["options"] =
+            std::vector<int64_t>{options.dim, options.ignore_index, static_cast<int64_t>(options.dtype)};
+        return call_forward(input, target, weight, voxel_weight, options);
+    }
+
+    static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+        const auto saved = ctx->get_saved_variables();
+        const auto weight = defined_or_none(saved[2]);
+        const auto voxel_weight = defined_or_none(saved[3]);
+        const auto fields = ctx->saved_data["options"].toIntVector();
+        const Options options{ctx->saved_data["op"].toStringRef(), fields[0], fields[1],
+                              ctx->saved_data["gamma"].toDouble(), static_cast<ScalarType>(fields[2])};
+        variable_list result(5); // one for each argument of forward
+        if (!needs_differentiable_gradient(grads)) {
+            result[0] = call_backward(grads[0], saved[0], saved[1], weight, voxel_weight, options);
+            return result;
+        }
+        const auto losses = [&](const variable_list& arguments) {
+            return variable_list{composite(arguments[0], saved[1], weight, voxel_weight, options)};
+        };
+        result[0] = composite_gradients(losses, {saved[0]}, grads)[0];
+        return result;
+    }
+};
+
+// ---- the operator ---------------------------------------------------------------------------------------------------
+
+Tensor sigmoid_focal(c10::string_view op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                     const OptionalTensor& voxel_weight, int64_t dim, int64_t ignore_index, double gamma) {
+    Options options{std::string(op), 0, ignore_index, gamma, at::kFloat};
+    check_logits(options.op, input);
+    options.dim = class_dim(options.op, input, dim);
+    options.dtype = dtype_of_loss(input);
+    check_arguments(input, target, weight, voxel_weight, options);
+    using torch::autograd::compute_requires_grad;
+    if (is_transformed({input, target, weight, voxel_weight}) || !has_kernel(input) ||
+        compute_requires_grad(target, or_undefined(weight))) {
+        return composite(input, target, weight, voxel_weight, options);
+    }
+    return compute_requires_grad(input) ? SigmoidFocal::apply(input, target, weight, voxel_weight, options)
+                                        : call_forward(input, target, weight, voxel_weight, options);
+}
+
+} // namespace
+
+TORCH_LIBRARY_FRAGMENT(segloss, m) {
+    const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
+    m.def("sigmoid_focal(str op, Tensor input, Tensor target, Tensor? weight=None, Tensor? voxel_weight=None, "
+          "int dim=1, int ignore_index=-100, float gamma=2.0) -> Tensor",
+          tags);
+    m.def("sigmoid_focal_forward(str op, Tensor input, Tensor target, Tensor? weight, Tensor? voxel_weight, int dim, "
+          "int ignore_index, float gamma, ScalarType dtype) -> Tensor",
+          tags);
+    m.def("sigmoid_focal_backward(Tensor grad_loss, str op, Tensor input, Tensor target, Tensor? weight, "
+          "Tensor? voxel_weight, int dim, int ignore_index, float gamma, ScalarType dtype) -> Tensor",
+          tags);
+}
+
+TORCH_LIBRARY_IMPL(segloss, CompositeImplicitAutograd, m) { m.impl("sigmoid_focal", TORCH_FN(sigmoid_focal)); }
+
+// Under vmap, too, the operator is what it is made of, not a loop over samples.
+TORCH_LIBRARY_IMPL(segloss, FuncTorchBatchedDecomposition, m) { m.impl("sigmoid_focal", TORCH_FN(sigmoid_focal)); }
+
+TORCH_LIBRARY_IMPL(segloss, CPU, m) {
+    m.impl("sigmoid_focal_forward", TORCH_FN(forward_cpu));
+    m.impl("sigmoid_focal_backward", TORCH_FN(backward_cpu));
+}
+
+TORCH_LIBRARY_IMPL(segloss, Meta, m) {
+    m.impl("sigmoid_focal_forward", TORCH_FN(forward_meta));
+    m.impl("sigmoid_focal_backward", TORCH_FN(backward_meta));
+}
+
+} // namespace segloss

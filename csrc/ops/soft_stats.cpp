@@ -1,0 +1,478 @@
+// Soft statistics: the sums per sample and class that region losses are made of, and the voxels' losses in the same
+// walk.
+
+#include <ATen/ATen.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/library.h>
+
+#include <array>
+#include <numeric>
+#include <tuple>
+
+#include "autograd.h"
+#include "checks.h"
+#include "composite.h"
+#include "layout.h"
+#include "memory.h"
+#include "targets.h"
+
+namespace segloss {
+namespace {
+
+using at::ScalarType;
+using torch::autograd::AutogradContext;
+
+struct Options {
+    std::string op; // the name that errors give
+    int64_t dim;
+    int64_t activation; // a segloss_activation
+    bool squared;
+    int64_t ignore_index;
+    bool voxel_loss;
+    double gamma;
+    double label_smoothing;
+
+    bool is_softmax() const { return activation == SEGLOSS_SOFTMAX; }
+};
+
+// [N, C] of v p g, v p and v g; the sum of the losses and the mean's denominator, 0-dim.
+using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// ---- checks ---------------------------------------------------------------------------------------------------------
+
+int64_t activation_of(const std::string& op, c10::string_view name) {
+    TORCH_CHECK_VALUE(name == "softmax" || name == "sigmoid" || name == "none", op,
+                      ": expected activation 'softmax', 'sigmoid' or 'none', got '", name, "'");
+    return name == "softmax" ? SEGLOSS_SOFTMAX : name == "sigmoid" ? SEGLOSS_SIGMOID : SEGLOSS_IDENTITY;
+}
+
+// All that can be said without looking at a value. Returns what target is.
+Target check_arguments(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                       const OptionalTensor& voxel_weight, const Options& options) {
+    const auto& op = options.op;
+    check_logits(op, input);
+    const auto kind = classify_target(op, input, target, options.dim, /*takes_masks=*/!options.is_softmax());
+    check_weight(op, input, weight, options.dim, kind);
+    check_voxel_weight(op, input, voxel_weight, options.dim);
+    check_label_smoothing(options.label_smoothing);
+    check_gamma(op, options.gamma);
+    if (options.gamma != 0 && options.is_softmax()) {
+        check_labels_only(op, input, options.dim, kind);
+    }
+    check_ignore_index(op, kind, options.ignore_index);
+    TORCH_CHECK_VALUE(!options.voxel_loss || options.activation != SEGLOSS_IDENTITY, op,
+                      ": expected activation 'softmax' or 'sigmoid' with a loss of each voxel, which needs logits");
+    return kind;
+}
+
+// The operators beneath are handed labels for one-hot targets.
+Target check_operator_arguments(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                                const OptionalTensor& voxel_weight, const Options& options) {
+    TORCH_CHECK_INDEX(options.dim >= 0 && options.dim < input.dim(), options.op, ": expected dim in [0, ",
+                      input.dim() - 1, "] for input ", input.sym_sizes(), ", got ", options.dim);
+    TORCH_CHECK_VALUE(options.activation >= SEGLOSS_SOFTMAX && options.activation <= SEGLOSS_IDENTITY, options.op,
+                      ": expected activation 0 (softmax), 1 (sigmoid) or 2 (none), got ", options.activation);
+    const auto kind = check_arguments(input, target, weight, voxel_weight, options);
+    TORCH_CHECK(kind != Target::one_hot, options.op, ": expected labels or floating probabilities, got a ",
+                target.scalar_type(), " target of input's shape. Use target.argmax(dim)");
+    return kind;
+}
+
+// ---- samples --------------------------------------------------------------------------------------------------------
+
+// The batch is the first dimension that is not the class dimension; an input [C] is a batch of one.
+bool is_batched(const Tensor& input) { return input.dim() > 1; }
+
+int64_t batch_dim(int64_t dim) { return dim == 0 ? 1 : 0; }
+
+c10::SymInt num_samples(const Tensor& input, int64_t dim) {
+    return is_batched(input) ? input.sym_size(batch_dim(dim)) : c10::SymInt(1);
+}
+
+// A tensor that the kernels read or write, and its place in their arguments.
+struct SampleOperand {
+    Tensor tensor;
+    segloss_tensor segloss_cross_entropy::* view;
+};
+
+// Describes each sample of a batch to the kernels.
+class Samples {
+public:
+    Samples(const Tensor& input, int64_t dim, segloss_soft_stats& args, std::vector<SampleOperand> operands)
+        : operands_(std::move(operands)) {
+        auto sizes = position_sizes(input, dim);
+        count_ = is_batched(input) ? sizes[0] : 1;
+        if (is_batched(input)) {
+            sizes.erase(sizes.begin());
+        }
+        num_positions_ = c10::multiply_integers(sizes);
+        if (count_ == 0) {
+            return;
+        }
+        for (auto& [tensor, view] : operands_) {
+            const bool has_samples = is_batched(input) && tensor.defined() && tensor.dim() > 0;
+            const auto sample_dim = has_samples && tensor.dim() == input.dim() ? batch_dim(dim) : 0;
+            steps_.push_back(has_samples ? tensor.stride(sample_dim) * tensor.element_size() : 0);
+            tensor = has_samples ? tensor.select(sample_dim, 0) : tensor;
+        }
+        std::vector<Operand> described;
+        for (const auto& [tensor, view] : operands_) {
+            described.push_back({&tensor, &(args.voxels.*view)});
+        }
+        args.voxels.positions = describe(sizes, is_batched(input) && dim > 0 ? dim - 1 : 0, described);
+    }
+
+    int64_t count() const { return count_; }
+    int64_t num_positions() const { return num_positions_; }
+
+    // The arguments of one sample, from those of the first.
+    segloss_soft_stats arguments(const segloss_soft_stats& first, int64_t sample) const {
+        auto args = first;
+        for (size_t k = 0; k < operands_.size(); ++k) {
+            auto& data = (args.voxels.*operands_[k].view).data;
+            data = data ? static_cast<char*>(data) + sample * steps_[k] : nullptr;
+        }
+        return args;
+    }
+
+private:
+    std::vector<SampleOperand> operands_; // of the first sample
+    std::vector<int64_t> steps_;          // bytes from sample to sample
+    int64_t count_;
+    int64_t num_positions_;
+};
+
+// ---- CPU ------------------------------------------------------------------------------------------------------------
+
+segloss_soft_stats kernel_arguments(const Tensor& input, Target kind, const Tensor& class_weight,
+                                    const Options& options) {
+    segloss_soft_stats args{};
+    auto& voxels = args.voxels;
+    voxels.num_classes = input.size(options.dim);
+    voxels.target_kind = target_for_kernel(kind);
+    voxels.class_weight = class_weight.defined() ? class_weight.const_data_ptr() : nullptr;
+    voxels.ignore_index = options.ignore_index;
+    voxels.label_smoothing = options.voxel_loss ? options.label_smoothing : 0;
+    voxels.gamma = options.voxel_loss ? options.gamma : 0;
+    args.activation = static_cast<segloss_activation>(options.activation);
+    args.squared = options.squared;
+    args.with_loss = options.voxel_loss;
+    TORCH_CHECK(voxels.num_classes <= INT32_MAX, options.op, ": expected at most ", INT32_MAX, " classes, got ",
+                voxels.num_classes);
+    return args;
+}
+
+// Adds the lanes of every chunk, in order: [chunks of all samples, 3, C, lanes] to three [N, C].
+std::array<Tensor, 3> add_up(const std::vector<double>& lanes, int64_t samples, int64_t chunks_per_sample,
+                             int64_t num_classes) {
+    std::array<Tensor, 3> totals;
+    for (auto& total : totals) {
+        total = at::zeros({samples, num_classes}, at::kDouble);
+    }
+    const double* next = lanes.data();
+    for (int64_t n = 0; n < samples; ++n) {
+        for (int64_t chunk = 0; chunk < chunks_per_sample; ++chunk) {
+            for (const auto& total : totals) {
+                double* sums = total.data_ptr<double>() + n * num_classes;
+                for (int64_t c = 0; c < num_classes; ++c, next += SEGLOSS_SUM_LANES) {
+                    sums[c] = std::accumulate(next, next + SEGLOSS_SUM_LANES, sums[c]);
+                }
+            }
+        }
+    }
+    return totals;
+}
+
+Results forward_cpu(c10::string_view op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                    const OptionalTensor& voxel_weight, int64_t dim, int64_t activation, bool squared,
+                    int64_t ignore_index, bool voxel_loss, double gamma, double label_smoothing) {
+    const Options options{std::string(op), dim, activation, squared, ignore_index, voxel_loss, gamma, label_smoothing};
+    const auto kind = check_operator_arguments(input, target, weight, voxel_weight, options);
+    const auto dtype = input.scalar_type();
+    const auto class_weight = class_weight_for_kernel(weight, dtype);
+    auto args = kernel_arguments(input, kind, class_weight, options);
+    const auto num_classes = args.voxels.num_classes;
+    const Samples samples(input, dim, args,
+                          {{input, &segloss_cross_entropy::logits},
+                           {target, &segloss_cross_entropy::target},
+                           {voxel_weight_for_kernel(voxel_weight, dtype), &segloss_cross_entropy::voxel_weight}});
+    const auto chunks = Chunks::of_samples(samples.count(), samples.num_positions());
+    const auto stride = 3 * num_classes * SEGLOSS_SUM_LANES;
+    std::vector<double> lanes(chunks.count() * stride);
+    std::vector<segloss_sums> sums(chunks.count());
+    const auto kernel = kernels().soft_stats_forward[real_of(dtype)];
+    const bool accepted = chunks.run([&](int64_t chunk, int64_t begin, int64_t end) {
+        const auto sample = samples.arguments(args, chunk / chunks.per_sample());
+        return kernel(&sample, begin, end, lanes.data() + chunk * stride, &sums[chunk]);
+    });
+    if (!accepted) {
+        raise_refused_target(options.op, target, kind, num_classes, options.ignore_index);
+    }
+    double loss = 0;
+    double loss_weight = 0;
+    for (const auto& sum : sums) {
+        loss += sum.loss;
+        loss_weight += sum.weight;
+    }
+    const auto [intersection, prediction, targets] = add_up(lanes, samples.count(), chunks.per_sample(), num_classes);
+    return {intersection, prediction, targets, at::scalar_tensor(loss, at::kDouble),
+            at::scalar_tensor(loss_weight, at::kDouble)};
+}
+
+// A gradient [N, C] in the dtype that is computed in.
+Tensor gradient_for_kernel(const Tensor& grad, const Tensor& input, int64_t dim, const Options& options) {
+    TORCH_CHECK(grad.dim() == 2 && grad.sym_size(0) == num_samples(input, dim) &&
+                    grad.sym_size(1) == input.sym_size(dim),
+                options.op, " backward: expected a gradient [", num_samples(input, dim), ", ", input.sym_size(dim),
+                "] for input ", input.sym_sizes(), ", got ", grad.sym_sizes());
+    return grad.to(compute_dtype(input.scalar_type())).contiguous();
+}
+
+Tensor backward_cpu(const Tensor& grad_intersection, const Tensor& grad_prediction, const Tensor& grad_loss,
+                    c10::string_view op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                    const OptionalTensor& voxel_weight, int64_t dim, int64_t activation, bool squared,
+                    int64_t ignore_index, bool voxel_loss, double gamma, double label_smoothing) {
+    const Options options{std::string(op), dim, activation, squared, ignore_index, voxel_loss, gamma, label_smoothing};
+    const auto kind = check_operator_arguments(input, target, weight, voxel_weight, options);
+    TORCH_CHECK(grad_loss.dim() == 0 && grad_loss.is_floating_point(), options.op,
+                " backward: expected a floating 0-dim gradient of the loss, got ", grad_loss.sizes(), " of dtype ",
+                grad_loss.scalar_type());
+    const auto dtype = input.scalar_type();
+    const auto class_weight = class_weight_for_kernel(weight, dtype);
+    const auto by_intersection = gradient_for_kernel(grad_intersection, input, dim, options);
+    const auto by_prediction = gradient_for_kernel(grad_prediction, input, dim, options);
+    const auto grad_input = empty_output_like(input);
+    auto args = kernel_arguments(input, kind, class_weight, options);
+    args.voxels.grad_scale = 1;
+    const auto num_classes = args.voxels.num_classes;
+    const Samples samples(input, dim, args,
+                          {{input, &segloss_cross_entropy::logits},
+                           {target, &segloss_cross_entropy::target},
+                           {voxel_weight_for_kernel(voxel_weight, dtype), &segloss_cross_entropy::voxel_weight},
+                           {voxel_loss ? grad_loss : Tensor(), &segloss_cross_entropy::grad_loss},
+                           {grad_input, &segloss_cross_entropy::grad_logits}});
+    const auto row = num_classes * by_intersection.element_size();
+    const auto row_of = [row](const Tensor& grad, int64_t sample) {
+        return static_cast<const char*>(grad.const_data_ptr()) + sample * row;
+    };
+    const auto chunks = Chunks::of_samples(samples.count(), samples.num_positions());
+    const auto kernel = kernels().soft_stats_backward[real_of(dtype)];
+    const bool accepted = chunks.run([&](int64_t chunk, int64_t begin, int64_t end) {
+        const auto n = chunk / chunks.per_sample();
+        auto sample = samples.arguments(args, n);
+        sample.grad_intersection = row_of(by_intersection, n);
+        sample.grad_prediction = row_of(by_prediction, n);
+        return kernel(&sample, begin, end);
+    });
+    if (!accepted) {
+        raise_refused_target(options.op, target, kind, num_classes, options.ignore_index);
+    }
+    return grad_input;
+}
+
+// ---- Meta: shapes and dtypes only -----------------------------------------------------------------------------------
+
+Results forward_meta(c10::string_view op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                     const OptionalTensor& voxel_weight, int64_t dim, int64_t activation, bool squared,
+                     int64_t ignore_index, bool voxel_loss, double gamma, double label_smoothing) {
+    check_operator_arguments(
+        input, target, weight, voxel_weight,
+        {std::string(op), dim, activation, squared, ignore_index, voxel_loss, gamma, label_smoothing});
+    const auto options = input.options().dtype(at::kDouble);
+    const auto stats = [&] { return at::empty_symint({num_samples(input, dim), input.sym_size(dim)}, options); };
+    return {stats(), stats(), stats(), at::empty({}, options), at::empty({}, options)};
+}
+
+Tensor backward_meta(const Tensor& /*grad_intersection*/, const Tensor& /*grad_prediction*/,
+                     const Tensor& /*grad_loss*/, c10::string_view op, const Tensor& input, const Tensor& target,
+                     const OptionalTensor& weight, const OptionalTensor& voxel_weight, int64_t dim, int64_t activation,
+                     bool squared, int64_t ignore_index, bool voxel_loss, double gamma, double label_smoothing) {
+    check_operator_arguments(
+        input, target, weight, voxel_weight,
+        {std::string(op), dim, activation, squared, ignore_index, voxel_loss, gamma, label_smoothing});
+    return at::empty_like(input);
+}
+
+// ---- composite: the same results by differentiable ATen operators ---------------------------------------------------
+
+// Over all positions of a sample: [N, C].
+Tensor sum_of_samples(const Tensor& values, int64_t dim) {
+    if (!is_batched(values)) {
+        return values.unsqueeze(0);
+    }
+    return values.movedim({batch_dim(dim), dim}, {0, 1}).unsqueeze(-1).flatten(2).sum(2);
+}
+
+Results composite(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                  const OptionalTensor& voxel_weight, Target kind, const Options& options) {
+    const auto dim = options.dim;
+    const auto voxels = read_voxels(options.op, input, target, voxel_weight, kind, dim, options.ignore_index,
+                                    compute_dtype(input.scalar_type()));
+    const auto nll = options.is_softmax() ? negative_log_softmax(voxels.input, dim) : Tensor();
+    const auto p = options.is_softmax()                    ? nll.neg().exp()
+                   : options.activation == SEGLOSS_SIGMOID ? voxels.input.sigmoid()
+                                                           : voxels.input;
+    const auto g = class_targets(voxels, kind, dim);
+    const auto v = counted_weight(voxels);
+    const auto squared = [&](const Tensor& values) { return options.squared ? values * values : values; };
+    auto loss = at::zeros({}, p.options());
+    auto loss_weight = at::zeros({}, p.options());
+    if (options.voxel_loss && options.is_softmax()) {
+        const auto [losses, shares] =
+            cross_entropy_losses(voxels, kind, nll, weight, dim, options.label_smoothing, options.gamma);
+        loss = weighted_losses(voxels, losses).sum();
+        loss_weight = weighted_losses(voxels, shares).sum();
+    } else if (options.voxel_loss) {
+        const auto losses = binary_losses(voxels, kind, weight, dim, options.label_smoothing, options.gamma);
+        loss = weighted_losses(voxels, losses).sum();
+        loss_weight = v.sum() * input.sym_size(dim);
+    }
+    return {sum_of_samples(p * g * v, dim), sum_of_samples(squared(p) * v, dim), sum_of_samples(squared(g) * v, dim),
+            loss, loss_weight};
+}
+
+// ---- autograd -------------------------------------------------------------------------------------------------------
+
+Results call_forward(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                     const OptionalTensor& voxel_weight, const Options& o) {
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("segloss::soft_stats_forward", "")
+                               .typed<decltype(forward_cpu)>();
+    return op.call(o.op, input, target, weight, voxel_weight, o.dim, o.activation, o.squared, o.ignore_index,
+                   o.voxel_loss, o.gamma, o.label_smoothing);
+}
+
+Tensor call_backward(const variable_list& grads, const Tensor& input, const Tensor& target,
+                     const OptionalTensor& weight, const OptionalTensor& voxel_weight, const Options& o) {
+    static const auto op = c10::Dispatcher::singleton()
+                               .findSchemaOrThrow("segloss::soft_stats_backward", "")
+                               .typed<decltype(backward_cpu)>();
+    const auto options = input.options().dtype(at::kDouble);
+    const auto or_zeros = [&](const Tensor& grad, c10::SymIntArrayRef sizes) {
+        return grad.defined() ? grad : at::zeros_symint(sizes, options);
+    };
+    const c10::SymDimVector sizes{num_samples(input, o.dim), input.sym_size(o.dim)};
+    return op.call(or_zeros(grads[0], sizes), or_zeros(grads[1], sizes), or_zeros(grads[3], {}), o.op, input, target,
+                   weight, voxel_weight, o.dim, o.activation, o.squared, o.ignore_index, o.voxel_loss, o.gamma,
+                   o.label_smoothing);
+}
+
+// Gradients of the input alone; targets and weights that require one take the composite path.
+class SoftStats : public torch::autograd::Function<SoftStats> {
+public:
+    static variable_list forward(AutogradContext* ctx, const Tensor& input, const Tensor& target,
+                                 const OptionalTensor& weight, const OptionalTensor& voxel_weight,
+                                 const Options& options) {
+        at::AutoDispatchBelowADInplaceOrView below_autograd;
+        const auto [intersection, prediction, targets, loss, loss_weight] =
+            call_forward(input, target, weight, voxel_weight, options);
+        ctx->save_for_backward({input, target, or_undefined(weight), or_undefined(voxel_weight)});
+        ctx->mark_non_differentiable({targets, loss_weight});
+        ctx->set_materialize_grads(false);
+        ctx->saved_data["op"] = options.op;
+        ctx->saved_data["numbers"] = std::vector<double>{options.gamma, options.label_smoothing};
+        ctx->saved_data["options"] = std::vector<int64_t>{options.dim, options.activation, options.squared,
+                                                          options.ignore_index, options.voxel_loss};
+        return {intersection, prediction, targets, loss, loss_weight};
+    }
+
+    static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+        const auto saved = ctx->get_saved_variables();
+        const auto weight = defined_or_none(saved[2]);
+        const auto voxel_weight = defined_or_none(saved[3]);
+        const auto options = saved_options(ctx);
+        variable_list result(5); // one for each argument of forward
+        if (!needs_differentiable_gradient(grads)) {
+            result[0] = call_backward(grads, saved[0], saved[1], weight, voxel_weight, options);
+            return result;
+        }
+        const auto stats = [&](const variable_list& arguments) {
+            const auto kind =
+                classify_target(options.op, arguments[0], saved[1], options.dim, /*takes_masks=*/!options.is_softmax());
+            const auto [intersection, prediction, targets, loss, loss_weight] =
+                composite(arguments[0], saved[1], weight, voxel_weight, kind, options);
+            return variable_list{intersection, prediction, targets, loss, loss_weight};
+        };
+        result[0] = composite_gradients(stats, {saved[0]}, grads)[0];
+        return result;
+    }
+
+private:
+    static Options saved_options(AutogradContext* ctx) {
+        const auto fields = ctx->saved_data["options"].toIntVector();
+        const auto numbers = ctx->saved_data["numbers"].toDoubleVector();
+        return {ctx->saved_data["op"].toStringRef(),
+                fields[0],
+                fields[1],
+                fields[2] != 0,
+                fields[3],
+                fields[4] != 0,
+                numbers[0],
+                numbers[1]};
+    }
+};
+
+// ---- the operators --------------------------------------------------------------------------------------------------
+
+Results soft_stats(c10::string_view op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                   const OptionalTensor& voxel_weight, int64_t dim, c10::string_view activation, bool squared,
+                   int64_t ignore_index, bool voxel_loss, double gamma, double label_smoothing) {
+    Options options{std::string(op), 0, 0, squared, ignore_index, voxel_loss, gamma, label_smoothing};
+    check_logits(options.op, input);
+    options.activation = activation_of(options.op, activation);
+    options.dim = class_dim(options.op, input, dim);
+    auto kind = check_arguments(input, target, weight, voxel_weight, options);
+    auto labels = target;
+    if (kind == Target::one_hot) {
+        labels = one_hot_labels(options.op, target, options.dim);
+        kind = Target::labels;
+    }
+    using torch::autograd::compute_requires_grad;
+    if (is_transformed({input, labels, weight, voxel_weight}) || !has_kernel(input) ||
+        compute_requires_grad(labels, or_undefined(weight))) {
+        return composite(input, labels, weight, voxel_weight, kind, options);
+    }
+    if (compute_requires_grad(input)) {
+        const auto results = SoftStats::apply(input, labels, weight, voxel_weight, options);
+        return {results[0], results[1], results[2], results[3], results[4]};
+    }
+    return call_forward(input, labels, weight, voxel_weight, options);
+}
+
+} // namespace
+
+TORCH_LIBRARY_FRAGMENT(segloss, m) {
+    const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
+    m.def("soft_stats(str op, Tensor input, Tensor target, Tensor? weight=None, Tensor? voxel_weight=None, int dim=1, "
+          "str activation=\"softmax\", bool squared=False, int ignore_index=-100, bool voxel_loss=False, "
+          "float gamma=0.0, float label_smoothing=0.0) -> (Tensor intersection, Tensor prediction, Tensor target_sum, "
+          "Tensor loss, Tensor loss_weight)",
+          tags);
+    m.def("soft_stats_forward(str op, Tensor input, Tensor target, Tensor? weight, Tensor? voxel_weight, int dim, "
+          "int activation, bool squared, int ignore_index, bool voxel_loss, float gamma, float label_smoothing) -> "
+          "(Tensor intersection, Tensor prediction, Tensor target_sum, Tensor loss, Tensor loss_weight)",
+          tags);
+    m.def("soft_stats_backward(Tensor grad_intersection, Tensor grad_prediction, Tensor grad_loss, str op, "
+          "Tensor input, Tensor target, Tensor? weight, Tensor? voxel_weight, int dim, int activation, bool squared, "
+          "int ignore_index, bool voxel_loss, float gamma, float label_smoothing) -> Tensor",
+          tags);
+}
+
+TORCH_LIBRARY_IMPL(segloss, CompositeImplicitAutograd, m) { m.impl("soft_stats", TORCH_FN(soft_stats)); }
+
+// Under vmap, too, the operator is what it is made of, not a loop over samples.
+TORCH_LIBRARY_IMPL(segloss, FuncTorchBatchedDecomposition, m) { m.impl("soft_stats", TORCH_FN(soft_stats)); }
+
+TORCH_LIBRARY_IMPL(segloss, CPU, m) {
+    m.impl("soft_stats_forward", TORCH_FN(forward_cpu));
+    m.impl("soft_stats_backward", TORCH_FN(backward_cpu));
+}
+
+TORCH_LIBRARY_IMPL(segloss, Meta, m) {
+    m.impl("soft_stats_forward", TORCH_FN(forward_meta));
+    m.impl("soft_stats_backward", TORCH_FN(backward_meta));
+}
+
+} // namespace segloss
