@@ -10,19 +10,63 @@ import torch  # noqa: F401  loads the libraries that the extension links against
 
 from segloss._C import get_isa  # isort: skip  first: it registers the operators
 from segloss import _vmap  # noqa: F401  registers the batching rules
-from segloss.functional import cross_entropy, nll_loss
-from segloss.losses import CrossEntropyLoss, NLLLoss
-from segloss.metrics import accuracy
+from segloss.functional import cross_entropy, focal_loss, nll_loss, topk_loss
+from segloss.losses import (
+    BinaryDiceLoss,
+    CrossEntropyLoss,
+    DeepSupervisionLoss,
+    DiceCELoss,
+    DiceFocalLoss,
+    DiceLoss,
+    FocalLoss,
+    GeneralizedDiceLoss,
+    MultiClassDiceLoss,
+    NLLLoss,
+    TopKLoss,
+    TverskyLoss,
+)
+from segloss.metrics import accuracy, confusion_matrix, dice_score, jaccard_index
+from segloss.region import (
+    SoftStats,
+    dice_ce_loss,
+    dice_focal_loss,
+    dice_loss,
+    generalized_dice_loss,
+    soft_stats,
+    tversky_loss,
+)
 
 __version__ = "0.1.0"
 
 get_isa()  # an unusable SEGLOSS_ISA fails here, not in the first training step
 
 __all__ = [
+    "BinaryDiceLoss",
     "CrossEntropyLoss",
+    "DeepSupervisionLoss",
+    "DiceCELoss",
+    "DiceFocalLoss",
+    "DiceLoss",
+    "FocalLoss",
+    "GeneralizedDiceLoss",
+    "MultiClassDiceLoss",
     "NLLLoss",
+    "SoftStats",
+    "TopKLoss",
+    "TverskyLoss",
     "accuracy",
+    "confusion_matrix",
     "cross_entropy",
+    "dice_ce_loss",
+    "dice_focal_loss",
+    "dice_loss",
+    "dice_score",
+    "focal_loss",
+    "generalized_dice_loss",
     "get_isa",
+    "jaccard_index",
     "nll_loss",
+    "soft_stats",
+    "topk_loss",
+    "tversky_loss",
 ]

@@ -3,6 +3,8 @@
 All of them are differentiable; `value_and_gradient` asks torch's autograd for the gradient.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -25,6 +27,13 @@ def weighted(factor: Tensor, values: Tensor) -> Tensor:
     """factor * values, where a zero factor gives 0 even of inf; nan stays nan."""
     void = (factor == 0) & values.isinf()
     return torch.where(void, 0.0, factor * torch.where(void, 0.0, values))
+
+
+def mean(total: Tensor, denominator: float | Tensor, empty: str) -> Tensor:
+    """The quotient; of nothing nan or 0, with a zero gradient."""
+    if denominator == 0:
+        return total * 0 + (0.0 if empty == "zero" else float("nan"))
+    return total / denominator
 
 
 def cross_entropy(
@@ -70,9 +79,7 @@ def cross_entropy(
     total = losses.sum()
     if reduction == "sum":
         return total
-    if share.sum() == 0:
-        return total * 0 + (0.0 if empty == "zero" else float("nan"))
-    return total / share.sum()
+    return mean(total, share.sum(), empty)
 
 
 def nll_loss(input: Tensor, target: Tensor, *args, **keywords) -> Tensor:
@@ -97,3 +104,329 @@ def accuracy(input: Tensor, target: Tensor, ignore_index: int = -100, dim: int =
             predicted = nans[0] if nans else logits.index(max(logits))
             correct += predicted == label
     return correct / valid if valid else float("nan")
+
+
+def label_pairs(input: Tensor, target: Tensor, ignore_index: int = -100, dim: int = 1) -> list[tuple[int, int]]:
+    """(label, prediction) of every voxel that counts; input is logits, or an integer map of predictions."""
+    if input.is_floating_point():
+        predictions = []
+        for logits in rows(input, dim if input.dim() > 1 else 0).tolist():
+            nans = [c for c, x in enumerate(logits) if x != x]
+            predictions.append(nans[0] if nans else logits.index(max(logits)))
+    else:
+        predictions = [int(label) for label in input.reshape(-1).tolist()]
+    labels = [int(label) for label in target.reshape(-1).tolist()]
+    pairs = zip(labels, predictions, strict=True)
+    return [(label, prediction) for label, prediction in pairs if label != ignore_index]
+
+
+def confusion_matrix(
+    input: Tensor, target: Tensor, num_classes: int, ignore_index: int = -100, dim: int = 1
+) -> list[list[int]]:
+    matrix = [[0] * num_classes for _ in range(num_classes)]
+    for label, prediction in label_pairs(input, target, ignore_index, dim):
+        matrix[label][prediction] += 1
+    return matrix
+
+
+def dice_score(input: Tensor, target: Tensor, num_classes: int, ignore_index: int = -100, dim: int = 1) -> list[float]:
+    """Of the sets A of voxels with a label and B with that prediction: 2 |A and B| / (|A| + |B|)."""
+    scores = []
+    for c in range(num_classes):
+        pairs = label_pairs(input, target, ignore_index, dim)
+        both = sum(label == c and prediction == c for label, prediction in pairs)
+        sizes = sum(label == c for label, _ in pairs) + sum(prediction == c for _, prediction in pairs)
+        scores.append(2 * both / sizes if sizes else float("nan"))
+    return scores
+
+
+def jaccard_index(
+    input: Tensor, target: Tensor, num_classes: int, ignore_index: int = -100, dim: int = 1
+) -> list[float]:
+    """|A and B| / |A or B|."""
+    scores = []
+    for c in range(num_classes):
+        pairs = label_pairs(input, target, ignore_index, dim)
+        both = sum(label == c and prediction == c for label, prediction in pairs)
+        either = sum(label == c or prediction == c for label, prediction in pairs)
+        scores.append(both / either if either else float("nan"))
+    return scores
+
+
+# ---- region losses: formulas over the voxels that count, everything else dropped first ----
+
+
+def probabilities(x: Tensor, activation: str | None) -> Tensor:
+    """p over the last dimension."""
+    if activation == "softmax":
+        return log_softmax(x).exp()
+    return x.sigmoid() if activation == "sigmoid" else x
+
+
+def labels_of(input: Tensor, target: Tensor, dim: int) -> Tensor:
+    """Labels [N, *], [N, 1, *] or one-hot as [voxels]."""
+    if target.shape == input.shape and input.dim() > 1 and input.shape[dim] > 1:
+        return rows(target.to(torch.int64), dim).argmax(-1)
+    return target.to(torch.int64).reshape(-1)
+
+
+def valid_voxels(
+    input: Tensor,
+    target: Tensor,
+    activation: str | None = "softmax",
+    ignore_index: int = -100,
+    voxel_weight: Tensor | None = None,
+    dim: int = 1,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Which voxels count, as bool [voxels]; and of those the logits and targets [valid, C] and the weights [valid]."""
+    x = rows(input.double(), dim)
+    v = torch.ones(len(x), dtype=torch.float64) if voxel_weight is None else voxel_weight.double().reshape(-1)
+    if target.shape == input.shape and (target.is_floating_point() or activation != "softmax"):
+        g = rows(target.double(), dim)
+        valid = (g.detach() != ignore_index).all(-1) & (v != 0)
+        return valid, x[valid], g[valid], v[valid]
+    labels = labels_of(input, target, dim)
+    valid = (labels != ignore_index) & (v != 0)
+    one_hot = torch.nn.functional.one_hot(labels[valid], x.shape[1]).double()
+    return valid, x[valid], one_hot, v[valid]
+
+
+def soft_stats(
+    input: Tensor,
+    target: Tensor,
+    *,
+    activation: str | None = "softmax",
+    squared: bool = False,
+    ignore_index: int = -100,
+    voxel_weight: Tensor | None = None,
+    dim: int = 1,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums of v p g, v p and v g (squared: v p^2 and v g^2) over the voxels of each sample: [N, C]."""
+    dim = 0 if input.dim() == 1 else dim
+    valid, x, g, v = valid_voxels(input, target, activation, ignore_index, voxel_weight, dim)
+    p = probabilities(x, activation)
+    num_samples = input.movedim(dim, -1).shape[0] if input.dim() > 1 else 1
+    sample = torch.arange(len(valid)) // max(len(valid) // max(num_samples, 1), 1)
+
+    def sums(values: Tensor) -> Tensor:
+        weighted_values = v.unsqueeze(-1) * values
+        of_samples = [weighted_values[sample[valid] == n].sum(0) for n in range(num_samples)]
+        return torch.stack(of_samples) if of_samples else weighted_values
+
+    return sums(p * g), sums(p * p if squared else p), sums(g * g if squared else g)
+
+
+def counted_sums(
+    input: Tensor, target: Tensor, include_background: bool, batch: bool, **options
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The soft statistics of the classes that count: [N, C'], or [C'] of the whole batch."""
+    first = 0 if include_background else 1
+    stats = soft_stats(input, target, **options)
+    intersection, prediction, reference = ((s.sum(0) if batch else s)[..., first:] for s in stats)
+    return intersection, prediction, reference
+
+
+def reduced(terms: Tensor, reduction: str, weight: Tensor | None = None) -> Tensor:
+    """The last of the class weights, as many as there are terms, times the terms; their plain mean or sum."""
+    if weight is not None:
+        terms = terms * weight.double()[weight.numel() - terms.shape[-1] :]
+    return {"mean": terms.mean, "sum": terms.sum, "none": terms.clone}[reduction]()
+
+
+def dice_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    include_background: bool = True,
+    jaccard: bool = False,
+    batch: bool = False,
+    weight: Tensor | None = None,
+    smooth_nr: float = 1e-5,
+    smooth_dr: float = 1e-5,
+    reduction: str = "mean",
+    **options,
+) -> Tensor:
+    """1 - (2 I + nr) / (P + T + dr); options are those of soft_stats."""
+    i, p, t = counted_sums(input, target, include_background, batch, **options)
+    union = 2 * (p + t - i) if jaccard else p + t
+    return reduced(1 - (2 * i + smooth_nr) / (union + smooth_dr), reduction, weight)
+
+
+def tversky_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    alpha: float = 0.5,
+    beta: float = 0.5,
+    gamma: float = 1.0,
+    include_background: bool = True,
+    batch: bool = False,
+    weight: Tensor | None = None,
+    smooth_nr: float = 1e-5,
+    smooth_dr: float = 1e-5,
+    reduction: str = "mean",
+    **options,
+) -> Tensor:
+    """(1 - (I + nr) / (I + alpha FP + beta FN + dr)) ** gamma."""
+    i, p, t = counted_sums(input, target, include_background, batch, **options)
+    index = (i + smooth_nr) / (i + alpha * (p - i) + beta * (t - i) + smooth_dr)
+    return reduced((1 - index) ** gamma, reduction, weight)
+
+
+def volume_weights(volumes: list[float], w_type: str) -> list[float]:
+    """Of one sample: 1 / T^2, 1 / T or 1; for an absent class the largest of the others, or 1 if all are absent."""
+    power = {"square": 2, "simple": 1, "uniform": 0}[w_type]
+    finite = [1 / volume**power for volume in volumes if volume != 0 or power == 0]
+    return [1 / volume**power if volume != 0 or power == 0 else max(finite, default=1.0) for volume in volumes]
+
+
+def generalized_dice_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    w_type: str = "square",
+    include_background: bool = True,
+    batch: bool = False,
+    smooth_nr: float = 1e-5,
+    smooth_dr: float = 1e-5,
+    reduction: str = "mean",
+    **options,
+) -> Tensor:
+    """1 - (2 sum_c w I + nr) / (sum_c w (P + T) + dr) of each sample, or of the whole batch."""
+    i, p, t = counted_sums(input, target, include_background, batch, **options)
+    volumes = t.detach().reshape(-1, t.shape[-1]).tolist()
+    w = torch.tensor([volume_weights(sample, w_type) for sample in volumes], dtype=torch.float64).reshape(t.shape)
+    score = (2 * (w * i).sum(-1) + smooth_nr) / ((w * (p + t)).sum(-1) + smooth_dr)
+    return reduced(1 - score, reduction)
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x) of full precision for any x, unlike torch's softplus, which is x from 20 on."""
+    return -torch.nn.functional.logsigmoid(-x)
+
+
+def sigmoid_power(x: Tensor, gamma: float) -> Tensor:
+    """sigmoid(x) ** gamma through its logarithm, whose gradient is finite where sigmoid(x) is 0."""
+    return (gamma * torch.nn.functional.logsigmoid(x)).exp() if gamma > 0 else torch.ones_like(x)
+
+
+def softmax_focal(x: Tensor, one_hot: Tensor, gamma: float) -> Tensor:
+    """(1 - p_y)^gamma (-log p_y) of [voxels, C]: p_y = sigmoid(-m), m = the log of the other classes' sum minus x_y."""
+    chosen = one_hot.bool()
+    others = x[~chosen].reshape(len(x), x.shape[1] - 1)
+    m = others.logsumexp(-1) - x[chosen]
+    return sigmoid_power(m, gamma) * softplus(m)
+
+
+def binary_focal(x: Tensor, g: Tensor, gamma: float) -> Tensor:
+    """g (1 - p)^gamma softplus(-x) + (1 - g) p^gamma softplus(x), p = sigmoid(x); a zero factor gives 0 even of inf."""
+    foreground = weighted(g * sigmoid_power(-x, gamma), softplus(-x))
+    return foreground + weighted((1 - g) * sigmoid_power(x, gamma), softplus(x))
+
+
+def focal_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    gamma: float = 2.0,
+    weight: Tensor | None = None,
+    activation: str = "softmax",
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    empty: str = "nan",
+    dim: int = 1,
+    voxel_weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """v w (1 - p)^gamma (-log p) of each voxel (softmax) or of each voxel and class (sigmoid)."""
+    dim = 0 if input.dim() == 1 else dim
+    valid, x, g, v = valid_voxels(input, target, activation, ignore_index, voxel_weight, dim)
+    num_classes = x.shape[1]
+    w = torch.ones(num_classes, dtype=torch.float64) if weight is None else weight.double()
+    by_class = activation == "sigmoid"
+    if by_class:
+        g = (1 - label_smoothing) * g + label_smoothing / 2
+        losses, share = v.unsqueeze(-1) * weighted(w, binary_focal(x, g, gamma)), num_classes * v
+        counts, shape = valid.unsqueeze(-1).expand(-1, num_classes), input.movedim(dim, -1).shape
+    else:
+        share = v * (g * w).sum(-1)
+        losses, counts = weighted(share, softmax_focal(x, g, gamma)), valid
+        shape = input.movedim(dim, -1).shape[:-1] if target.shape == input.shape else target.shape
+
+    if reduction == "none":
+        full = torch.zeros(counts.shape, dtype=torch.float64).masked_scatter(counts, losses)
+        return full.reshape(shape).movedim(-1, dim) if by_class else full.reshape(shape if input.dim() > 1 else ())
+    return losses.sum() if reduction == "sum" else mean(losses.sum(), share.sum(), empty)
+
+
+def topk_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    k: float = 10.0,
+    ignore_index: int = -100,
+    empty: str = "nan",
+    dim: int = 1,
+    voxel_weight: Tensor | None = None,
+    **options,
+) -> Tensor:
+    """The mean of the largest k percent, at least one, of the cross entropies of the voxels that count."""
+    labels = labels_of(input, target, dim)
+    v = torch.ones(len(labels)) if voxel_weight is None else voxel_weight.reshape(-1)
+    shape = input.movedim(dim, -1).shape[:-1]
+    losses = cross_entropy(
+        input,
+        labels.reshape(shape),
+        ignore_index=ignore_index,
+        dim=dim,
+        voxel_weight=v,
+        reduction="none",
+        **options,
+    )
+    valid_losses = losses.reshape(-1)[(labels != ignore_index) & (v != 0)]
+    largest = valid_losses.sort(descending=True).values[: max(1, math.floor(k * len(valid_losses) / 100))]
+    return mean(largest.sum(), len(largest), empty)
+
+
+def voxel_options(options: dict) -> dict:
+    """Of the options of a Dice loss those that its voxel-wise partner has, too."""
+    names = ("weight", "ignore_index", "voxel_weight", "dim", "reduction")
+    return {name: options[name] for name in names if name in options}
+
+
+def dice_ce_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    lambda_dice: float = 1.0,
+    lambda_ce: float = 1.0,
+    label_smoothing: float = 0.0,
+    empty: str = "nan",
+    **options,
+) -> Tensor:
+    """lambda_dice Dice + lambda_ce cross entropy, which is the binary one for a sigmoid."""
+    keywords = {**voxel_options(options), "label_smoothing": label_smoothing, "empty": empty}
+    if options.get("activation", "softmax") == "sigmoid":
+        ce = focal_loss(input, target, gamma=0.0, activation="sigmoid", **keywords)
+    else:
+        soft = target.is_floating_point() and target.shape == input.shape
+        dim = 0 if input.dim() == 1 else options.get("dim", 1)
+        positions = input.movedim(dim, -1).shape[:-1]
+        ce = cross_entropy(input, target if soft else labels_of(input, target, dim).reshape(positions), **keywords)
+    return lambda_dice * dice_loss(input, target, **options) + lambda_ce * ce
+
+
+def dice_focal_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    lambda_dice: float = 1.0,
+    lambda_focal: float = 1.0,
+    gamma: float = 2.0,
+    empty: str = "nan",
+    **options,
+) -> Tensor:
+    """lambda_dice Dice + lambda_focal focal loss of the same activation."""
+    keywords = {**voxel_options(options), "activation": options.get("activation", "softmax"), "empty": empty}
+    focal = focal_loss(input, target, gamma=gamma, **keywords)
+    return lambda_dice * dice_loss(input, target, **options) + lambda_focal * focal

@@ -16,15 +16,67 @@ FUNCTIONS = [
     (segloss.cross_entropy, torch.nn.functional.cross_entropy),
     (segloss.nll_loss, torch.nn.functional.nll_loss),
 ]
-MODULE_AND_FUNCTION = [(segloss.CrossEntropyLoss, segloss.cross_entropy), (segloss.NLLLoss, segloss.nll_loss)]
-MODULES = [segloss.CrossEntropyLoss, segloss.NLLLoss]
+OF_TORCH = [(segloss.CrossEntropyLoss, segloss.cross_entropy), (segloss.NLLLoss, segloss.nll_loss)]
+MODULE_AND_FUNCTION = [
+    *OF_TORCH,
+    (segloss.FocalLoss, segloss.focal_loss),
+    (segloss.TopKLoss, segloss.topk_loss),
+    (segloss.DiceLoss, segloss.dice_loss),
+    (segloss.GeneralizedDiceLoss, segloss.generalized_dice_loss),
+    (segloss.TverskyLoss, segloss.tversky_loss),
+    (segloss.DiceCELoss, segloss.dice_ce_loss),
+    (segloss.DiceFocalLoss, segloss.dice_focal_loss),
+]
+OWN = [module for module, _ in MODULE_AND_FUNCTION[len(OF_TORCH) :]]
+MODULES = [module for module, _ in MODULE_AND_FUNCTION] + [segloss.MultiClassDiceLoss]
 
 INPUT = torch.tensor([[[0.5, -1.0], [2.0, 0.25], [-0.5, 1.0]]])  # [1, 3, 2]
 LABELS = torch.tensor([[1, 2]], dtype=torch.uint8)
+# As many voxels as classes, so that `dim` may be either dimension, and two samples for `batch`.
+SQUARE_INPUT = torch.tensor(
+    [[[0.5, -1.0, 2.0], [2.0, 0.25, 0.0], [-0.5, 1.0, 1.5]], [[1.0, -0.25, 0.5], [0.0, 3.0, 1.0], [-1.0, 0.5, -2.0]]]
+)
+SQUARE_LABELS = torch.tensor([[0, 2, 1], [1, 1, 2]], dtype=torch.uint8)
+
+# A value for each keyword that is not its default, and changes the loss of the tensors above.
+OTHER_VALUES = {
+    "weight": torch.tensor([0.5, 2.0, 1.0]),
+    "ignore_index": 2,
+    "reduction": "sum",
+    "label_smoothing": 0.3,
+    "dim": -1,
+    "gamma": 1.5,
+    "activation": "sigmoid",
+    "k": 50.0,
+    "include_background": False,
+    "squared": True,
+    "jaccard": True,
+    "batch": True,
+    "smooth_nr": 0.5,
+    "smooth_dr": 0.25,
+    "w_type": "simple",
+    "alpha": 0.3,
+    "beta": 0.8,
+    "lambda_dice": 2.0,
+    "lambda_ce": 0.5,
+    "lambda_focal": 0.25,
+    "smooth": 3.0,
+}
 
 
 def parameters_of(function):
     return list(inspect.signature(function).parameters.values())
+
+
+def has(module, keyword):
+    return keyword in inspect.signature(module).parameters
+
+
+def other_values(module):
+    return {name: value for name, value in OTHER_VALUES.items() if has(module, name)}
+
+
+WEIGHTED = [module for module in MODULES if has(module, "weight")]
 
 
 # ---- signatures ----
@@ -56,6 +108,11 @@ def test_a_module_has_the_keywords_of_its_function(module, function):
     assert keywords(module) == of_function
 
 
+@pytest.mark.parametrize("module", OWN)
+def test_keywords_of_region_losses_are_for_keywords_only(module):
+    assert {p.kind for p in parameters_of(module)} == {inspect.Parameter.KEYWORD_ONLY}
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_forward_takes_input_target_and_voxel_weight(module):
     assert [p.name for p in parameters_of(module().forward)] == ["input", "target", "voxel_weight"]
@@ -74,9 +131,33 @@ OPTIONS = [
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options) or "plain")
-@pytest.mark.parametrize(("module", "function"), MODULE_AND_FUNCTION)
+@pytest.mark.parametrize(("module", "function"), OF_TORCH)
 def test_a_module_gives_what_its_function_gives(module, function, options):
     assert torch.equal(module(**options)(INPUT, LABELS), function(INPUT, LABELS, **options))
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "keyword"),
+    [(*pair, keyword) for pair in MODULE_AND_FUNCTION for keyword in other_values(pair[0])],
+)
+def test_a_module_hands_each_keyword_to_its_function(module, function, keyword):
+    options = {keyword: OTHER_VALUES[keyword]}
+    loss = module(**options)(SQUARE_INPUT, SQUARE_LABELS)
+    assert torch.equal(loss, function(SQUARE_INPUT, SQUARE_LABELS, **options))
+    assert not torch.equal(loss, function(SQUARE_INPUT, SQUARE_LABELS))
+
+
+@pytest.mark.parametrize("module", [segloss.DiceLoss, segloss.GeneralizedDiceLoss, segloss.TverskyLoss])
+def test_a_region_loss_without_reduction_keeps_its_terms(module):
+    terms = module(reduction="none")(SQUARE_INPUT, SQUARE_LABELS)
+    assert terms.shape == ((2,) if module is segloss.GeneralizedDiceLoss else (2, 3))
+    assert_close(terms.mean(), module()(SQUARE_INPUT, SQUARE_LABELS))
+
+
+@pytest.mark.parametrize("module", [segloss.DiceLoss, segloss.GeneralizedDiceLoss, segloss.TverskyLoss])
+def test_activation_none_reads_probabilities(module):
+    loss = module(activation=None)(SQUARE_INPUT.softmax(1), SQUARE_LABELS)
+    assert_close(loss, module()(SQUARE_INPUT, SQUARE_LABELS))
 
 
 @pytest.mark.parametrize(("module", "torchs"), PAIRS)
@@ -90,17 +171,18 @@ def test_label_smoothing_of_the_module():
     assert torch.equal(segloss.CrossEntropyLoss(label_smoothing=0.3)(INPUT, LABELS), expected)
 
 
-@pytest.mark.parametrize(("module", "function"), MODULE_AND_FUNCTION)
+@pytest.mark.parametrize(("module", "function"), OF_TORCH)
 def test_dim_of_the_module(module, function):
     x = INPUT.transpose(1, 2)
     assert torch.equal(module(dim=-1)(x, LABELS), function(INPUT, LABELS))
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", [module for module in MODULES if has(module, "empty")])
 def test_empty_of_the_module(module):
     ignored = torch.full((1, 2), -100)
     assert module()(INPUT, ignored).isnan()
-    assert module(empty="zero")(INPUT, ignored) == 0
+    dice = 0.0 if not has(module, "lambda_dice") else segloss.dice_loss(INPUT, ignored)
+    assert module(empty="zero")(INPUT, ignored) == dice
 
 
 @pytest.mark.parametrize(("module", "function"), MODULE_AND_FUNCTION)
@@ -112,7 +194,7 @@ def test_voxel_weight_goes_to_forward(module, function):
     assert not torch.equal(module()(INPUT, LABELS), expected)
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", [module for module, _ in OF_TORCH])
 @pytest.mark.parametrize(
     ("legacy", "reduction"),
     [({"size_average": False}, "sum"), ({"size_average": True}, "mean"), ({"reduce": False}, "none")],
@@ -141,10 +223,10 @@ def test_a_module_takes_part_in_backward(module):
 # ---- a module is a citizen ----
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", WEIGHTED)
 def test_weight_is_a_buffer(module):
     weight = torch.tensor([0.5, 2.0, 1.0])
-    loss = module(weight)
+    loss = module(weight=weight)
     assert list(loss.state_dict()) == ["weight"]
     assert not list(loss.parameters())
     assert torch.equal(loss.state_dict()["weight"], weight)
@@ -155,16 +237,16 @@ def test_without_weight_the_state_is_empty(module):
     assert not module().state_dict()
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", WEIGHTED)
 def test_weight_moves_with_the_module(module):
-    assert module(torch.ones(3)).to(torch.float64).weight.dtype == torch.float64
-    assert module(torch.ones(3)).to("meta").weight.is_meta
+    assert module(weight=torch.ones(3)).to(torch.float64).weight.dtype == torch.float64
+    assert module(weight=torch.ones(3)).to("meta").weight.is_meta
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", WEIGHTED)
 def test_the_state_of_one_module_loads_into_another(module):
-    loss = module(torch.ones(3))
-    loss.load_state_dict(module(torch.tensor([0.5, 2.0, 1.0])).state_dict())
+    loss = module(weight=torch.ones(3))
+    loss.load_state_dict(module(weight=torch.tensor([0.5, 2.0, 1.0])).state_dict())
     assert torch.equal(loss.weight, torch.tensor([0.5, 2.0, 1.0]))
 
 
@@ -178,35 +260,44 @@ def test_the_state_of_torchs_module_loads(module):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_repr_shows_every_keyword(module):
-    keywords = {"ignore_index": 255, "reduction": "sum", "dim": -1, "empty": "zero"}
-    text = repr(module(torch.tensor([0.5, 2.0]), **keywords))
+    values = other_values(module)
+    text = repr(module(**values))
     assert text.startswith(module.__name__ + "(")
-    assert "weight=tensor([0.5000, 2.0000])" in text
-    for name, value in keywords.items():
-        assert f"{name}={value!r}" in text
+    for name, value in values.items():
+        shown = "tensor([0.5000, 2.0000, 1.0000])" if name == "weight" else repr(value)
+        assert f"{name}={shown}" in text
 
 
-def test_repr_of_cross_entropy_loss_shows_label_smoothing():
-    assert "label_smoothing=0.3" in repr(segloss.CrossEntropyLoss(label_smoothing=0.3))
+@pytest.mark.parametrize("module", [module for module in MODULES if has(module, "empty")])
+def test_repr_shows_empty(module):
+    assert "empty='zero'" in repr(module(empty="zero"))
 
 
 def test_repr_of_a_weight_without_values():
     assert "CrossEntropyLoss(" in repr(segloss.CrossEntropyLoss(torch.ones(3)).to("meta"))
 
 
-def every_option(module):
-    smoothing = {"label_smoothing": 0.3} if module is segloss.CrossEntropyLoss else {}
-    return module(torch.tensor([0.5, 2.0, 1.0]), ignore_index=255, reduction="none", empty="zero", **smoothing)
-
-
 @pytest.mark.parametrize("module", MODULES)
 @pytest.mark.parametrize("copied", [lambda m: pickle.loads(pickle.dumps(m)), copy.deepcopy], ids=["pickle", "deepcopy"])
 def test_a_copy_of_a_module_is_the_module(copied, module):
-    loss = every_option(module)
+    loss = module(**other_values(module))
     other = copied(loss)
     assert repr(other) == repr(loss)
-    assert torch.equal(other(INPUT, LABELS), loss(INPUT, LABELS))
-    assert other.weight.data_ptr() != loss.weight.data_ptr()
+    assert torch.equal(other(SQUARE_INPUT, SQUARE_LABELS), loss(SQUARE_INPUT, SQUARE_LABELS))
+
+
+@pytest.mark.parametrize("module", WEIGHTED)
+def test_a_deep_copy_has_a_weight_of_its_own(module):
+    loss = module(weight=torch.ones(3))
+    assert copy.deepcopy(loss).weight.data_ptr() != loss.weight.data_ptr()
+
+
+@pytest.mark.parametrize("module", WEIGHTED)
+def test_a_weight_of_another_dtype_is_promoted(module):
+    loss = module(weight=torch.tensor([0.5, 2.0, 1.0]))
+    expected = loss(SQUARE_INPUT, SQUARE_LABELS)
+    assert_close(loss.double()(SQUARE_INPUT, SQUARE_LABELS), expected)
+    assert loss(SQUARE_INPUT, SQUARE_LABELS).dtype == torch.float32
 
 
 def test_a_module_in_a_sequence_of_modules():
@@ -218,7 +309,9 @@ def test_a_module_in_a_sequence_of_modules():
 
 
 def test_public_names():
-    assert {"CrossEntropyLoss", "NLLLoss", "accuracy", "cross_entropy", "get_isa", "nll_loss"} <= set(segloss.__all__)
+    names = {module.__name__ for module in [*MODULES, segloss.BinaryDiceLoss, segloss.DeepSupervisionLoss]}
+    names |= {function.__name__ for _, function in MODULE_AND_FUNCTION}
+    assert names | {"SoftStats", "accuracy", "get_isa", "soft_stats"} <= set(segloss.__all__)
     assert sorted(segloss.__all__) == list(segloss.__all__)
     assert all(hasattr(segloss, name) for name in segloss.__all__)
 

@@ -1,0 +1,603 @@
+"""The losses of regions: what the prediction and the target of a class share, from one walk over the logits."""
+
+import warnings
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from segloss.functional import (
+    _REDUCTIONS,
+    Activation,
+    Empty,
+    Reduction,
+    _check_choice,
+    _check_gamma,
+    _check_types,
+    _is_zero,
+    _mean_or_sum,
+    _result_dtype,
+    _soft_stats,
+)
+
+WeightType = Literal["square", "simple", "uniform"]
+
+
+class SoftStats(NamedTuple):
+    """What :func:`segloss.soft_stats` returns: sums over the voxels of each sample and class, each ``[N, C]``.
+
+    ``tp``, ``fp`` and ``fn`` are the soft counts of true positives, false positives and false negatives. They are
+    counts of plain sums, not of those with ``squared=True``.
+    """
+
+    intersection: Tensor
+    prediction: Tensor
+    target: Tensor
+
+    @property
+    def tp(self) -> Tensor:
+        return self.intersection
+
+    @property
+    def fp(self) -> Tensor:
+        return self.prediction - self.intersection
+
+    @property
+    def fn(self) -> Tensor:
+        return self.target - self.intersection
+
+
+def soft_stats(
+    input: Tensor,
+    target: Tensor,
+    *,
+    activation: Activation | None = "softmax",
+    squared: bool = False,
+    ignore_index: int = -100,
+    voxel_weight: Tensor | None = None,
+    dim: int = 1,
+) -> SoftStats:
+    r"""What region losses are made of: three sums for each sample and class, from one walk over the logits.
+
+    With :math:`p` the activated input, :math:`g` the target, one-hot where it holds labels, and :math:`v` the voxel
+    weights, sums over the voxels of sample n that count give
+
+    .. math::
+        I_{nc} = \sum v\, p_c\, g_c, \qquad P_{nc} = \sum v\, p_c, \qquad T_{nc} = \sum v\, g_c
+
+    or, ``squared``, :math:`P_{nc} = \sum v\, p_c^2` and :math:`T_{nc} = \sum v\, g_c^2`.
+
+    The gradient is one more walk; between the two nothing is kept but input, target and voxel weights themselves.
+
+    Args:
+        input: logits ``[N, C, *]`` with any number of spatial sizes; float64, float32, float16 or bfloat16, of any
+            strides. ``[C]`` is a batch of one voxel.
+        target: one of
+
+            * class labels ``[N, *]`` or ``[N, 1, *]``: any integer dtype, bool, or floating with integral values;
+            * with softmax: class probabilities, floating, or exact one-hot labels, integer, of input's shape;
+            * with sigmoid or without activation: a mask for each class, of input's shape: floating, or integer of 0
+              and 1, where a voxel that holds ``ignore_index`` in any class does not count.
+        activation: ``"softmax"`` over the classes, ``"sigmoid"``, or None for input that holds probabilities.
+            Default: ``"softmax"``.
+        squared: whether P and T are sums of squares. Default: False.
+        ignore_index: label of the voxels that do not count. Default: -100.
+        voxel_weight: a weight for each voxel, of the labels' shape; voxels of weight 0 do not count. Without gradient.
+            Default: 1.
+        dim: the class dimension of input. Default: 1.
+
+    Returns:
+        ``SoftStats(intersection, prediction, target)``, a named tuple of I, P and T with the properties ``tp``, ``fp``
+        and ``fn``; each ``[N, C]``, float64 for float64 input, else float32. The first two are differentiable in input.
+
+    Raises:
+        TypeError, IndexError, ValueError, RuntimeError: as :func:`segloss.cross_entropy`; a RuntimeError, too, for an
+            integer mask of other values than 0 and 1, and for an ``ignore_index`` that its mask cannot hold: 0 or 1
+            in integer masks, any from 0 on in floating targets of input's shape.
+
+    Example:
+        A loss that segloss does not have, one minus the correlation of Matthews (Abhishek and Hamarneh, "Matthews
+        Correlation Coefficient Loss for Deep Convolutional Networks", 2021), at the speed of those that it has:
+
+        >>> import segloss, torch
+        >>> def matthews_loss(logits, labels):
+        ...     s = segloss.soft_stats(logits, labels, ignore_index=255)
+        ...     voxels = s.prediction.sum(1, keepdim=True)  # in each voxel the probabilities sum to 1
+        ...     tn = voxels - s.tp - s.fp - s.fn
+        ...     covariance = s.tp * tn - s.fp * s.fn
+        ...     variances = (s.tp + s.fp) * (s.tp + s.fn) * (tn + s.fp) * (tn + s.fn)
+        ...     return 1 - (covariance / (variances + 1).sqrt()).mean()
+        >>> labels = torch.tensor([[[0, 1], [2, 255]]], dtype=torch.uint8)
+        >>> logits = torch.tensor([[[[9.0, 0], [0, 0]], [[0, 9], [0, 0]], [[0, 0], [9, 0]]]], requires_grad=True)
+        >>> loss = matthews_loss(logits, labels)
+        >>> loss.backward()
+        >>> print(f"{loss.item():.4f}")
+        0.1059
+    """
+    stats, *_ = _walk(
+        "soft_stats", input, target, None, voxel_weight, dim, activation, ignore_index, True, False, squared=squared
+    )
+    dtype = torch.promote_types(input.dtype, torch.float32)
+    return SoftStats(*(sums.to(dtype) for sums in stats))
+
+
+def dice_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    activation: Activation | None = "softmax",
+    include_background: bool = True,
+    squared: bool = False,
+    jaccard: bool = False,
+    batch: bool = False,
+    weight: Tensor | None = None,
+    smooth_nr: float = 1e-5,
+    smooth_dr: float = 1e-5,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    dim: int = 1,
+    voxel_weight: Tensor | None = None,
+) -> Tensor:
+    r"""Soft Dice loss of logits against labels as they come, against class probabilities, or against masks.
+
+    For each sample and class, with the sums I, P and T of :func:`segloss.soft_stats`
+
+    .. math::
+        l_{nc} = w_c \left(1 - \frac{2 I_{nc} + \mathrm{smooth\_nr}}{P_{nc} + T_{nc} + \mathrm{smooth\_dr}}\right)
+
+    (Milletari et al., "V-Net: Fully Convolutional Neural Networks for Volumetric Medical Image Segmentation", 2016,
+    with ``squared=True``), and with ``jaccard`` the soft Jaccard loss, whose denominator is
+    :math:`2 (P_{nc} + T_{nc} - I_{nc}) + \mathrm{smooth\_dr}`.
+
+    Args:
+        input, target: as :func:`segloss.soft_stats` takes them.
+        activation: ``"softmax"`` over the classes, ``"sigmoid"``, or None for input that holds probabilities.
+            Default: ``"softmax"``.
+        include_background: whether class 0 is among the terms. It takes part in the softmax in any case, and is kept,
+            with a UserWarning, where it is the only class. Default: True.
+        squared: whether the denominator sums squares. Default: False.
+        jaccard: whether to compute the Jaccard loss instead. Default: False.
+        batch: whether a class has one term for the whole batch, of sums over its samples, instead of one for each
+            sample. Default: False.
+        weight: a weight for each class ``[C]``, which multiplies its terms; that of a class without a term is not used.
+            Default: 1.
+        smooth_nr, smooth_dr: added to the numerator and to the denominator. A sample without a voxel that counts has
+            the terms ``1 - smooth_nr / smooth_dr``. Default: 1e-5 both.
+        ignore_index: label of the voxels that do not count. Default: -100.
+        reduction: ``"mean"`` of the terms, their ``"sum"``, or ``"none"`` for the terms themselves: ``[N, C']``, with
+            ``batch`` ``[C']``, where C' classes have terms. Default: ``"mean"``.
+        dim: the class dimension of input. Default: 1.
+        voxel_weight: a weight for each voxel, of the labels' shape; it multiplies the voxel's part of every sum.
+            Voxels of weight 0 do not count. Without gradient. Default: 1.
+
+    Returns:
+        A tensor of input's dtype (float32 for half types under autocast), rounded to it once.
+
+    Raises:
+        ValueError: an option has an unknown value.
+        TypeError, IndexError, ValueError, RuntimeError: as :func:`segloss.soft_stats`.
+
+    Example:
+        >>> import segloss, torch
+        >>> logits = torch.tensor([[[[0.12, 0.36], [0.22, 0.66]], [[0.13, 0.34], [0.52, -0.96]]]])
+        >>> labels = torch.tensor([[[[1, 0], [0, 1]]]], dtype=torch.uint8)  # [N, 1, H, W]
+        >>> segloss.dice_loss(logits, labels)
+        tensor(0.6030)
+        >>> segloss.dice_loss(logits, labels, reduction="none")
+        tensor([[0.5634, 0.6427]])
+    """
+    op = "dice_loss"
+    _check_choice(op, "reduction", reduction, _REDUCTIONS)
+    stats, *_ = _walk(
+        op,
+        input,
+        target,
+        weight,
+        voxel_weight,
+        dim,
+        activation,
+        ignore_index,
+        include_background,
+        batch,
+        squared=squared,
+    )
+    terms = _dice_terms(stats, jaccard, smooth_nr, smooth_dr)
+    return _reduced(terms, weight, reduction).to(_result_dtype(input))
+
+
+def generalized_dice_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    w_type: WeightType = "square",
+    activation: Activation | None = "softmax",
+    include_background: bool = True,
+    batch: bool = False,
+    smooth_nr: float = 1e-5,
+    smooth_dr: float = 1e-5,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    dim: int = 1,
+    voxel_weight: Tensor | None = None,
+) -> Tensor:
+    r"""Generalized Dice loss: one term for each sample, in which small classes weigh as much as large ones.
+
+    With the sums I, P and T of :func:`segloss.soft_stats`
+
+    .. math::
+        l_n = 1 - \frac{2 \sum_c w_{nc} I_{nc} + \mathrm{smooth\_nr}}
+                       {\sum_c w_{nc} (P_{nc} + T_{nc}) + \mathrm{smooth\_dr}},
+        \qquad w_{nc} = T_{nc}^{-2},\ T_{nc}^{-1}\ \text{or}\ 1
+
+    (Sudre et al., "Generalised Dice overlap as a deep learning loss function for highly unbalanced segmentations",
+    2017). A class that the sample lacks has the largest finite weight of the sample's classes; if it lacks all, all
+    weights are 1.
+
+    Args:
+        w_type: ``"square"`` (the reciprocal of the squared volume), ``"simple"`` (the reciprocal of the volume) or
+            ``"uniform"`` (1). Default: ``"square"``.
+        include_background: whether class 0 is among the sums over the classes, and among the weights. Default: True.
+        batch: whether there is one term for the whole batch, of sums over its samples. Default: False.
+        reduction: ``"mean"`` of the terms, their ``"sum"``, or ``"none"`` for the terms themselves: ``[N]``, with
+            ``batch`` ``[]``. Default: ``"mean"``.
+
+    All other arguments, the result and the errors are those of :func:`segloss.dice_loss`.
+
+    Example:
+        >>> import segloss, torch
+        >>> logits = torch.tensor([[[[0.12, 0.36], [0.22, 0.66]], [[0.13, 0.34], [0.52, -0.96]]]])
+        >>> labels = torch.tensor([[[[1, 0], [0, 0]]]], dtype=torch.uint8)
+        >>> segloss.generalized_dice_loss(logits, labels)
+        tensor(0.5794)
+    """
+    op = "generalized_dice_loss"
+    _check_choice(op, "w_type", w_type, ("square", "simple", "uniform"))
+    _check_choice(op, "reduction", reduction, _REDUCTIONS)
+    stats, *_ = _walk(op, input, target, None, voxel_weight, dim, activation, ignore_index, include_background, batch)
+    w = _volume_weights(stats.target, w_type)
+    shared = 2 * (w * stats.intersection).sum(-1) + smooth_nr
+    sizes = (w * (stats.prediction + stats.target)).sum(-1) + smooth_dr
+    return _reduced(1 - shared / sizes, None, reduction).to(_result_dtype(input))
+
+
+def tversky_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    alpha: float = 0.5,
+    beta: float = 0.5,
+    gamma: float = 1.0,
+    activation: Activation | None = "softmax",
+    include_background: bool = True,
+    batch: bool = False,
+    weight: Tensor | None = None,
+    smooth_nr: float = 1e-5,
+    smooth_dr: float = 1e-5,
+    ignore_index: int = -100,
+    reduction: Reduction = "mean",
+    dim: int = 1,
+    voxel_weight: Tensor | None = None,
+) -> Tensor:
+    r"""Tversky loss: Dice with a price of its own for false positives and for false negatives.
+
+    For each sample and class, with :math:`\mathrm{TP} = I`, :math:`\mathrm{FP} = P - I` and :math:`\mathrm{FN} = T - I`
+    of :func:`segloss.soft_stats`
+
+    .. math::
+        l_{nc} = w_c \left(1 - \frac{\mathrm{TP} + \mathrm{smooth\_nr}}
+            {\mathrm{TP} + \alpha\, \mathrm{FP} + \beta\, \mathrm{FN} + \mathrm{smooth\_dr}}\right)^\gamma
+
+    (Salehi et al., "Tversky loss function for image segmentation using 3D fully convolutional deep networks", 2017;
+    with ``gamma`` the focal Tversky loss of Abraham and Khan, "A Novel Focal Tversky loss function with improved
+    Attention U-Net for lesion segmentation", 2018, who write :math:`1 / \gamma` for the exponent and exchange
+    :math:`\alpha` and :math:`\beta`.) ``alpha = beta = 0.5`` is the Dice loss with doubled smoothing, ``alpha = beta =
+    1`` the Jaccard loss.
+
+    Args:
+        alpha: the price of a false positive. Default: 0.5.
+        beta: the price of a false negative. Default: 0.5.
+        gamma: the exponent, from 0 on; below 1 small terms grow, above 1 they shrink. Where the base is 0, so is the
+            gradient; with another gamma than 1, a base below 0 counts as 0. Default: 1.
+
+    All other arguments, the result and the errors are those of :func:`segloss.dice_loss`; a gamma below 0 is a
+    ValueError.
+
+    Example:
+        >>> import segloss, torch
+        >>> logits = torch.tensor([[[[0.12, 0.36], [0.22, 0.66]], [[0.13, 0.34], [0.52, -0.96]]]])
+        >>> labels = torch.tensor([[[[1, 0], [0, 1]]]], dtype=torch.uint8)
+        >>> segloss.tversky_loss(logits, labels, alpha=0.3, beta=0.7)
+        tensor(0.6024)
+    """
+    op = "tversky_loss"
+    _check_gamma(op, gamma)
+    _check_choice(op, "reduction", reduction, _REDUCTIONS)
+    stats, *_ = _walk(op, input, target, weight, voxel_weight, dim, activation, ignore_index, include_background, batch)
+    errors = alpha * stats.fp + beta * stats.fn
+    terms = 1 - (stats.tp + smooth_nr) / (stats.tp + errors + smooth_dr)
+    return _reduced(_power(terms, gamma), weight, reduction).to(_result_dtype(input))
+
+
+def dice_ce_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    lambda_dice: float = 1.0,
+    lambda_ce: float = 1.0,
+    label_smoothing: float = 0.0,
+    empty: Empty = "nan",
+    activation: Activation = "softmax",
+    include_background: bool = True,
+    squared: bool = False,
+    jaccard: bool = False,
+    batch: bool = False,
+    weight: Tensor | None = None,
+    smooth_nr: float = 1e-5,
+    smooth_dr: float = 1e-5,
+    ignore_index: int = -100,
+    reduction: Literal["mean", "sum"] = "mean",
+    dim: int = 1,
+    voxel_weight: Tensor | None = None,
+) -> Tensor:
+    r"""Dice loss plus cross entropy, both from one walk over the logits, and their gradient from another.
+
+    .. math::
+        \lambda_\mathrm{dice}\, \mathrm{dice\_loss} + \lambda_\mathrm{ce}\, \mathrm{cross\_entropy}
+
+    (Isensee et al., "nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation", 2021.)
+    With ``activation="sigmoid"`` the second term is the binary cross entropy with logits, weighted by ``weight`` and
+    averaged over voxels and classes.
+
+    Args:
+        lambda_dice, lambda_ce: the factors of the two terms. Default: 1 both.
+        label_smoothing: in [0, 1], of the second term. With sigmoid, a target g becomes ``(1 - s) g + s / 2``.
+            Default: 0.
+        empty: the second term's mean over no voxel, or over zero weights: ``"nan"`` as torch, or ``"zero"``. With both
+            its gradient is zero. Default: ``"nan"``.
+        activation: ``"softmax"`` or ``"sigmoid"``; the second term needs logits. Default: ``"softmax"``.
+        include_background: whether class 0 is among the terms of Dice; in cross entropy it always is. Default: True.
+        weight: a weight for each class ``[C]``, in both terms. Default: 1.
+        reduction: ``"mean"`` or ``"sum"``, of both terms. Default: ``"mean"``.
+
+    All other arguments, the result and the errors are those of :func:`segloss.dice_loss`.
+
+    Equivalent to:
+        ``lambda_dice * dice_loss(input, target, ...) + lambda_ce * cross_entropy(input, target, ...)``
+
+    Example:
+        >>> import segloss, torch
+        >>> logits = torch.tensor([[[[0.12, 0.36], [0.22, 0.66]], [[0.13, 0.34], [0.52, -0.96]]]])
+        >>> labels = torch.tensor([[[[1, 0], [0, 1]]]], dtype=torch.uint8)
+        >>> segloss.dice_ce_loss(logits, labels)
+        tensor(1.6096)
+    """
+    return _dice_and(
+        "dice_ce_loss",
+        "cross_entropy",
+        input,
+        target,
+        lambda_dice,
+        lambda_ce,
+        empty,
+        activation,
+        include_background,
+        squared,
+        jaccard,
+        batch,
+        weight,
+        smooth_nr,
+        smooth_dr,
+        ignore_index,
+        reduction,
+        dim,
+        voxel_weight,
+        label_smoothing=label_smoothing,
+    )
+
+
+def dice_focal_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    lambda_dice: float = 1.0,
+    lambda_focal: float = 1.0,
+    gamma: float = 2.0,
+    empty: Empty = "nan",
+    activation: Activation = "softmax",
+    include_background: bool = True,
+    squared: bool = False,
+    jaccard: bool = False,
+    batch: bool = False,
+    weight: Tensor | None = None,
+    smooth_nr: float = 1e-5,
+    smooth_dr: float = 1e-5,
+    ignore_index: int = -100,
+    reduction: Literal["mean", "sum"] = "mean",
+    dim: int = 1,
+    voxel_weight: Tensor | None = None,
+) -> Tensor:
+    r"""Dice loss plus focal loss, both from one walk over the logits, and their gradient from another.
+
+    .. math::
+        \lambda_\mathrm{dice}\, \mathrm{dice\_loss} + \lambda_\mathrm{focal}\, \mathrm{focal\_loss}
+
+    (Zhu et al., "AnatomyNet: Deep learning for fast and fully automated whole-volume segmentation of head and neck
+    anatomy", 2019.) Both terms have the same activation.
+
+    Args:
+        lambda_dice, lambda_focal: the factors of the two terms. Default: 1 both.
+        gamma: the exponent of :func:`segloss.focal_loss`. With softmax and gamma > 0, target holds class labels or
+            exact one-hot ones. Default: 2.
+
+    All other arguments, the result and the errors are those of :func:`segloss.dice_ce_loss`; a gamma below 0 is a
+    ValueError.
+
+    Equivalent to:
+        ``lambda_dice * dice_loss(input, target, ...) + lambda_focal * focal_loss(input, target, ...)``
+
+    Example:
+        >>> import segloss, torch
+        >>> logits = torch.tensor([[[[0.12, 0.36], [0.22, 0.66]], [[0.13, 0.34], [0.52, -0.96]]]])
+        >>> labels = torch.tensor([[[[1, 0], [0, 1]]]], dtype=torch.uint8)
+        >>> segloss.dice_focal_loss(logits, labels)
+        tensor(1.0716)
+    """
+    _check_gamma("dice_focal_loss", gamma)
+    return _dice_and(
+        "dice_focal_loss",
+        "focal_loss",
+        input,
+        target,
+        lambda_dice,
+        lambda_focal,
+        empty,
+        activation,
+        include_background,
+        squared,
+        jaccard,
+        batch,
+        weight,
+        smooth_nr,
+        smooth_dr,
+        ignore_index,
+        reduction,
+        dim,
+        voxel_weight,
+        gamma=gamma,
+    )
+
+
+def _dice_and(
+    op: str,
+    second: str,
+    input: Tensor,
+    target: Tensor,
+    lambda_dice: float,
+    lambda_second: float,
+    empty: str,
+    activation: str | None,
+    include_background: bool,
+    squared: bool,
+    jaccard: bool,
+    batch: bool,
+    weight: Tensor | None,
+    smooth_nr: float,
+    smooth_dr: float,
+    ignore_index: int,
+    reduction: str,
+    dim: int,
+    voxel_weight: Tensor | None,
+    *,
+    gamma: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Dice plus the voxel loss `second`."""
+    advice = f"The second term needs logits; for probabilities p write dice_loss(p, ..., activation=None) + {second}"
+    _check_choice(op, "activation", activation, ("softmax", "sigmoid"), f"{advice}(p.log(), ...)")
+    advice = f"The terms have different shapes; call dice_loss and {second}"
+    _check_choice(op, "reduction", reduction, ("mean", "sum"), advice)
+    empty_zero = _is_zero(op, empty)
+    stats, loss, total = _walk(
+        op,
+        input,
+        target,
+        weight,
+        voxel_weight,
+        dim,
+        activation,
+        ignore_index,
+        include_background,
+        batch,
+        squared=squared,
+        voxel_loss=True,
+        gamma=gamma,
+        label_smoothing=label_smoothing,
+    )
+    dice = _reduced(_dice_terms(stats, jaccard, smooth_nr, smooth_dr), weight, reduction)
+    loss = _mean_or_sum(loss, total, reduction, empty_zero)
+    return (lambda_dice * dice + lambda_second * loss).to(_result_dtype(input))
+
+
+def _walk(
+    op: str,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    voxel_weight: Tensor | None,
+    dim: int,
+    activation: str | None,
+    ignore_index: int,
+    include_background: bool,
+    batch: bool,
+    *,
+    squared: bool = False,
+    voxel_loss: bool = False,
+    gamma: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> tuple[SoftStats, Tensor, Tensor]:
+    """The sums of the classes that count, [N, C'] or [C'], the sum of the voxel losses and its mean's denominator.
+
+    They are float64 where a kernel takes them, whatever input is, so that a loss is rounded once, when it is finished.
+    """
+    _check_types(
+        op, input, target, weight, voxel_weight, ignore_index, dim, gamma=gamma, label_smoothing=label_smoothing
+    )
+    _check_choice(op, "activation", activation, ("softmax", "sigmoid", None))
+    *sums, loss, total = _soft_stats(
+        op,
+        input,
+        target,
+        weight,
+        voxel_weight,
+        dim,
+        activation or "none",
+        squared,
+        ignore_index,
+        voxel_loss,
+        gamma,
+        label_smoothing,
+    )
+    if not include_background:
+        sums = _without_background(op, sums)
+    if batch:
+        sums = [each.sum(0) for each in sums]
+    return SoftStats(*sums), loss, total
+
+
+def _without_background(op: str, sums: list[Tensor]) -> list[Tensor]:
+    if sums[0].shape[1] > 1:
+        return [each[:, 1:] for each in sums]
+    if not torch.compiler.is_compiling():
+        warnings.warn(f"{op}: include_background=False is ignored, as input has one class", UserWarning, stacklevel=4)
+    return sums
+
+
+def _dice_terms(stats: SoftStats, jaccard: bool, smooth_nr: float, smooth_dr: float) -> Tensor:
+    sizes = stats.prediction + stats.target
+    if jaccard:
+        sizes = 2 * (sizes - stats.intersection)
+    return 1 - (2 * stats.intersection + smooth_nr) / (sizes + smooth_dr)
+
+
+def _volume_weights(volume: Tensor, w_type: str) -> Tensor:
+    if w_type == "uniform":
+        return torch.ones_like(volume)
+    w = (volume if w_type == "simple" else volume.square()).reciprocal()
+    largest = w.masked_fill(~w.isfinite(), 0).amax(-1, keepdim=True)
+    return torch.where(w.isinf(), torch.where(largest > 0, largest, 1.0), w)
+
+
+def _power(terms: Tensor, gamma: float) -> Tensor:
+    """terms ** gamma, but with gradient 0 from the rounding of 1 down, where that of a root has no bound."""
+    if gamma == 1:
+        return terms
+    least = torch.finfo(terms.dtype).eps
+    return torch.where(terms <= least, 0.0**gamma, terms.clamp_min(least) ** gamma)
+
+
+def _reduced(terms: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
+    if weight is not None:
+        terms = terms * weight[weight.shape[0] - terms.shape[-1] :].to(terms.dtype)
+    if reduction == "none":
+        return terms
+    return terms.sum() if reduction == "sum" else terms.mean()

@@ -1,0 +1,505 @@
+"""confusion_matrix, dice_score, jaccard_index: labels against predictions, per class."""
+
+import pytest
+import reference
+import torch
+
+import segloss
+
+INTEGERS = [
+    torch.uint8,
+    torch.int8,
+    torch.int16,
+    torch.int32,
+    torch.int64,
+    torch.uint16,
+    torch.uint32,
+    torch.uint64,
+]
+FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+METRICS = ["confusion_matrix", "dice_score", "jaccard_index"]
+NAN = float("nan")
+
+
+def randn(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def randint(classes, *shape, seed=1):
+    return torch.randint(classes, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def half_right(x, labels, dim=1):
+    """Labels of which every other one is the prediction."""
+    voxels = torch.arange(labels.numel()).view(labels.shape)
+    return torch.where(voxels % 2 == 0, x.argmax(dim, keepdim=labels.dim() == x.dim()), labels)
+
+
+def assert_scores(actual, expected):
+    """The counts are exact, and so is their quotient but for its rounding to float32."""
+    torch.testing.assert_close(actual, torch.tensor(expected), rtol=0, atol=0, equal_nan=True)
+
+
+def assert_metrics(input, target, num_classes, ignore_index=-100, dim=1, expected=None, give_num_classes=False):
+    """All metrics of (input, target) against the reference's of `expected`, another form of the same voxels."""
+    given = (num_classes,) if give_num_classes else ()
+    arguments = (*(expected or (input, target)), num_classes, ignore_index, dim)
+    matrix = segloss.confusion_matrix(input, target, *given, ignore_index=ignore_index, dim=dim)
+    assert matrix.tolist() == reference.confusion_matrix(*arguments)
+    dice = segloss.dice_score(input, target, *given, ignore_index=ignore_index, dim=dim)
+    assert_scores(dice, reference.dice_score(*arguments))
+    jaccard = segloss.jaccard_index(input, target, *given, ignore_index=ignore_index, dim=dim)
+    assert_scores(jaccard, reference.jaccard_index(*arguments))
+
+
+# ---- logits ----
+
+
+@pytest.mark.parametrize("spatial", [(), (4,), (4, 5), (3, 4, 2), (2, 3, 2, 2)], ids=lambda s: f"{len(s)}d")
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize("keepdim", [False, True])
+def test_logits_against_labels(keepdim, dtype, spatial):
+    x, labels = randn(4, 3, *spatial).to(dtype), randint(3, 4, *([1] if keepdim else []), *spatial)
+    assert_metrics(x, labels, 3)
+
+
+@pytest.mark.parametrize("dtype", [*INTEGERS, *FLOATS])
+def test_labels_of_any_dtype(dtype):
+    x, labels = randn(2, 3, 40), randint(3, 2, 40)
+    assert_metrics(x, labels.to(dtype), 3)
+
+
+def test_bool_labels():
+    assert_metrics(randn(2, 2, 40), randint(2, 2, 40).bool(), 2)
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2, -1, -2, -3])
+def test_dim_is_the_class_dimension(dim):
+    assert_metrics(randn(5, 5, 5), randint(5, 5, 5), 5, dim=dim)
+
+
+def test_labels_may_keep_the_class_dimension_where_it_is_last():
+    assert_metrics(randn(2, 7, 3), randint(3, 2, 7, 1), 3, dim=-1)
+
+
+@pytest.mark.parametrize("target", [torch.tensor(2), torch.tensor([2])])
+def test_one_unbatched_voxel(target):
+    assert_metrics(torch.tensor([0.0, 3.0, 2.0]), target, 3)
+
+
+LAYOUTS = {
+    "contiguous": lambda x: x,
+    "channels_last": lambda x: x.contiguous(memory_format=torch.channels_last),
+    "transposed": lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+    "sliced": lambda x: x.repeat_interleave(2, dim=3)[..., ::2],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("target_layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_any_layout(target_layout, layout):
+    x, labels = randn(2, 3, 6, 15), randint(3, 2, 1, 6, 15)
+    assert_metrics(layout(x), target_layout(labels), 3, expected=(x, labels))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+def test_any_layout_of_maps(layout):
+    predicted, labels = randint(3, 2, 1, 6, 15, seed=2), randint(3, 2, 6, 15)
+    assert_metrics(layout(predicted), labels, 3, expected=(predicted, labels))
+
+
+@pytest.mark.parametrize("num_voxels", [1, 63, 64, 65, 4097])
+@pytest.mark.parametrize("num_classes", [1, 2, 127, 128, 129, 150, 300])
+def test_many_classes_and_the_ends_of_blocks(num_classes, num_voxels):
+    x = randn(1, num_classes, num_voxels)
+    labels = half_right(x, randint(num_classes, 1, num_voxels))
+    cells = labels * num_classes + x.argmax(1)
+    expected = torch.bincount(cells.flatten(), minlength=num_classes**2).view(num_classes, num_classes)
+    assert torch.equal(segloss.confusion_matrix(x, labels), expected)
+    assert torch.equal(segloss.confusion_matrix(x.argmax(1), labels, num_classes), expected)
+    hits, sizes = expected.diag().double(), (expected.sum(0) + expected.sum(1)).double()
+    assert_scores(segloss.dice_score(x, labels), (2 * hits / sizes).tolist())
+    assert_scores(segloss.jaccard_index(x, labels), (hits / (sizes - hits)).tolist())
+
+
+def test_areas_of_one_class_and_single_voxels():
+    """Runs of every length from 1 to 100 voxels, as the counting of whole stretches meets them."""
+    lengths = torch.arange(1, 101)
+    labels = torch.arange(100).remainder(3).repeat_interleave(lengths)
+    predicted = torch.arange(100).remainder(4).repeat_interleave(lengths.flip(0))
+    assert_metrics(predicted, labels, 4)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_num_classes_may_be_given_with_logits(metric):
+    x, labels = randn(2, 3, 40), randint(3, 2, 40)
+    assert torch.equal(getattr(segloss, metric)(x, labels, 3), getattr(segloss, metric)(x, labels))
+
+
+# ---- ties and nan ----
+
+
+@pytest.mark.parametrize("num_classes", [3, 128, 129, 300])
+def test_the_first_of_equal_logits_is_predicted(num_classes):
+    x = torch.zeros(1, num_classes)
+    x[:, [1, num_classes - 1]] = 5
+    assert segloss.confusion_matrix(x, torch.tensor([0])).nonzero().tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize("num_classes", [3, 128, 129, 300])
+def test_the_first_nan_is_predicted(num_classes):
+    x = torch.zeros(1, num_classes)
+    x[0, 0] = float("inf")
+    x[0, [1, num_classes - 1]] = NAN
+    assert segloss.confusion_matrix(x, torch.tensor([0])).nonzero().tolist() == [[0, 1]]
+
+
+# ---- ignored voxels ----
+
+
+@pytest.mark.parametrize("ignore_index", [-100, 255, 0, 2])
+def test_ignored_voxels_do_not_count(ignore_index):
+    x, labels = randn(2, 3, 40), randint(3, 2, 40)
+    labels[:, ::3] = ignore_index
+    assert_metrics(x, labels, 3, ignore_index)
+    assert_metrics(x.argmax(1), labels, 3, ignore_index, give_num_classes=True)
+
+
+@pytest.mark.parametrize("strange", [-1, 3, 255, 2**40])
+def test_any_prediction_is_accepted_where_the_label_is_ignored(strange):
+    predicted, labels = torch.tensor([0, strange, 2]), torch.tensor([0, 255, 1])
+    matrix = segloss.confusion_matrix(predicted, labels, ignore_index=255)
+    assert matrix.tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]
+
+
+def test_a_prediction_of_ignore_index_counts():
+    """It is the label that says which voxels do not count."""
+    predicted, labels = torch.tensor([0, 2, 1]), torch.tensor([0, 1, 2])
+    matrix = segloss.confusion_matrix(predicted, labels, 3, ignore_index=2)
+    assert matrix.tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(0, dtype=torch.int64), torch.full((2,), -100)])
+def test_without_a_voxel_that_counts_the_counts_are_zero_and_the_scores_nan(labels):
+    x = torch.zeros(len(labels), 3)
+    assert torch.equal(segloss.confusion_matrix(x, labels), torch.zeros(3, 3, dtype=torch.int64))
+    assert_scores(segloss.dice_score(x, labels), [NAN] * 3)
+    assert_scores(segloss.jaccard_index(x, labels), [NAN] * 3)
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(0, dtype=torch.int64), torch.full((2,), -100)])
+def test_maps_without_a_voxel_that_counts_have_no_class(labels):
+    predicted = torch.ones_like(labels)
+    assert segloss.confusion_matrix(predicted, labels).shape == (0, 0)
+    assert segloss.dice_score(predicted, labels).shape == (0,)
+
+
+# ---- the scores ----
+
+
+def test_a_class_in_neither_is_nan_and_a_class_in_one_is_zero():
+    predicted, labels = torch.tensor([0, 0, 1]), torch.tensor([0, 0, 3])
+    assert_scores(segloss.dice_score(predicted, labels, 5), [1.0, 0.0, NAN, 0.0, NAN])
+    assert_scores(segloss.jaccard_index(predicted, labels, 5), [1.0, 0.0, NAN, 0.0, NAN])
+
+
+def test_the_scores_follow_from_the_confusion_matrix():
+    x, labels = randn(2, 5, 100), randint(5, 2, 100)
+    m = segloss.confusion_matrix(x, half_right(x, labels)).double()
+    hits, predicted, labelled = m.diag(), m.sum(0), m.sum(1)
+    assert_scores(segloss.dice_score(x, half_right(x, labels)), (2 * hits / (predicted + labelled)).tolist())
+    assert_scores(segloss.jaccard_index(x, half_right(x, labels)), (hits / (predicted + labelled - hits)).tolist())
+    assert segloss.accuracy(x, half_right(x, labels)) == (hits.sum() / m.sum()).float()
+
+
+# ---- label maps ----
+
+
+@pytest.mark.parametrize("dtype", [*INTEGERS, torch.bool])
+@pytest.mark.parametrize("target_dtype", [torch.uint8, torch.int64, torch.uint64, torch.float32, torch.bool])
+def test_a_map_of_predicted_labels(target_dtype, dtype):
+    predicted, labels = randint(2, 2, 4, 5), randint(2, 2, 4, 5, seed=2)
+    assert_metrics(predicted.to(dtype), labels.to(target_dtype), 2)
+
+
+@pytest.mark.parametrize(("first", "second"), [((2, 1, 4), (2, 4)), ((2, 4), (2, 1, 4)), ((2, 1, 4), (2, 1, 4))])
+def test_maps_may_keep_the_class_dimension(first, second):
+    assert_metrics(randint(3, *first), randint(3, *second, seed=2), 3)
+
+
+def test_maps_may_keep_the_last_dimension():
+    assert_metrics(randint(3, 2, 4, 1), randint(3, 2, 4, seed=2), 3, dim=-1)
+
+
+def test_maps_of_one_voxel():
+    assert segloss.confusion_matrix(torch.tensor(1), torch.tensor(0)).tolist() == [[0, 1], [0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("predicted", "labels", "num_classes"),
+    [([0, 1, 0], [0, 4, 0], 5), ([0, 7, 0], [0, 4, 0], 8), ([0, 9, 1], [0, 255, 0], 2), ([0, 0, 0], [0, 255, 0], 1)],
+)
+def test_the_classes_of_maps_are_those_up_to_the_largest_label_that_counts(predicted, labels, num_classes):
+    predicted, labels = torch.tensor(predicted), torch.tensor(labels)
+    assert segloss.dice_score(predicted, labels, ignore_index=255).shape == (num_classes,)
+    assert segloss.confusion_matrix(predicted, labels, ignore_index=255).shape == (num_classes, num_classes)
+
+
+def test_the_largest_label_is_found_wherever_it_is():
+    predicted, labels = torch.zeros(3, 10_000, dtype=torch.uint8), torch.zeros(3, 10_000, dtype=torch.uint8)
+    predicted[1, 7000] = 200
+    assert segloss.dice_score(predicted, labels).shape == (201,)
+
+
+# ---- one-hot ----
+
+
+@pytest.mark.parametrize("dtype", [*INTEGERS, *FLOATS, torch.bool])
+def test_one_hot_targets(dtype):
+    x, labels = randn(2, 3, 40), randint(3, 2, 40)
+    one_hot = torch.nn.functional.one_hot(labels, 3).movedim(-1, 1).to(dtype)
+    assert_metrics(x, one_hot, 3, expected=(x, labels))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_probabilities_are_refused(metric):
+    with pytest.raises(RuntimeError, match=rf"{metric}: .*one-hot target, got class probabilities"):
+        getattr(segloss, metric)(randn(2, 3), torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]))
+
+
+# ---- errors ----
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.float32])
+def test_a_bad_label_raises_index_error(dtype, metric):
+    labels = torch.tensor([[0, 1], [2, 3]], dtype=dtype)
+    text = rf"{metric}: Target 3.* is out of bounds: 1 label is .* index \[1, 1\]"
+    with pytest.raises(IndexError, match=text):
+        getattr(segloss, metric)(randn(2, 3, 2), labels)
+    with pytest.raises(IndexError, match=text):
+        getattr(segloss, metric)(torch.zeros(2, 2, dtype=torch.uint8), labels, 3)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("bad", [-1, 3, 2**40])
+def test_a_bad_prediction_raises_index_error(bad, metric):
+    predicted = torch.tensor([[0, 1], [bad, 2]])
+    text = rf"{metric}: Predicted label {bad} .* 1 label of input .* \[0, 3\), .* index \[1, 0\] of input \[2, 2\]"
+    with pytest.raises(IndexError, match=text):
+        getattr(segloss, metric)(predicted, torch.zeros(2, 2, dtype=torch.uint8), 3)
+
+
+def test_all_bad_predictions_are_counted_but_those_where_the_label_is_ignored():
+    predicted, labels = torch.tensor([7, 7, 0, 7]), torch.tensor([255, 0, 0, 0])
+    with pytest.raises(IndexError, match=r"2 labels of input .* the first at index \[1\]"):
+        segloss.confusion_matrix(predicted, labels, 3, ignore_index=255)
+
+
+@pytest.mark.parametrize("bad", [2**64 - 1, 2**63])
+def test_an_unsigned_prediction_beyond_int64_is_named(bad):
+    predicted = torch.tensor([0, bad], dtype=torch.uint64)
+    with pytest.raises(IndexError, match=rf"Predicted label {bad} is out of bounds"):
+        segloss.confusion_matrix(predicted, torch.tensor([0, 0]), 3)
+
+
+@pytest.mark.parametrize("bad", [-1, 2**40])
+def test_maps_without_num_classes_have_no_class_that_cannot_be_counted(bad):
+    good = torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(IndexError, match=rf"Target {bad} is out of bounds"):
+        segloss.dice_score(good, torch.tensor([0, bad]))
+    with pytest.raises(IndexError, match=rf"Predicted label {bad} is out of bounds"):
+        segloss.dice_score(torch.tensor([0, bad]), good)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_label_that_is_not_integral_is_named(metric):
+    for input in (randn(2, 3), torch.tensor([0, 1])):
+        with pytest.raises(RuntimeError, match=rf"{metric}: expected integral labels .*got 0\.5 at index \[1\]"):
+            getattr(segloss, metric)(input, torch.tensor([1.0, 0.5]))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("num_classes", [0, 2, 4])
+def test_num_classes_other_than_the_logits_is_refused(num_classes, metric):
+    text = rf"{metric}: expected num_classes=3, the classes of input \[2, 3, 4\] in dimension 1, got {num_classes}"
+    with pytest.raises(ValueError, match=text):
+        getattr(segloss, metric)(randn(2, 3, 4), randint(3, 2, 4), num_classes)
+
+
+@pytest.mark.parametrize("num_classes", [-1, 2**31])
+def test_num_classes_that_cannot_be_is_refused(num_classes):
+    with pytest.raises(ValueError, match=rf"expected num_classes in \[0, 2147483647\], got {num_classes}"):
+        segloss.confusion_matrix(randint(3, 2, 4), randint(3, 2, 4), num_classes)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_shapes_that_do_not_fit_are_refused(metric):
+    with pytest.raises(RuntimeError, match=rf"{metric}: expected labels of shape \[2, 4\].*got target \[2, 5\]"):
+        getattr(segloss, metric)(randn(2, 3, 4), randint(3, 2, 5))
+    with pytest.raises(RuntimeError, match=rf"{metric}: .*of one shape.*got input \[2, 4\] and target \[2, 5\]"):
+        getattr(segloss, metric)(randint(3, 2, 4), randint(3, 2, 5))
+
+
+def test_the_operator_beneath_refuses_maps_of_different_shapes():
+    for map, dim in ((randint(3, 2, 5), 0), (randint(3, 8), 1)):
+        with pytest.raises(RuntimeError, match="expected label maps of one shape"):
+            torch.ops.segloss.confusion_counts("dice_score", map, randint(3, 2, 4), 3, -100, dim, True)
+        with pytest.raises(RuntimeError, match="expected label maps of one shape"):
+            torch.ops.segloss.num_label_classes("dice_score", map, randint(3, 2, 4), -100)
+
+
+@pytest.mark.parametrize("num_classes", [2, 4])
+def test_the_operator_beneath_refuses_another_number_of_classes_than_the_logits(num_classes):
+    with pytest.raises(ValueError, match=rf"expected num_classes=3 for input \[2, 3\] .* got {num_classes}"):
+        torch.ops.segloss.confusion_counts("dice_score", randn(2, 3), torch.tensor([0, 1]), num_classes, -100, 1, True)
+
+
+def test_the_operator_beneath_refuses_logits_where_it_asks_for_maps():
+    with pytest.raises(TypeError, match="expected a map of predicted labels, got Float"):
+        torch.ops.segloss.num_label_classes("dice_score", randn(2, 4), randint(3, 2, 4), -100)
+
+
+# ---- the result ----
+
+
+def test_the_matrix_is_int64_and_the_scores_are_of_the_default_dtype():
+    x, labels = randn(2, 3).half(), torch.tensor([0, 1])
+    assert segloss.confusion_matrix(x, labels).dtype == torch.int64
+    assert segloss.dice_score(x, labels).dtype == torch.get_default_dtype()
+    assert segloss.jaccard_index(x, labels).dtype == torch.get_default_dtype()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_result_has_no_gradient(metric):
+    x = randn(2, 3).requires_grad_()
+    assert not getattr(segloss, metric)(x, torch.tensor([0, 1])).requires_grad
+
+
+def test_counts_are_exact_beyond_2_to_the_31():
+    """4096 labels, repeated without memory until their sum does not fit 32 bits."""
+    repeats = 2**19 + 3
+    row = torch.zeros(4096, dtype=torch.uint8)
+    row[0] = 1
+    labels, predicted = row.expand(repeats, 4096), torch.zeros(4096, dtype=torch.uint8).expand(repeats, 4096)
+    assert labels.numel() > 2**31
+    matrix = segloss.confusion_matrix(predicted, labels, 2)
+    assert matrix.tolist() == [[4095 * repeats, 0], [repeats, 0]]
+
+
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
+@pytest.mark.parametrize("num_classes", [3, 150])
+def test_any_number_of_threads_counts_the_same(num_classes, num_threads):
+    x, labels = randn(1, num_classes, 50_000), randint(num_classes, 1, 50_000)
+    cells = (labels * num_classes + x.argmax(1)).flatten()
+    expected = torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        of_logits = segloss.confusion_matrix(x, labels)
+        of_maps = segloss.confusion_matrix(x.argmax(1), labels)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(of_logits, expected)
+    assert torch.equal(of_maps, expected)
+
+
+# ---- devices without a kernel ----
+
+
+def without_kernel(operator, *arguments):
+    """What the operator does on a device of whose kernels there are none, with tensors of this one."""
+    device = torch._C.DispatchKeySet(torch._C.DispatchKey.XLA)
+    return getattr(torch.ops.segloss, operator).default.redispatch(device, *arguments)
+
+
+@pytest.mark.parametrize("per_class", [False, True])
+@pytest.mark.parametrize("ignore_index", [-100, 1, 255])
+@pytest.mark.parametrize("target_dtype", [torch.int16, torch.int64, torch.float32])
+def test_operators_of_pytorch_count_as_the_kernel_does(target_dtype, ignore_index, per_class):
+    x, labels = randn(2, 5, 100), randint(5, 2, 100)
+    labels = half_right(x, labels).to(target_dtype)
+    labels[:, ::3] = ignore_index
+    options = (5, ignore_index, 1, per_class)
+    for input, target in ((x, labels), (x, labels.unsqueeze(1)), (randint(5, 2, 100).to(torch.uint8), labels)):
+        expected = torch.ops.segloss.confusion_counts("dice_score", input, target, *options)
+        assert torch.equal(without_kernel("confusion_counts", "dice_score", input, target, *options), expected)
+
+
+@pytest.mark.parametrize("ignore_index", [-100, 255])
+@pytest.mark.parametrize("labels", [[0, 255, 2], [255, 255, 255], [0, 0, 0], []])
+def test_operators_of_pytorch_find_the_classes_of_maps(labels, ignore_index):
+    labels = torch.tensor(labels, dtype=torch.uint8)
+    predicted = torch.arange(len(labels)) * 2
+    expected = torch.ops.segloss.num_label_classes("dice_score", predicted, labels, ignore_index)
+    assert without_kernel("num_label_classes", "dice_score", predicted, labels, ignore_index) == expected
+
+
+@pytest.mark.parametrize("per_class", [False, True])
+def test_operators_of_pytorch_raise_the_same_errors(per_class):
+    good, bad = torch.tensor([0, 1]), torch.tensor([0, 3])
+    for input, target, text in ((randn(2, 3), bad, "Target 3"), (good, bad, "Target 3"), (bad, good, "Predicted")):
+        with pytest.raises(IndexError, match=rf"dice_score: {text}.* index \[1\]"):
+            without_kernel("confusion_counts", "dice_score", input, target, 3, -100, 1, per_class)
+
+
+# ---- PyTorch around it ----
+
+
+INPUTS = {"logits": lambda: randn(2, 3, 4), "map": lambda: randint(3, 2, 4)}
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("input", INPUTS.values(), ids=INPUTS)
+def test_vmap_gives_the_metric_of_each_sample(input, metric):
+    inputs, labels = torch.stack([input(), input() * 0]), randint(3, 2, 2, 4)
+    call = lambda x, y: getattr(segloss, metric)(x, y, 3)  # noqa: E731
+    expected = torch.stack([call(x, y) for x, y in zip(inputs, labels, strict=True)])
+    torch.testing.assert_close(torch.func.vmap(call)(inputs, labels), expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("input", INPUTS.values(), ids=INPUTS)
+def test_compile_is_one_graph_with_the_same_result(input, metric):
+    x, labels = input(), randint(3, 2, 1, 4).to(torch.uint8)
+    call = lambda x, y: getattr(segloss, metric)(x, y, 3)  # noqa: E731
+    compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, labels), call(x, labels), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_compile_with_dynamic_shapes(metric):
+    compiled = torch.compile(getattr(segloss, metric), backend="aot_eager", fullgraph=True, dynamic=True)
+    for num_classes, num_voxels in ((3, 4), (5, 70)):
+        x, labels = randn(2, num_classes, num_voxels), randint(num_classes, 2, num_voxels)
+        expected = getattr(segloss, metric)(x, labels)
+        torch.testing.assert_close(compiled(x, labels), expected, rtol=0, atol=0, equal_nan=True)
+
+
+def test_compile_of_maps_without_num_classes_breaks_the_graph_and_is_right():
+    predicted, labels = randint(3, 2, 40), randint(3, 2, 40, seed=2)
+    compiled = torch.compile(segloss.confusion_matrix, backend="aot_eager")
+    assert torch.equal(compiled(predicted, labels), segloss.confusion_matrix(predicted, labels))
+
+
+@pytest.mark.parametrize("input", INPUTS.values(), ids=INPUTS)
+def test_meta_tensors_give_shape_and_dtype(input):
+    x, labels = input().to("meta"), randint(3, 2, 4).to("meta")
+    matrix, dice = segloss.confusion_matrix(x, labels, 3), segloss.dice_score(x, labels, 3)
+    assert (matrix.device.type, matrix.shape, matrix.dtype) == ("meta", (3, 3), torch.int64)
+    assert (dice.device.type, dice.shape, dice.dtype) == ("meta", (3,), torch.get_default_dtype())
+
+
+@pytest.mark.parametrize("metric", ["confusion_matrix", "dice_score", "jaccard_index"])
+@pytest.mark.parametrize("input", INPUTS.values(), ids=INPUTS)
+def test_opcheck(input, metric):
+    x, labels = input(), randint(3, 2, 4)
+    torch.library.opcheck(getattr(torch.ops.segloss, metric).default, (x, labels, 3))
+    for per_class in (False, True):
+        counts = (metric, x, labels, 3, -100, 1, per_class)
+        torch.library.opcheck(torch.ops.segloss.confusion_counts.default, counts)
+
+
+def test_opcheck_of_the_number_of_classes():
+    arguments = ("dice_score", randint(3, 2, 4), randint(3, 2, 4), -100)
+    torch.library.opcheck(torch.ops.segloss.num_label_classes.default, arguments)
