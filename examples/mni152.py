@@ -1,14 +1,15 @@
-"""Train a small 3-D U-Net on the MNI152 brain with ``segloss.CrossEntropyLoss``.
+"""Train a small 3-D U-Net on the MNI152 brain with ``segloss.DiceCELoss``, or with any of segloss's losses.
 
     pip install nilearn nibabel matplotlib tqdm     # and segloss itself, as its README says
-    python examples/mni152.py               # train, score, draw: about three minutes on two cores
-    python examples/mni152.py --compare     # the same again with nn.CrossEntropyLoss, side by side
-    python examples/mni152.py --steps 2     # does it run at all?
+    python examples/mni152.py                   # train, score, draw: about three minutes on two cores
+    python examples/mni152.py --loss tversky    # the same with another loss
+    python examples/mni152.py --compare         # the same again with plain PyTorch, side by side
+    python examples/mni152.py --steps 2         # does it run at all?
 
 Nothing is downloaded: the T1 image and the grey- and white-matter maps are inside the nilearn package.
 The network learns background, CSF and rest, grey and white matter at 2 mm from random patches of the left
 hemisphere, and is scored on the right one. Voxels where no class reaches a probability of 0.5 are labelled
-255 and left out of loss, accuracy and Dice. ``demo/`` receives metrics.json, loss.png and slices.png.
+255 and left out of the loss and of every score. ``demo/`` receives metrics.json, loss.png and slices.png.
 
 What the score means: this template is symmetric by construction, so the right hemisphere is the exact
 mirror image of the left. Patches are therefore never mirrored left to right, which would show the network
@@ -55,6 +56,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Settings:
+    loss: str = "dice_ce"
     steps: int = 400
     seed: int = 0
     batch: int = 4
@@ -63,21 +65,36 @@ class Settings:
     learning_rate: float = 4e-3
 
 
-# --- the loss, and the one it replaces --------------------------------------------------------------------
+# --- the losses, and what two of them replace -------------------------------------------------------------
 
-segloss_criterion = segloss.CrossEntropyLoss(ignore_index=IGNORE)
-torch_criterion = nn.CrossEntropyLoss(ignore_index=IGNORE)
+# Each takes the labels as they come: uint8 [N, 1, D, H, W].
+LOSSES: dict[str, Loss] = {
+    "dice_ce": segloss.DiceCELoss(ignore_index=IGNORE),
+    "cross_entropy": segloss.CrossEntropyLoss(ignore_index=IGNORE),
+    "dice": segloss.DiceLoss(ignore_index=IGNORE),
+    "dice_focal": segloss.DiceFocalLoss(ignore_index=IGNORE),
+    "focal": segloss.FocalLoss(ignore_index=IGNORE),
+    "tversky": segloss.TverskyLoss(alpha=0.3, beta=0.7, ignore_index=IGNORE),
+    "topk": segloss.TopKLoss(k=20, ignore_index=IGNORE),
+    "generalized_dice": segloss.GeneralizedDiceLoss(ignore_index=IGNORE),
+}
 
 
-def segloss_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    return segloss_criterion(logits, labels)  # uint8 [N, 1, D, H, W], as they come
+def torch_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels.squeeze(1).long(), ignore_index=IGNORE)  # eight times the labels' bytes
 
 
-def torch_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    return torch_criterion(logits, labels.squeeze(1).long())  # int64 [N, D, H, W], eight times the bytes
+def torch_dice_ce(logits: Tensor, labels: Tensor) -> Tensor:
+    counts = labels != IGNORE
+    target = labels.masked_fill(~counts, 0).squeeze(1).long()
+    p = logits.softmax(1) * counts
+    g = F.one_hot(target, logits.shape[1]).movedim(-1, 1) * counts
+    space = (2, 3, 4)
+    dice = (2 * (p * g).sum(space) + 1e-5) / (p.sum(space) + g.sum(space) + 1e-5)
+    return 1 - dice.mean() + torch_cross_entropy(logits, labels)
 
 
-LOSSES: dict[str, Loss] = {"segloss": segloss_loss, "torch": torch_loss}
+TORCH_LOSSES: dict[str, Loss] = {"dice_ce": torch_dice_ce, "cross_entropy": torch_cross_entropy}
 
 
 # --- data -------------------------------------------------------------------------------------------------
@@ -153,8 +170,7 @@ class UNet(nn.Module):
 # --- training and scoring ---------------------------------------------------------------------------------
 
 
-def train(name: str, left: Hemisphere, settings: Settings) -> tuple[UNet, list[float]]:
-    criterion = LOSSES[name]
+def train(name: str, criterion: Loss, left: Hemisphere, settings: Settings) -> tuple[UNet, list[float]]:
     torch.manual_seed(settings.seed)
     generator = torch.Generator().manual_seed(settings.seed)
     network = UNet(settings.channels)
@@ -184,35 +200,47 @@ def predict(network: UNet, image: Tensor) -> Tensor:
     return logits[..., :depth, :height, :width]
 
 
-def dice_per_class(predicted: Tensor, labels: Tensor) -> dict[str, float]:
-    dice = {}
-    for index, name in enumerate(CLASSES):
-        found, truth = (predicted == index) & (labels != IGNORE), labels == index
-        dice[name] = (2 * (found & truth).sum() / (found.sum() + truth.sum())).item()
-    return dice
+def score(logits: Tensor, labels: Tensor) -> dict[str, Any]:
+    """Accuracy, Dice and Jaccard of each class, and the confusion matrix, whose rows are the labels."""
+    dice, jaccard = (
+        dict(zip(CLASSES, metric(logits, labels, ignore_index=IGNORE).tolist(), strict=True))
+        for metric in (segloss.dice_score, segloss.jaccard_index)
+    )
+    return {
+        "accuracy": segloss.accuracy(logits, labels, ignore_index=IGNORE).item(),
+        "dice": dice,
+        "jaccard": jaccard,
+        "confusion_matrix": segloss.confusion_matrix(logits, labels, ignore_index=IGNORE).tolist(),
+    }
+
+
+def print_scores(metrics: dict[str, Any]) -> None:
+    print(f"  loss {metrics['test_loss']:.4f}, accuracy {metrics['accuracy']:.4f}")
+    print(f"  {'':13}{'Dice':>8}{'Jaccard':>9}   voxels predicted as {', '.join(CLASSES)}")
+    for name, row in zip(CLASSES, metrics["confusion_matrix"], strict=True):
+        counts = "".join(f"{count:>9}" for count in row)
+        print(f"  {name:13}{metrics['dice'][name]:8.4f}{metrics['jaccard'][name]:9.4f}   {counts}")
 
 
 def train_and_score(
-    name: str, left: Hemisphere, right: Hemisphere, settings: Settings
+    name: str, criterion: Loss, left: Hemisphere, right: Hemisphere, settings: Settings
 ) -> tuple[list[float], Tensor, dict[str, Any]]:
     """Loss curve, predicted labels of the right hemisphere and metrics."""
     start = time.perf_counter()
-    network, losses = train(name, left, settings)
+    network, losses = train(name, criterion, left, settings)
     seconds = time.perf_counter() - start
     logits = predict(network, right.image)
-    predicted = logits.argmax(1, keepdim=True).to(torch.uint8)
     metrics: dict[str, Any] = {
+        "loss": settings.loss,
         "steps": settings.steps,
         "training_seconds": seconds,
-        "loss": {"last": losses[-1], "mean_of_last_50": fmean(losses[-50:])},
-        "test_loss": LOSSES[name](logits, right.labels).item(),
-        "accuracy": segloss.accuracy(predicted, right.labels, ignore_index=IGNORE).item(),
-        "dice": dice_per_class(predicted, right.labels),
+        "training_loss": {"last": losses[-1], "mean_of_last_50": fmean(losses[-50:])},
+        "test_loss": criterion(logits, right.labels).item(),
+        **score(logits, right.labels),
     }
-    print(f"\n{name}: {settings.steps} steps in {seconds:.0f} s. On the right hemisphere:")
-    print(f"  loss {metrics['test_loss']:.4f}, accuracy {metrics['accuracy']:.4f}")
-    print(*(f"  Dice {label:<13}{value:.4f}" for label, value in metrics["dice"].items()), sep="\n")
-    return losses, predicted, metrics
+    print(f"\n{name}, {settings.loss}: {settings.steps} steps in {seconds:.0f} s. On the right hemisphere:")
+    print_scores(metrics)
+    return losses, logits.argmax(1, keepdim=True).to(torch.uint8), metrics
 
 
 # --- what each loss costs ---------------------------------------------------------------------------------
@@ -223,12 +251,12 @@ def random_example(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     return torch.randn(shape, requires_grad=True), labels
 
 
-def measure_time(shape: tuple[int, ...], repeats: int = 50) -> dict[str, float]:
+def measure_time(losses: dict[str, Loss], shape: tuple[int, ...], repeats: int = 50) -> dict[str, float]:
     """Median milliseconds of forward and backward; the losses take turns, so that noise hits them alike."""
     logits, labels = random_example(shape)
-    milliseconds: dict[str, list[float]] = {name: [] for name in LOSSES}
+    milliseconds: dict[str, list[float]] = {name: [] for name in losses}
     for _ in range(repeats):
-        for name, criterion in LOSSES.items():
+        for name, criterion in losses.items():
             start = time.perf_counter()
             criterion(logits, labels).backward()
             logits.grad = None  # each loss pays for giving back its own gradient
@@ -242,8 +270,7 @@ def process_memory(field: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
-def peak_memory(name: str, shape: tuple[int, ...]) -> float:
-    criterion = LOSSES[name]
+def peak_memory(criterion: Loss, shape: tuple[int, ...]) -> float:
     criterion(*random_example((1, len(CLASSES), 8, 8, 8))).backward()  # libraries load on first use
     logits, labels = random_example(shape)
     before = process_memory("VmRSS")
@@ -251,19 +278,20 @@ def peak_memory(name: str, shape: tuple[int, ...]) -> float:
     return process_memory("VmHWM") - before
 
 
-def measure_memory(shape: tuple[int, ...]) -> dict[str, float]:
+def measure_memory(losses: dict[str, Loss], shape: tuple[int, ...]) -> dict[str, float]:
     """Peak MiB of forward and backward beyond logits and labels; the gradient of the logits is included.
 
     A process's peak never falls, so each loss is measured in a fresh process.
     """
     peaks = {}
-    for name in LOSSES:
+    for name, criterion in losses.items():
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            peaks[name] = pool.submit(peak_memory, name, shape).result()
+            peaks[name] = pool.submit(peak_memory, criterion, shape).result()
     return peaks
 
 
-def compare(curves: dict[str, list[float]], settings: Settings) -> dict[str, dict[str, float]]:
+def compare(losses: dict[str, Loss], curves: dict[str, list[float]], settings: Settings) -> dict[str, dict[str, float]]:
+    patches = (settings.batch, len(CLASSES), *(settings.patch,) * 3)
     distance = np.abs(np.subtract(curves["segloss"], curves["torch"]))
     # Rounding differs in the last bit, and training amplifies it: only the first steps test the loss.
     result = {
@@ -272,11 +300,11 @@ def compare(curves: dict[str, list[float]], settings: Settings) -> dict[str, dic
             "mean": distance[:10].mean(),
         },
         "difference of the loss curves, all steps": {"max": distance.max(), "mean": distance.mean()},
-        "loss forward and backward, ms per step": measure_time((settings.batch, len(CLASSES), *(settings.patch,) * 3)),
+        "loss forward and backward, ms per step": measure_time(losses, patches),
     }
     if Path("/proc/self/status").exists():
         shape = (1, len(CLASSES), 160, 192, 160)  # a whole brain at 1 mm
-        result["loss forward and backward, peak extra MiB on 160 x 192 x 160 voxels"] = measure_memory(shape)
+        result["loss forward and backward, peak extra MiB on 160 x 192 x 160 voxels"] = measure_memory(losses, shape)
     print("\nsegloss and torch, same patches and same initial weights:")
     for title, values in result.items():
         print(f"  {title}: " + ", ".join(f"{key} {value:.3g}" for key, value in values.items()))
@@ -286,7 +314,7 @@ def compare(curves: dict[str, list[float]], settings: Settings) -> dict[str, dic
 # --- pictures ---------------------------------------------------------------------------------------------
 
 
-def draw_losses(curves: dict[str, list[float]], path: Path) -> None:
+def draw_losses(curves: dict[str, list[float]], loss: str, path: Path) -> None:
     figure = Figure(figsize=(10, 5), layout="constrained")
     axes = figure.subplots()
     for (name, losses), colour, line in zip(curves.items(), ("#e07b00", "#1b3a5c"), ("-", "--"), strict=False):
@@ -295,7 +323,7 @@ def draw_losses(curves: dict[str, list[float]], path: Path) -> None:
         axes.plot(range(1, len(losses) + 1), losses, color=colour, linewidth=0.6, alpha=0.4)
         label = f"{name}, mean of {window} steps"
         axes.plot(np.arange(len(smooth)) + (window + 1) / 2, smooth, line, color=colour, linewidth=2, label=label)
-    axes.set(xlabel="step", ylabel="cross-entropy", yscale="log", title="Training loss, left hemisphere")
+    axes.set(xlabel="step", ylabel=loss, yscale="log", title="Training loss, left hemisphere")
     axes.grid(which="both", alpha=0.25)
     axes.legend(frameon=False)
     figure.savefig(path, dpi=120)
@@ -381,7 +409,7 @@ def draw_slices(
             draw_panel(axes, rgb[index], mask[index], marks, size_y + margin)
     for axes, title in zip(grid[0], columns, strict=True):
         axes.set_title(title, color="white", size=18, weight="bold")
-    title = f"MNI152 at {VOXEL_MM} mm, trained on the left hemisphere, tested on the right"
+    title = f"MNI152 at {VOXEL_MM} mm, trained with {metrics['loss']} on the left hemisphere, tested on the right"
     title += f" (accuracy {metrics['accuracy']:.3f}); radiological view"
     figure.suptitle(title, color="white", size=17, y=0.985)
     add_legend(figure, metrics["dice"])
@@ -393,27 +421,35 @@ def draw_slices(
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--loss", choices=LOSSES, default=Settings.loss, help="to train with (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=Settings.steps, help="of training (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=Settings.seed, help="of weights and patches (default: 0)")
-    parser.add_argument("--compare", action="store_true", help="train with nn.CrossEntropyLoss, too, and compare")
+    parser.add_argument("--compare", action="store_true", help=f"with plain PyTorch: {' or '.join(TORCH_LOSSES)}")
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder to write (default: demo)")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.compare and arguments.loss not in TORCH_LOSSES:
+        parser.error(f"--compare: expected --loss {' or '.join(TORCH_LOSSES)}, got {arguments.loss}")
+    return arguments
 
 
 def main() -> None:
     arguments = parse_arguments()
-    settings = Settings(steps=arguments.steps, seed=arguments.seed)
-    left, right, origin = load_hemispheres()
-    losses, predicted, metrics = train_and_score("segloss", left, right, settings)
-    metrics["settings"] = asdict(settings)
-    curves = {"segloss": losses}
+    settings = Settings(arguments.loss, arguments.steps, arguments.seed)
+    losses = {"segloss": LOSSES[settings.loss]}
     if arguments.compare:
-        curves["torch"], _, metrics["torch"] = train_and_score("torch", left, right, settings)
-        metrics["comparison"] = compare(curves, settings)
+        losses["torch"] = TORCH_LOSSES[settings.loss]
+    left, right, origin = load_hemispheres()
+    results = {name: train_and_score(name, loss, left, right, settings) for name, loss in losses.items()}
+    curves = {name: curve for name, (curve, _, _) in results.items()}
+    _, predicted, metrics = results["segloss"]
+    metrics["settings"] = asdict(settings)
+    if arguments.compare:
+        metrics["torch"] = results["torch"][2]
+        metrics["comparison"] = compare(losses, curves, settings)
 
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    draw_losses(curves, arguments.output / "loss.png")
+    draw_losses(curves, settings.loss, arguments.output / "loss.png")
     draw_slices(left, right, origin, predicted, metrics, arguments.output / "slices.png")
     print(f"\nWrote metrics.json, loss.png and slices.png to {arguments.output}.")
 
