@@ -21,6 +21,8 @@ lint: .venv/.installed
 
 bench: .venv/.built
 	$(BIN)/python benchmarks/cross_entropy.py
+	$(BIN)/python benchmarks/dice_ce.py
+	$(BIN)/python benchmarks/confusion_matrix.py
 
 # torch goes first and by its exact pin: another spelling may bring another build of it, of several gigabytes.
 .venv/.installed: requirements-dev.txt
