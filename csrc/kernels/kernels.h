@@ -3,7 +3,7 @@
  * Voxels are counted by their position p in [0, P) over all dimensions but the classes', the last one fastest. A kernel
  * walks a half-open range [begin, end) of positions in blocks of SEGLOSS_BLOCK; `begin` is a multiple of
  * SEGLOSS_BLOCK. What it computes for a position does not depend on the range, so any split of [0, P) at multiples of
- * SEGLOSS_BLOCK gives the same bits.
+ * SEGLOSS_BLOCK gives it the same bits. Sums over a range do depend on the split: the caller fixes it by the shape.
  */
 #ifndef SEGLOSS_KERNELS_H
 #define SEGLOSS_KERNELS_H
