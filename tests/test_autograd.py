@@ -5,6 +5,7 @@ import reference
 import torch
 from tolerances import assert_close
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils.checkpoint import checkpoint
 
 import segloss
 
@@ -372,26 +373,90 @@ def test_checkpoint_gives_the_same_gradient():
     assert torch.equal(torch.autograd.grad(loss, x)[0], expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_beyond_input_and_target_one_number_per_voxel_is_saved(dtype, reduction):
-    x = logits_of(2, 3, 8, 8).detach().to(dtype).requires_grad_()
-    labels = torch.zeros(2, 8, 8, dtype=torch.uint8)
-    saved = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        segloss.cross_entropy(x, labels, reduction=reduction, label_smoothing=0.1)
-    held_by_caller = {x.data_ptr(), labels.data_ptr()}
-    own = [t for t in saved if t.data_ptr() not in held_by_caller and t.numel() > 1]
-    assert sum(t.numel() for t in own) == labels.numel()
-    assert all(t.element_size() <= max(4, x.element_size()) for t in own)
-
-
-def test_nll_loss_saves_nothing_beyond_input_and_target():
+@pytest.mark.parametrize("loss", [segloss.cross_entropy, segloss.nll_loss])
+def test_nothing_beyond_input_and_target_is_saved(loss, reduction):
     x, labels = logits_of(2, 3, 8, 8), torch.zeros(2, 8, 8, dtype=torch.uint8)
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        segloss.nll_loss(x, labels)
+        loss(x, labels, reduction=reduction)
     assert all(t.numel() <= 1 for t in saved if t.data_ptr() not in {x.data_ptr(), labels.data_ptr()})
+
+
+# ---- a reduced loss computes its gradient along with itself ----
+
+
+def gradient_in_two_walks(x, labels, factor=1.0, **options):
+    """Under a hook on saved tensors nothing is computed ahead."""
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
+        loss = segloss.cross_entropy(x, labels, **options)
+    return torch.autograd.grad(loss, x, torch.full_like(loss, factor))[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("options", [{}, {"ignore_index": 1}, {"label_smoothing": 0.1}, {"dim": -1}])
+def test_the_gradient_has_the_bits_of_a_second_walk(options, reduction, dtype):
+    x = torch.randn(3, 3, 70, 3, dtype=dtype, requires_grad=True)
+    labels = torch.randint(3, (3, 3, 70) if "dim" in options else (3, 70, 3))
+    loss = segloss.cross_entropy(x, labels, reduction=reduction, **options)
+    expected = gradient_in_two_walks(x, labels, reduction=reduction, **options)
+    assert torch.equal(torch.autograd.grad(loss, x)[0], expected)
+
+
+def test_the_gradient_has_the_bits_of_a_second_walk_with_weights():
+    x, weight = torch.randn(2, 3, 100, requires_grad=True), torch.tensor([0.5, 0.0, 3.0])
+    labels, voxel_weight = torch.randint(3, (2, 100)), torch.rand(2, 100)
+    options = {"weight": weight, "voxel_weight": voxel_weight}
+    gradient = torch.autograd.grad(segloss.cross_entropy(x, labels, **options), x)[0]
+    assert torch.equal(gradient, gradient_in_two_walks(x, labels, **options))
+
+
+@pytest.mark.parametrize("factor", [0.0, -0.3, 2.0**16, float("inf"), float("nan")])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_the_gradient_is_scaled_by_that_of_the_loss(dtype, factor):
+    x = torch.randn(2, 3, 100, dtype=dtype, requires_grad=True)
+    labels = torch.randint(3, (2, 100))
+    labels[0, :50] = -100  # no gradient here, not even for an infinite factor
+    loss = segloss.cross_entropy(x, labels)
+    gradient = torch.autograd.grad(loss, x, torch.full_like(loss, factor))[0]
+    rounding = {torch.float64: 1e-15, torch.float32: 2e-7}.get(dtype, 0)
+    expected = gradient_in_two_walks(x, labels, factor)
+    torch.testing.assert_close(gradient, expected, rtol=rounding, atol=0, equal_nan=True)
+
+
+def test_a_float16_gradient_too_small_without_the_factor_of_a_scaler_is_kept():
+    x = torch.zeros(1, 3, 2**20, dtype=torch.float16, requires_grad=True)
+    loss = segloss.cross_entropy(x, torch.zeros(1, 2**20, dtype=torch.uint8))
+    gradient = torch.autograd.grad(loss * 2.0**12, x)[0]
+    assert_close(gradient[0, 1], torch.full((2**20,), 2.0**-8 / 3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.3])
+def test_every_backward_pass_gives_a_gradient_of_its_own(factor):
+    x, labels = torch.randn(2, 3, 100, requires_grad=True), torch.randint(3, (2, 100))
+    loss = segloss.cross_entropy(x, labels)
+    (first,) = torch.autograd.grad(loss * factor, x, retain_graph=True)
+    kept = first.clone()
+    (second,) = torch.autograd.grad(loss * factor, x, retain_graph=True)
+    second.mul_(2)
+    assert torch.equal(first, kept)
+    torch.testing.assert_close(torch.autograd.grad(loss * factor, x)[0], kept, rtol=2e-7, atol=0)
+
+
+def test_the_gradient_goes_to_the_leaf_without_a_copy():
+    x, labels = torch.randn(1, 3, 100, requires_grad=True), torch.randint(3, (1, 100))
+    loss = segloss.cross_entropy(x, labels)
+    (gradient,) = torch.autograd.grad(loss, x)
+    assert gradient._base is None
+    assert gradient._version == 0
+
+
+def test_a_checkpointed_loss_has_the_same_gradient():
+    x, labels = torch.randn(2, 3, 100, requires_grad=True), torch.randint(3, (2, 100))
+    loss = checkpoint(segloss.cross_entropy, x, labels, use_reentrant=False)
+    expected = torch.autograd.grad(segloss.cross_entropy(x, labels), x)[0]
+    assert torch.equal(torch.autograd.grad(loss, x)[0], expected)
 
 
 def test_saved_tensors_may_be_packed_and_unpacked():
@@ -445,14 +510,14 @@ def test_opcheck_of_cross_entropy(args, options):
 
 
 @pytest.mark.parametrize("target", ["labels", "probabilities"])
-@pytest.mark.parametrize("reduction", [0, 1, 2])
-def test_opcheck_of_the_forward_and_backward_operators(reduction, target):
+@pytest.mark.parametrize(("reduction", "with_gradient"), [(0, False), (1, False), (2, False), (1, True), (2, True)])
+def test_opcheck_of_the_forward_and_backward_operators(reduction, with_gradient, target):
     x = torch.randn(2, 3, 4, 4)
     y = torch.randint(3, (2, 4, 4)) if target == "labels" else x.softmax(1)
-    forward = (x, y, None, None, 1, reduction, -100, 0.1, 0.0, False, False, torch.float32, "op")
+    forward = (x, y, None, None, 1, reduction, -100, 0.1, 0.0, False, False, with_gradient, torch.float32, "op")
     torch.library.opcheck(torch.ops.segloss.cross_entropy_forward.default, forward)
-    loss, total_weight, tail = torch.ops.segloss.cross_entropy_forward(*forward)
-    backward = (torch.ones_like(loss), x, y, None, None, tail, total_weight, 1, reduction, -100, 0.1, 0.0, False)
+    loss, total_weight, _ = torch.ops.segloss.cross_entropy_forward(*forward)
+    backward = (torch.ones_like(loss), x, y, None, None, total_weight, 1, reduction, -100, 0.1, 0.0, False)
     torch.library.opcheck(torch.ops.segloss.cross_entropy_backward.default, (*backward, torch.float32, "op"))
 
 

@@ -150,23 +150,20 @@ def test_minus_hundred_is_a_bad_label_where_another_is_ignored():
 
 
 def forward_operator(input, target, reduction=1, dim=1, log_probabilities=False):
-    options = (None, None, dim, reduction, -100, 0.0, 0.0, log_probabilities, False, torch.float32, "op")
+    options = (None, None, dim, reduction, -100, 0.0, 0.0, log_probabilities, False, False, torch.float32, "op")
     return torch.ops.segloss.cross_entropy_forward(input, target, *options)
 
 
-def backward_operator(
-    input, target, *, grad_loss=None, tail=None, total_weight=None, reduction=1, log_probabilities=False
-):
+def backward_operator(input, target, *, grad_loss=None, total_weight=None, reduction=1, log_probabilities=False):
     """Called alone, with what the forward operator returned unless another is given."""
     safe = target.clamp(0, 2) if not target.is_floating_point() else target
-    loss, saved_weight, saved_tail = forward_operator(input, safe, reduction, 1, log_probabilities)
+    loss, saved_weight, _ = forward_operator(input, safe, reduction, 1, log_probabilities)
     return torch.ops.segloss.cross_entropy_backward(
         torch.ones_like(loss) if grad_loss is None else grad_loss,
         input,
         target,
         None,
         None,
-        saved_tail if tail is None else tail,
         saved_weight if total_weight is None else total_weight,
         1,
         reduction,
@@ -191,10 +188,6 @@ def test_a_bad_label_raises_in_the_backward_operator_called_alone(bad, log_proba
 @pytest.mark.parametrize(
     ("saved", "text"),
     [
-        ({"tail": torch.zeros(2)}, "expected the contiguous tail"),
-        ({"tail": torch.zeros(2, 3)}, "expected the contiguous tail"),
-        ({"tail": torch.zeros(2, 2, dtype=torch.float64)}, "expected the contiguous tail"),
-        ({"tail": torch.zeros(2, 2).T}, "expected the contiguous tail"),
         ({"total_weight": torch.zeros(2, dtype=torch.float64)}, "expected total_weight of one element"),
         ({"total_weight": torch.zeros(0, dtype=torch.float64)}, "expected total_weight of one element"),
         ({"grad_loss": torch.ones(2)}, "expected grad_loss of the loss's shape"),
@@ -211,16 +204,16 @@ def test_the_backward_operator_refuses_what_the_forward_operator_did_not_return(
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
 def test_the_forward_operator_refuses_a_dtype_that_is_not_floating(dtype):
-    options = (None, None, 1, 1, -100, 0.0, 0.0, False, False, dtype, "op")
+    options = (None, None, 1, 1, -100, 0.0, 0.0, False, False, False, dtype, "op")
     with pytest.raises((RuntimeError, TypeError), match="dtype"):
         torch.ops.segloss.cross_entropy_forward(torch.randn(2, 3), torch.tensor([0, 1]), *options)
 
 
 OPERATORS = {
     "cross_entropy_forward": "ops.cross_entropy_forward("
-    "x, y, None, None, DIM, 1, -100, 0.0, 0.0, False, False, torch.float32, 'op')",
+    "x, y, None, None, DIM, 1, -100, 0.0, 0.0, False, False, False, torch.float32, 'op')",
     "cross_entropy_backward": "ops.cross_entropy_backward("
-    "torch.ones(()), x, y, None, None, torch.zeros(2, 4), torch.ones(()), DIM, 1, -100, 0.0, 0.0, False, "
+    "torch.ones(()), x, y, None, None, torch.ones(()), DIM, 1, -100, 0.0, 0.0, False, "
     "torch.float32, 'op')",
     "soft_stats_forward": "ops.soft_stats_forward('op', x, y, None, None, DIM, 0, False, -100, True, 0.0, 0.0)",
     "soft_stats_backward": "ops.soft_stats_backward("

@@ -350,20 +350,20 @@ NO_COPY = {
 
 @pytest.mark.parametrize("layout", NO_COPY)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_forward_allocates_nothing_of_the_size_of_the_logits(dtype, layout):
-    x = NO_COPY[layout](randn(2, 64, 32, 32, dtype=dtype)).requires_grad_()
+def test_the_loss_alone_allocates_nothing_of_the_size_of_the_logits(dtype, layout):
+    x = NO_COPY[layout](randn(2, 64, 32, 32, dtype=dtype))
     labels = torch.zeros(2, 1, 32, 32, dtype=torch.uint8)
     made = allocations(lambda: segloss.cross_entropy(x, labels, label_smoothing=0.1))
     assert made
-    assert sum(made) <= labels.numel() * 4 + 1024
+    assert sum(made) <= 1024
 
 
 @pytest.mark.parametrize("layout", NO_COPY)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_backward_allocates_the_gradient_and_nothing_else_of_its_size(dtype, layout):
+def test_loss_and_gradient_allocate_the_gradient_and_nothing_else_of_its_size(dtype, layout):
     x = NO_COPY[layout](randn(2, 64, 32, 32, dtype=dtype)).requires_grad_()
-    loss = segloss.cross_entropy(x, torch.zeros(2, 1, 32, 32, dtype=torch.uint8))
-    made = allocations(lambda: torch.autograd.grad(loss, x))
+    labels = torch.zeros(2, 1, 32, 32, dtype=torch.uint8)
+    made = allocations(lambda: torch.autograd.grad(segloss.cross_entropy(x, labels), x))
     assert sum(made) <= x.numel() * x.element_size() + 1024
 
 

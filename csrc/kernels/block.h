@@ -10,12 +10,15 @@
 
 #define ALIGNED __attribute__((aligned(64)))
 
+/* Rows of lanes of several classes lie so far apart. Were it a power of two, they would share few sets of the cache. */
+enum { ROW_LANES = SEGLOSS_BLOCK + 16 };
+
 /* The positions [begin, begin + count), count <= SEGLOSS_BLOCK; lane i is position begin + i. */
 struct block {
     const struct segloss_positions* positions;
     int64_t begin;
     int count;
-    int first_run; /* how many lanes lie in the first one's row */
+    int64_t row_left; /* how many positions from `begin` on lie in its row, along the last dimension */
 };
 
 /* Lanes [lane, lane + count) of a block: a stretch along the last dimension. */
@@ -34,6 +37,26 @@ struct plane {
 
 typedef void copy_function(const struct plane* to, const struct plane* from, int64_t num_classes, int count);
 
+/* What copy_tmpl.h takes at a time where classes and voxels change places. */
+enum { TILE = 4 };
+
+/* The transpose of TILE vectors of TILE. */
+#define TRANSPOSE(x)                                                                                                   \
+    do {                                                                                                               \
+        const __typeof__((x)[0]) low_01 = __builtin_shufflevector((x)[0], (x)[1], 0, 4, 1, 5);                         \
+        const __typeof__((x)[0]) high_01 = __builtin_shufflevector((x)[0], (x)[1], 2, 6, 3, 7);                        \
+        const __typeof__((x)[0]) low_23 = __builtin_shufflevector((x)[2], (x)[3], 0, 4, 1, 5);                         \
+        const __typeof__((x)[0]) high_23 = __builtin_shufflevector((x)[2], (x)[3], 2, 6, 3, 7);                        \
+        (x)[0] = __builtin_shufflevector(low_01, low_23, 0, 1, 4, 5);                                                  \
+        (x)[1] = __builtin_shufflevector(low_01, low_23, 2, 3, 6, 7);                                                  \
+        (x)[2] = __builtin_shufflevector(high_01, high_23, 0, 1, 4, 5);                                                \
+        (x)[3] = __builtin_shufflevector(high_01, high_23, 2, 3, 6, 7);                                                \
+    } while (0)
+
+/* One name of two. */
+#define JOIN(a, b) JOIN_EXPANDED(a, b)
+#define JOIN_EXPANDED(a, b) a##b
+
 static inline int smaller(int64_t a, int b) { return a < b ? (int)a : b; }
 
 /* How many positions from this one on lie in one row, along the last dimension. */
@@ -44,7 +67,7 @@ static inline int64_t left_in_row(const struct segloss_positions* positions, int
 
 static inline struct block block_at(const struct segloss_positions* positions, int64_t begin, int64_t end) {
     const int count = smaller(end - begin, SEGLOSS_BLOCK);
-    return (struct block){positions, begin, count, smaller(left_in_row(positions, begin), count)};
+    return (struct block){positions, begin, count, left_in_row(positions, begin)};
 }
 
 /* What every kernel asks of its range. */
@@ -54,7 +77,9 @@ static inline void assert_range(const struct segloss_positions* positions, int64
     (void)positions, (void)begin, (void)end;
 }
 
-static inline struct run first_run(const struct block* b) { return (struct run){b->begin, 0, b->first_run}; }
+static inline struct run first_run(const struct block* b) {
+    return (struct run){b->begin, 0, smaller(b->row_left, b->count)};
+}
 
 /* Its count is 0 past the block's end. */
 static inline struct run next_run(const struct block* b, const struct run* r) {
@@ -103,7 +128,34 @@ static inline struct plane tensor_plane(const struct segloss_tensor* t, const st
 
 /* The same run's lanes in a buffer of whole blocks, one after the other. */
 static inline struct plane lanes_plane(void* buffer, size_t element_size, const struct run* r) {
-    return (struct plane){(char*)buffer + (size_t)r->lane * element_size, SEGLOSS_BLOCK, 1};
+    return (struct plane){(char*)buffer + (size_t)r->lane * element_size, ROW_LANES, 1};
+}
+
+/* Rows of the block that comes next, to be fetched into the caches meanwhile. */
+struct ahead {
+    const char* data; /* NULL: nothing to fetch */
+    int64_t class_bytes;
+    int num_lines; /* cache lines for each class */
+};
+
+enum { CACHE_LINE = 64 };
+
+/* Where the voxels of a class, or the classes of a voxel, lie together; elsewhere the processor is left to itself. */
+static inline struct ahead rows_ahead(const struct segloss_tensor* t, const struct block* b, const struct plane* now,
+                                      int num_classes) {
+    const int64_t size = dtype_size(t->dtype);
+    const int64_t row_bytes = SEGLOSS_BLOCK * size;
+    const int in_rows = now->stride_voxel == 1;
+    const int interleaved = now->stride_class == 1 && now->stride_voxel == num_classes;
+    if (b->row_left < 2 * SEGLOSS_BLOCK || !(in_rows || interleaved)) {
+        return (struct ahead){NULL, 0, 0};
+    }
+    return (struct ahead){(const char*)now->data + row_bytes * now->stride_voxel,
+                          in_rows ? now->stride_class * size : row_bytes, (int)(row_bytes / CACHE_LINE)};
+}
+
+static inline const char* line_ahead(const struct ahead* a, int line) {
+    return line < a->num_lines ? a->data + line * CACHE_LINE : NULL;
 }
 
 static inline float float_of_bits(uint32_t bits) {

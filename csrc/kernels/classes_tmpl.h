@@ -1,8 +1,8 @@
 /* Blocks of values, in and out: any dtype and stride in the tensor, REAL [class][lane] on our side. */
 
-/* Classes held at a time: 32 KiB, so that the two or three chunks in use stay in the caches and on any thread's stack.
- */
-#define CLASS_CHUNK ((int)(32768 / (SEGLOSS_BLOCK * sizeof(REAL))))
+/* Classes held at a time: three chunks are in use at most, which fit into a cache of the second level, and on the stack
+ * of any thread. */
+#define CLASS_CHUNK ((int)(448 / sizeof(REAL)))
 
 static inline int FN(chunk_length)(int64_t first_class, int64_t num_classes) {
     const int64_t left = num_classes - first_class;
@@ -106,8 +106,8 @@ static copy_function* const FN(writers)[] = {
 /* Lanes past the end of a partial block read as 0. */
 static void FN(read_classes)(REAL* values, const struct segloss_tensor* t, const struct block* b, int64_t first_class,
                              int num_classes) {
-    if (b->count < SEGLOSS_BLOCK) {
-        memset(values, 0, (size_t)num_classes * SEGLOSS_BLOCK * sizeof(REAL));
+    for (int c = 0; b->count < SEGLOSS_BLOCK && c < num_classes; ++c) {
+        memset(values + c * ROW_LANES + b->count, 0, (size_t)(SEGLOSS_BLOCK - b->count) * sizeof(REAL));
     }
     for (struct run r = first_run(b); r.count > 0; r = next_run(b, &r)) {
         const struct plane to = lanes_plane(values, sizeof(REAL), &r);
@@ -131,15 +131,26 @@ static void FN(write_classes)(const REAL* values, const struct segloss_tensor* t
 ROWS {
     REAL* values;
     int64_t stride;
+    int stream; /* past the caches, to whole vectors */
 };
 
 /* Where to put a chunk's results: in the tensor itself where a whole block of REAL lies in a row (a copy less), else in
- * `buffer`, for write_classes to take them from. */
-static ROWS FN(output_rows)(const struct segloss_tensor* t, const struct block* b, int64_t first_class, REAL* buffer) {
+ * `buffer`, for write_rows to take them from. */
+static ROWS FN(output_rows)(const struct segloss_tensor* t, const struct block* b, int64_t first_class, int stream,
+                            REAL* buffer) {
     const struct run r = first_run(b);
     const struct plane plane = tensor_plane(t, b, &r, first_class);
     const int same_form = t->dtype == REAL_DTYPE && plane.stride_voxel == 1 && r.count == SEGLOSS_BLOCK;
-    return same_form ? (ROWS){plane.data, plane.stride_class} : (ROWS){buffer, SEGLOSS_BLOCK};
+    const int aligned = (uintptr_t)plane.data % sizeof(VEC) == 0 && plane.stride_class % WIDTH == 0;
+    return same_form ? (ROWS){plane.data, plane.stride_class, stream && aligned} : (ROWS){buffer, ROW_LANES, 0};
+}
+
+static inline void FN(put)(ROWS rows, int64_t k, VEC x) {
+    if (rows.stream) {
+        FN(stream)(rows.values + k, x);
+    } else {
+        FN(store)(rows.values + k, x);
+    }
 }
 
 /* Brings results that went to `buffer` to the tensor. */
@@ -166,9 +177,10 @@ static void FN(read_lanes)(REAL* values, const struct segloss_tensor* t, const s
 #define CHUNK struct FN(chunk)
 
 CHUNK {
-    ALIGNED REAL values[CLASS_CHUNK * SEGLOSS_BLOCK];
+    ALIGNED REAL values[CLASS_CHUNK * ROW_LANES];
     const struct segloss_tensor* tensor;
     int64_t first_class; /* -1: none yet */
+    struct ahead ahead;  /* the same classes of the next block */
 };
 
 /* Values of classes [first_class, first_class + num_classes) as [class][lane]; 0 in lanes that are not active, so that
@@ -179,10 +191,13 @@ static const REAL* FN(read_chunk)(CHUNK* chunk, const struct block* b, const REA
         return chunk->values;
     }
     chunk->first_class = first_class;
+    const struct run r = first_run(b);
+    const struct plane now = tensor_plane(chunk->tensor, b, &r, first_class);
+    chunk->ahead = rows_ahead(chunk->tensor, b, &now, num_classes);
     FN(read_classes)(chunk->values, chunk->tensor, b, first_class, num_classes);
     if (active) {
         for (int c = 0; c < num_classes; ++c) {
-            REAL* values = chunk->values + c * SEGLOSS_BLOCK;
+            REAL* values = chunk->values + c * ROW_LANES;
             for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
                 values[i] = active[i] != 0 ? values[i] : 0;
             }
@@ -191,12 +206,10 @@ static const REAL* FN(read_chunk)(CHUNK* chunk, const struct block* b, const REA
     return chunk->values;
 }
 
-/* Running sums in double of a row of lanes: the order of additions is fixed, and they vectorise. */
-static void FN(add_lanes)(double* restrict sums, const REAL* restrict values) {
-    for (int i = 0; i < SEGLOSS_BLOCK; i += SEGLOSS_SUM_LANES) {
-        for (int k = 0; k < SEGLOSS_SUM_LANES; ++k) {
-            sums[k] += (double)values[i + k];
-        }
+/* Adds a row of lanes to running sums in double. */
+static void FN(add_lanes)(double* sums, const REAL* values) {
+    for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+        FN(add_to_sums)(sums, FN(load)(values + i));
     }
 }
 

@@ -4,7 +4,7 @@
 static void FN(argmax)(const struct segloss_tensor* logits, const struct block* b, int64_t num_classes,
                        int32_t* predicted) {
     ALIGNED REAL best[SEGLOSS_BLOCK];
-    ALIGNED REAL values[CLASS_CHUNK * SEGLOSS_BLOCK];
+    ALIGNED REAL values[CLASS_CHUNK * ROW_LANES];
     memset(predicted, 0, SEGLOSS_BLOCK * sizeof *predicted);
     for (int64_t first = 0; first < num_classes; first += CLASS_CHUNK) {
         const int n = FN(chunk_length)(first, num_classes);
@@ -13,7 +13,7 @@ static void FN(argmax)(const struct segloss_tensor* logits, const struct block* 
             memcpy(best, values, sizeof best);
         }
         for (int c = 0; c < n; ++c) {
-            const REAL* x = values + c * SEGLOSS_BLOCK;
+            const REAL* x = values + c * ROW_LANES;
             for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
                 const int better = !(x[i] <= best[i]) && best[i] == best[i];
                 best[i] = better ? x[i] : best[i];

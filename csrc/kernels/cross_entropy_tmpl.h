@@ -4,6 +4,11 @@ static REAL FN(class_weight)(const struct segloss_cross_entropy* a, int64_t c) {
     return a->class_weight ? ((const REAL*)a->class_weight)[c] : 1;
 }
 
+/* factor * nll, but 0 for a zero factor even at nll = inf. */
+static inline VEC FN(weighted)(VEC factor, VEC nll) {
+    return FN(only)(~((factor == 0) & (nll == (REAL)INFINITY)), factor * nll);
+}
+
 /* W = sum_c w_c; only label smoothing asks for it. */
 static REAL FN(total_class_weight)(const struct segloss_cross_entropy* a) {
     double total = 0;
@@ -19,32 +24,48 @@ static void FN(label_weights)(const struct segloss_cross_entropy* a, const int32
         FN(look_up)(a->class_weight, a->num_classes, label, weight);
         return;
     }
-    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-        weight[i] = label[i] < 0 ? 0 : 1;
+    for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+        FN(store)(weight + i, FN(only)(FN(load_labels)(label + i) >= 0, FN(splat)(1)));
     }
 }
 
-/* q_c = w_c ((1 - s) t_c + s / C) of one class. */
-static void FN(probability_weights)(const struct segloss_cross_entropy* a, int64_t class, const REAL* target, REAL* q) {
+/* What each voxel adds to the mean's denominator: v w_y, or v where the target is probabilities. */
+static void FN(find_weights)(const struct segloss_cross_entropy* a, const VOXELS* v, REAL* weight) {
+    if (a->target_kind == SEGLOSS_PROBABILITIES) {
+        memcpy(weight, v->weight, sizeof v->weight);
+        return;
+    }
+    FN(label_weights)(a, v->label, weight);
+    for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+        FN(store)(weight + i, FN(load)(weight + i) * FN(load)(v->weight + i));
+    }
+}
+
+/* q_c = w_c ((1 - s) t_c + s / C). */
+static inline VEC FN(probability_weight)(const struct segloss_cross_entropy* a, int64_t class, VEC target) {
     const REAL sharpness = (REAL)(1 - a->label_smoothing);
     const REAL uniform = (REAL)(a->label_smoothing / (double)a->num_classes);
-    const REAL w = FN(class_weight)(a, class);
-    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-        q[i] = w * (sharpness * target[i] + uniform);
-    }
+    return FN(class_weight)(a, class) * (sharpness * target + uniform);
 }
 
 /* sum_c w_c (max - x_c). */
-static void FN(spread_of_chunk)(const REAL* restrict logits, int num_classes, const REAL* restrict weight,
-                                const REAL* restrict max, REAL* restrict spread) {
-    for (int c = 0; c < num_classes; ++c) {
-        const REAL* x = logits + c * SEGLOSS_BLOCK;
-        const REAL w = weight ? weight[c] : 1;
-        if (w != 0) {
-            for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-                spread[i] += w * (max[i] - x[i]);
+static void FN(find_spread)(const struct segloss_cross_entropy* a, VOXELS* v, REAL* spread) {
+    ALIGNED double sum[SEGLOSS_BLOCK];
+    ALIGNED REAL part[SEGLOSS_BLOCK];
+    for (int64_t first = 0; first < a->num_classes; first += CLASS_CHUNK) {
+        const int n = FN(chunk_length)(first, a->num_classes);
+        const REAL* x = FN(read_input)(v, first, n);
+        for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+            const VEC max = FN(load)(v->max + i);
+            VEC total = {0};
+            for (int c = 0; c < n; ++c) {
+                const REAL w = FN(class_weight)(a, first + c);
+                const VEC difference = max - FN(load)(x + c * ROW_LANES + i);
+                total += w == 0 ? FN(splat)(0) : w * difference;
             }
+            FN(store)(part + i, total);
         }
+        FN(add_chunk)(spread, sum, part, first, a->num_classes);
     }
 }
 
@@ -52,83 +73,79 @@ static void FN(spread_of_chunk)(const REAL* restrict logits, int num_classes, co
  * by, (1 - p)^gamma (1 + gamma p -log p / (1 - p)). The quotient goes to 1 where both vanish, so that nothing is
  * infinite for gamma < 1. 1 - p = others / (1 + tail), p = e / (1 + tail). */
 static void FN(focal_factors)(REAL gamma, int of_gradient, const VOXELS* v, REAL* factor) {
-    const REAL* e = v->label_e;
-    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-        const REAL log_sum = FN(log1p)(v->tail[i]);
-        const REAL nll = (v->max[i] - v->label_x[i]) + log_sum;
-        const REAL others = (1 - e[i]) + v->tail[i];
-        const REAL power = FN(exp_nonpositive)(gamma * (FN(log)(others) - log_sum));
-        const REAL quotient = e[i] == 0 || others == 0 ? 0 : e[i] * nll / others;
-        factor[i] = of_gradient ? power * (1 + gamma * quotient) : power;
+    for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+        const VEC e = FN(load)(v->label_e + i), tail = FN(load)(v->tail + i);
+        const VEC log_sum = FN(log1p)(tail);
+        const VEC nll = (FN(load)(v->max + i) - FN(load)(v->label_x + i)) + log_sum;
+        const VEC others = (1 - e) + tail;
+        const VEC power = FN(exp_nonpositive)(gamma * (FN(log)(others) - log_sum));
+        const VEC quotient = FN(only)((e != 0) & (others != 0), e * nll / others);
+        FN(store)(factor + i, of_gradient ? power * (1 + gamma * quotient) : power);
     }
 }
 
-/* Losses of labels, and each voxel's share of the denominator, v * w_y. */
-static void FN(label_losses)(const struct segloss_cross_entropy* a, VOXELS* v, REAL total_class_weight, REAL* loss,
-                             REAL* weight) {
+/* Losses of labels; `weight` is v w_y. */
+static void FN(label_losses)(const struct segloss_cross_entropy* a, VOXELS* v, REAL total_class_weight,
+                             const REAL* weight, REAL* loss) {
     const REAL smoothing = (REAL)a->label_smoothing;
     const REAL uniform = (REAL)(a->label_smoothing / (double)a->num_classes);
-    ALIGNED REAL factor[SEGLOSS_BLOCK], spread[SEGLOSS_BLOCK] = {0};
-    ALIGNED double spread_sum[SEGLOSS_BLOCK];
-    FN(label_weights)(a, v->label, weight);
-    memcpy(factor, weight, sizeof factor);
-    FN(find_label_input)(v, a);
+    ALIGNED REAL focal[SEGLOSS_BLOCK], spread[SEGLOSS_BLOCK];
     if (a->gamma != 0) {
-        ALIGNED REAL focal[SEGLOSS_BLOCK];
         FN(find_label_exponential)(v);
         FN(focal_factors)((REAL)a->gamma, 0, v, focal);
-        for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-            factor[i] *= focal[i];
+    }
+    if (smoothing != 0) {
+        FN(find_spread)(a, v, spread);
+    }
+    for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+        const VEC tail = FN(load)(v->tail + i);
+        const VEC log_sum = FN(log1p)(tail);
+        const VEC nll = (FN(load)(v->max + i) - FN(load)(v->label_x + i)) + log_sum;
+        VEC sharpness = (1 - smoothing) * FN(load)(weight + i);
+        if (a->gamma != 0) {
+            sharpness *= FN(load)(focal + i);
         }
-    }
-    for (int64_t c = 0; smoothing != 0 && c < a->num_classes; c += CLASS_CHUNK) {
-        const int n = FN(chunk_length)(c, a->num_classes);
-        const REAL* w = a->class_weight ? (const REAL*)a->class_weight + c : NULL;
-        ALIGNED REAL part[SEGLOSS_BLOCK] = {0};
-        FN(spread_of_chunk)(FN(read_input)(v, c, n), n, w, v->max, part);
-        FN(add_chunk)(spread, spread_sum, part, c, a->num_classes);
-    }
-    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-        const REAL log_sum = FN(log1p)(v->tail[i]);
-        const REAL nll = (v->max[i] - v->label_x[i]) + log_sum;
-        const REAL sharpness = (1 - smoothing) * factor[i];
-        const REAL sharp = sharpness == 0 ? 0 * v->tail[i] : sharpness * nll;
-        const REAL smooth = uniform * (spread[i] + total_class_weight * log_sum);
-        loss[i] = v->weight[i] * (sharp + smooth);
-        weight[i] *= v->weight[i];
+        VEC sum = FN(select)(sharpness == 0, 0 * tail, sharpness * nll);
+        if (smoothing != 0) {
+            const VEC all_classes = FN(load)(spread + i) + total_class_weight * log_sum;
+            sum += FN(load)(v->weight + i) * (uniform * all_classes);
+        }
+        FN(store)(loss + i, sum);
     }
 }
 
-/* Losses of probabilities; each voxel's share of the denominator is v. */
-static void FN(probability_losses)(const struct segloss_cross_entropy* a, VOXELS* v, REAL* loss, REAL* weight) {
-    ALIGNED REAL spread[SEGLOSS_BLOCK] = {0}, mass[SEGLOSS_BLOCK] = {0}, q[SEGLOSS_BLOCK];
+static void FN(probability_losses)(const struct segloss_cross_entropy* a, VOXELS* v, REAL* loss) {
+    ALIGNED REAL spread[SEGLOSS_BLOCK], mass[SEGLOSS_BLOCK];
+    ALIGNED REAL part_of_spread[SEGLOSS_BLOCK], part_of_mass[SEGLOSS_BLOCK];
     ALIGNED double spread_sum[SEGLOSS_BLOCK], mass_sum[SEGLOSS_BLOCK];
     for (int64_t first = 0; first < a->num_classes; first += CLASS_CHUNK) {
         const int n = FN(chunk_length)(first, a->num_classes);
-        const REAL* logits = FN(read_input)(v, first, n);
+        const REAL* x = FN(read_input)(v, first, n);
         const REAL* target = FN(read_target)(v, first, n);
-        ALIGNED REAL chunk_spread[SEGLOSS_BLOCK] = {0};
-        ALIGNED REAL chunk_mass[SEGLOSS_BLOCK] = {0};
-        for (int c = 0; c < n; ++c) {
-            const REAL* x = logits + c * SEGLOSS_BLOCK;
-            FN(probability_weights)(a, first + c, target + c * SEGLOSS_BLOCK, q);
-            for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-                const REAL nll = v->max[i] - x[i];
-                chunk_spread[i] += q[i] * (q[i] == 0 && nll == (REAL)INFINITY ? 0 : nll);
-                chunk_mass[i] += q[i];
+        for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+            const VEC max = FN(load)(v->max + i);
+            VEC sum_of_losses = {0}, sum_of_weights = {0};
+            for (int c = 0; c < n; ++c) {
+                const VEC q = FN(probability_weight)(a, first + c, FN(load)(target + c * ROW_LANES + i));
+                const VEC nll = max - FN(load)(x + c * ROW_LANES + i);
+                sum_of_losses += FN(weighted)(q, nll);
+                sum_of_weights += q;
             }
+            FN(store)(part_of_spread + i, sum_of_losses);
+            FN(store)(part_of_mass + i, sum_of_weights);
         }
-        FN(add_chunk)(spread, spread_sum, chunk_spread, first, a->num_classes);
-        FN(add_chunk)(mass, mass_sum, chunk_mass, first, a->num_classes);
+        FN(add_chunk)(spread, spread_sum, part_of_spread, first, a->num_classes);
+        FN(add_chunk)(mass, mass_sum, part_of_mass, first, a->num_classes);
     }
-    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-        loss[i] = v->weight[i] * (spread[i] + mass[i] * FN(log1p)(v->tail[i]));
-        weight[i] = v->weight[i];
+    for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+        const VEC log_sum = FN(log1p)(FN(load)(v->tail + i));
+        FN(store)(loss + i, FN(load)(v->weight + i) * (FN(load)(spread + i) + FN(load)(mass + i) * log_sum));
     }
 }
 
 /* -x_y of log probabilities: one value of each voxel is read, not all its classes. */
-static void FN(label_log_losses)(const struct segloss_cross_entropy* a, const VOXELS* v, REAL* loss, REAL* weight) {
+static void FN(label_log_losses)(const struct segloss_cross_entropy* a, const VOXELS* v, const REAL* weight,
+                                 REAL* loss) {
     ALIGNED REAL picked[SEGLOSS_BLOCK] = {0};
     for (struct run r = first_run(&v->block); r.count > 0; r = next_run(&v->block, &r)) {
         for (int i = 0; i < r.count; ++i) {
@@ -141,71 +158,30 @@ static void FN(label_log_losses)(const struct segloss_cross_entropy* a, const VO
             }
         }
     }
-    FN(label_weights)(a, v->label, weight);
-    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-        weight[i] *= v->weight[i];
-        const REAL nll = -picked[i];
-        loss[i] = weight[i] * (weight[i] == 0 && nll == (REAL)INFINITY ? 0 : nll);
+    for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+        FN(store)(loss + i, FN(weighted)(FN(load)(weight + i), -FN(load)(picked + i)));
     }
 }
 
 /* The losses of a block whose softmax is found, or of log probabilities. */
-static void FN(block_losses)(const struct segloss_cross_entropy* a, VOXELS* v, REAL total_class_weight, REAL* loss,
-                             REAL* weight) {
+static void FN(block_losses)(const struct segloss_cross_entropy* a, VOXELS* v, REAL total_class_weight,
+                             const REAL* weight, REAL* loss) {
     if (a->target_kind == SEGLOSS_PROBABILITIES) {
-        FN(probability_losses)(a, v, loss, weight);
+        FN(probability_losses)(a, v, loss);
     } else if (a->log_probabilities) {
-        FN(label_log_losses)(a, v, loss, weight);
+        FN(label_log_losses)(a, v, weight, loss);
     } else {
-        FN(label_losses)(a, v, total_class_weight, loss, weight);
+        FN(label_losses)(a, v, total_class_weight, weight, loss);
     }
-}
-
-static int64_t FN(cross_entropy_forward)(const struct segloss_cross_entropy* a, int64_t begin, int64_t end,
-                                         struct segloss_sums* sums) {
-    assert_range(&a->positions, begin, end);
-    assert(a->target.data && (a->tail || a->log_probabilities));
-    assert(!a->log_probabilities || a->label_smoothing == 0);
-    const REAL total_class_weight = FN(total_class_weight)(a);
-    double loss_sums[SEGLOSS_SUM_LANES] = {0}, weight_sums[SEGLOSS_SUM_LANES] = {0};
-    VOXELS v;
-    for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
-        const int bad = FN(read_voxels)(&v, a, p, end);
-        if (bad >= 0) {
-            return p + bad;
-        }
-        ALIGNED REAL loss[SEGLOSS_BLOCK] = {0};
-        ALIGNED REAL weight[SEGLOSS_BLOCK] = {0};
-        if (v.any_active) {
-            if (a->log_probabilities) { /* -x = (max - x) + log1p(tail) */
-                memset(v.max, 0, sizeof v.max);
-                memset(v.tail, 0, sizeof v.tail);
-            } else {
-                FN(find_softmax)(&v, a);
-                memcpy((REAL*)a->tail + p, v.tail, (size_t)v.block.count * sizeof(REAL));
-            }
-            FN(block_losses)(a, &v, total_class_weight, loss, weight);
-            FN(add_lanes)(loss_sums, loss);
-            FN(add_lanes)(weight_sums, weight);
-        } else if (!a->log_probabilities) {
-            memset((REAL*)a->tail + p, 0, (size_t)v.block.count * sizeof(REAL));
-        }
-        if (a->loss.data) {
-            FN(write_classes)(loss, &a->loss, &v.block, 0, 1);
-        }
-    }
-    *sums = (struct segloss_sums){FN(total_of_lanes)(loss_sums), FN(total_of_lanes)(weight_sums)};
-    return -1;
 }
 
 /* What multiplies every lane of the gradient: grad_loss * grad_scale * v. Only binary losses have one of each class. */
-static void FN(read_scale)(const struct segloss_cross_entropy* a, const VOXELS* v, int64_t class,
-                           REAL* restrict scale) {
+static void FN(read_scale)(const struct segloss_cross_entropy* a, const VOXELS* v, int64_t class, REAL* scale) {
     const REAL factor = (REAL)a->grad_scale;
     FN(read_lanes)(scale, &a->grad_loss, &v->block, class, 0);
-    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-        const REAL product = scale[i] * factor * v->weight[i];
-        scale[i] = v->weight[i] == 0 ? 0 : product;
+    for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+        const VEC weight = FN(load)(v->weight + i);
+        FN(store)(scale + i, FN(only)(weight != 0, FN(load)(scale + i) * factor * weight));
     }
 }
 
@@ -215,7 +191,7 @@ static void FN(read_scale)(const struct segloss_cross_entropy* a, const VOXELS* 
  * level w_c where `squared`; at_label at the label. The b_c are those of soft statistics. */
 LABEL_GRAD {
     ALIGNED REAL slope[SEGLOSS_BLOCK];
-    ALIGNED REAL curve[SEGLOSS_BLOCK];
+    ALIGNED REAL curve[SEGLOSS_BLOCK]; /* used with b only */
     ALIGNED REAL level[SEGLOSS_BLOCK];
     ALIGNED REAL at_label[SEGLOSS_BLOCK];
     const REAL* b; /* NULL: none */
@@ -230,108 +206,110 @@ static void FN(start_label_grad)(const struct segloss_cross_entropy* a, VOXELS* 
     const REAL uniform = (REAL)(a->label_smoothing / (double)a->num_classes);
     ALIGNED REAL label_weight[SEGLOSS_BLOCK], focal[SEGLOSS_BLOCK];
     FN(label_weights)(a, v->label, label_weight);
-    FN(find_label_input)(v, a);
     FN(find_label_exponential)(v);
-    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-        focal[i] = 1;
-    }
     if (a->gamma != 0) {
         FN(focal_factors)((REAL)a->gamma, 1, v, focal);
     }
-    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-        const REAL e = v->label_e[i];
-        const REAL sharp = scale[i] * (1 - smoothing) * label_weight[i] * focal[i] * v->share[i];
-        g->level[i] = scale[i] * uniform;
-        const REAL flat = g->level[i] * total_class_weight * v->share[i];
-        g->slope[i] = sharp + flat;
-        g->curve[i] = 0;
-        g->at_label[i] = sharp * ((e - 1) - v->tail[i]) + (flat * e - g->level[i] * label_weight[i]);
+    for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+        const VEC e = FN(load)(v->label_e + i), tail = FN(load)(v->tail + i), share = FN(load)(v->share + i);
+        const VEC w = FN(load)(label_weight + i), scale_i = FN(load)(scale + i);
+        const VEC factor = a->gamma != 0 ? FN(load)(focal + i) : FN(splat)(1);
+        const VEC sharp = scale_i * (1 - smoothing) * w * factor * share;
+        const VEC level = scale_i * uniform;
+        const VEC flat = level * total_class_weight * share;
+        FN(store)(g->slope + i, sharp + flat);
+        FN(store)(g->level + i, level);
+        FN(store)(g->at_label + i, sharp * ((e - 1) - tail) + (flat * e - level * w));
     }
     g->b = NULL;
     g->squared = 0;
 }
 
-static void FN(write_label_grad)(const struct segloss_cross_entropy* a, VOXELS* v, const LABEL_GRAD* g, int64_t first,
-                                 int n, ROWS grad) {
-    ALIGNED REAL buffer[SEGLOSS_BLOCK];
+static void FN(write_label_grad)(const struct segloss_cross_entropy* a, const VOXELS* v, const REAL* exponentials,
+                                 const LABEL_GRAD* g, int64_t first, int n, ROWS grad) {
+    const int smooth = a->label_smoothing != 0;
     for (int c = 0; c < n; ++c) {
-        const REAL* e = FN(exponentials_at)(v, first, n, c, buffer);
-        const REAL w = a->label_smoothing == 0 ? 0 : FN(class_weight)(a, first + c);
+        const REAL w = FN(class_weight)(a, first + c);
         const REAL b = g->b ? g->b[first + c] : 0;
-        REAL* restrict row = grad.values + c * grad.stride;
-        if (g->squared) {
-            for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-                row[i] = e[i] * (g->slope[i] + g->curve[i] * (b * e[i])) - g->level[i] * w;
+        for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+            const VEC e = FN(load)(exponentials + c * ROW_LANES + i);
+            VEC slope = FN(load)(g->slope + i);
+            if (g->b) {
+                slope += FN(load)(g->curve + i) * (g->squared ? b * e : FN(splat)(b));
             }
-        } else {
-            for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-                row[i] = e[i] * (g->slope[i] + g->curve[i] * b) - g->level[i] * w;
+            VEC value = e * slope;
+            if (smooth) {
+                value -= FN(load)(g->level + i) * w;
             }
+            const MASK is_label = FN(load_labels)(v->label + i) == (BITS)(first + c);
+            FN(put)(grad, c * grad.stride + i, FN(select)(is_label, FN(load)(g->at_label + i), value));
         }
     }
-    FN(put_labels)(grad, first, n, v->label, g->at_label);
 }
 
-/* grad_c = scale (Q p_c - q_c), Q = sum_c q_c = `mass`, written as p_c (Q - q_c) - q_c (1 - p_c). */
-static void FN(probability_grad)(const struct segloss_cross_entropy* a, VOXELS* v, const REAL* mass, const REAL* scale,
-                                 int64_t first, int n, ROWS grad) {
+/* grad_c = scale (Q p_c - q_c), Q = sum_c q_c = `mass`, as p_c (Q - q_c) - q_c (1 - p_c). */
+static inline VEC FN(probability_grad)(const struct segloss_cross_entropy* a, const VOXELS* v, int64_t class, int i,
+                                       VEC target, VEC e, const REAL* mass, const REAL* scale) {
+    const VEC q = FN(probability_weight)(a, class, target);
+    const VEC others = (1 - e) + FN(load)(v->tail + i);
+    return FN(load)(scale + i) * FN(load)(v->share + i) * (e * (FN(load)(mass + i) - q) - q * others);
+}
+
+static void FN(write_probability_grad)(const struct segloss_cross_entropy* a, VOXELS* v, const REAL* exponentials,
+                                       const REAL* mass, const REAL* scale, int64_t first, int n, ROWS grad) {
     const REAL* target = FN(read_target)(v, first, n);
-    ALIGNED REAL q[SEGLOSS_BLOCK], buffer[SEGLOSS_BLOCK];
     for (int c = 0; c < n; ++c) {
-        const REAL* e = FN(exponentials_at)(v, first, n, c, buffer);
-        REAL* restrict g = grad.values + c * grad.stride;
-        FN(probability_weights)(a, first + c, target + c * SEGLOSS_BLOCK, q);
-        for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-            const REAL others = (1 - e[i]) + v->tail[i];
-            g[i] = scale[i] * v->share[i] * (e[i] * (mass[i] - q[i]) - q[i] * others);
+        for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+            const int k = c * ROW_LANES + i;
+            const VEC t = FN(load)(target + k), e = FN(load)(exponentials + k);
+            FN(put)(grad, c * grad.stride + i, FN(probability_grad)(a, v, first + c, i, t, e, mass, scale));
         }
     }
 }
 
 static void FN(find_mass)(const struct segloss_cross_entropy* a, VOXELS* v, REAL* mass) {
     ALIGNED double sum[SEGLOSS_BLOCK];
-    ALIGNED REAL q[SEGLOSS_BLOCK];
+    ALIGNED REAL part[SEGLOSS_BLOCK];
     for (int64_t first = 0; first < a->num_classes; first += CLASS_CHUNK) {
         const int n = FN(chunk_length)(first, a->num_classes);
         const REAL* target = FN(read_target)(v, first, n);
-        ALIGNED REAL part[SEGLOSS_BLOCK] = {0};
-        for (int c = 0; c < n; ++c) {
-            FN(probability_weights)(a, first + c, target + c * SEGLOSS_BLOCK, q);
-            for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-                part[i] += q[i];
+        for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+            VEC total = {0};
+            for (int c = 0; c < n; ++c) {
+                total += FN(probability_weight)(a, first + c, FN(load)(target + c * ROW_LANES + i));
             }
+            FN(store)(part + i, total);
         }
         FN(add_chunk)(mass, sum, part, first, a->num_classes);
     }
 }
 
 /* Gradient in log probabilities: -scale w_y at the label, or -scale q_c. */
-static void FN(log_grad)(const struct segloss_cross_entropy* a, VOXELS* v, const REAL* scale, int64_t first, int n,
-                         ROWS grad) {
-    ALIGNED REAL q[SEGLOSS_BLOCK];
-    FN(label_weights)(a, v->label, q);
+static void FN(write_log_grad)(const struct segloss_cross_entropy* a, VOXELS* v, const REAL* scale, int64_t first,
+                               int n, ROWS grad) {
+    ALIGNED REAL label_weight[SEGLOSS_BLOCK];
+    FN(label_weights)(a, v->label, label_weight);
     const REAL* target = a->target_kind == SEGLOSS_PROBABILITIES ? FN(read_target)(v, first, n) : NULL;
     for (int c = 0; c < n; ++c) {
-        if (target) {
-            FN(probability_weights)(a, first + c, target + c * SEGLOSS_BLOCK, q);
-        }
-        const int32_t class = (int32_t)(first + c);
-        REAL* restrict g = grad.values + c * grad.stride;
-        for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-            g[i] = target || v->label[i] == class ? -scale[i] * q[i] : 0;
+        for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+            const MASK is_label = FN(load_labels)(v->label + i) == (BITS)(first + c);
+            const VEC q = target ? FN(probability_weight)(a, first + c, FN(load)(target + c * ROW_LANES + i))
+                                 : FN(load)(label_weight + i);
+            const VEC value = -FN(load)(scale + i) * q;
+            FN(put)(grad, c * grad.stride + i, target ? value : FN(only)(is_label, value));
         }
     }
 }
 
-static void FN(block_grad)(const struct segloss_cross_entropy* a, VOXELS* v, REAL total_class_weight) {
-    ALIGNED REAL buffer[CLASS_CHUNK * SEGLOSS_BLOCK];
+/* The gradient of a block whose softmax is found, or of log probabilities. */
+static void FN(active_block_grad)(const struct segloss_cross_entropy* a, VOXELS* v, REAL total_class_weight) {
     ALIGNED REAL scale[SEGLOSS_BLOCK];
     ALIGNED REAL mass[SEGLOSS_BLOCK];
     LABEL_GRAD label_grad;
     const int has_probabilities = a->target_kind == SEGLOSS_PROBABILITIES;
     FN(read_scale)(a, v, 0, scale);
     if (!a->log_probabilities) {
-        FN(find_softmax_again)(v, a, (const REAL*)a->tail + v->block.begin);
+        FN(find_share)(v);
         if (has_probabilities) {
             FN(find_mass)(a, v, mass);
         } else {
@@ -340,35 +318,106 @@ static void FN(block_grad)(const struct segloss_cross_entropy* a, VOXELS* v, REA
     }
     for (int64_t first = 0; first < a->num_classes; first += CLASS_CHUNK) {
         const int n = FN(chunk_length)(first, a->num_classes);
-        const ROWS grad = FN(output_rows)(&a->grad_logits, &v->block, first, buffer);
+        const REAL* e = a->log_probabilities ? NULL : FN(exponentials)(v, first, n);
+        const ROWS grad = FN(output_of_chunk)(v, &a->grad_logits, first, a->stream_grad);
         if (a->log_probabilities) {
-            FN(log_grad)(a, v, scale, first, n, grad);
+            FN(write_log_grad)(a, v, scale, first, n, grad);
         } else if (has_probabilities) {
-            FN(probability_grad)(a, v, mass, scale, first, n, grad);
+            FN(write_probability_grad)(a, v, e, mass, scale, first, n, grad);
         } else {
-            FN(write_label_grad)(a, v, &label_grad, first, n, grad);
+            FN(write_label_grad)(a, v, e, &label_grad, first, n, grad);
         }
-        FN(write_rows)(grad, buffer, &a->grad_logits, &v->block, first, n);
+        FN(write_rows)(grad, v->input.values, &a->grad_logits, &v->block, first, n);
     }
 }
 
-static int64_t FN(cross_entropy_backward)(const struct segloss_cross_entropy* a, int64_t begin, int64_t end) {
+static void FN(block_grad)(const struct segloss_cross_entropy* a, VOXELS* v, REAL total_class_weight) {
+    if (v->any_active) {
+        FN(active_block_grad)(a, v, total_class_weight);
+    } else {
+        FN(zero_grad)(a, &v->block);
+    }
+}
+
+static void FN(assert_cross_entropy)(const struct segloss_cross_entropy* a, int64_t begin, int64_t end) {
     assert_range(&a->positions, begin, end);
-    assert(a->target.data && (a->tail || a->log_probabilities));
-    assert(a->grad_loss.data);
-    const REAL total_class_weight = FN(total_class_weight)(a);
+    assert(a->target.data && a->target_kind != SEGLOSS_MASKS);
+    assert(!a->log_probabilities || a->label_smoothing == 0);
+    assert(!a->grad_logits.data || a->grad_loss.data);
+    (void)a, (void)begin, (void)end;
+}
+
+/* The mean's denominator, from labels and weights alone. */
+static int64_t FN(cross_entropy_weight)(const struct segloss_cross_entropy* a, int64_t begin, int64_t end,
+                                        struct segloss_sums* sums) {
+    FN(assert_cross_entropy)(a, begin, end);
+    double weight_sums[SEGLOSS_SUM_LANES] = {0};
     VOXELS v;
-    memset(v.tail, 0, sizeof v.tail);
     for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
         const int bad = FN(read_voxels)(&v, a, p, end);
         if (bad >= 0) {
             return p + bad;
         }
+        ALIGNED REAL weight[SEGLOSS_BLOCK];
+        FN(find_weights)(a, &v, weight);
+        FN(add_lanes)(weight_sums, weight);
+    }
+    *sums = (struct segloss_sums){0, FN(total_of_lanes)(weight_sums)};
+    return -1;
+}
+
+static int64_t FN(cross_entropy_forward)(const struct segloss_cross_entropy* a, int64_t begin, int64_t end,
+                                         struct segloss_sums* sums) {
+    FN(assert_cross_entropy)(a, begin, end);
+    const REAL total_class_weight = FN(total_class_weight)(a);
+    double loss_sums[SEGLOSS_SUM_LANES] = {0}, weight_sums[SEGLOSS_SUM_LANES] = {0};
+    VOXELS v;
+    for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
+        const int bad = FN(read_voxels)(&v, a, p, end);
+        if (bad >= 0) {
+            return p + bad;
+        }
+        ALIGNED REAL loss[SEGLOSS_BLOCK] = {0};
         if (v.any_active) {
+            ALIGNED REAL weight[SEGLOSS_BLOCK];
+            if (a->log_probabilities) { /* -x = (max - x) + log1p(tail) */
+                memset(v.max, 0, sizeof v.max);
+                memset(v.tail, 0, sizeof v.tail);
+            } else {
+                FN(find_softmax)(&v, a);
+            }
+            FN(find_weights)(a, &v, weight);
+            FN(block_losses)(a, &v, total_class_weight, weight, loss);
+            FN(add_lanes)(loss_sums, loss);
+            FN(add_lanes)(weight_sums, weight);
+        }
+        if (a->loss.data) {
+            FN(write_classes)(loss, &a->loss, &v.block, 0, 1);
+        }
+        if (a->grad_logits.data) {
             FN(block_grad)(a, &v, total_class_weight);
-        } else {
-            FN(zero_grad)(a, &v.block);
         }
     }
+    FN(end_streams)();
+    *sums = (struct segloss_sums){FN(total_of_lanes)(loss_sums), FN(total_of_lanes)(weight_sums)};
+    return -1;
+}
+
+static int64_t FN(cross_entropy_backward)(const struct segloss_cross_entropy* a, int64_t begin, int64_t end) {
+    FN(assert_cross_entropy)(a, begin, end);
+    assert(a->grad_logits.data);
+    const REAL total_class_weight = FN(total_class_weight)(a);
+    VOXELS v;
+    for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
+        const int bad = FN(read_voxels)(&v, a, p, end);
+        if (bad >= 0) {
+            return p + bad;
+        }
+        if (v.any_active && !a->log_probabilities) {
+            FN(find_softmax)(&v, a);
+        }
+        FN(block_grad)(a, &v, total_class_weight);
+    }
+    FN(end_streams)();
     return -1;
 }

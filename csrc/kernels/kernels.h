@@ -14,7 +14,7 @@
 extern "C" {
 #endif
 
-enum { SEGLOSS_BLOCK = 64 };
+enum { SEGLOSS_BLOCK = 128 };
 
 enum segloss_dtype {
     SEGLOSS_FLOAT32,
@@ -84,17 +84,14 @@ struct segloss_cross_entropy {
     int64_t ignore_index;               /* of labels and masks */
     double label_smoothing;             /* 0 with log_probabilities */
     double gamma;                       /* focal; >= 0, and 0 unless the target is labels */
-    int log_probabilities;              /* logits are log p already: no softmax, tail is not used */
-
-    /* REAL [P]: the sum of exp(x_c - max x) over all classes but one largest, which keeps every digit of a confident
-     * voxel's loss log1p(tail) and of its target's gradient -tail / (1 + tail). Written forward, read backward. */
-    void* tail;
+    int log_probabilities;              /* logits are log p already: no softmax */
 
     struct segloss_tensor loss; /* forward writes each voxel's loss, binary forward each class's too; else optional */
 
-    struct segloss_tensor grad_loss;   /* backward: stride 0 everywhere for a reduced loss */
+    struct segloss_tensor grad_loss;   /* stride 0 everywhere for a reduced loss */
     double grad_scale;                 /* multiplies grad_loss: 1 / denominator for a mean */
-    struct segloss_tensor grad_logits; /* backward writes grad_loss * grad_scale * dl/dx */
+    struct segloss_tensor grad_logits; /* backward writes grad_loss * grad_scale * dl/dx; so does forward, if given */
+    int stream_grad;                   /* grad_logits is larger than the caches: write past them */
 };
 
 /* Binary cross entropy of logits x, each class by itself, with p = 1 / (1 + exp(-x)) and the target g (1 at the label's
@@ -102,7 +99,7 @@ struct segloss_cross_entropy {
  *
  *   l_c = v * w_c (h_c (1 - p_c)^gamma * -log p_c + (1 - h_c) p_c^gamma * -log(1 - p_c))
  *
- * The arguments are those of cross entropy; tail and log_probabilities are not used. */
+ * The arguments are those of cross entropy; log_probabilities is not used. */
 
 /* The sums over voxels, class by class, that every region loss is made of: v p g, v p and v g for the probability p and
  * the target g (1 at the label's class, else 0); with `squared`, p^2 and g^2 in the last two.
@@ -110,7 +107,7 @@ struct segloss_cross_entropy {
  * With `with_loss` the losses of the voxels are summed in the same walk: cross entropy where p is a softmax, binary
  * cross entropy, over all classes, where it is a sigmoid. */
 struct segloss_soft_stats {
-    struct segloss_cross_entropy voxels; /* tail, loss and log_probabilities are not used */
+    struct segloss_cross_entropy voxels; /* loss and log_probabilities are not used */
     enum segloss_activation activation;
     int squared;
     int with_loss; /* not with SEGLOSS_IDENTITY */
@@ -155,6 +152,9 @@ struct segloss_one_hot {
  * valid voxel. What was written up to then is meaningless. `sums`, `stats` and `largest` are overwritten. */
 struct segloss_kernels {
     const char* isa;
+    /* Of the sums, the weight alone: what forward gives, without reading the logits. */
+    int64_t (*cross_entropy_weight[SEGLOSS_REALS])(const struct segloss_cross_entropy* args, int64_t begin, int64_t end,
+                                                   struct segloss_sums* sums);
     int64_t (*cross_entropy_forward[SEGLOSS_REALS])(const struct segloss_cross_entropy* args, int64_t begin,
                                                     int64_t end, struct segloss_sums* sums);
     int64_t (*cross_entropy_backward[SEGLOSS_REALS])(const struct segloss_cross_entropy* args, int64_t begin,

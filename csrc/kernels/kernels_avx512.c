@@ -1,3 +1,10 @@
+#include <immintrin.h>
+
 #define SEGLOSS_ISA_NAME "avx512"
 #define SEGLOSS_KERNELS segloss_kernels_avx512
+#define SEGLOSS_VECTOR_BYTES 64
+#define LARGER_F32(x, y) _mm512_max_ps(x, y)
+#define LARGER_F64(x, y) _mm512_max_pd(x, y)
+#define STREAM(to, x) _mm512_stream_si512((__m512i*)(to), (__m512i)(x))
+#define FENCE() _mm_sfence()
 #include "kernels_tmpl.h"

@@ -1,6 +1,15 @@
-/* All kernels of one instruction set. The including file defines SEGLOSS_ISA_NAME and SEGLOSS_KERNELS, the name of the
- * table. REAL is what the kernels compute in, REAL_DTYPE its dtype, BITS the signed integer of its size, FN(name) a
- * name of its own. */
+/* All kernels of one instruction set. The including file defines
+ *
+ *   SEGLOSS_ISA_NAME, and SEGLOSS_KERNELS, the name of the table;
+ *   SEGLOSS_VECTOR_BYTES, the size of its vectors;
+ *
+ * and, where there are instructions for it,
+ *
+ *   LARGER_F32 and LARGER_F64(x, y), for each lane x > y ? x : y;
+ *   STREAM(to, x), which writes past the caches to an aligned address, and FENCE(), which makes such writes seen.
+ *
+ * REAL is what the kernels compute in, REAL_DTYPE its dtype, BITS and UBITS the integers of its size, FN(name) a name
+ * of its own. */
 
 #include <math.h>
 
@@ -17,6 +26,9 @@
 #define REAL_LOWEST (-0x1.fffffep+127f)
 #define BITS int32_t
 #define UBITS uint32_t
+#ifdef LARGER_F32
+#define LARGER LARGER_F32
+#endif
 #define FN(name) name##_f32
 #include "real_tmpl.h"
 
@@ -27,11 +39,15 @@
 #define REAL_LOWEST (-0x1.fffffffffffffp+1023)
 #define BITS int64_t
 #define UBITS uint64_t
+#ifdef LARGER_F64
+#define LARGER LARGER_F64
+#endif
 #define FN(name) name##_f64
 #include "real_tmpl.h"
 
 const struct segloss_kernels SEGLOSS_KERNELS = {
     .isa = SEGLOSS_ISA_NAME,
+    .cross_entropy_weight = {cross_entropy_weight_f32, cross_entropy_weight_f64},
     .cross_entropy_forward = {cross_entropy_forward_f32, cross_entropy_forward_f64},
     .cross_entropy_backward = {cross_entropy_backward_f32, cross_entropy_backward_f64},
     .binary_forward = {binary_forward_f32, binary_forward_f64},

@@ -7,27 +7,27 @@
 #define CONVERT(x) ((WIDE)(x))
 #endif
 
+static inline int32_t JOIN(one_, LABEL_NAME)(WIDE value, WIDE classes, WIDE ignored, int occurs) {
+    const int in_range = (value >= 0) & (value < classes);
+    const int is_ignored = (value == ignored) & occurs;
+    const int32_t class = in_range ? (int32_t)value : BAD;
+    return is_ignored ? IGNORED : class;
+}
+
 static void LABEL_NAME(int32_t* restrict label, const struct plane* from, int count, int64_t num_classes,
                        int64_t ignore_index) {
-    const FROM* f = from->data;
+    const FROM* restrict f = from->data;
     const WIDE classes = (WIDE)num_classes;
     const WIDE ignored = (WIDE)ignore_index;
     const int occurs = (int64_t)ignored == ignore_index && !(CAN_BE_NO_LABEL && ignore_index == NO_LABEL);
-    WIDE value[SEGLOSS_BLOCK];
     if (from->stride_voxel == 1) { /* known strides vectorise */
         for (int i = 0; i < count; ++i) {
-            value[i] = CONVERT(f[i]);
+            label[i] = JOIN(one_, LABEL_NAME)(CONVERT(f[i]), classes, ignored, occurs);
         }
     } else {
         for (int i = 0; i < count; ++i) {
-            value[i] = CONVERT(f[i * from->stride_voxel]);
+            label[i] = JOIN(one_, LABEL_NAME)(CONVERT(f[i * from->stride_voxel]), classes, ignored, occurs);
         }
-    }
-    for (int i = 0; i < count; ++i) {
-        const int in_range = (value[i] >= 0) & (value[i] < classes);
-        const int is_ignored = (value[i] == ignored) & occurs;
-        const int32_t class = in_range ? (int32_t)value[i] : BAD;
-        label[i] = is_ignored ? IGNORED : class;
     }
 }
 

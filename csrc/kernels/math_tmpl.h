@@ -1,4 +1,4 @@
-/* Elementary functions of one REAL, written so that a loop over them vectorises: no branch, no call, no table.
+/* Elementary functions of a vector: no branch, no call, no table.
  *
  * Every function passes nan through. The coefficients are minimax fits (Remez exchange, 60 digits) on the interval
  * named beside them; tests/c holds the errors quoted, against arithmetic of more digits.
@@ -7,46 +7,35 @@
 #if REAL_IS_DOUBLE
 #define EXP_LOWEST (-0x1.6232bdd7abcd2p+9) /* log of the smallest normal double, -708.396 */
 #define ROUND_MAGIC 0x1.8p52               /* adding it rounds to an integer, found in the low bits */
-#define EXPONENT_BIAS 1023
+#define EXPONENT_BIAS 1023.0
 #define MANTISSA_BITS 52
 #define LN2_HIGH 0x1.62e42fee00000p-1 /* ln 2 to 33 bits: times an exponent it is exact */
 #define LN2_LOW 0x1.a39ef35793c76p-33
 #define SQRT_HALF_BITS INT64_C(0x3fe6a09e667f3bcd)
+#define RECIPROCAL_MAGIC INT64_C(0x7fde6238502484ba)
 #else
 #define EXP_LOWEST (-0x1.5d589ep+6f) /* log of the smallest normal float, -87.3365 */
 #define ROUND_MAGIC 0x1.8p23f
-#define EXPONENT_BIAS 127
+#define EXPONENT_BIAS 127.0f
 #define MANTISSA_BITS 23
 #define LN2_HIGH 0x1.62e400p-1f /* ln 2 to 15 bits */
 #define LN2_LOW 0x1.7f7d1cp-20f
 #define SQRT_HALF_BITS 0x3f3504f3
+#define RECIPROCAL_MAGIC 0x7ef311c7
 #endif
 #define LOG2_E REAL_C(0x1.71547652b82fep+0)
 
-static inline BITS FN(bits_of)(REAL x) {
-    BITS bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-static inline REAL FN(of_bits)(BITS bits) {
-    REAL x;
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
-/* exp(x) for x <= 0, within 1.1 ulp.
+/* exp(x) for x <= 0, within 1.2 ulp.
  *
  * x = n ln 2 + r with |r| <= ln 2 / 2; exp(x) = 2^n (1 + r + r^2 q(r)). Below EXP_LOWEST, where the result is no
  * longer normal, it is 0; so it is for -inf. Above 0 the result is right until 2^n overflows, but no caller goes there.
  */
-static inline REAL FN(exp_nonpositive)(REAL x) {
-    const REAL clamped = x < EXP_LOWEST ? EXP_LOWEST : x;
-    const REAL shifted = clamped * LOG2_E + ROUND_MAGIC;
-    const REAL n = shifted - ROUND_MAGIC;
-    const REAL r = (clamped - n * LN2_HIGH) - n * LN2_LOW;
+static inline VEC FN(exp_nonpositive)(VEC x) {
+    const VEC shifted = x * LOG2_E + (ROUND_MAGIC + EXPONENT_BIAS);
+    const VEC n = shifted - (ROUND_MAGIC + EXPONENT_BIAS);
+    const VEC r = (x - n * LN2_HIGH) - n * LN2_LOW;
 #if REAL_IS_DOUBLE
-    REAL q = 0x1.af857972c962ep-26;
+    VEC q = FN(splat)(0x1.af857972c962ep-26);
     q = q * r + 0x1.28b03ea496b9bp-22;
     q = q * r + 0x1.71dddfd49946dp-19;
     q = q * r + 0x1.a019969eb95fap-16;
@@ -57,31 +46,35 @@ static inline REAL FN(exp_nonpositive)(REAL x) {
     q = q * r + 0x1.5555555555561p-3;
     q = q * r + 0x1.000000000000bp-1;
 #else
-    REAL q = 0x1.6db416p-10f;
+    VEC q = FN(splat)(0x1.6db416p-10f);
     q = q * r + 0x1.123b46p-7f;
     q = q * r + 0x1.55545ep-5f;
     q = q * r + 0x1.555490p-3f;
     q = q * r + 0x1.000000p-1f;
 #endif
-    const REAL fraction = q * (r * r) + r + 1;
-    const REAL power = FN(of_bits)((BITS)(((UBITS)FN(bits_of)(shifted) + EXPONENT_BIAS) << MANTISSA_BITS));
-    return x < EXP_LOWEST ? 0 : fraction * power;
+    const VEC fraction = (q * r + 1) * r + 1;
+    const VEC power = (VEC)((UMASK)shifted << MANTISSA_BITS);
+    return FN(only)(~(x < EXP_LOWEST), fraction * power);
+}
+
+/* The integer k as REAL, |k| < 2^20. */
+static inline VEC FN(of_integer)(MASK k) {
+    const VEC magic = FN(splat)(ROUND_MAGIC);
+    return (VEC)((UMASK)k + (UMASK)magic) - magic;
 }
 
 /* u = 2^k (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)), for a normal u. */
-static inline BITS FN(exponent_of)(REAL u) { return (FN(bits_of)(u) - SQRT_HALF_BITS) >> MANTISSA_BITS; }
+static inline MASK FN(exponent_of)(VEC u) { return (MASK)((UMASK)u - SQRT_HALF_BITS) >> MANTISSA_BITS; }
 
-static inline REAL FN(reduced)(REAL u, BITS k) {
-    return FN(of_bits)(FN(bits_of)(u) - k * ((BITS)1 << MANTISSA_BITS)) - 1;
-}
+static inline VEC FN(reduced)(VEC u, MASK k) { return (VEC)((UMASK)u - ((UMASK)k << MANTISSA_BITS)) - 1; }
 
 /* log(2^k (1 + f)) + lost = k ln 2 + f - f^2/2 + s (f^2/2 + R(s^2)) + lost, s = f / (2 + f). */
-static inline REAL FN(log_of_reduced)(REAL f, BITS k, REAL lost) {
-    const REAL exponent = (REAL)k;
-    const REAL s = f / (2 + f);
-    const REAL z = s * s;
+static inline VEC FN(log_of_reduced)(VEC f, MASK k, VEC lost) {
+    const VEC exponent = FN(of_integer)(k);
+    const VEC s = f / (2 + f);
+    const VEC z = s * s;
 #if REAL_IS_DOUBLE
-    REAL r = 0x1.2f052ab7cad11p-3;
+    VEC r = FN(splat)(0x1.2f052ab7cad11p-3);
     r = r * z + 0x1.39a1c0c7e037cp-3;
     r = r * z + 0x1.74663ea6d9cadp-3;
     r = r * z + 0x1.c71c520ac0031p-3;
@@ -89,32 +82,32 @@ static inline REAL FN(log_of_reduced)(REAL f, BITS k, REAL lost) {
     r = r * z + 0x1.999999997fde2p-2;
     r = r * z + 0x1.5555555555592p-1;
 #else
-    REAL r = 0x1.31e2e0p-2f;
+    VEC r = FN(splat)(0x1.31e2e0p-2f);
     r = r * z + 0x1.995ebap-2f;
     r = r * z + 0x1.55557ap-1f;
 #endif
-    const REAL half_square = f * f / 2;
+    const VEC half_square = f * f / 2;
     return exponent * LN2_HIGH + (f - (half_square - s * (half_square + z * r) - (exponent * LN2_LOW + lost)));
 }
 
 /* log(x) for a normal x > 0, within 1.0 ulp; 0 gives -inf, nan gives nan. */
-static inline REAL FN(log)(REAL x) {
-    const BITS k = FN(exponent_of)(x);
-    const REAL result = FN(log_of_reduced)(FN(reduced)(x, k), k, 0);
-    return x == 0 ? -(REAL)INFINITY : result + (x - x);
+static inline VEC FN(log)(VEC x) {
+    const MASK k = FN(exponent_of)(x);
+    const VEC result = FN(log_of_reduced)(FN(reduced)(x, k), k, FN(splat)(0));
+    return FN(select)(x == 0, FN(splat)(-(REAL)INFINITY), result + (x - x));
 }
 
-/* log(1 + x) for x >= 0, within 2.1 ulp relative to the result, however small x is.
+/* log(1 + x) for x >= 0, within 2.1 ulp relative to the result, however small x is; nan gives nan.
  *
- * What rounding 1 + x lost is put back as `lost`; for k = 0, f is x itself, so nothing is lost. x = -1 gives -inf,
- * nan gives nan. */
-static inline REAL FN(log1p)(REAL x) {
-    const REAL u = 1 + x;
-    const BITS k = FN(exponent_of)(u);
-    const REAL f = k == 0 ? x : FN(reduced)(u, k);
-    const REAL lost = k == 0 ? 0 : (u - 1 > x ? 1 - (u - x) : x - (u - 1)) / u;
-    const REAL result = FN(log_of_reduced)(f, k, lost);
-    return x == -1 ? -(REAL)INFINITY : result + (x - x);
+ * What rounding 1 + x lost is put back as `lost`; for k = 0, f is x itself, so nothing is lost. */
+static inline VEC FN(log1p)(VEC x) {
+    const VEC u = 1 + x;
+    const MASK k = FN(exponent_of)(u);
+    const VEC f = FN(select)(k == 0, x, FN(reduced)(u, k));
+    const VEC rounded_off = FN(select)(u - 1 > x, 1 - (u - x), x - (u - 1));
+    const VEC reciprocal = (VEC)(RECIPROCAL_MAGIC - (MASK)u); /* of u, within 12 %, as is enough here */
+    const VEC lost = FN(only)(k != 0, rounded_off * reciprocal);
+    return FN(log_of_reduced)(f, k, lost) + (x - x);
 }
 
 #undef EXP_LOWEST
@@ -124,4 +117,5 @@ static inline REAL FN(log1p)(REAL x) {
 #undef LN2_HIGH
 #undef LN2_LOW
 #undef SQRT_HALF_BITS
+#undef RECIPROCAL_MAGIC
 #undef LOG2_E

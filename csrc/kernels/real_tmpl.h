@@ -1,4 +1,5 @@
 /* What is compiled for each REAL. */
+#include "vector_tmpl.h"
 #include "math_tmpl.h"
 #include "classes_tmpl.h"
 #include "voxels_tmpl.h"
@@ -13,6 +14,11 @@
 #undef ROWS
 #undef LABEL_GRAD
 #undef VOXELS
+#undef VEC
+#undef MASK
+#undef UMASK
+#undef WIDTH
+#undef LARGER
 #undef REAL
 #undef REAL_C
 #undef REAL_IS_DOUBLE

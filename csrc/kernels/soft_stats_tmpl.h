@@ -1,7 +1,7 @@
 /* Soft statistics and the losses summed along with them; the formulas are in kernels.h. */
 
 /* p_c of a chunk is rows[c] * v->share. */
-static REAL* FN(activations)(const struct segloss_soft_stats* s, VOXELS* v, int64_t first, int n) {
+static const REAL* FN(activations)(const struct segloss_soft_stats* s, VOXELS* v, int64_t first, int n) {
     return s->activation == SEGLOSS_SOFTMAX ? FN(exponentials)(v, first, n)
                                             : FN(probabilities)(v, s->activation, first, n);
 }
@@ -10,24 +10,11 @@ static REAL* FN(activations)(const struct segloss_soft_stats* s, VOXELS* v, int6
 static void FN(prepare_activations)(const struct segloss_soft_stats* s, VOXELS* v) {
     if (s->activation == SEGLOSS_SOFTMAX) {
         FN(find_softmax)(v, &s->voxels);
+        FN(find_share)(v);
         return;
     }
-    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-        v->share[i] = 1;
-    }
-}
-
-/* Adds the block's sum to one class's lanes: four values in REAL, all else in double. */
-static void FN(add_row)(double* restrict sums, const REAL* restrict x) {
-    enum { QUARTER = SEGLOSS_BLOCK / 4 };
-    REAL part[QUARTER];
-    for (int i = 0; i < QUARTER; ++i) {
-        part[i] = (x[i] + x[i + QUARTER]) + (x[i + 2 * QUARTER] + x[i + 3 * QUARTER]);
-    }
-    for (int i = 0; i < QUARTER; i += SEGLOSS_SUM_LANES) {
-        for (int k = 0; k < SEGLOSS_SUM_LANES; ++k) {
-            sums[k] += (double)part[i + k];
-        }
+    for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+        FN(store)(v->share + i, FN(splat)(1));
     }
 }
 
@@ -44,33 +31,45 @@ static struct FN(class_sums) FN(sums_of_class)(const struct segloss_soft_stats* 
     return (struct FN(class_sums)){first, first + stride, first + 2 * stride};
 }
 
+/* Four vectors' sum. */
+static inline VEC FN(sum_of_four)(const VEC* x) { return (x[0] + x[1]) + (x[2] + x[3]); }
+
 /* v p, or v p^2, of each class. */
 static void FN(add_predictions)(const struct segloss_soft_stats* s, const VOXELS* v, const REAL* rows, int64_t first,
                                 int n, double* stats) {
-    ALIGNED REAL value[SEGLOSS_BLOCK];
     for (int c = 0; c < n; ++c) {
-        for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-            const REAL p = rows[c * SEGLOSS_BLOCK + i] * v->share[i];
-            value[i] = (s->squared ? p * p : p) * v->weight[i];
+        double* sums = FN(sums_of_class)(s, stats, first + c).prediction;
+        for (int i = 0; i < SEGLOSS_BLOCK; i += 4 * WIDTH) {
+            VEC value[4];
+            for (int k = 0; k < 4; ++k) {
+                const int lane = i + k * WIDTH;
+                const VEC p = FN(load)(rows + c * ROW_LANES + lane) * FN(load)(v->share + lane);
+                value[k] = (s->squared ? p * p : p) * FN(load)(v->weight + lane);
+            }
+            FN(add_to_sums)(sums, FN(sum_of_four)(value));
         }
-        FN(add_row)(FN(sums_of_class)(s, stats, first + c).prediction, value);
     }
 }
 
 /* v p g and v g, or v g^2, class by class. */
 static void FN(add_targets)(const struct segloss_soft_stats* s, VOXELS* v, const REAL* rows, int64_t first, int n,
                             double* stats) {
-    ALIGNED REAL both[SEGLOSS_BLOCK], only[SEGLOSS_BLOCK], buffer[SEGLOSS_BLOCK];
+    ALIGNED REAL buffer[SEGLOSS_BLOCK];
     for (int c = 0; c < n; ++c) {
-        const REAL* g = FN(target_row)(v, &s->voxels, first, n, c, buffer);
-        for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-            const REAL weighted = g[i] * v->weight[i];
-            both[i] = rows[c * SEGLOSS_BLOCK + i] * v->share[i] * weighted;
-            only[i] = s->squared ? g[i] * weighted : weighted;
-        }
+        const REAL* target = FN(target_row)(v, &s->voxels, first, n, c, buffer);
         const struct FN(class_sums) sums = FN(sums_of_class)(s, stats, first + c);
-        FN(add_row)(sums.intersection, both);
-        FN(add_row)(sums.target, only);
+        for (int i = 0; i < SEGLOSS_BLOCK; i += 4 * WIDTH) {
+            VEC both[4], only[4];
+            for (int k = 0; k < 4; ++k) {
+                const int lane = i + k * WIDTH;
+                const VEC g = FN(load)(target + lane);
+                const VEC weighted = g * FN(load)(v->weight + lane);
+                both[k] = FN(load)(rows + c * ROW_LANES + lane) * FN(load)(v->share + lane) * weighted;
+                only[k] = s->squared ? g * weighted : weighted;
+            }
+            FN(add_to_sums)(sums.intersection, FN(sum_of_four)(both));
+            FN(add_to_sums)(sums.target, FN(sum_of_four)(only));
+        }
     }
 }
 
@@ -92,12 +91,13 @@ static void FN(add_labels)(const struct segloss_soft_stats* s, const VOXELS* v, 
 static void FN(add_binary_losses)(const struct segloss_cross_entropy* a, VOXELS* v, int64_t first, int n,
                                   REAL* restrict loss) {
     const REAL* x = FN(read_input)(v, first, n);
+    ALIGNED REAL buffer[SEGLOSS_BLOCK];
     for (int c = 0; c < n; ++c) {
-        ALIGNED REAL buffer[SEGLOSS_BLOCK], class_loss[SEGLOSS_BLOCK];
         const REAL* target = FN(target_row)(v, a, first, n, c, buffer);
-        FN(binary_losses)(a, v, first + c, x + c * SEGLOSS_BLOCK, target, class_loss);
-        for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-            loss[i] += class_loss[i];
+        for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+            const VEC x_c = FN(load)(x + c * ROW_LANES + i);
+            const VEC value = FN(binary_loss)(a, first + c, x_c, FN(load)(target + i));
+            FN(store)(loss + i, FN(load)(loss + i) + FN(load)(v->weight + i) * value);
         }
     }
 }
@@ -122,7 +122,8 @@ static void FN(block_stats)(const struct segloss_soft_stats* s, VOXELS* v, REAL 
         }
     }
     if (s->with_loss && is_softmax) {
-        FN(block_losses)(a, v, total_class_weight, loss, weight);
+        FN(find_weights)(a, v, weight);
+        FN(block_losses)(a, v, total_class_weight, weight, loss);
     } else if (s->with_loss) {
         for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
             weight[i] = v->weight[i] * (REAL)a->num_classes;
@@ -166,27 +167,30 @@ static int64_t FN(soft_stats_forward)(const struct segloss_soft_stats* s, int64_
  * grad_prediction, the statistics' part is v p_c (d_c - sum_k p_k d_k) for a softmax, v p_c (1 - p_c) d_c for a sigmoid
  * and v d_c for p itself ---- */
 
-static inline REAL FN(prediction_slope)(const struct segloss_soft_stats* s, REAL b, REAL p) {
+static inline VEC FN(prediction_slope)(const struct segloss_soft_stats* s, VEC b, VEC p) {
     return s->squared ? 2 * b * p : b;
 }
 
 /* sum_{c != y} e_c (d_c - d_y): relative to the label's own, so that the gradient of a confident voxel keeps its
- * digits. Leaves e_y = 0 behind; write_label_grad does not look at it. */
+ * digits. */
 static void FN(find_differences)(const struct segloss_soft_stats* s, VOXELS* v, const REAL* restrict at_label,
                                  REAL* restrict difference) {
     const REAL* b = s->grad_prediction;
-    ALIGNED const REAL zeros[SEGLOSS_BLOCK] = {0};
     ALIGNED double sum[SEGLOSS_BLOCK];
+    ALIGNED REAL part[SEGLOSS_BLOCK];
     for (int64_t first = 0; first < s->voxels.num_classes; first += CLASS_CHUNK) {
         const int n = FN(chunk_length)(first, s->voxels.num_classes);
-        REAL* exponentials = FN(exponentials)(v, first, n);
-        ALIGNED REAL part[SEGLOSS_BLOCK] = {0};
-        FN(put_labels)((ROWS){exponentials, SEGLOSS_BLOCK}, first, n, v->label, zeros);
-        for (int c = 0; c < n; ++c) {
-            const REAL* e = exponentials + c * SEGLOSS_BLOCK;
-            for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-                part[i] += e[i] * (FN(prediction_slope)(s, b[first + c], e[i] * v->share[i]) - at_label[i]);
+        const REAL* exponentials = FN(exponentials)(v, first, n);
+        for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+            const MASK label = FN(load_labels)(v->label + i) - (BITS)first;
+            const VEC d_y = FN(load)(at_label + i), share = FN(load)(v->share + i);
+            VEC total = {0};
+            for (int c = 0; c < n; ++c) {
+                const VEC e = FN(load)(exponentials + c * ROW_LANES + i);
+                const VEC d = FN(prediction_slope)(s, FN(splat)(b[first + c]), e * share);
+                total += FN(only)(label != c, e * (d - d_y));
             }
+            FN(store)(part + i, total);
         }
         FN(add_chunk)(difference, sum, part, first, s->voxels.num_classes);
     }
@@ -194,101 +198,116 @@ static void FN(find_differences)(const struct segloss_soft_stats* s, VOXELS* v, 
 
 /* Adds the statistics' part to the gradient of a block with labels. */
 static void FN(add_to_label_grad)(const struct segloss_soft_stats* s, VOXELS* v, LABEL_GRAD* g) {
-    const REAL* e = v->label_e;
     ALIGNED REAL at_label[SEGLOSS_BLOCK], difference[SEGLOSS_BLOCK], a_y[SEGLOSS_BLOCK], b_y[SEGLOSS_BLOCK];
     FN(look_up)(s->grad_intersection, s->voxels.num_classes, v->label, a_y);
     FN(look_up)(s->grad_prediction, s->voxels.num_classes, v->label, b_y);
-    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-        at_label[i] = a_y[i] + FN(prediction_slope)(s, b_y[i], e[i] * v->share[i]);
+    for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+        const VEC p = FN(load)(v->label_e + i) * FN(load)(v->share + i);
+        FN(store)(at_label + i, FN(load)(a_y + i) + FN(prediction_slope)(s, FN(load)(b_y + i), p));
     }
     FN(find_differences)(s, v, at_label, difference);
-    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-        const REAL scale = v->weight[i] * v->share[i];
-        const REAL mean_difference = difference[i] * v->share[i];
-        g->slope[i] -= scale * (at_label[i] + mean_difference);
-        g->curve[i] = s->squared ? 2 * scale * v->share[i] : scale;
-        g->at_label[i] -= scale * e[i] * mean_difference;
+    for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+        const VEC share = FN(load)(v->share + i), e = FN(load)(v->label_e + i);
+        const VEC scale = FN(load)(v->weight + i) * share;
+        const VEC mean_difference = FN(load)(difference + i) * share;
+        FN(store)(g->slope + i, FN(load)(g->slope + i) - scale * (FN(load)(at_label + i) + mean_difference));
+        FN(store)(g->curve + i, s->squared ? 2 * scale * share : scale);
+        FN(store)(g->at_label + i, FN(load)(g->at_label + i) - scale * e * mean_difference);
     }
     g->b = s->grad_prediction;
     g->squared = s->squared;
 }
 
-/* d_c of one class. */
-static void FN(find_slopes)(const struct segloss_soft_stats* s, VOXELS* v, const REAL* rows, int64_t first, int n,
-                            int c, REAL* restrict slope) {
+/* The target and the derivatives of one class: d_c = a_c g_c + b_c, times 2 p_c if squared. */
+struct FN(slopes) {
+    const REAL* target;
+    REAL a;
+    REAL b;
+};
+
+static struct FN(slopes)
+    FN(slopes_of_class)(const struct segloss_soft_stats* s, VOXELS* v, int64_t first, int n, int c, REAL* buffer) {
     const REAL a = ((const REAL*)s->grad_intersection)[first + c];
     const REAL b = ((const REAL*)s->grad_prediction)[first + c];
-    ALIGNED REAL buffer[SEGLOSS_BLOCK];
-    const REAL* g = FN(target_row)(v, &s->voxels, first, n, c, buffer);
-    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-        slope[i] = a * g[i] + FN(prediction_slope)(s, b, rows[c * SEGLOSS_BLOCK + i] * v->share[i]);
-    }
+    return (struct FN(slopes)){FN(target_row)(v, &s->voxels, first, n, c, buffer), a, b};
+}
+
+static inline VEC FN(slope_at)(const struct segloss_soft_stats* s, const struct FN(slopes) * slopes, int i, VEC p) {
+    return slopes->a * FN(load)(slopes->target + i) + FN(prediction_slope)(s, FN(splat)(slopes->b), p);
 }
 
 /* sum_k p_k d_k. */
 static void FN(find_mean_slope)(const struct segloss_soft_stats* s, VOXELS* v, REAL* mean) {
     ALIGNED double sum[SEGLOSS_BLOCK];
-    ALIGNED REAL slope[SEGLOSS_BLOCK];
+    ALIGNED REAL buffer[SEGLOSS_BLOCK];
     for (int64_t first = 0; first < s->voxels.num_classes; first += CLASS_CHUNK) {
         const int n = FN(chunk_length)(first, s->voxels.num_classes);
         const REAL* rows = FN(activations)(s, v, first, n);
         ALIGNED REAL part[SEGLOSS_BLOCK] = {0};
         for (int c = 0; c < n; ++c) {
-            FN(find_slopes)(s, v, rows, first, n, c, slope);
-            for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-                part[i] += rows[c * SEGLOSS_BLOCK + i] * v->share[i] * slope[i];
+            const struct FN(slopes) slopes = FN(slopes_of_class)(s, v, first, n, c, buffer);
+            for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+                const VEC p = FN(load)(rows + c * ROW_LANES + i) * FN(load)(v->share + i);
+                FN(store)(part + i, FN(load)(part + i) + p * FN(slope_at)(s, &slopes, i, p));
             }
         }
         FN(add_chunk)(mean, sum, part, first, s->voxels.num_classes);
     }
 }
 
-/* The losses' part of a chunk's gradient: zero without them. */
-static void FN(write_loss_grad)(const struct segloss_soft_stats* s, VOXELS* v, const REAL* mass, const REAL* scale,
-                                int64_t first, int n, ROWS grad) {
-    if (s->with_loss && s->activation == SEGLOSS_SOFTMAX) {
-        FN(probability_grad)(&s->voxels, v, mass, scale, first, n, grad);
-        return;
+/* The losses' part of a class's gradient: zero without them. */
+static inline VEC FN(loss_grad)(const struct segloss_soft_stats* s, const VOXELS* v, int64_t class, int i, VEC x,
+                                VEC target, VEC activation, const REAL* mass, const REAL* scale) {
+    if (!s->with_loss) {
+        return FN(splat)(0);
     }
-    for (int c = 0; c < n; ++c) {
-        REAL* row = grad.values + c * grad.stride;
-        if (s->with_loss) {
-            ALIGNED REAL buffer[SEGLOSS_BLOCK];
-            const REAL* target = FN(target_row)(v, &s->voxels, first, n, c, buffer);
-            const REAL* x = FN(read_input)(v, first, n) + c * SEGLOSS_BLOCK;
-            FN(binary_grad)(&s->voxels, first + c, x, target, scale, row);
-        } else {
-            memset(row, 0, SEGLOSS_BLOCK * sizeof *row);
-        }
+    if (s->activation == SEGLOSS_SOFTMAX) {
+        return FN(probability_grad)(&s->voxels, v, class, i, target, activation, mass, scale);
     }
+    return FN(binary_grad)(&s->voxels, class, x, target, FN(load)(scale + i));
 }
 
-/* Adds the statistics' part class by class; `mean` is that of find_mean_slope for a softmax. */
-static void FN(add_stats_grad)(const struct segloss_soft_stats* s, VOXELS* v, const REAL* mean, int64_t first, int n,
-                               ROWS grad) {
+/* The gradient of a block class by class; `mean` is that of find_mean_slope for a softmax. */
+static void FN(write_stats_grad)(const struct segloss_soft_stats* s, VOXELS* v, const REAL* mass, const REAL* mean,
+                                 const REAL* scale, int64_t first, int n) {
+    const struct segloss_cross_entropy* a = &s->voxels;
     const REAL* rows = FN(activations)(s, v, first, n);
     const REAL* input = FN(read_input)(v, first, n);
-    ALIGNED REAL slope[SEGLOSS_BLOCK];
+    const ROWS grad = FN(output_of_chunk)(v, &a->grad_logits, first, a->stream_grad);
+    ALIGNED REAL buffer[SEGLOSS_BLOCK];
     for (int c = 0; c < n; ++c) {
-        const REAL* x = input + c * SEGLOSS_BLOCK;
-        REAL* restrict row = grad.values + c * grad.stride;
-        FN(find_slopes)(s, v, rows, first, n, c, slope);
-        for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-            const REAL p = rows[c * SEGLOSS_BLOCK + i] * v->share[i];
-            const REAL others = s->activation == SEGLOSS_SIGMOID ? FN(sigmoid)(-x[i], FN(exp_minus_abs)(x[i])) : 1;
-            const REAL derivative = s->activation == SEGLOSS_IDENTITY ? 1 : p * others;
-            row[i] += v->weight[i] * derivative * (slope[i] - mean[i]);
+        const struct FN(slopes) slopes = FN(slopes_of_class)(s, v, first, n, c, buffer);
+        for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+            const VEC activation = FN(load)(rows + c * ROW_LANES + i), x = FN(load)(input + c * ROW_LANES + i);
+            const VEC p = activation * FN(load)(v->share + i);
+            VEC derivative = s->activation == SEGLOSS_IDENTITY ? FN(splat)(1) : p;
+            if (s->activation == SEGLOSS_SIGMOID) {
+                derivative *= FN(sigmoid)(-x, FN(exp_minus_abs)(x));
+            }
+            const VEC difference = FN(slope_at)(s, &slopes, i, p) - FN(load)(mean + i);
+            const VEC target = FN(load)(slopes.target + i);
+            const VEC of_losses = FN(loss_grad)(s, v, first + c, i, x, target, activation, mass, scale);
+            FN(put)(grad, c * grad.stride + i, of_losses + FN(load)(v->weight + i) * derivative * difference);
         }
     }
+    FN(write_rows)(grad, v->input.values, &a->grad_logits, &v->block, first, n);
+}
+
+/* The same for labels under a softmax, where only the label's class differs. */
+static void FN(write_label_stats_grad)(const struct segloss_soft_stats* s, VOXELS* v, const LABEL_GRAD* label_grad,
+                                       int64_t first, int n) {
+    const struct segloss_cross_entropy* a = &s->voxels;
+    const REAL* e = FN(exponentials)(v, first, n);
+    const ROWS grad = FN(output_of_chunk)(v, &a->grad_logits, first, a->stream_grad);
+    FN(write_label_grad)(a, v, e, label_grad, first, n, grad);
+    FN(write_rows)(grad, v->input.values, &a->grad_logits, &v->block, first, n);
 }
 
 static void FN(block_stats_grad)(const struct segloss_soft_stats* s, VOXELS* v, REAL total_class_weight) {
     const struct segloss_cross_entropy* a = &s->voxels;
     const int is_softmax = s->activation == SEGLOSS_SOFTMAX;
     const int by_label = is_softmax && a->target_kind == SEGLOSS_LABELS;
-    ALIGNED REAL buffer[CLASS_CHUNK * SEGLOSS_BLOCK];
-    ALIGNED REAL scale[SEGLOSS_BLOCK];
-    ALIGNED REAL mass[SEGLOSS_BLOCK], mean[SEGLOSS_BLOCK];
+    ALIGNED REAL scale[SEGLOSS_BLOCK], mass[SEGLOSS_BLOCK], mean[SEGLOSS_BLOCK] = {0};
     LABEL_GRAD label_grad;
     FN(read_scale)(a, v, 0, scale);
     FN(prepare_activations)(s, v);
@@ -298,19 +317,14 @@ static void FN(block_stats_grad)(const struct segloss_soft_stats* s, VOXELS* v, 
     } else if (is_softmax) {
         FN(find_mass)(a, v, mass);
         FN(find_mean_slope)(s, v, mean);
-    } else {
-        memset(mean, 0, sizeof mean);
     }
     for (int64_t first = 0; first < a->num_classes; first += CLASS_CHUNK) {
         const int n = FN(chunk_length)(first, a->num_classes);
-        const ROWS grad = FN(output_rows)(&a->grad_logits, &v->block, first, buffer);
         if (by_label) {
-            FN(write_label_grad)(a, v, &label_grad, first, n, grad);
+            FN(write_label_stats_grad)(s, v, &label_grad, first, n);
         } else {
-            FN(write_loss_grad)(s, v, mass, scale, first, n, grad);
-            FN(add_stats_grad)(s, v, mean, first, n, grad);
+            FN(write_stats_grad)(s, v, mass, mean, scale, first, n);
         }
-        FN(write_rows)(grad, buffer, &a->grad_logits, &v->block, first, n);
     }
 }
 
@@ -330,5 +344,6 @@ static int64_t FN(soft_stats_backward)(const struct segloss_soft_stats* s, int64
             FN(zero_grad)(&s->voxels, &v.block);
         }
     }
+    FN(end_streams)();
     return -1;
 }

@@ -15,7 +15,7 @@ VOXELS {
     /* Of a softmax; x_y and e_y are 0 where there is no label. */
     ALIGNED REAL max[SEGLOSS_BLOCK];
     ALIGNED REAL tail[SEGLOSS_BLOCK];
-    ALIGNED REAL share[SEGLOSS_BLOCK]; /* 1 / (1 + tail), so that p_c = e_c share */
+    ALIGNED REAL share[SEGLOSS_BLOCK]; /* 1 / (1 + tail), so that p_c = e_c share; 1 for other activations */
     ALIGNED REAL label_x[SEGLOSS_BLOCK];
     ALIGNED REAL label_e[SEGLOSS_BLOCK];
 };
@@ -40,10 +40,12 @@ static int FN(read_masks)(VOXELS* v, const struct segloss_cross_entropy* a) {
     for (int64_t first = 0; first < a->num_classes; first += CLASS_CHUNK) {
         const int n = FN(chunk_length)(first, a->num_classes);
         const REAL* target = FN(read_chunk)(&v->target, &v->block, NULL, first, n);
-        for (int k = 0; k < n * SEGLOSS_BLOCK; ++k) {
-            const int i = k % SEGLOSS_BLOCK;
-            v->label[i] = target[k] == ignored ? -1 : v->label[i];
-            bad[i] |= !((target[k] == 0) | (target[k] == 1) | (target[k] == ignored));
+        for (int c = 0; c < n; ++c) {
+            const REAL* mask = target + c * ROW_LANES;
+            for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
+                v->label[i] = mask[i] == ignored ? -1 : v->label[i];
+                bad[i] |= !((mask[i] == 0) | (mask[i] == 1) | (mask[i] == ignored));
+            }
         }
     }
     v->target.first_class = -1; /* read without regard to what is active */
@@ -96,38 +98,18 @@ static void FN(pick_labels)(const REAL* restrict rows, int64_t first_class, int 
         for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
             const int64_t c = label[i] - first_class;
             if (label[i] >= 0 && c >= 0 && c < num_classes) {
-                picked[i] = rows[c * SEGLOSS_BLOCK + i];
+                picked[i] = rows[c * ROW_LANES + i];
             }
         }
         return;
     }
-    for (int c = 0; c < num_classes; ++c) {
-        const REAL* row = rows + c * SEGLOSS_BLOCK;
-        const int32_t class = (int32_t)(first_class + c);
-        for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-            picked[i] = label[i] == class ? row[i] : picked[i];
+    for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+        const MASK class = FN(load_labels)(label + i) - (BITS)first_class;
+        VEC value = FN(load)(picked + i);
+        for (int c = 0; c < num_classes; ++c) {
+            value = FN(select)(class == c, FN(load)(rows + c * ROW_LANES + i), value);
         }
-    }
-}
-
-/* The other way round: `value` to the lanes' labels. */
-static void FN(put_labels)(ROWS rows, int64_t first_class, int num_classes, const int32_t* restrict label,
-                           const REAL* restrict value) {
-    if (num_classes > FN(few_classes)) {
-        for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-            const int64_t c = label[i] - first_class;
-            if (label[i] >= 0 && c >= 0 && c < num_classes) {
-                rows.values[c * rows.stride + i] = value[i];
-            }
-        }
-        return;
-    }
-    for (int c = 0; c < num_classes; ++c) {
-        REAL* restrict row = rows.values + c * rows.stride;
-        const int32_t class = (int32_t)(first_class + c);
-        for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-            row[i] = label[i] == class ? value[i] : row[i];
-        }
+        FN(store)(picked + i, value);
     }
 }
 
@@ -140,13 +122,20 @@ static void FN(look_up)(const REAL* restrict table, int64_t num_classes, const i
         }
         return;
     }
-    memset(value, 0, SEGLOSS_BLOCK * sizeof *value);
-    for (int32_t c = 0; c < num_classes; ++c) {
-        const REAL entry = table[c];
-        for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-            value[i] = label[i] == c ? entry : value[i];
+    for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+        const MASK class = FN(load_labels)(label + i);
+        VEC entry = {0};
+        for (int c = 0; c < (int)num_classes; ++c) {
+            entry = FN(select)(class == c, FN(splat)(table[c]), entry);
         }
+        FN(store)(value + i, entry);
     }
+}
+
+/* Where to put a chunk's results, class by class; if need be over the input, which then has to be read anew. */
+static ROWS FN(output_of_chunk)(VOXELS* v, const struct segloss_tensor* t, int64_t first_class, int stream) {
+    v->input.first_class = -1;
+    return FN(output_rows)(t, &v->block, first_class, stream, v->input.values);
 }
 
 /* A block without a voxel that counts: its input need not be read. */

@@ -1,9 +1,11 @@
 #include "autograd.h"
 
 #include <ATen/ATen.h>
+#include <ATen/SavedTensorHooks.h>
 #include <ATen/autocast_mode.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/functions/utils.h>
 
@@ -22,6 +24,13 @@ at::ScalarType dtype_of_loss(const Tensor& input) {
     const auto device = input.device().type();
     const bool autocast = at::autocast::is_autocast_available(device) && at::autocast::is_autocast_enabled(device);
     return autocast ? at::promote_types(input.scalar_type(), at::kFloat) : input.scalar_type();
+}
+
+bool may_hold_results(const Tensor& input) {
+    using c10::DispatchKey;
+    const c10::DispatchKeySet tracing({DispatchKey::Python, DispatchKey::Functionalize});
+    const bool is_traced = input.key_set().has_any(tracing) || c10::impl::TorchDispatchModeTLS::any_modes_set();
+    return input.is_cpu() && !is_traced && !at::SavedTensorDefaultHooks::get_hooks();
 }
 
 bool needs_differentiable_gradient(const variable_list& grads) {

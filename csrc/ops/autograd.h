@@ -27,6 +27,10 @@ at::ScalarType dtype_of_loss(const Tensor& input);
 
 inline bool has_kernel(const Tensor& tensor) { return tensor.is_cpu() || tensor.is_meta(); }
 
+// True where a backward pass may find what the forward pass left outside of save_for_backward: not while the operators
+// are traced (compiling, exporting), nor under hooks on saved tensors (checkpointing, offloading), which do not see it.
+bool may_hold_results(const Tensor& input);
+
 // True if a backward pass needs a gradient that itself can be differentiated.
 bool needs_differentiable_gradient(const variable_list& grads);
 

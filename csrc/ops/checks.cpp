@@ -37,8 +37,14 @@ std::string label_shapes(const Tensor& input, int64_t dim) {
     return c10::str(c10::SymIntArrayRef(without(shape, dim)), " or ", c10::SymIntArrayRef(with_size(shape, dim, 1)));
 }
 
-bool fits(const SymShape& target, const SymShape& input, int64_t dim) {
-    return target == without(input, dim) || target == with_size(input, dim, 1);
+// Whether target has input's sizes without `dim`, or with size 1 there. Asked of every call: nothing is allocated.
+bool fits(c10::SymIntArrayRef target, c10::SymIntArrayRef input, int64_t dim) {
+    const auto at = static_cast<size_t>(dim);
+    if (target.size() + 1 == input.size()) {
+        return target.slice(0, at) == input.slice(0, at) && target.slice(at) == input.slice(at + 1);
+    }
+    return target.size() == input.size() && target.slice(0, at) == input.slice(0, at) && target[at] == 1 &&
+           target.slice(at + 1) == input.slice(at + 1);
 }
 
 std::string expand_call(const c10::SymInt& batch_size, size_t num_dims) {
@@ -179,7 +185,7 @@ void check_logits(const std::string& op, const Tensor& input) {
 }
 
 bool has_label_shape(const Tensor& input, const Tensor& labels, int64_t dim) {
-    return fits(shape_of(labels), shape_of(input), dim);
+    return fits(labels.sym_sizes(), input.sym_sizes(), dim);
 }
 
 Target classify_target(const std::string& op, const Tensor& input, const Tensor& target, int64_t dim,

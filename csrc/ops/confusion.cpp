@@ -79,7 +79,7 @@ segloss_confusion kernel_arguments(const Tensor& input, const Tensor& target, in
     args.num_classes = num_classes;
     args.ignore_index = ignore_index;
     args.prediction_is_labels = is_label_map(input);
-    const auto sizes = args.prediction_is_labels ? input.sizes().vec() : position_sizes(input, dim);
+    const auto sizes = args.prediction_is_labels ? at::DimVector(input.sizes()) : position_sizes(input, dim);
     args.positions = describe(sizes, dim, {{&input, &args.prediction}, {&target, &args.target}});
     return args;
 }

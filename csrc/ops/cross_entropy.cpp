@@ -1,13 +1,17 @@
 // Cross entropy and negative log likelihood: one operator for the user, a forward and a backward operator beneath it.
 
 #include <ATen/ATen.h>
+#include <ATen/EmptyTensor.h>
+#include <ATen/ScalarOps.h>
 #include <ATen/core/Reduction.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/library.h>
 
+#include <cmath>
 #include <limits>
+#include <optional>
 #include <tuple>
 
 #include "autograd.h"
@@ -97,81 +101,104 @@ Tensor reduced_loss(const segloss_sums& total, const Options& options) {
         const double empty = options.empty_zero ? 0 : std::numeric_limits<double>::quiet_NaN();
         loss = total.weight == 0 ? empty : loss / total.weight;
     }
-    return at::scalar_tensor(loss, at::TensorOptions().dtype(options.dtype));
+    return at::detail::scalar_tensor_static(loss, options.dtype, at::kCPU);
 }
 
-std::tuple<Tensor, Tensor, Tensor> forward_cpu(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                                               const OptionalTensor& voxel_weight, int64_t dim, int64_t reduction,
-                                               int64_t ignore_index, double label_smoothing, double gamma,
-                                               bool log_probabilities, bool empty_zero, ScalarType dtype,
-                                               c10::string_view op) {
-    const Options options{std::string(op),   dim,        reduction, ignore_index, label_smoothing, gamma,
-                          log_probabilities, empty_zero, dtype};
-    const auto kind = check_operator_arguments(input, target, weight, voxel_weight, options);
-    const auto sizes = position_sizes(input, dim);
-    const auto num_positions = c10::multiply_integers(sizes);
-    const auto class_weight = class_weight_for_kernel(weight, dtype);
-    const auto voxel_weights = voxel_weight_for_kernel(voxel_weight, dtype);
-    const auto tail_sizes = log_probabilities ? std::vector<int64_t>{0} : sizes;
-    const auto tail = at::empty(tail_sizes, input.options().dtype(compute_dtype(dtype)));
-    const bool reduce = reduction != at::Reduction::None;
-    const auto loss_sizes = kind == Target::labels && input.dim() > 1 ? target.sizes() : at::IntArrayRef(sizes);
-    const auto losses = reduce ? Tensor() : at::empty(loss_sizes, input.options().dtype(dtype));
+// What a mean's gradient is multiplied by: no voxel, no gradient.
+double gradient_scale(double total_weight, const Options& options) {
+    return options.reduction != at::Reduction::Mean ? 1 : total_weight == 0 ? 0 : 1 / total_weight;
+}
 
-    auto args = kernel_arguments(input, kind, class_weight, options);
-    args.tail = tail.data_ptr();
-    args.positions = describe(
-        sizes, dim,
-        {{&input, &args.logits}, {&target, &args.target}, {&voxel_weights, &args.voxel_weight}, {&losses, &args.loss}});
-    const Chunks chunks(num_positions, args.num_classes);
+using SumKernel = int64_t (*)(const segloss_cross_entropy*, int64_t begin, int64_t end, segloss_sums*);
+
+// The kernel's sums over all positions; nothing if it refused one.
+std::optional<segloss_sums> sum_over(const Chunks& chunks, SumKernel kernel, const segloss_cross_entropy& args) {
     std::vector<segloss_sums> sums(chunks.count());
-    const auto kernel = kernels().cross_entropy_forward[real_of(dtype)];
     const bool accepted =
         chunks.run([&](int64_t chunk, int64_t begin, int64_t end) { return kernel(&args, begin, end, &sums[chunk]); });
-    if (!accepted) {
-        raise_refused_target(options.op, target, kind, args.num_classes, options.ignore_index);
-    }
     segloss_sums total{0, 0};
     for (const auto& sum : sums) {
         total.loss += sum.loss;
         total.weight += sum.weight;
     }
-    return {reduce ? reduced_loss(total, options) : losses, at::scalar_tensor(total.weight, at::kDouble), tail};
+    return accepted ? std::optional(total) : std::nullopt;
 }
 
-void check_saved(const Tensor& grad_loss, const Tensor& input, const Tensor& target, const Tensor& tail,
-                 const Tensor& total_weight, const Options& options) {
+std::tuple<Tensor, Tensor, Tensor> forward_cpu(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                                               const OptionalTensor& voxel_weight, int64_t dim, int64_t reduction,
+                                               int64_t ignore_index, double label_smoothing, double gamma,
+                                               bool log_probabilities, bool empty_zero, bool with_gradient,
+                                               ScalarType dtype, c10::string_view op) {
+    const Options options{std::string(op),   dim,        reduction, ignore_index, label_smoothing, gamma,
+                          log_probabilities, empty_zero, dtype};
+    const auto kind = check_operator_arguments(input, target, weight, voxel_weight, options);
+    const bool reduce = reduction != at::Reduction::None;
+    TORCH_CHECK_VALUE(reduce || !with_gradient, options.op, ": expected with_gradient=False with reduction 0 (none)");
+    const auto sizes = position_sizes(input, dim);
+    const auto class_weight = class_weight_for_kernel(weight, dtype);
+    const auto voxel_weights = voxel_weight_for_kernel(voxel_weight, dtype);
+    const auto loss_sizes = kind == Target::labels && input.dim() > 1 ? target.sizes() : at::IntArrayRef(sizes);
+    const auto losses = reduce ? Tensor() : at::empty(loss_sizes, input.options().dtype(dtype));
+    const auto gradient = with_gradient ? empty_output_like(input) : Tensor();
+    const auto one = with_gradient ? at::detail::scalar_tensor_static(1, dtype, at::kCPU) : Tensor();
+
+    auto args = kernel_arguments(input, kind, class_weight, options);
+    args.positions = describe(sizes, dim,
+                              {{&input, &args.logits},
+                               {&target, &args.target},
+                               {&voxel_weights, &args.voxel_weight},
+                               {&losses, &args.loss},
+                               {&one, &args.grad_loss},
+                               {&gradient, &args.grad_logits}});
+    const Chunks chunks(c10::multiply_integers(sizes), args.num_classes);
+    const auto real = real_of(dtype);
+    const auto sum = [&](SumKernel kernel) {
+        const auto total = sum_over(chunks, kernel, args);
+        if (!total) {
+            raise_refused_target(options.op, target, kind, args.num_classes, options.ignore_index);
+        }
+        return *total;
+    };
+    if (with_gradient) {
+        const bool is_mean = reduction == at::Reduction::Mean;
+        args.grad_scale = gradient_scale(is_mean ? sum(kernels().cross_entropy_weight[real]).weight : 1, options);
+        args.stream_grad = exceeds_caches(gradient);
+    }
+    const auto total = sum(kernels().cross_entropy_forward[real]);
+    return {reduce ? reduced_loss(total, options) : losses,
+            at::detail::scalar_tensor_static(total.weight, at::kDouble, at::kCPU),
+            with_gradient ? gradient : at::empty({0}, input.options())};
+}
+
+void check_saved(const Tensor& grad_loss, const Tensor& input, const Tensor& target, const Tensor& total_weight,
+                 const Options& options) {
     const auto op = options.op + " backward";
     const bool reduced = options.reduction != at::Reduction::None;
     TORCH_CHECK_TYPE(grad_loss.is_floating_point(), op, ": expected a floating grad_loss, got ",
                      grad_loss.scalar_type());
     TORCH_CHECK(reduced || input.dim() == 1 ? grad_loss.dim() == 0 : has_label_shape(input, grad_loss, options.dim), op,
                 ": expected grad_loss of the loss's shape, got ", grad_loss.sizes(), " for target ", target.sizes());
-    TORCH_CHECK(options.log_probabilities ||
-                    (tail.sizes() == at::IntArrayRef(position_sizes(input, options.dim)) &&
-                     tail.scalar_type() == compute_dtype(options.dtype) && tail.is_contiguous()),
-                op, ": expected the contiguous tail that the forward operator returned for input ", input.sizes(),
-                ", got ", tail.sizes(), " of dtype ", tail.scalar_type());
-    TORCH_CHECK(total_weight.numel() == 1, op, ": expected total_weight of one element, got ", total_weight.sizes());
+    TORCH_CHECK(total_weight.numel() == 1 && total_weight.scalar_type() == at::kDouble, op,
+                ": expected total_weight of one element of dtype Double, got ", total_weight.sizes(), " of dtype ",
+                total_weight.scalar_type());
 }
 
 Tensor backward_cpu(const Tensor& grad_loss, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                    const OptionalTensor& voxel_weight, const Tensor& tail, const Tensor& total_weight, int64_t dim,
-                    int64_t reduction, int64_t ignore_index, double label_smoothing, double gamma,
-                    bool log_probabilities, ScalarType dtype, c10::string_view op) {
+                    const OptionalTensor& voxel_weight, const Tensor& total_weight, int64_t dim, int64_t reduction,
+                    int64_t ignore_index, double label_smoothing, double gamma, bool log_probabilities,
+                    ScalarType dtype, c10::string_view op) {
     const Options options{std::string(op),   dim,   reduction, ignore_index, label_smoothing, gamma,
                           log_probabilities, false, dtype};
     const auto kind = check_operator_arguments(input, target, weight, voxel_weight, options);
-    check_saved(grad_loss, input, target, tail, total_weight, options);
+    check_saved(grad_loss, input, target, total_weight, options);
     const auto sizes = position_sizes(input, dim);
     const auto class_weight = class_weight_for_kernel(weight, dtype);
     const auto voxel_weights = voxel_weight_for_kernel(voxel_weight, dtype);
     const auto grad_input = empty_output_like(input);
 
     auto args = kernel_arguments(input, kind, class_weight, options);
-    args.tail = const_cast<void*>(tail.const_data_ptr());
-    const double denominator = total_weight.item<double>();
-    args.grad_scale = reduction != at::Reduction::Mean ? 1 : denominator == 0 ? 0 : 1 / denominator;
+    args.grad_scale = gradient_scale(*total_weight.const_data_ptr<double>(), options);
+    args.stream_grad = exceeds_caches(grad_input);
     args.positions = describe(sizes, dim,
                               {{&input, &args.logits},
                                {&target, &args.target},
@@ -200,8 +227,8 @@ c10::SymDimVector position_sym_sizes(const Tensor& input, int64_t dim) {
 std::tuple<Tensor, Tensor, Tensor> forward_meta(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                                                 const OptionalTensor& voxel_weight, int64_t dim, int64_t reduction,
                                                 int64_t ignore_index, double label_smoothing, double gamma,
-                                                bool log_probabilities, bool empty_zero, ScalarType dtype,
-                                                c10::string_view op) {
+                                                bool log_probabilities, bool empty_zero, bool with_gradient,
+                                                ScalarType dtype, c10::string_view op) {
     const Options options{std::string(op),   dim,        reduction, ignore_index, label_smoothing, gamma,
                           log_probabilities, empty_zero, dtype};
     const auto kind = check_operator_arguments(input, target, weight, voxel_weight, options);
@@ -209,17 +236,15 @@ std::tuple<Tensor, Tensor, Tensor> forward_meta(const Tensor& input, const Tenso
     const auto loss_sizes = reduction != at::Reduction::None            ? c10::SymIntArrayRef()
                             : kind == Target::labels && input.dim() > 1 ? target.sym_sizes()
                                                                         : c10::SymIntArrayRef(sizes);
-    const auto tail_sizes = log_probabilities ? c10::SymDimVector{0} : sizes;
     return {at::empty_symint(loss_sizes, input.options().dtype(dtype)),
             at::empty_symint({}, input.options().dtype(at::kDouble)),
-            at::empty_symint(tail_sizes, input.options().dtype(compute_dtype(dtype)))};
+            with_gradient ? at::empty_like(input) : at::empty({0}, input.options())};
 }
 
 Tensor backward_meta(const Tensor& /*grad_loss*/, const Tensor& input, const Tensor& target,
-                     const OptionalTensor& weight, const OptionalTensor& voxel_weight, const Tensor& /*tail*/,
-                     const Tensor& /*total_weight*/, int64_t dim, int64_t reduction, int64_t ignore_index,
-                     double label_smoothing, double gamma, bool log_probabilities, ScalarType dtype,
-                     c10::string_view op) {
+                     const OptionalTensor& weight, const OptionalTensor& voxel_weight, const Tensor& /*total_weight*/,
+                     int64_t dim, int64_t reduction, int64_t ignore_index, double label_smoothing, double gamma,
+                     bool log_probabilities, ScalarType dtype, c10::string_view op) {
     check_operator_arguments(
         input, target, weight, voxel_weight,
         {std::string(op), dim, reduction, ignore_index, label_smoothing, gamma, log_probabilities, false, dtype});
@@ -258,36 +283,67 @@ Tensor composite(const Tensor& input, const Tensor& target, const OptionalTensor
 // ---- autograd -------------------------------------------------------------------------------------------------------
 
 std::tuple<Tensor, Tensor, Tensor> call_forward(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                                                const OptionalTensor& voxel_weight, const Options& o) {
+                                                const OptionalTensor& voxel_weight, const Options& o,
+                                                bool with_gradient) {
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("segloss::cross_entropy_forward", "")
                                .typed<decltype(forward_cpu)>();
+    const at::AutoDispatchBelowADInplaceOrView below_autograd; // whose fallback would box every argument
     return op.call(input, target, weight, voxel_weight, o.dim, o.reduction, o.ignore_index, o.label_smoothing, o.gamma,
-                   o.log_probabilities, o.empty_zero, o.dtype, o.op);
+                   o.log_probabilities, o.empty_zero, with_gradient, o.dtype, o.op);
 }
 
 Tensor call_backward(const Tensor& grad_loss, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                     const OptionalTensor& voxel_weight, const Tensor& tail, const Tensor& total_weight,
-                     const Options& o) {
+                     const OptionalTensor& voxel_weight, const Tensor& total_weight, const Options& o) {
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("segloss::cross_entropy_backward", "")
                                .typed<decltype(backward_cpu)>();
-    return op.call(grad_loss, input, target, weight, voxel_weight, tail, total_weight, o.dim, o.reduction,
-                   o.ignore_index, o.label_smoothing, o.gamma, o.log_probabilities, o.dtype, o.op);
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+    return op.call(grad_loss, input, target, weight, voxel_weight, total_weight, o.dim, o.reduction, o.ignore_index,
+                   o.label_smoothing, o.gamma, o.log_probabilities, o.dtype, o.op);
+}
+
+// A reduced loss computes its gradient along with itself, while the logits are in the cache. Not in float16, where a
+// gradient that is not scaled yet may vanish; not where another gradient is asked for, which has its own way.
+bool computes_gradient_ahead(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                             const Options& options) {
+    const bool only_input = !torch::autograd::compute_requires_grad(target, or_undefined(weight));
+    return only_input && options.reduction != at::Reduction::None && input.scalar_type() != at::kHalf &&
+           may_hold_results(input);
+}
+
+// The gradient that was computed ahead, times grad_loss. It is handed out once: who asks again, or for a factor that
+// would round or overflow twice, has it computed anew. Undefined: there is none.
+Tensor take_gradient(AutogradContext* ctx, const Tensor& grad_loss) {
+    const auto held = ctx->saved_data.find("gradient");
+    if (held == ctx->saved_data.end()) {
+        return {};
+    }
+    const auto gradient = held->second.toTensor();
+    ctx->saved_data.erase(held);
+    const double factor = grad_loss.item<double>();
+    int exponent = 0;
+    const bool is_exact = std::abs(std::frexp(factor, &exponent)) == 0.5;
+    if (!std::isfinite(factor) || (gradient.scalar_type() == at::kBFloat16 && !is_exact)) {
+        return {};
+    }
+    return factor == 1 ? gradient : gradient.mul_(factor);
 }
 
 class CrossEntropy : public torch::autograd::Function<CrossEntropy> {
 public:
     static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                           const OptionalTensor& voxel_weight, const Options& options) {
-        at::AutoDispatchBelowADInplaceOrView below_autograd;
-        const auto [loss, total_weight, tail] = call_forward(input, target, weight, voxel_weight, options);
-        ctx->save_for_backward({input, target, or_undefined(weight), or_undefined(voxel_weight), tail, total_weight});
-        ctx->saved_data["op"] = options.op;
-        ctx->saved_data["numbers"] = std::vector<double>{options.label_smoothing, options.gamma};
-        ctx->saved_data["options"] = std::vector<int64_t>{options.dim,          options.reduction,
-                                                          options.ignore_index, options.log_probabilities,
-                                                          options.empty_zero,   static_cast<int64_t>(options.dtype)};
+        const bool with_gradient = computes_gradient_ahead(input, target, weight, options);
+        const auto [loss, total_weight, gradient] =
+            call_forward(input, target, weight, voxel_weight, options, with_gradient);
+        ctx->save_for_backward({input, target, or_undefined(weight), or_undefined(voxel_weight), total_weight});
+        if (with_gradient) {
+            ctx->saved_data["gradient"] = gradient;
+        }
+        ctx->saved_data["options"] =
+            std::make_tuple(options.op, options.dim, options.reduction, options.ignore_index, options.label_smoothing,
+                            options.gamma, options.log_probabilities, options.empty_zero, options.dtype);
         return loss;
     }
 
@@ -297,8 +353,11 @@ public:
         const auto options = saved_options(ctx);
         const bool only_input = !saved[1].requires_grad() && !saved[2].requires_grad();
         if (only_input && !needs_differentiable_gradient(grads)) {
-            const auto grad = call_backward(grads[0], saved[0], saved[1], defined_or_none(saved[2]), voxel_weight,
-                                            saved[4], saved[5], options);
+            auto grad = take_gradient(ctx, grads[0]);
+            if (!grad.defined()) {
+                grad = call_backward(grads[0], saved[0], saved[1], defined_or_none(saved[2]), voxel_weight, saved[4],
+                                     options);
+            }
             return {grad, Tensor(), Tensor(), Tensor(), Tensor()};
         }
         const auto loss = [&](const variable_list& arguments) {
@@ -313,17 +372,10 @@ public:
 
 private:
     static Options saved_options(AutogradContext* ctx) {
-        const auto fields = ctx->saved_data["options"].toIntVector();
-        const auto numbers = ctx->saved_data["numbers"].toDoubleVector();
-        return {ctx->saved_data["op"].toStringRef(),
-                fields[0],
-                fields[1],
-                fields[2],
-                numbers[0],
-                numbers[1],
-                fields[3] != 0,
-                fields[4] != 0,
-                static_cast<ScalarType>(fields[5])};
+        const auto& fields = ctx->saved_data["options"].toTupleRef().elements();
+        return {fields[0].toStringRef(), fields[1].toInt(),    fields[2].toInt(),
+                fields[3].toInt(),       fields[4].toDouble(), fields[5].toDouble(),
+                fields[6].toBool(),      fields[7].toBool(),   fields[8].toScalarType()};
     }
 };
 
@@ -356,7 +408,7 @@ Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTe
     if (torch::autograd::compute_requires_grad(input, labels, or_undefined(weight))) {
         return CrossEntropy::apply(input, labels, weight, voxel_weight, options);
     }
-    return std::get<0>(call_forward(input, labels, weight, voxel_weight, options));
+    return std::get<0>(call_forward(input, labels, weight, voxel_weight, options, /*with_gradient=*/false));
 }
 
 } // namespace
@@ -370,10 +422,11 @@ TORCH_LIBRARY_FRAGMENT(segloss, m) {
           tags);
     m.def("cross_entropy_forward(Tensor input, Tensor target, Tensor? weight, Tensor? voxel_weight, int dim, "
           "int reduction, int ignore_index, float label_smoothing, float gamma, bool log_probabilities, "
-          "bool empty_zero, ScalarType dtype, str op) -> (Tensor loss, Tensor total_weight, Tensor tail)",
+          "bool empty_zero, bool with_gradient, ScalarType dtype, str op) -> "
+          "(Tensor loss, Tensor total_weight, Tensor gradient)",
           tags);
     m.def("cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor target, Tensor? weight, Tensor? voxel_weight, "
-          "Tensor tail, Tensor total_weight, int dim, int reduction, int ignore_index, float label_smoothing, "
+          "Tensor total_weight, int dim, int reduction, int ignore_index, float label_smoothing, "
           "float gamma, bool log_probabilities, ScalarType dtype, str op) -> Tensor",
           tags);
 }

@@ -40,16 +40,12 @@ segloss_dtype dtype_of(const at::Tensor& tensor) {
     }
 }
 
-// Strides over the positions alone.
-std::vector<int64_t> position_strides(const at::Tensor& tensor, int64_t num_positions_dims, int64_t dim) {
-    if (tensor.dim() == 0) {
-        return std::vector<int64_t>(num_positions_dims, 0);
+// The stride from one position to the next along the d-th of `num_dims` dimensions of positions.
+int64_t position_stride(const at::Tensor& tensor, int64_t num_dims, int64_t dim, int64_t d) {
+    if (!tensor.defined() || tensor.dim() == 0) {
+        return 0;
     }
-    auto strides = tensor.strides().vec();
-    if (tensor.dim() > num_positions_dims) {
-        strides.erase(strides.begin() + dim);
-    }
-    return strides;
+    return tensor.strides()[tensor.dim() > num_dims && d >= dim ? d + 1 : d];
 }
 
 } // namespace
@@ -73,15 +69,14 @@ at::Tensor class_weight_for_kernel(const std::optional<at::Tensor>& weight, at::
     return weight ? weight->detach().to(compute_dtype(dtype)).contiguous() : at::Tensor();
 }
 
-std::vector<int64_t> position_sizes(const at::Tensor& input, int64_t dim) {
-    auto sizes = input.sizes().vec();
+at::DimVector position_sizes(const at::Tensor& input, int64_t dim) {
+    at::DimVector sizes(input.sizes());
     sizes.erase(sizes.begin() + dim);
     return sizes;
 }
 
 segloss_positions describe(at::IntArrayRef sizes, int64_t dim, at::ArrayRef<Operand> operands) {
     const auto num_dims = static_cast<int64_t>(sizes.size());
-    std::vector<std::vector<int64_t>> strides;
     for (const auto& operand : operands) {
         *operand.view = {};
         if (operand.tensor->defined()) {
@@ -89,17 +84,16 @@ segloss_positions describe(at::IntArrayRef sizes, int64_t dim, at::ArrayRef<Oper
             operand.view->data = const_cast<void*>(operand.tensor->const_data_ptr());
             operand.view->dtype = dtype_of(*operand.tensor);
             operand.view->stride_class = operand.tensor->dim() > num_dims ? operand.tensor->stride(dim) : 0;
-            strides.push_back(position_strides(*operand.tensor, num_dims, dim));
-        } else {
-            strides.emplace_back(num_dims, 0);
         }
     }
     segloss_positions positions{0, {}};
+    const auto stride = [&](const Operand& operand, int64_t d) {
+        return position_stride(*operand.tensor, num_dims, dim, d);
+    };
     const auto mergeable = [&](int64_t d) {
         const auto last = positions.num_dims - 1;
-        size_t k = 0;
         return positions.num_dims > 0 && std::all_of(operands.begin(), operands.end(), [&](const Operand& operand) {
-                   return operand.view->strides[last] == strides[k++][d] * sizes[d];
+                   return operand.view->strides[last] == stride(operand, d) * sizes[d];
                });
     };
     for (int64_t d = 0; d < num_dims; ++d) {
@@ -113,9 +107,8 @@ segloss_positions describe(at::IntArrayRef sizes, int64_t dim, at::ArrayRef<Oper
         positions.num_dims += merge ? 0 : 1;
         const auto last = positions.num_dims - 1;
         positions.sizes[last] = (merge ? positions.sizes[last] : 1) * sizes[d];
-        size_t k = 0;
         for (const auto& operand : operands) {
-            operand.view->strides[last] = strides[k++][d];
+            operand.view->strides[last] = stride(operand, d);
         }
     }
     if (positions.num_dims == 0) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <ATen/Parallel.h>
+#include <ATen/core/DimVector.h>
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
@@ -27,7 +28,7 @@ at::Tensor voxel_weight_for_kernel(const std::optional<at::Tensor>& weight, at::
 at::Tensor class_weight_for_kernel(const std::optional<at::Tensor>& weight, at::ScalarType dtype);
 
 // The sizes of input without the class dimension.
-std::vector<int64_t> position_sizes(const at::Tensor& input, int64_t dim);
+at::DimVector position_sizes(const at::Tensor& input, int64_t dim);
 
 // A tensor and the place of its description in a kernel's arguments. The tensor has the shape of input, or that of
 // labels, or no dimension at all (one value for every position); undefined: absent.

@@ -1,7 +1,12 @@
 #include "memory.h"
 
 #include <ATen/ATen.h>
+#include <ATen/EmptyTensor.h>
+#include <ATen/ExpandUtils.h>
 
+#ifndef _WIN32
+#include <unistd.h>
+#endif
 #ifdef __linux__
 #include <c10/core/CPUAllocator.h>
 #include <sys/mman.h>
@@ -104,15 +109,17 @@ private:
 } // namespace
 
 at::Tensor empty_output_like(const at::Tensor& tensor) {
-    const auto like = at::empty_like(tensor, tensor.options().device(at::kMeta)); // its strides
-    const auto num_bytes = static_cast<size_t>(like.numel() * like.element_size());
+    const auto num_bytes = static_cast<size_t>(tensor.numel() * tensor.element_size());
+    const at::DimVector strides(tensor.is_non_overlapping_and_dense()
+                                    ? tensor.strides()
+                                    : at::infer_dense_strides(tensor.sizes(), tensor.strides()));
     if (num_bytes < kHugePage) {
-        return at::empty_like(tensor);
+        return at::detail::empty_strided_cpu(tensor.sizes(), strides, tensor.scalar_type());
     }
     c10::Storage storage(c10::Storage::use_byte_size_t(), num_bytes, &Recycler::instance(), /*resizable=*/true);
     auto output = at::detail::make_tensor<c10::TensorImpl>(std::move(storage),
                                                            c10::DispatchKeySet(c10::DispatchKey::CPU), tensor.dtype());
-    output.unsafeGetTensorImpl()->set_sizes_and_strides(like.sizes(), like.strides());
+    output.unsafeGetTensorImpl()->set_sizes_and_strides(tensor.sizes(), strides);
     return output;
 }
 
@@ -121,5 +128,15 @@ at::Tensor empty_output_like(const at::Tensor& tensor) {
 at::Tensor empty_output_like(const at::Tensor& tensor) { return at::empty_like(tensor); }
 
 #endif
+
+bool exceeds_caches(const at::Tensor& tensor) {
+#ifdef _SC_LEVEL3_CACHE_SIZE
+    static const int64_t measured = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#else
+    static const int64_t measured = 0;
+#endif
+    static const int64_t cache = measured > 0 ? measured : int64_t{32} << 20;
+    return tensor.defined() && tensor.numel() * tensor.element_size() > cache / 2; // the logits want their part
+}
 
 } // namespace segloss

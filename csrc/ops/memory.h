@@ -10,4 +10,7 @@ namespace segloss {
 // than to fill it.
 at::Tensor empty_output_like(const at::Tensor& tensor);
 
+// True for a tensor that no cache holds until it is read again; an undefined one is none.
+bool exceeds_caches(const at::Tensor& tensor);
+
 } // namespace segloss

@@ -66,6 +66,7 @@ void run_kernel(const Tensor& input, const Tensor& target, const OptionalTensor&
                                {&loss, &args.loss},
                                {&grad_loss, &args.grad_loss},
                                {&grad_input, &args.grad_logits}});
+    args.stream_grad = exceeds_caches(grad_input);
     const auto real = real_of(options.dtype);
     const auto kernel = loss.defined() ? kernels().binary_forward[real] : kernels().binary_backward[real];
     const Chunks chunks(c10::multiply_integers(sizes), args.num_classes);
@@ -128,6 +129,7 @@ Tensor call_forward(const Tensor& input, const Tensor& target, const OptionalTen
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("segloss::sigmoid_focal_forward", "")
                                .typed<decltype(forward_cpu)>();
+    const at::AutoDispatchBelowADInplaceOrView below_autograd; // whose fallback would box every argument
     return op.call(o.op, input, target, weight, voxel_weight, o.dim, o.ignore_index, o.gamma, o.dtype);
 }
 
@@ -136,6 +138,7 @@ Tensor call_backward(const Tensor& grad_loss, const Tensor& input, const Tensor&
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("segloss::sigmoid_focal_backward", "")
                                .typed<decltype(backward_cpu)>();
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
     return op.call(grad_loss, o.op, input, target, weight, voxel_weight, o.dim, o.ignore_index, o.gamma, o.dtype);
 }
 
@@ -144,12 +147,9 @@ class SigmoidFocal : public torch::autograd::Function<SigmoidFocal> {
 public:
     static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                           const OptionalTensor& voxel_weight, const Options& options) {
-        at::AutoDispatchBelowADInplaceOrView below_autograd;
         ctx->save_for_backward({input, target, or_undefined(weight), or_undefined(voxel_weight)});
-        ctx->saved_data["op"] = options.op;
-        ctx->saved_data["gamma"] = options.gamma;
         ctx->saved_data["options"] =
-            std::vector<int64_t>{options.dim, options.ignore_index, static_cast<int64_t>(options.dtype)};
+            std::make_tuple(options.op, options.dim, options.ignore_index, options.gamma, options.dtype);
         return call_forward(input, target, weight, voxel_weight, options);
     }
 
@@ -157,9 +157,9 @@ public:
         const auto saved = ctx->get_saved_variables();
         const auto weight = defined_or_none(saved[2]);
         const auto voxel_weight = defined_or_none(saved[3]);
-        const auto fields = ctx->saved_data["options"].toIntVector();
-        const Options options{ctx->saved_data["op"].toStringRef(), fields[0], fields[1],
-                              ctx->saved_data["gamma"].toDouble(), static_cast<ScalarType>(fields[2])};
+        const auto& fields = ctx->saved_data["options"].toTupleRef().elements();
+        const Options options{fields[0].toStringRef(), fields[1].toInt(), fields[2].toInt(), fields[3].toDouble(),
+                              fields[4].toScalarType()};
         variable_list result(5); // one for each argument of forward
         if (!needs_differentiable_gradient(grads)) {
             result[0] = call_backward(grads[0], saved[0], saved[1], weight, voxel_weight, options);

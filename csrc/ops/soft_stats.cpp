@@ -2,6 +2,7 @@
 // walk.
 
 #include <ATen/ATen.h>
+#include <ATen/ScalarOps.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -217,8 +218,8 @@ Results forward_cpu(c10::string_view op, const Tensor& input, const Tensor& targ
         loss_weight += sum.weight;
     }
     const auto [intersection, prediction, targets] = add_up(lanes, samples.count(), chunks.per_sample(), num_classes);
-    return {intersection, prediction, targets, at::scalar_tensor(loss, at::kDouble),
-            at::scalar_tensor(loss_weight, at::kDouble)};
+    return {intersection, prediction, targets, at::detail::scalar_tensor_static(loss, at::kDouble, at::kCPU),
+            at::detail::scalar_tensor_static(loss_weight, at::kDouble, at::kCPU)};
 }
 
 // A gradient [N, C] in the dtype that is computed in.
@@ -246,6 +247,7 @@ Tensor backward_cpu(const Tensor& grad_intersection, const Tensor& grad_predicti
     const auto grad_input = empty_output_like(input);
     auto args = kernel_arguments(input, kind, class_weight, options);
     args.voxels.grad_scale = 1;
+    args.voxels.stream_grad = exceeds_caches(grad_input);
     const auto num_classes = args.voxels.num_classes;
     const Samples samples(input, dim, args,
                           {{input, &segloss_cross_entropy::logits},
@@ -340,6 +342,7 @@ Results call_forward(const Tensor& input, const Tensor& target, const OptionalTe
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("segloss::soft_stats_forward", "")
                                .typed<decltype(forward_cpu)>();
+    const at::AutoDispatchBelowADInplaceOrView below_autograd; // whose fallback would box every argument
     return op.call(o.op, input, target, weight, voxel_weight, o.dim, o.activation, o.squared, o.ignore_index,
                    o.voxel_loss, o.gamma, o.label_smoothing);
 }
@@ -349,6 +352,7 @@ Tensor call_backward(const variable_list& grads, const Tensor& input, const Tens
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("segloss::soft_stats_backward", "")
                                .typed<decltype(backward_cpu)>();
+    const at::AutoDispatchBelowADInplaceOrView below_autograd;
     const auto options = input.options().dtype(at::kDouble);
     const auto or_zeros = [&](const Tensor& grad, c10::SymIntArrayRef sizes) {
         return grad.defined() ? grad : at::zeros_symint(sizes, options);
@@ -365,16 +369,14 @@ public:
     static variable_list forward(AutogradContext* ctx, const Tensor& input, const Tensor& target,
                                  const OptionalTensor& weight, const OptionalTensor& voxel_weight,
                                  const Options& options) {
-        at::AutoDispatchBelowADInplaceOrView below_autograd;
         const auto [intersection, prediction, targets, loss, loss_weight] =
             call_forward(input, target, weight, voxel_weight, options);
         ctx->save_for_backward({input, target, or_undefined(weight), or_undefined(voxel_weight)});
         ctx->mark_non_differentiable({targets, loss_weight});
         ctx->set_materialize_grads(false);
-        ctx->saved_data["op"] = options.op;
-        ctx->saved_data["numbers"] = std::vector<double>{options.gamma, options.label_smoothing};
-        ctx->saved_data["options"] = std::vector<int64_t>{options.dim, options.activation, options.squared,
-                                                          options.ignore_index, options.voxel_loss};
+        ctx->saved_data["options"] =
+            std::make_tuple(options.op, options.dim, options.activation, options.squared, options.ignore_index,
+                            options.voxel_loss, options.gamma, options.label_smoothing);
         return {intersection, prediction, targets, loss, loss_weight};
     }
 
@@ -401,16 +403,9 @@ public:
 
 private:
     static Options saved_options(AutogradContext* ctx) {
-        const auto fields = ctx->saved_data["options"].toIntVector();
-        const auto numbers = ctx->saved_data["numbers"].toDoubleVector();
-        return {ctx->saved_data["op"].toStringRef(),
-                fields[0],
-                fields[1],
-                fields[2] != 0,
-                fields[3],
-                fields[4] != 0,
-                numbers[0],
-                numbers[1]};
+        const auto& fields = ctx->saved_data["options"].toTupleRef().elements();
+        return {fields[0].toStringRef(), fields[1].toInt(),  fields[2].toInt(),    fields[3].toBool(),
+                fields[4].toInt(),       fields[5].toBool(), fields[6].toDouble(), fields[7].toDouble()};
     }
 };
 

@@ -59,6 +59,7 @@ struct test_case {
     double label_smoothing;
     double gamma;
     int is_reduced; /* one grad_loss for all voxels, and no losses written */
+    int stream_grad;
 };
 
 /* Labels and masks of any dtype; -100 can be stored in signed ones, 255 in most. */
@@ -94,6 +95,7 @@ static struct test_case draw_case(int64_t num_positions, int64_t num_classes, st
         .voxel_weights = (enum weights)random_below(NUM_WEIGHTS),
         .label_smoothing = kind.log_probabilities ? 0 : smoothings[random_below(4)],
         .is_reduced = random_below(2),
+        .stream_grad = random_below(2),
     };
     draw_target(&t);
     if (kind.target == SEGLOSS_LABELS && !kind.log_probabilities && t.label_smoothing == 0) {
@@ -224,7 +226,7 @@ struct inputs {
 };
 
 struct outputs {
-    struct memory tail, loss, grad;
+    struct memory loss, grad;
 };
 
 static void create_inputs(const struct test_case* t, struct inputs* in) {
@@ -260,13 +262,11 @@ static void free_inputs(struct inputs* in) {
 }
 
 static void create_outputs(const struct test_case* t, struct outputs* out) {
-    out->tail = allocate_output(dtype_of_real(t->numbers.real), &t->positions, 1, PLANAR);
     out->loss = allocate_output(t->loss_dtype, &t->positions, 1, t->lanes_layout);
     out->grad = allocate_output(t->numbers.logits, &t->positions, t->num_classes, t->grad_layout);
 }
 
 static void free_outputs(struct outputs* out) {
-    free(out->tail.bytes);
     free(out->loss.bytes);
     free(out->grad.bytes);
 }
@@ -285,11 +285,11 @@ static struct segloss_cross_entropy arguments_of(const struct test_case* t, cons
         .gamma = t->gamma,
         .target_kind = t->kind.target,
         .log_probabilities = t->kind.log_probabilities,
-        .tail = out->tail.view.data,
         .loss = t->is_reduced ? (struct segloss_tensor){0} : out->loss.view,
         .grad_loss = in->grad_loss.view,
         .grad_scale = 0.75,
         .grad_logits = out->grad.view,
+        .stream_grad = t->stream_grad,
     };
 }
 

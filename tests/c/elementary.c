@@ -5,29 +5,23 @@
 #include <math.h>
 
 #include "block.h"
+#include "kernels.h"
 
-/* The macros of kernels_tmpl.h, for the template of the elementary functions alone. */
-#define REAL float
-#define REAL_C(constant) constant##f
-#define REAL_IS_DOUBLE 0
-#define BITS int32_t
-#define UBITS uint32_t
-#define FN(name) name##_f32
-#include "math_tmpl.h"
-#undef REAL
-#undef REAL_C
-#undef REAL_IS_DOUBLE
-#undef BITS
-#undef UBITS
-#undef FN
+#if defined(__AVX512F__)
+#define SEGLOSS_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define SEGLOSS_VECTOR_BYTES 32
+#else
+#define SEGLOSS_VECTOR_BYTES 16
+#endif
 
-#define REAL double
-#define REAL_C(constant) constant
-#define REAL_IS_DOUBLE 1
-#define BITS int64_t
-#define UBITS uint64_t
-#define FN(name) name##_f64
-#include "math_tmpl.h"
+/* Of whole vectors. */
+#define OVER_VECTORS(name, function)                                                                                   \
+    static void name(const REAL* x, REAL* y, int n) {                                                                  \
+        for (int i = 0; i < n; i += WIDTH) {                                                                           \
+            FN(store)(y + i, FN(function)(FN(load)(x + i)));                                                           \
+        }                                                                                                              \
+    }
 
 #define OVER_ARRAY(name, from, to, function)                                                                           \
     static void name(const from* x, to* y, int n) {                                                                    \
@@ -36,12 +30,41 @@
         }                                                                                                              \
     }
 
-OVER_ARRAY(exp_float, float, float, exp_nonpositive_f32)
-OVER_ARRAY(exp_double, double, double, exp_nonpositive_f64)
-OVER_ARRAY(log_float, float, float, log_f32)
-OVER_ARRAY(log_double, double, double, log_f64)
-OVER_ARRAY(log1p_float, float, float, log1p_f32)
-OVER_ARRAY(log1p_double, double, double, log1p_f64)
+/* The macros of kernels_tmpl.h, for the templates of vectors and of the elementary functions alone. */
+#define REAL float
+#define REAL_C(constant) constant##f
+#define REAL_IS_DOUBLE 0
+#define BITS int32_t
+#define UBITS uint32_t
+#define FN(name) name##_f32
+#include "vector_tmpl.h"
+#include "math_tmpl.h"
+OVER_VECTORS(exp_float, exp_nonpositive)
+OVER_VECTORS(log_float, log)
+OVER_VECTORS(log1p_float, log1p)
+#undef REAL
+#undef REAL_C
+#undef REAL_IS_DOUBLE
+#undef BITS
+#undef UBITS
+#undef FN
+#undef VEC
+#undef MASK
+#undef UMASK
+#undef WIDTH
+
+#define REAL double
+#define REAL_C(constant) constant
+#define REAL_IS_DOUBLE 1
+#define BITS int64_t
+#define UBITS uint64_t
+#define FN(name) name##_f64
+#include "vector_tmpl.h"
+#include "math_tmpl.h"
+OVER_VECTORS(exp_double, exp_nonpositive)
+OVER_VECTORS(log_double, log)
+OVER_VECTORS(log1p_double, log1p)
+
 OVER_ARRAY(from_float16, uint16_t, float, float_of_float16)
 OVER_ARRAY(from_bfloat16, uint16_t, float, float_of_bfloat16)
 OVER_ARRAY(to_float16, float, uint16_t, float16_of_float)

@@ -183,10 +183,21 @@ struct special {
 };
 
 static const struct special specials[] = {
-    {EXP, 0.0, 1.0},   {EXP, -0.0, 1.0},   {EXP, -INFINITY, 0.0},       {EXP, -1e30, 0.0},
-    {EXP, NAN, NAN},   {EXP, -NAN, NAN},   {LOG, 0.0, -INFINITY},       {LOG, 1.0, 0.0},
-    {LOG, NAN, NAN},   {LOG, -NAN, NAN},   {LOG1P, 0.0, 0.0},           {LOG1P, -1.0, -INFINITY},
-    {LOG1P, NAN, NAN}, {LOG1P, -NAN, NAN}, {LOG1P, 0x1p-126, 0x1p-126}, {LOG1P, 0x1p-149, 0x1p-149},
+    {EXP, 0.0, 1.0},
+    {EXP, -0.0, 1.0},
+    {EXP, -INFINITY, 0.0},
+    {EXP, -1e30, 0.0},
+    {EXP, NAN, NAN},
+    {EXP, -NAN, NAN},
+    {LOG, 0.0, -INFINITY},
+    {LOG, 1.0, 0.0},
+    {LOG, NAN, NAN},
+    {LOG, -NAN, NAN},
+    {LOG1P, 0.0, 0.0},
+    {LOG1P, NAN, NAN},
+    {LOG1P, -NAN, NAN},
+    {LOG1P, 0x1p-126, 0x1p-126},
+    {LOG1P, 0x1p-149, 0x1p-149},
 };
 
 static void check_special(const struct elementary* e, const struct elementary_function* f, float x32, double x64,

@@ -61,13 +61,13 @@ static void expect_refusal(const struct segloss_kernels* table, const struct tes
     struct segloss_sums sums;
     int64_t cells[3 * BAD_CLASSES + 1] = {0}, largest;
     create_outputs(t, &out);
-    memset(out.tail.view.data, 0, (size_t)(t->num_positions * formats[out.tail.view.dtype].size));
     const struct segloss_cross_entropy args = arguments_of(t, in, &out);
     const struct segloss_confusion of_logits = confusion_arguments(&(struct confusion_case){t, in, NULL, 1});
     struct segloss_confusion of_maps = of_logits;
     of_maps.prediction_is_labels = 1;
     of_maps.prediction = (struct segloss_tensor){.data = &(int32_t){0}, .dtype = SEGLOSS_INT32}; /* 0 everywhere */
     const enum segloss_real real = t->numbers.real;
+    expect_position("weight", table->cross_entropy_weight[real](&args, begin, end, &sums), expected);
     expect_position("forward", table->cross_entropy_forward[real](&args, begin, end, &sums), expected);
     expect_position("backward", table->cross_entropy_backward[real](&args, begin, end), expected);
     expect_position("confusion", table->confusion[real](&of_logits, begin, end, cells), expected);

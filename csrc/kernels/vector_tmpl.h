@@ -1,0 +1,74 @@
+/* Vectors of REAL by the GNU extension of gcc and clang: operators work lane by lane, comparisons give -1 or 0, and a
+ * scalar operand stands for all lanes. */
+
+#define VEC FN(vec)
+#define MASK FN(mask)
+#define UMASK FN(umask) /* its bits, for arithmetic that wraps */
+#define WIDTH ((int)(SEGLOSS_VECTOR_BYTES / sizeof(REAL)))
+
+typedef REAL VEC __attribute__((vector_size(SEGLOSS_VECTOR_BYTES)));
+typedef BITS MASK __attribute__((vector_size(SEGLOSS_VECTOR_BYTES)));
+typedef UBITS UMASK __attribute__((vector_size(SEGLOSS_VECTOR_BYTES)));
+
+static inline VEC FN(load)(const REAL* from) {
+    VEC x;
+    memcpy(&x, from, sizeof x);
+    return x;
+}
+
+static inline void FN(store)(REAL* to, VEC x) { memcpy(to, &x, sizeof x); }
+
+static inline VEC FN(splat)(REAL x) { return (VEC){0} + x; }
+
+static inline VEC FN(select)(MASK mask, VEC yes, VEC no) { return (VEC)((mask & (MASK)yes) | (~mask & (MASK)no)); }
+
+/* x where the mask says so, else 0. */
+static inline VEC FN(only)(MASK mask, VEC x) { return (VEC)(mask & (MASK)x); }
+
+/* x > y ? x : y */
+static inline VEC FN(larger)(VEC x, VEC y) {
+#ifdef LARGER
+    return LARGER(x, y);
+#else
+    return FN(select)(x > y, x, y);
+#endif
+}
+
+/* To an aligned address, past the caches where that can be. */
+static inline void FN(stream)(REAL* to, VEC x) {
+#ifdef STREAM
+    STREAM(to, x);
+#else
+    FN(store)(to, x);
+#endif
+}
+
+/* Makes what was streamed seen by other threads. */
+static inline void FN(end_streams)(void) {
+#ifdef FENCE
+    FENCE();
+#endif
+}
+
+/* Labels of as many lanes. */
+static inline MASK FN(load_labels)(const int32_t* from) {
+    int32_t label __attribute__((vector_size(sizeof(int32_t) * WIDTH)));
+    memcpy(&label, from, sizeof label);
+    return __builtin_convertvector(label, MASK);
+}
+
+/* Adds all lanes to running sums in double, SEGLOSS_SUM_LANES of them; the order of additions is fixed. */
+static inline void FN(add_to_sums)(double* sums, VEC x) {
+    enum { DOUBLES = SEGLOSS_VECTOR_BYTES / sizeof(double) };
+    typedef REAL part_vector __attribute__((vector_size(sizeof(REAL) * DOUBLES)));
+    typedef double sum_vector __attribute__((vector_size(SEGLOSS_VECTOR_BYTES)));
+    for (int i = 0; i < WIDTH; i += DOUBLES) {
+        double* to = sums + i % SEGLOSS_SUM_LANES;
+        part_vector part;
+        sum_vector sum;
+        memcpy(&part, (const char*)&x + (size_t)i * sizeof(REAL), sizeof part);
+        memcpy(&sum, to, sizeof sum);
+        sum += __builtin_convertvector(part, sum_vector);
+        memcpy(to, &sum, sizeof sum);
+    }
+}
