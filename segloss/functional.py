@@ -19,6 +19,10 @@ _soft_stats: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = torc
 
 _REDUCTIONS = ("mean", "sum", "none")
 
+# isinstance is slow for abstract classes: the usual types first.
+_INTEGER = (int, Integral)
+_REAL = (float, Real)
+
 
 def cross_entropy(
     input: Tensor,
@@ -97,21 +101,16 @@ def cross_entropy(
         >>> segloss.cross_entropy(logits, labels)
         tensor(1.0066)
     """
-    _check_types(
-        "cross_entropy", input, target, weight, voxel_weight, ignore_index, dim, label_smoothing=label_smoothing
-    )
-    return _cross_entropy(
-        input,
-        target,
-        weight,
-        voxel_weight,
-        dim,
-        _reduction_code(reduction, size_average, reduce),
-        ignore_index,
-        label_smoothing,
-        False,
-        _is_zero("cross_entropy", empty),
-    )
+    op = "cross_entropy"
+    code = _reduction_code(reduction, size_average, reduce)
+    empty_zero = _is_zero(op, empty)
+    try:
+        return _cross_entropy(
+            input, target, weight, voxel_weight, dim, code, ignore_index, label_smoothing, False, empty_zero
+        )
+    except (TypeError, RuntimeError):
+        _check_types(op, input, target, weight, voxel_weight, ignore_index, dim, label_smoothing=label_smoothing)
+        raise
 
 
 def nll_loss(
@@ -149,21 +148,16 @@ def nll_loss(
         >>> segloss.nll_loss(logits.log_softmax(1), labels)
         tensor(1.0066)
     """
-    _check_types("nll_loss", input, target, weight, voxel_weight, ignore_index, dim)
-    return _cross_entropy(
-        input,
-        target,
-        weight,
-        voxel_weight,
-        dim,
-        _reduction_code(reduction, size_average, reduce),
-        ignore_index,
-        0.0,
-        True,
-        _is_zero("nll_loss", empty),
-        0.0,
-        "nll_loss",
-    )
+    op = "nll_loss"
+    code = _reduction_code(reduction, size_average, reduce)
+    empty_zero = _is_zero(op, empty)
+    try:
+        return _cross_entropy(
+            input, target, weight, voxel_weight, dim, code, ignore_index, 0.0, True, empty_zero, 0.0, op
+        )
+    except (TypeError, RuntimeError):
+        _check_types(op, input, target, weight, voxel_weight, ignore_index, dim)
+        raise
 
 
 def focal_loss(
@@ -358,23 +352,35 @@ def _check_types(
     dim: int,
     **numbers: float,
 ) -> None:
-    """TypeError for what is no tensor or no number; the dispatcher would print the whole of it."""
-    tensors = {"input": input, "target": target, "weight": weight, "voxel_weight": voxel_weight}
-    for name, value in tensors.items():
-        optional = name in ("weight", "voxel_weight") and value is None
-        if not (isinstance(value, Tensor) or optional):
-            got = type(value).__name__
-            raise TypeError(f"{op}: expected {name} to be a torch.Tensor, got {got}. Use torch.as_tensor({name})")
-    for name, integer in (("ignore_index", ignore_index), ("dim", dim)):
-        if not isinstance(integer, Integral):
-            raise TypeError(f"{op}: expected {name} to be an int, got {integer!r}")
+    """TypeError for what is no tensor or no number; the dispatcher would print the whole of it.
+
+    Where nothing reads an argument before the operator does, this is asked after the operator has refused: good calls
+    do not wait for it. The dispatcher's error is left out of the traceback (from None).
+    """
+    if not isinstance(input, Tensor):
+        raise _no_tensor(op, "input", input) from None
+    if not isinstance(target, Tensor):
+        raise _no_tensor(op, "target", target) from None
+    if not (weight is None or isinstance(weight, Tensor)):
+        raise _no_tensor(op, "weight", weight) from None
+    if not (voxel_weight is None or isinstance(voxel_weight, Tensor)):
+        raise _no_tensor(op, "voxel_weight", voxel_weight) from None
+    if not isinstance(ignore_index, _INTEGER):
+        raise TypeError(f"{op}: expected ignore_index to be an int, got {ignore_index!r}") from None
+    if not isinstance(dim, _INTEGER):
+        raise TypeError(f"{op}: expected dim to be an int, got {dim!r}") from None
     for name, number in numbers.items():
         _check_number(op, name, number)
 
 
+def _no_tensor(op: str, name: str, value: object) -> TypeError:
+    got = type(value).__name__
+    return TypeError(f"{op}: expected {name} to be a torch.Tensor, got {got}. Use torch.as_tensor({name})")
+
+
 def _check_number(op: str, name: str, value: object) -> None:
-    if not isinstance(value, Real):
-        raise TypeError(f"{op}: expected {name} to be a float, got {value!r}")
+    if not isinstance(value, _REAL):
+        raise TypeError(f"{op}: expected {name} to be a float, got {value!r}") from None
 
 
 def _check_choice(op: str, name: str, value: object, choices: tuple[object, ...], advice: str = "") -> None:

@@ -30,8 +30,11 @@ class _Loss(nn.Module):
             setattr(self, name, value)
 
     def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
-        weight = {} if self.weight is None else {"weight": self.weight}
-        return type(self)._function(input, target, voxel_weight=voxel_weight, **weight, **self._options())
+        options = self._options()
+        weight = self._buffers["weight"]  # self.weight takes a microsecond, as every buffer does
+        if weight is not None:
+            options["weight"] = weight
+        return type(self)._function(input, target, voxel_weight=voxel_weight, **options)
 
     def _options(self) -> dict[str, Any]:
         """The keywords of the function, all but the tensors."""
