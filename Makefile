@@ -1,11 +1,11 @@
-# make demo | test | lint | bench. Each sets up .venv on its first run.
+# make demo | test | lint | bench | bench-full. Each sets up .venv on its first run.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := $(shell find csrc -name '*.[ch]' -o -name '*.cpp') setup.py pyproject.toml
-LINTED_C := $(shell find csrc tests/c -name '*.[ch]' -o -name '*.cpp')
+LINTED_C := $(shell find csrc tests/c benchmarks -name '*.[ch]' -o -name '*.cpp')
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench bench-full clean
 
 demo: .venv/.built
 	$(BIN)/python examples/mni152.py
@@ -19,10 +19,11 @@ lint: .venv/.installed
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(LINTED_C)
 
-bench: .venv/.built
-	$(BIN)/python benchmarks/cross_entropy.py
-	$(BIN)/python benchmarks/dice_ce.py
-	$(BIN)/python benchmarks/confusion_matrix.py
+bench: .venv/.built .venv/.peers
+	$(BIN)/python benchmarks/bench.py --quick
+
+bench-full: .venv/.built .venv/.peers
+	$(BIN)/python benchmarks/bench.py --full
 
 # torch goes first and by its exact pin: another spelling may bring another build of it, of several gigabytes.
 .venv/.installed: requirements-dev.txt
@@ -32,6 +33,10 @@ bench: .venv/.built
 	@$(PIP) torch==2.13.0
 	@$(PIP) -r requirements-dev.txt
 	@touch $@
+
+# Without its dependencies: torchvision would bring a torch of its own. Where it fails, the benchmarks do without this peer.
+.venv/.peers: .venv/.installed
+	-@$(PIP) --no-deps segmentation-models-pytorch==0.6.0 && touch $@
 
 # No build isolation: an isolated build would fetch a torch of its own.
 .venv/.built: .venv/.installed $(SOURCES)

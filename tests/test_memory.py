@@ -1,32 +1,13 @@
-"""Memory that forward and backward take beyond logits and labels, and what becomes of that of gradients."""
+"""What becomes of the memory of large gradients. What forward and backward take: test_benchmarks.py."""
 
 import subprocess
 import sys
 import textwrap
-from pathlib import Path
 
 import pytest
 import torch
 
 import segloss
-
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-CASES = {  # the benchmark and the number of its case
-    "cross entropy of [2, 19, 512, 1024]": ("cross_entropy.py", "1"),
-    "Dice and cross entropy of [2, 4, 96, 96, 96]": ("dice_ce.py", "2"),
-}
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
-@pytest.mark.parametrize(("benchmark", "case"), CASES.values(), ids=CASES.keys())
-def test_peak_memory_is_hardly_more_than_the_gradient(benchmark, case):
-    """In units of the logits' bytes, measured by the benchmark in a process of its own: 1 is the gradient."""
-    command = [sys.executable, BENCHMARKS / benchmark, "--peak-memory", case, "segloss"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert 0.99 < float(done.stdout) < 1.2
-
-
-# ---- memory of large gradients is used again ----
 
 LARGE = (1, 3, 128, 64, 64)  # 6 MiB, above the 2 MiB from which on it is kept
 

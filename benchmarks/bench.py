@@ -1,0 +1,230 @@
+"""Time and memory of segloss beside its peers and beside what the memory of this machine allows.
+
+Prints tables in Markdown; writes every figure as JSON, and two plots.
+"""
+
+import argparse
+import itertools
+import os
+import platform
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import memory
+import report
+import torch
+from cases import IMAGE_LIKE, Call, Case, cases, variants
+from limits import read_once, read_twice_and_write, read_twice_and_write_fresh
+from timing import Run, compare
+from torch import Tensor
+
+import segloss
+
+Row = dict[str, Any]
+Job = Callable[[], list[Row]]
+
+RESULTS = Path(__file__).parent / "results"
+LARGE = 4 << 20  # bytes of logits from which on memory and limits mean something: below, a call's overhead shows
+TOLERANCE = 1e-4
+TOLERANCE_BFLOAT16 = 1e-2  # the result has 8 bits
+
+# ---- a call, timed ----
+
+
+def forward(call: Call, logits: Tensor, labels: Tensor) -> Run:
+    inputs = logits.detach(), labels
+    return Run(lambda: call(*inputs), before=read_once(logits))
+
+
+def forward_backward(call: Call, logits: Tensor, labels: Tensor) -> Run:
+    def run() -> None:
+        torch.autograd.backward(call(logits, labels))
+        logits.grad = None  # each pays for giving back its own gradient
+
+    return Run(run, before=read_once(logits))
+
+
+PASSES = {"forward": forward, "forward + backward": forward_backward}
+LIMITS = {
+    "forward": {"limit": read_once},
+    "forward + backward": {"limit": read_twice_and_write_fresh, "limit, memory at hand": read_twice_and_write},
+}
+
+# ---- do they compute the same? ----
+
+
+def outcome(call: Call, logits: Tensor, labels: Tensor) -> list[Tensor]:
+    result = call(logits, labels)
+    return [result.detach(), *(torch.autograd.grad(result, logits) if result.requires_grad else ())]
+
+
+def check_agreement(ours: Call, theirs: Call, logits: Tensor, labels: Tensor) -> None:
+    """Of values and gradients in float32, relative to the largest."""
+    logits = logits.detach().float().requires_grad_()
+    outcomes = [outcome(call, logits, labels) for call in (ours, theirs)]
+    for actual, expected in zip(*outcomes, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=TOLERANCE, atol=TOLERANCE * expected.abs().max().item())
+
+
+def error(call: Call, logits: Tensor, labels: Tensor) -> float:
+    """How far the value of logits in bfloat16 is off, relative to that of the same logits in float32."""
+    with torch.no_grad():
+        actual, expected = (call(x, labels).item() for x in (logits, logits.float()))
+    return abs(actual - expected) / abs(expected)
+
+
+def errors(calls: dict[str, tuple[Call, Call]], logits: Tensor, labels: Tensor) -> dict[str, float]:
+    if logits.dtype == torch.float32:
+        return {}
+    assert all(error(ours, logits, labels) < TOLERANCE_BFLOAT16 for ours, _ in calls.values())
+    return {name: error(theirs, logits, labels) for name, (_, theirs) in calls.items()}
+
+
+# ---- the tables ----
+
+
+def time_case(case: Case, budget: float) -> list[Row]:
+    torch.compiler.reset()  # or, after eight shapes of one function, torch.compile gives up
+    logits, labels = case.problem.tensors()
+    calls = case.calls()
+    if not calls:
+        return []  # no peer is installed
+    for ours, theirs in calls.values():
+        check_agreement(ours, theirs, logits, labels)
+    off = errors(calls, logits, labels)
+    plain = next(iter(calls.values()))[0]
+    differentiable = plain(logits, labels).requires_grad
+    rows = []
+    for name in PASSES if differentiable else ["forward"]:
+        pairs = {
+            peer: (PASSES[name](ours, logits, labels), PASSES[name](theirs, logits, labels))
+            for peer, (ours, theirs) in calls.items()
+        }
+        results = compare(pairs, budget)
+        if case.problem.num_bytes >= LARGE:  # on their own: fresh memory is slow for a while after peers freed theirs
+            results |= compare(beside_limits(name, plain, logits, labels), budget)
+        rows.append(
+            {
+                "loss": case.loss,
+                **case.columns(),
+                "pass": name,
+                "segloss": next(iter(results.values())).ours,
+                "peers": {peer: asdict(result) for peer, result in results.items()},
+                "error": off,
+            }
+        )
+    return rows
+
+
+def beside_limits(name: str, call: Call, logits: Tensor, labels: Tensor) -> dict[str, tuple[Run, Run]]:
+    ours = PASSES[name](call, logits, labels)
+    return {limit: (ours, Run(make(logits), before=read_once(logits))) for limit, make in LIMITS[name].items()}
+
+
+def time_variants(case: Case, budget: float) -> list[Row]:
+    """segloss beside itself: forward and backward in each dtype and layout against float32 contiguous."""
+    ours = next(iter(case.calls().values()))[0]
+    plain, *others = [
+        (Case(case.loss, variant), forward_backward(ours, *variant.tensors())) for variant in variants(case.problem)
+    ]
+    pairs = {" ".join((v.columns()["dtype"], v.columns()["layout"])): (plain[1], run) for v, run in others}
+    results = {name: asdict(result) for name, result in compare(pairs, budget).items()}
+    return [{"loss": case.loss, **plain[0].columns(), "variants": results}]
+
+
+def measure_memory(case: Case) -> list[Row]:
+    """Of segloss as it is beside the first peer, and of each peer."""
+    peers = list(case.calls())
+    if not peers:
+        return []
+    sides = {"segloss": (peers[0], 0)} | {name: (name, 1) for name in peers}
+    taken = {who: asdict(memory.in_own_process(case, *side)) for who, side in sides.items()}
+    return [{"loss": case.loss, **case.columns(), "memory": taken}]
+
+
+def time_sizes(full: bool, budget: float) -> list[Row]:
+    """Cross entropy, forward and backward, from 10^4 voxels and 2 classes on."""
+    most_logits = 512 * 10**6 if full else 40 * 10**6  # of four bytes
+    memory_of_logits, memory_of_labels = torch.empty(most_logits).normal_(), torch.empty(10**8, dtype=torch.int16)
+    rows = []
+    for classes in (2**n for n in range(1, 10)) if full else (2, 8, 32, 128, 512):
+        memory_of_labels.random_(classes)
+        for voxels in (10**n for n in range(4, 9)):
+            if classes * voxels <= most_logits:
+                logits = memory_of_logits[: classes * voxels].view(1, classes, voxels).requires_grad_()
+                labels = memory_of_labels[:voxels].view(1, 1, voxels)
+                beside = beside_limits("forward + backward", segloss.cross_entropy, logits, labels)
+                results = compare(beside, budget)
+                rows.append({"voxels": voxels, "classes": classes, **asdict(results["limit, memory at hand"])})
+                memory_of_logits.requires_grad_(False)
+    return rows
+
+
+def machine() -> Row:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
+    return {
+        "processor": processor or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "isa": segloss.get_isa(),
+        "torch": torch.__version__,
+        "load": os.getloadavg()[0],  # a machine that does something else gives other figures
+    }
+
+
+def jobs(full: bool, budget: float) -> dict[str, Job]:
+    """By name; the first word of it is the table that the rows go to."""
+    by_name: dict[str, Job] = {f"speed {case.name}": partial(time_case, case, budget) for case in cases(full)}
+    for loss, problem in itertools.product(("cross_entropy", "dice_ce_loss"), IMAGE_LIKE if full else IMAGE_LIKE[1:3]):
+        case = Case(loss, problem)
+        by_name[f"variants {case.name}"] = partial(time_variants, case, budget)
+    for case in cases(full):
+        if case.problem.is_plain and case.problem.num_bytes >= LARGE:
+            by_name[f"memory {case.name}"] = partial(measure_memory, replace(case, compiled=False))
+    by_name["sizes"] = partial(time_sizes, full, budget / 4)
+    return by_name
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--quick", action="store_true", help="under five minutes on two cores (the default)")
+    form.add_argument("--full", action="store_true", help="every shape in every dtype and layout")
+    parser.add_argument("--only", metavar="SUBSTRING", default="", help="only what has it in its name; writes no files")
+    parser.add_argument("--seconds", type=float, help="for each ratio (default: 0.5, full: 3)")
+    parser.add_argument("--threads", type=int, help="default: what torch takes")
+    parser.add_argument("--json", type=Path, help="default: results/quick.json or full.json")
+    parser.add_argument("--plot", type=Path, help="default: results/quick.png or full.png; by size: *_sizes.png")
+    args = parser.parse_args()
+    args.form = "full" if args.full else "quick"
+    args.seconds = args.seconds if args.seconds is not None else (3.0 if args.full else 0.5)
+    if not args.only:
+        args.json = args.json or RESULTS / f"{args.form}.json"
+        args.plot = args.plot or RESULTS / f"{args.form}.png"
+    return args
+
+
+def main() -> None:
+    args = arguments()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    for path in filter(None, (args.json, args.plot)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {"form": args.form, "machine": machine()}
+    for name, job in jobs(args.full, args.seconds).items():
+        if args.only in name:
+            print(name, file=sys.stderr)
+            results.setdefault(name.split()[0], []).extend(job())
+            if args.json:  # after each job: the full form takes long
+                args.json.write_text(report.to_json(results))
+    print(report.markdown(results))
+    if args.plot:
+        report.plot(results, args.plot)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,292 @@
+"""What is measured: shapes, losses, and beside each loss of segloss what a user would write instead."""
+
+import importlib.util
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import segloss
+
+Call = Callable[[Tensor, Tensor], Tensor]
+Pairs = dict[str, tuple[Call, Call]]  # peer: segloss's call and the peer's, the same result from logits and labels
+Options = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Logits and labels; ``channels_last`` is channels_last_3d for volumes."""
+
+    shape: tuple[int, ...]  # of the logits
+    labels: torch.dtype
+    dim: int = 1  # of the classes
+    ignore_index: int = -100
+    dtype: torch.dtype = torch.float32
+    channels_last: bool = False
+
+    @property
+    def num_classes(self) -> int:
+        return self.shape[self.dim]
+
+    @property
+    def is_plain(self) -> bool:
+        return self.dtype == torch.float32 and not self.channels_last
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def with_sizes(self, size: int) -> "Problem":
+        """The same with all sizes but that of the classes ``size`` at most."""
+        sizes = [min(size, n) for n in self.shape]
+        sizes[self.dim] = self.num_classes
+        return replace(self, shape=tuple(sizes))
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Logits and labels, [N, 1, *] where there are spatial sizes; made in place, so that peak memory is theirs."""
+        torch.manual_seed(0)
+        layout = torch.contiguous_format
+        if self.channels_last:
+            layout = torch.channels_last if len(self.shape) == 4 else torch.channels_last_3d
+        logits = torch.empty(self.shape, dtype=self.dtype, memory_format=layout).normal_().requires_grad_()
+        spatial = self.shape[2:] if self.dim == 1 else self.shape[1:-1]
+        sizes = (self.shape[0], 1, *spatial) if self.dim == 1 and spatial else (self.shape[0], *spatial)
+        labels = torch.empty(sizes, dtype=self.labels).random_(self.num_classes)
+        if self.ignore_index >= 0:
+            labels.view(-1)[::16] = self.ignore_index
+        return logits, labels
+
+
+@dataclass(frozen=True)
+class Case:
+    loss: str  # a key of LOSSES
+    problem: Problem
+    compiled: bool = False  # whether the peers are measured under torch.compile, too
+
+    @property
+    def name(self) -> str:
+        return " ".join([self.loss, *self.columns().values()])
+
+    def columns(self) -> dict[str, str]:
+        return {
+            "logits": str(list(self.problem.shape)),
+            "labels": str(self.problem.labels).removeprefix("torch."),
+            "dtype": str(self.problem.dtype).removeprefix("torch."),
+            "layout": "channels_last" if self.problem.channels_last else "contiguous",
+        }
+
+    def calls(self) -> Pairs:
+        pairs = LOSSES[self.loss](self.problem)
+        if self.compiled:
+            compilable = {name: pair for name, pair in pairs.items() if name in COMPILED}
+            pairs |= {f"{name}, compiled": (ours, compiled(theirs)) for name, (ours, theirs) in compilable.items()}
+        return pairs
+
+
+def compiled(call: Call) -> Call:
+    return torch.compile(call, dynamic=False)
+
+
+# ---- the peers' code: packages that are not installed are left out ----
+
+
+def package(name: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+@cache
+def smp_losses() -> ModuleType | None:
+    """The losses of segmentation_models_pytorch alone: its encoders want torchvision, the losses do not."""
+    found = importlib.util.find_spec("segmentation_models_pytorch")
+    if found is None or found.origin is None:
+        return None
+    folder = Path(found.origin).parent / "losses"
+    spec = importlib.util.spec_from_file_location("smp_losses", folder / "__init__.py")
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    module.__path__ = [str(folder)]
+    spec.loader.exec_module(module)
+    return module
+
+
+def nnunet_dice_ce(logits: Tensor, labels: Tensor, ignore_index: int, smooth: float = 1e-5) -> Tensor:
+    """nnU-Net's DC_and_CE_loss with the options of its trainer, written out from its formula.
+
+    Minus the soft Dice of the batch without background, plus cross entropy. It saves memory where nnU-Net does: a bool
+    one-hot target, no background in the products.
+    """
+    axes = (0, *range(2, logits.dim()))
+    indices = labels.long()
+    mask = indices != ignore_index if ignore_index >= 0 else None
+    classes = indices if mask is None else indices.where(mask, 0)
+    with torch.no_grad():
+        target = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, classes, True)[:, 1:]
+        target_size = (target if mask is None else target * mask).sum(axes)
+    p = logits.softmax(1)[:, 1:]
+    overlap = (p * target if mask is None else p * target * mask).sum(axes)
+    predicted_size = (p if mask is None else p * mask).sum(axes)
+    dice = (2 * overlap + smooth) / (predicted_size + target_size + smooth).clamp_min(1e-8)
+    return F.cross_entropy(logits, indices.squeeze(1), ignore_index=ignore_index) - dice.mean()
+
+
+# ---- the losses ----
+
+
+def cross_entropy(problem: Problem) -> Pairs:
+    ignored: Options = {"ignore_index": problem.ignore_index}
+
+    def ours(logits: Tensor, labels: Tensor) -> Tensor:
+        return segloss.cross_entropy(logits, labels, dim=problem.dim, **ignored)
+
+    def of_volumes(logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels.squeeze(1).long(), **ignored)
+
+    def of_sequences(logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits.movedim(-1, 1), labels.long(), **ignored)
+
+    if problem.dim != 1:
+        return {"torch": (ours, of_sequences)}
+    return {"torch": (ours, of_volumes if len(problem.shape) > 2 else F.cross_entropy)}
+
+
+def dice_ce(problem: Problem) -> Pairs:
+    ignored: Options = {"ignore_index": problem.ignore_index}
+
+    def ours(logits: Tensor, labels: Tensor) -> Tensor:
+        return segloss.dice_ce_loss(logits, labels, **ignored)
+
+    def as_nnunet(logits: Tensor, labels: Tensor) -> Tensor:
+        return segloss.dice_ce_loss(logits, labels, include_background=False, batch=True, **ignored) - 1
+
+    def nnunet(logits: Tensor, labels: Tensor) -> Tensor:
+        return nnunet_dice_ce(logits, labels, **ignored)
+
+    pairs: Pairs = {}
+    monai = package("monai.losses")
+    if monai and problem.ignore_index < 0:  # MONAI's DiceCELoss cannot leave voxels out
+        pairs["MONAI"] = (ours, monai.DiceCELoss(softmax=True, to_onehot_y=True))
+    return pairs | {"nnU-Net": (as_nnunet, nnunet)}
+
+
+def dice(problem: Problem) -> Pairs:
+    ignored: Options = {"ignore_index": problem.ignore_index}
+
+    def ours(logits: Tensor, labels: Tensor) -> Tensor:
+        return segloss.dice_loss(logits, labels, batch=True, smooth_nr=0, smooth_dr=0, **ignored)
+
+    if smp := smp_losses():
+        loss = smp.DiceLoss("multiclass", **ignored)
+        return {"SMP": (ours, lambda logits, labels: loss(logits, labels.long()))}
+    return {}
+
+
+def generalized_dice(problem: Problem) -> Pairs:
+    ignored: Options = {"ignore_index": problem.ignore_index}
+
+    def ours(logits: Tensor, labels: Tensor) -> Tensor:
+        options: Options = {"w_type": "uniform", "smooth_nr": 0, "smooth_dr": 1e-8}
+        return segloss.generalized_dice_loss(logits, labels, **options, **ignored)
+
+    if kornia := package("kornia.losses"):
+        return {"kornia": (ours, lambda x, y: kornia.dice_loss(x, y.squeeze(1).long(), **ignored))}
+    return {}
+
+
+def focal(problem: Problem) -> Pairs:
+    options: Options = {"ignore_index": problem.ignore_index, "reduction": "sum"}
+
+    def ours(logits: Tensor, labels: Tensor) -> Tensor:
+        return segloss.focal_loss(logits, labels, **options)
+
+    if kornia := package("kornia.losses"):  # whose mean divides by the ignored voxels, too, hence the sum
+        return {"kornia": (ours, lambda x, y: kornia.focal_loss(x, y.squeeze(1).long(), alpha=None, **options))}
+    return {}
+
+
+def sigmoid_focal(problem: Problem) -> Pairs:
+    ignored: Options = {"ignore_index": problem.ignore_index}
+
+    def ours(logits: Tensor, labels: Tensor) -> Tensor:
+        return segloss.focal_loss(logits, labels, activation="sigmoid", **ignored)
+
+    if smp := smp_losses():
+        loss = smp.FocalLoss("multiclass", **ignored)
+        return {"SMP": (ours, lambda logits, labels: loss(logits, labels.squeeze(1).long()))}
+    return {}
+
+
+def confusion_matrix(problem: Problem) -> Pairs:
+    def ours(logits: Tensor, labels: Tensor) -> Tensor:
+        return segloss.confusion_matrix(logits, labels, ignore_index=problem.ignore_index)
+
+    def argmax_and_bincount(logits: Tensor, labels: Tensor) -> Tensor:
+        num_classes = problem.num_classes
+        pairs = labels.squeeze(1).long() * num_classes + logits.argmax(1)
+        if problem.ignore_index >= 0:
+            pairs = pairs[labels.squeeze(1) != problem.ignore_index]
+        return pairs.flatten().bincount(minlength=num_classes**2).view(num_classes, num_classes)
+
+    return {"argmax, bincount": (ours, argmax_and_bincount)}
+
+
+LOSSES: dict[str, Callable[[Problem], Pairs]] = {
+    "cross_entropy": cross_entropy,
+    "dice_ce_loss": dice_ce,
+    "dice_loss": dice,
+    "generalized_dice_loss": generalized_dice,
+    "focal_loss": focal,
+    "focal_loss of sigmoids": sigmoid_focal,
+    "confusion_matrix": confusion_matrix,
+}
+OTHER_LOSSES = ("dice_loss", "generalized_dice_loss", "focal_loss", "focal_loss of sigmoids")
+COMPILED = ("torch", "nnU-Net")  # torch.compile cannot take MONAI's losses whole
+
+# ---- the cases ----
+
+VOLUME = Problem((4, 3, 64, 64, 64), torch.int64)
+PATCH = Problem((2, 4, 96, 96, 96), torch.uint8)
+STREET = Problem((2, 19, 512, 1024), torch.uint8, ignore_index=255)
+CROP = Problem((2, 19, 256, 512), torch.uint8, ignore_index=255)
+BODY = Problem((1, 105, 64, 96, 96), torch.uint8)
+SEQUENCE = Problem((4, 28, 128), torch.int64, dim=-1)
+IMAGES = Problem((32, 1000), torch.int64)
+TEXT = Problem((256, 32000), torch.int64)
+SMALL = Problem((4, 3, 4, 4), torch.int64)
+
+IMAGE_LIKE = [VOLUME, PATCH, STREET, BODY]
+
+
+def variants(problem: Problem) -> list[Problem]:
+    """In float32 and bfloat16, contiguous and channels_last where it applies; the first is the problem itself."""
+    layouts = [False, True] if len(problem.shape) > 3 else [False]
+    dtypes = [torch.float32, torch.bfloat16]
+    return [replace(problem, dtype=dtype, channels_last=last) for last in layouts for dtype in dtypes]
+
+
+def cases(full: bool) -> list[Case]:
+    rows = [("cross_entropy", problem) for problem in [*IMAGE_LIKE, SEQUENCE, IMAGES, TEXT]]
+    rows += [("dice_ce_loss", problem) for problem in (IMAGE_LIKE if full else [PATCH, BODY])]
+    plain = [Case("cross_entropy", SMALL), *(Case(loss, CROP) for loss in OTHER_LOSSES)]
+    plain += [Case("confusion_matrix", problem) for problem in (STREET, BODY)]
+    if not full:
+        return [Case(*row, compiled=row in QUICKLY_COMPILED) for row in rows] + plain
+    return [
+        Case(loss, variant, compiled=not variant.channels_last)
+        for loss, problem in rows
+        for variant in variants(problem)
+    ] + plain
+
+
+QUICKLY_COMPILED = [("cross_entropy", VOLUME), ("cross_entropy", STREET), ("cross_entropy", TEXT)]

@@ -1,0 +1,60 @@
+"""Memory that a loss takes, read from /proc in a process of its own, because the peak is that of a whole process."""
+
+import ctypes
+import multiprocessing
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from cases import Case
+from torch import Tensor
+
+WARM_UP_SIZE = 8  # voxels along each axis
+M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Beyond logits and labels, in units of the logits' bytes."""
+
+    peak: float  # of forward and backward; the gradient itself is 1
+    saved: float  # what is kept from forward to backward
+
+
+def process_bytes(field: str) -> int:
+    """Of this process: VmRSS is what it holds now, VmHWM the most it has ever held."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def return_freed_memory() -> None:
+    """Makes malloc give back at once what is freed: else the peak depends on which blocks it keeps for later."""
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
+
+
+def measure(case: Case, peer: str, side: int) -> Memory:
+    """The first call at this size in this process, so that the peak is what it took."""
+    return_freed_memory()
+    call = case.calls()[peer][side]
+    logits, labels = case.problem.with_sizes(WARM_UP_SIZE).tensors()
+    run_backward(call(logits, labels))  # code and thread pools are not what the call takes
+    logits, labels = case.problem.tensors()
+    before = process_bytes("VmRSS")
+    result = call(logits, labels)
+    saved = process_bytes("VmRSS") - before
+    run_backward(result)
+    peak = process_bytes("VmHWM") - before
+    return Memory(peak / logits.nbytes, saved / logits.nbytes)
+
+
+def run_backward(result: Tensor) -> None:
+    if result.requires_grad:  # a confusion matrix does not
+        torch.autograd.backward(result)
+
+
+def in_own_process(case: Case, peer: str, side: int) -> Memory:
+    """``side`` of the pair of calls: 0 segloss, 1 the peer. The process is forked from one that has run nothing yet."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", "monai.losses", "kornia.losses"])  # what takes long to import
+    with context.Pool(1) as pool:
+        return pool.apply(measure, (case, peer, side))

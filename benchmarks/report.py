@@ -1,0 +1,245 @@
+"""What was measured, as Markdown, as JSON and as plots."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("agg")
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+
+Results = dict[str, Any]
+Row = dict[str, Any]
+
+WRONG = 0.03  # relative error of a value from which on the table says so
+
+# Okabe and Ito's colours, which the colour-blind can tell apart
+COLOURS = {
+    "segloss": "#0072b2",
+    "torch": "#d55e00",
+    "torch, compiled": "#e69f00",
+    "MONAI": "#cc79a7",
+    "nnU-Net": "#009e73",
+    "nnU-Net, compiled": "#8fd6bf",
+    "SMP": "#f0e442",
+    "kornia": "#56b4e9",
+    "limit": "#000000",
+}
+TITLES = {
+    "cross_entropy": "cross entropy",
+    "dice_ce_loss": "Dice + cross entropy",
+    "dice_loss": "Dice",
+    "generalized_dice_loss": "generalized Dice",
+    "focal_loss": "focal",
+    "focal_loss of sigmoids": "focal, sigmoids",
+}
+
+
+def to_json(results: Results) -> str:
+    """One row of a table on a line; four digits are more than a repetition gives."""
+    rounded = json.loads(json.dumps(results), parse_float=lambda number: float(f"{float(number):.4g}"))
+    parts = []
+    for key, value in rounded.items():
+        rows = ",\n".join(f"  {json.dumps(row)}" for row in value) if isinstance(value, list) else ""
+        parts.append(f"{json.dumps(key)}: " + (f"[\n{rows}\n]" if rows else json.dumps(value)))
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+# ---- Markdown ----
+
+
+def markdown(results: Results) -> str:
+    machine = results["machine"]
+    title = (
+        f"{machine['processor']}, {machine['threads']} threads, {machine['isa']} kernels, torch {machine['torch']}, "
+        f"{results['form']} form. Load average before the start: {machine['load']:.2f}."
+    )
+    return "\n\n".join(
+        [title, *(text for name, write in TABLES.items() if name in results for text in write(results[name]))]
+    )
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def duration(seconds: float) -> str:
+    value, unit = (seconds * 1e6, "µs") if seconds < 1e-3 else (seconds * 1e3, "ms")
+    return f"{value:.{0 if value >= 100 else 1}f} {unit}"
+
+
+def what(row: Row) -> list[str]:
+    return [f"`{row['logits']}` {row['labels']}", f"{row['dtype']} {row['layout']}"]
+
+
+def names(rows: list[Row], key: str) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row[key]))
+
+
+def speed_tables(rows: list[Row]) -> list[str]:
+    texts = [
+        "## Speed\n\n"
+        "A peer's cell says how many times as fast segloss is (2.0x: in half the time) and what the peer takes.\n"
+        "The last columns are the time of segloss divided by that of a limit: a plain C loop on the same threads that\n"
+        "reads the logits once (forward), or reads them twice and writes a gradient (forward + backward), into fresh\n"
+        "memory or into memory at hand, which segloss keeps from the gradient before."
+    ]
+    for loss in dict.fromkeys(row["loss"] for row in rows):
+        texts.append(f"### {loss}")
+        texts.append(speed_table([row for row in rows if row["loss"] == loss]))
+    return texts
+
+
+def speed_table(rows: list[Row]) -> str:
+    peers = names(rows, "peers")
+    header = [f"segloss / {name}" if name.startswith("limit") else name for name in peers]
+    return table(
+        ["logits, labels", "format", "pass", "segloss", *header],
+        [
+            [*what(row), row["pass"], duration(row["segloss"]), *(speed_cell(row, peer) for peer in peers)]
+            for row in rows
+        ],
+    )
+
+
+def speed_cell(row: Row, peer: str) -> str:
+    result, error = row["peers"].get(peer), row["error"].get(peer, 0)
+    if result is None:
+        return ""
+    if peer.startswith("limit"):
+        return f"{1 / result['ratio']:.2f}"
+    wrong = f", value off by {100 * error:.0f} %" if error > WRONG else ""
+    return f"{result['ratio']:.1f}x ({duration(result['theirs'])}{wrong})"
+
+
+def variant_tables(rows: list[Row]) -> list[str]:
+    variants = names(rows, "variants")
+    cells = [
+        [
+            row["loss"],
+            f"`{row['logits']}` {row['labels']}",
+            duration(row["variants"][variants[0]]["ours"]),
+            *(f"{1 / row['variants'][name]['ratio']:.2f}x" for name in variants),
+        ]
+        for row in rows
+    ]
+    return [
+        "## segloss beside itself\n\nForward + backward: how many times as fast as in float32 contiguous.",
+        table(["loss", "logits, labels", "float32 contiguous", *variants], cells),
+    ]
+
+
+def memory_tables(rows: list[Row]) -> list[str]:
+    who = names(rows, "memory")
+    cells = [
+        [
+            row["loss"],
+            f"`{row['logits']}` {row['labels']}",
+            *(memory_cell(row["memory"].get(name)) for name in who),
+        ]
+        for row in rows
+    ]
+    return [
+        "## Memory\n\n"
+        "Beyond logits and labels, in units of the logits' bytes: the peak of forward + backward, where the gradient\n"
+        "itself is 1, and in brackets what is kept from forward to backward. Each in a process of its own.",
+        table(["loss", "logits, labels", *who], cells),
+    ]
+
+
+def memory_cell(taken: Row | None) -> str:
+    return "" if taken is None else f"{taken['peak']:.2f} ({taken['saved']:.2f})"
+
+
+def size_tables(rows: list[Row]) -> list[str]:
+    voxels, classes = (sorted({row[key] for row in rows}) for key in ("voxels", "classes"))
+    cost = {(row["voxels"], row["classes"]): row for row in rows}
+    cells = [
+        [str(c), *(f"{1e9 * cost[n, c]['ours'] / n:.1f}" if (n, c) in cost else "" for n in voxels)] for c in classes
+    ]
+    return [
+        "## By size\n\n`cross_entropy`, forward + backward, float32 contiguous: nanoseconds for each voxel.",
+        table(["classes", *(f"{n:,} voxels" for n in voxels)], cells),
+    ]
+
+
+TABLES = {"speed": speed_tables, "variants": variant_tables, "memory": memory_tables, "sizes": size_tables}
+
+# ---- plots ----
+
+
+def plot(results: Results, path: Path) -> None:
+    """Bars to ``path``; time by size to the file beside it."""
+    machine = results["machine"]
+    where = f"{machine['processor']}, {machine['threads']} threads, {machine['isa']}, torch {machine['torch']}"
+    if "speed" in results:
+        plot_speed(results["speed"], where, path)
+    if "sizes" in results:
+        plot_sizes(results["sizes"], where, path.with_stem(f"{path.stem}_sizes"))
+
+
+def plot_speed(rows: list[Row], where: str, path: Path) -> None:
+    """Milliseconds of forward + backward in float32 contiguous."""
+    rows = [row for row in rows if (row["pass"], row["dtype"], row["layout"]) == SHOWN and row["logits"] != SMALL]
+    if not rows:
+        return
+    panels = [[row for row in rows if (row["loss"] == "cross_entropy") == is_left] for is_left in (True, False)]
+    panels = [panel for panel in panels if panel]
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(5 * len(panels), 6), layout="constrained", squeeze=False)
+    for ax, panel in zip(axes[0], panels, strict=True):
+        draw_bars(ax, panel)
+    used = {name: bars for ax in axes[0] for bars, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+    order = [name for name in COLOURS if name in used]
+    figure.legend([used[name] for name in order], order, loc="outside upper center", ncols=5, frameon=False)
+    caption = "milliseconds for forward + backward, float32; limit: reading the logits twice and writing the gradient"
+    figure.supxlabel(f"{caption}\n{where}", fontsize=8)
+    figure.savefig(path, dpi=80)
+    pyplot.close(figure)
+
+
+SHOWN = ("forward + backward", "float32", "contiguous")
+SMALL = "[4, 3, 4, 4]"  # microseconds
+
+
+def draw_bars(ax: Axes, rows: list[Row]) -> None:
+    ticks, position = [], 0.0
+    for row in rows:
+        peers = row["peers"]
+        times = {"segloss": row["segloss"]} | {name: peers[name]["theirs"] for name in COLOURS if name in peers}
+        ticks.append((position + (len(times) - 1) / 2, f"{TITLES[row['loss']]}\n{row['logits']}"))
+        for name, seconds in times.items():
+            label = name if name not in ax.get_legend_handles_labels()[1] else None
+            ax.barh(position, 1e3 * seconds, height=1, color=COLOURS[name], label=label)
+            ax.text(1e3 * seconds, position, f" {significant(1e3 * seconds)}", va="center", fontsize=6)
+            position += 1
+        position += 1
+    ax.set(xscale="log", yticks=[tick for tick, _ in ticks])
+    ax.set_yticklabels([label for _, label in ticks], fontsize=7)
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.margins(x=0.12, y=0.01)
+    ax.invert_yaxis()
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def significant(number: float) -> str:
+    return f"{number:.0f}" if number >= 10 else f"{number:.2g}"
+
+
+def plot_sizes(rows: list[Row], where: str, path: Path) -> None:
+    figure, ax = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    classes = sorted({row["classes"] for row in rows})
+    colours = pyplot.get_cmap("viridis")
+    for index, c in enumerate(classes):
+        chosen = [row for row in rows if row["classes"] == c]
+        voxels = [row["voxels"] for row in chosen]
+        cost = [1e9 * row["ours"] / row["voxels"] for row in chosen]
+        ax.plot(voxels, cost, marker="o", color=colours(0.95 * index / len(classes)), label=f"{c} classes")
+    ax.set(xscale="log", yscale="log", xlabel=f"voxels\n{where}", ylabel="nanoseconds for each voxel")
+    ax.set_title("Cross entropy, forward + backward, float32: level lines are linear cost", fontsize=10)
+    ax.legend(loc="center left", bbox_to_anchor=(1, 0.5), reverse=True, frameon=False)
+    ax.grid(alpha=0.3)
+    figure.savefig(path, dpi=80)
+    pyplot.close(figure)

@@ -1,0 +1,51 @@
+"""How a time and a ratio are taken: every figure about speed comes from `compare`."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain
+from statistics import median
+
+MIN_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Run:
+    call: Callable[[], object]
+    before: Callable[[], object]  # untimed: what is in the caches must not depend on who ran last
+
+
+@dataclass(frozen=True)
+class Comparison:
+    ours: float  # seconds, median
+    theirs: float
+    ratio: float  # theirs / ours: the median of the ratios of neighbouring runs
+
+
+def seconds(run: Run) -> float:
+    run.before()
+    start = time.perf_counter()
+    run.call()
+    return time.perf_counter() - start
+
+
+def compare(pairs: dict[str, tuple[Run, Run]], budget: float) -> dict[str, Comparison]:
+    """Runs the pairs (ours, theirs) in turn, for ``budget`` seconds each and MIN_ROUNDS times at least.
+
+    A shared machine drifts, so the two of a pair run one right after the other.
+    """
+    for run in chain.from_iterable(pairs.values()):
+        seconds(run)  # warms up, and compiles where there is something to compile
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in pairs}
+    end = time.perf_counter() + budget * len(pairs)
+    rounds = 0
+    while rounds < MIN_ROUNDS or time.perf_counter() < end:
+        for name, (ours, theirs) in pairs.items():
+            times[name].append((seconds(ours), seconds(theirs)))
+        rounds += 1
+    return {name: summary(values) for name, values in times.items()}
+
+
+def summary(times: list[tuple[float, float]]) -> Comparison:
+    ours, theirs = zip(*times, strict=True)
+    return Comparison(median(ours), median(theirs), median(b / a for a, b in times))
