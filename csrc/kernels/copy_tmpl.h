@@ -39,57 +39,76 @@ static void PART(_in_rows)(const struct plane* to, const struct plane* from, int
     }
 }
 
-/* Classes that are neighbours in `from` to rows of voxels. A tile may reach beyond the last class, into the voxel that
- * comes next: the last voxels go one by one. */
+/* TILE voxels, whose classes are neighbours in `from`, to rows of voxels; the first n of the TILE classes. */
+static inline void PART(_tile_to_rows)(TO* to, int64_t to_stride, const FROM* from, int64_t from_stride, int n) {
+    typedef TO tile_row __attribute__((vector_size(TILE * sizeof(TO))));
+    tile_row tile[TILE];
+    for (int k = 0; k < TILE; ++k) {
+        TO x[TILE];
+        for (int j = 0; j < TILE; ++j) {
+            x[j] = CONVERT(from[k * from_stride + j]);
+        }
+        memcpy(&tile[k], x, sizeof x);
+    }
+    TRANSPOSE(tile);
+    for (int k = 0; k < n; ++k) {
+        memcpy(to + k * to_stride, &tile[k], sizeof tile[k]);
+    }
+}
+
+/* And back, from rows that are converted already. */
+static inline void PART(_tile_from_rows)(TO* to, int64_t to_stride, const TO* from, int64_t from_stride, int n) {
+    typedef TO tile_row __attribute__((vector_size(TILE * sizeof(TO))));
+    tile_row tile[TILE];
+    for (int k = 0; k < TILE; ++k) {
+        memcpy(&tile[k], from + (k < n ? k : 0) * from_stride, sizeof tile[k]);
+    }
+    TRANSPOSE(tile);
+    for (int k = 0; k < TILE; ++k) {
+        TO* t = to + k * to_stride;
+        if (n == TILE) {
+            memcpy(t, &tile[k], sizeof tile[k]);
+        } else { /* the first, the middle and the last of one to three */
+            t[0] = tile[k][0];
+            t[n / 2] = tile[k][n / 2];
+            t[n - 1] = tile[k][n - 1];
+        }
+    }
+}
+
+/* A tile may reach beyond the last class, into the voxel that comes next: the last voxels go one by one. */
 static void PART(_to_rows)(const struct plane* to, const struct plane* from, int64_t num_classes, int count) {
-    typedef TO to_vector __attribute__((vector_size(TILE * sizeof(TO))));
     const int num_tiled = (count - 1) / TILE * TILE;
+    const int64_t stride = to->stride_class;
     for (int i = 0; i < num_tiled; i += TILE) {
-        for (int64_t c = 0; c < num_classes; c += TILE) {
-            to_vector tile[TILE];
-            for (int k = 0; k < TILE; ++k) {
-                const FROM* f = (const FROM*)from->data + (i + k) * from->stride_voxel + c;
-                TO x[TILE];
-                for (int j = 0; j < TILE; ++j) {
-                    x[j] = CONVERT(f[j]);
-                }
-                memcpy(&tile[k], x, sizeof x);
-            }
-            TRANSPOSE(tile);
-            for (int k = 0; k < smaller(num_classes - c, TILE); ++k) {
-                memcpy((TO*)to->data + (c + k) * to->stride_class + i, &tile[k], sizeof tile[k]);
-            }
+        TO* t = (TO*)to->data + i;
+        const FROM* f = (const FROM*)from->data + i * from->stride_voxel;
+        int64_t c = 0;
+        for (; c + TILE <= num_classes; c += TILE) {
+            PART(_tile_to_rows)(t + c * stride, stride, f + c, from->stride_voxel, TILE);
+        }
+        if (c < num_classes) {
+            PART(_tile_to_rows)(t + c * stride, stride, f + c, from->stride_voxel, (int)(num_classes - c));
         }
     }
     PART(_one_by_one)(to, from, num_classes, num_tiled, count);
 }
 
-/* And back. */
 static void PART(_from_rows)(const struct plane* to, const struct plane* from, int64_t num_classes, int count) {
-    typedef FROM from_vector __attribute__((vector_size(TILE * sizeof(FROM))));
     const int num_tiled = count / TILE * TILE;
-    for (int i = 0; i < num_tiled; i += TILE) {
-        for (int64_t c = 0; c < num_classes; c += TILE) {
-            const int n = smaller(num_classes - c, TILE);
-            from_vector tile[TILE];
-            for (int k = 0; k < TILE; ++k) {
-                const int64_t row = c + (k < n ? k : 0);
-                memcpy(&tile[k], (const FROM*)from->data + row * from->stride_class + i, sizeof tile[k]);
-            }
-            TRANSPOSE(tile);
-            for (int k = 0; k < TILE; ++k) {
-                TO* t = (TO*)to->data + (i + k) * to->stride_voxel + c;
-                TO x[TILE];
-                for (int j = 0; j < TILE; ++j) {
-                    x[j] = CONVERT(tile[k][j]);
-                }
-                if (n == TILE) {
-                    memcpy(t, x, sizeof x);
-                } else {
-                    for (int j = 0; j < n; ++j) {
-                        t[j] = x[j];
-                    }
-                }
+    for (int64_t c = 0; c < num_classes; c += TILE) {
+        const int n = smaller(num_classes - c, TILE);
+        ALIGNED TO rows[TILE][SEGLOSS_BLOCK];
+        const struct plane converted = {rows, SEGLOSS_BLOCK, 1};
+        const struct plane classes = {(FROM*)from->data + c * from->stride_class, from->stride_class, 1};
+        PART(_in_rows)(&converted, &classes, n, count);
+        TO* t = (TO*)to->data + c;
+        for (int i = 0; i < num_tiled; i += TILE) {
+            TO* tile = t + i * to->stride_voxel;
+            if (n == TILE) {
+                PART(_tile_from_rows)(tile, to->stride_voxel, rows[0] + i, SEGLOSS_BLOCK, TILE);
+            } else {
+                PART(_tile_from_rows)(tile, to->stride_voxel, rows[0] + i, SEGLOSS_BLOCK, n);
             }
         }
     }
