@@ -1,8 +1,8 @@
 /* Blocks of values, in and out: any dtype and stride in the tensor, REAL [class][lane] on our side. */
 
-/* Classes held at a time: three chunks are in use at most, which fit into a cache of the second level, and on the stack
- * of any thread. */
-#define CLASS_CHUNK ((int)(448 / sizeof(REAL)))
+/* Classes held at a time, 112 of float or 56 of double: three chunks are in use at most, which fit into a cache of the
+ * second level, and on the stack of a thread of 256 KiB. */
+#define CLASS_CHUNK (REAL_IS_DOUBLE ? 56 : 112)
 
 static inline int FN(chunk_length)(int64_t first_class, int64_t num_classes) {
     const int64_t left = num_classes - first_class;
