@@ -195,13 +195,13 @@ def arguments() -> argparse.Namespace:
     form.add_argument("--quick", action="store_true", help="under five minutes on two cores (the default)")
     form.add_argument("--full", action="store_true", help="every shape in every dtype and layout")
     parser.add_argument("--only", metavar="SUBSTRING", default="", help="only what has it in its name; writes no files")
-    parser.add_argument("--seconds", type=float, help="for each ratio (default: 0.5, full: 3)")
+    parser.add_argument("--seconds", type=float, help="for each ratio (default: 0.5, full: 1)")
     parser.add_argument("--threads", type=int, help="default: what torch takes")
     parser.add_argument("--json", type=Path, help="default: results/quick.json or full.json")
     parser.add_argument("--plot", type=Path, help="default: results/quick.png or full.png; by size: *_sizes.png")
     args = parser.parse_args()
     args.form = "full" if args.full else "quick"
-    args.seconds = args.seconds if args.seconds is not None else (3.0 if args.full else 0.5)
+    args.seconds = args.seconds if args.seconds is not None else (1.0 if args.full else 0.5)
     if not args.only:
         args.json = args.json or RESULTS / f"{args.form}.json"
         args.plot = args.plot or RESULTS / f"{args.form}.png"

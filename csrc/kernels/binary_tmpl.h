@@ -104,7 +104,7 @@ static int64_t FN(binary_forward)(const struct segloss_cross_entropy* a, int64_t
                     FN(put)(loss, c * loss.stride + i, FN(load)(v.weight + i) * value);
                 }
             }
-            FN(write_rows)(loss, v.input.values, &a->loss, &v.block, first, n);
+            FN(finish_output)(&v, loss, &a->loss, first, n, 0);
         }
     }
     return -1;
@@ -132,7 +132,7 @@ static int64_t FN(binary_backward)(const struct segloss_cross_entropy* a, int64_
                     FN(put)(grad, c * grad.stride + i, FN(binary_grad)(a, first + c, x_c, t, FN(load)(scale + i)));
                 }
             }
-            FN(write_rows)(grad, v.input.values, &a->grad_logits, &v.block, first, n);
+            FN(finish_output)(&v, grad, &a->grad_logits, first, n, a->stream_grad);
         }
     }
     FN(end_streams)();

@@ -103,17 +103,27 @@ static copy_function* const FN(writers)[] = {
     [SEGLOSS_BFLOAT16] = FN(to_bfloat16),
 };
 
-/* Lanes past the end of a partial block read as 0. */
-static void FN(read_classes)(REAL* values, const struct segloss_tensor* t, const struct block* b, int64_t first_class,
-                             int num_classes) {
-    for (int c = 0; b->count < SEGLOSS_BLOCK && c < num_classes; ++c) {
-        memset(values + c * ROW_LANES + b->count, 0, (size_t)(SEGLOSS_BLOCK - b->count) * sizeof(REAL));
+/* Puts 0 into the lanes past the end of a partial block, so that whoever goes over whole rows finds numbers. */
+static void FN(clear_unused)(REAL* rows, const struct block* b, int num_rows) {
+    for (int c = 0; b->count < SEGLOSS_BLOCK && c < num_rows; ++c) {
+        memset(rows + c * ROW_LANES + b->count, 0, (size_t)(SEGLOSS_BLOCK - b->count) * sizeof *rows);
     }
+}
+
+/* Lanes past the end are left as they are. */
+static void FN(copy_classes)(REAL* values, const struct segloss_tensor* t, const struct block* b, int64_t first_class,
+                             int num_classes) {
     for (struct run r = first_run(b); r.count > 0; r = next_run(b, &r)) {
         const struct plane to = lanes_plane(values, sizeof(REAL), &r);
         const struct plane from = tensor_plane(t, b, &r, first_class);
         FN(readers)[t->dtype](&to, &from, num_classes, r.count);
     }
+}
+
+static void FN(read_classes)(REAL* values, const struct segloss_tensor* t, const struct block* b, int64_t first_class,
+                             int num_classes) {
+    FN(clear_unused)(values, b, num_classes);
+    FN(copy_classes)(values, t, b, first_class, num_classes);
 }
 
 static void FN(write_classes)(const REAL* values, const struct segloss_tensor* t, const struct block* b,
@@ -134,15 +144,19 @@ ROWS {
     int stream; /* past the caches, to whole vectors */
 };
 
-/* Where to put a chunk's results: in the tensor itself where a whole block of REAL lies in a row (a copy less), else in
- * `buffer`, for write_rows to take them from. */
+/* Whether a whole block lies in the tensor as it would in a buffer: each class's lanes in a row, as REAL. */
+static int FN(lies_in_rows)(const struct segloss_tensor* t, const struct plane* plane, int count) {
+    return t->dtype == REAL_DTYPE && plane->stride_voxel == 1 && count == SEGLOSS_BLOCK;
+}
+
+/* Where to put a chunk's results: in the tensor itself where its lanes lie in rows (a copy less), else in `buffer`. */
 static ROWS FN(output_rows)(const struct segloss_tensor* t, const struct block* b, int64_t first_class, int stream,
                             REAL* buffer) {
     const struct run r = first_run(b);
     const struct plane plane = tensor_plane(t, b, &r, first_class);
-    const int same_form = t->dtype == REAL_DTYPE && plane.stride_voxel == 1 && r.count == SEGLOSS_BLOCK;
     const int aligned = (uintptr_t)plane.data % sizeof(VEC) == 0 && plane.stride_class % WIDTH == 0;
-    return same_form ? (ROWS){plane.data, plane.stride_class, stream && aligned} : (ROWS){buffer, ROW_LANES, 0};
+    return FN(lies_in_rows)(t, &plane, r.count) ? (ROWS){plane.data, plane.stride_class, stream && aligned}
+                                                : (ROWS){buffer, ROW_LANES, 0};
 }
 
 static inline void FN(put)(ROWS rows, int64_t k, VEC x) {
@@ -150,14 +164,6 @@ static inline void FN(put)(ROWS rows, int64_t k, VEC x) {
         FN(stream)(rows.values + k, x);
     } else {
         FN(store)(rows.values + k, x);
-    }
-}
-
-/* Brings results that went to `buffer` to the tensor. */
-static void FN(write_rows)(ROWS rows, const REAL* buffer, const struct segloss_tensor* t, const struct block* b,
-                           int64_t first_class, int num_classes) {
-    if (rows.values == buffer) {
-        FN(write_classes)(buffer, t, b, first_class, num_classes);
     }
 }
 
@@ -180,7 +186,6 @@ CHUNK {
     ALIGNED REAL values[CLASS_CHUNK * ROW_LANES];
     const struct segloss_tensor* tensor;
     int64_t first_class; /* -1: none yet */
-    struct ahead ahead;  /* the same classes of the next block */
 };
 
 /* Values of classes [first_class, first_class + num_classes) as [class][lane]; 0 in lanes that are not active, so that
@@ -191,9 +196,6 @@ static const REAL* FN(read_chunk)(CHUNK* chunk, const struct block* b, const REA
         return chunk->values;
     }
     chunk->first_class = first_class;
-    const struct run r = first_run(b);
-    const struct plane now = tensor_plane(chunk->tensor, b, &r, first_class);
-    chunk->ahead = rows_ahead(chunk->tensor, b, &now, num_classes);
     FN(read_classes)(chunk->values, chunk->tensor, b, first_class, num_classes);
     if (active) {
         for (int c = 0; c < num_classes; ++c) {
@@ -204,13 +206,6 @@ static const REAL* FN(read_chunk)(CHUNK* chunk, const struct block* b, const REA
         }
     }
     return chunk->values;
-}
-
-/* Adds a row of lanes to running sums in double. */
-static void FN(add_lanes)(double* sums, const REAL* values) {
-    for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
-        FN(add_to_sums)(sums, FN(load)(values + i));
-    }
 }
 
 static double FN(total_of_lanes)(const double* sums) {

@@ -30,14 +30,23 @@ static void FN(label_weights)(const struct segloss_cross_entropy* a, const int32
 }
 
 /* What each voxel adds to the mean's denominator: v w_y, or v where the target is probabilities. */
-static void FN(find_weights)(const struct segloss_cross_entropy* a, const VOXELS* v, REAL* weight) {
-    if (a->target_kind == SEGLOSS_PROBABILITIES) {
-        memcpy(weight, v->weight, sizeof v->weight);
-        return;
+static const REAL* FN(find_weights)(const struct segloss_cross_entropy* a, const VOXELS* v, REAL* buffer) {
+    if (a->target_kind == SEGLOSS_PROBABILITIES || !a->class_weight) {
+        return v->weight;
     }
-    FN(label_weights)(a, v->label, weight);
+    FN(label_weights)(a, v->label, buffer);
     for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
-        FN(store)(weight + i, FN(load)(weight + i) * FN(load)(v->weight + i));
+        FN(store)(buffer + i, FN(load)(buffer + i) * FN(load)(v->weight + i));
+    }
+    return buffer;
+}
+
+/* Adds them up; where each is 0 or 1 it is enough to count. */
+static void FN(add_weights)(const struct segloss_cross_entropy* a, const VOXELS* v, const REAL* weight, double* sums) {
+    if (a->class_weight || a->voxel_weight.data) {
+        FN(add_to_sums)(sums, weight, SEGLOSS_BLOCK);
+    } else {
+        sums[0] += v->num_active;
     }
 }
 
@@ -89,12 +98,13 @@ static void FN(label_losses)(const struct segloss_cross_entropy* a, VOXELS* v, R
                              const REAL* weight, REAL* loss) {
     const REAL smoothing = (REAL)a->label_smoothing;
     const REAL uniform = (REAL)(a->label_smoothing / (double)a->num_classes);
+    const int is_focal = a->gamma != 0, is_smooth = smoothing != 0;
     ALIGNED REAL focal[SEGLOSS_BLOCK], spread[SEGLOSS_BLOCK];
-    if (a->gamma != 0) {
+    if (is_focal) {
         FN(find_label_exponential)(v);
         FN(focal_factors)((REAL)a->gamma, 0, v, focal);
     }
-    if (smoothing != 0) {
+    if (is_smooth) {
         FN(find_spread)(a, v, spread);
     }
     for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
@@ -102,11 +112,11 @@ static void FN(label_losses)(const struct segloss_cross_entropy* a, VOXELS* v, R
         const VEC log_sum = FN(log1p)(tail);
         const VEC nll = (FN(load)(v->max + i) - FN(load)(v->label_x + i)) + log_sum;
         VEC sharpness = (1 - smoothing) * FN(load)(weight + i);
-        if (a->gamma != 0) {
+        if (is_focal) {
             sharpness *= FN(load)(focal + i);
         }
         VEC sum = FN(select)(sharpness == 0, 0 * tail, sharpness * nll);
-        if (smoothing != 0) {
+        if (is_smooth) {
             const VEC all_classes = FN(load)(spread + i) + total_class_weight * log_sum;
             sum += FN(load)(v->weight + i) * (uniform * all_classes);
         }
@@ -327,12 +337,12 @@ static void FN(active_block_grad)(const struct segloss_cross_entropy* a, VOXELS*
         } else {
             FN(write_label_grad)(a, v, e, &label_grad, first, n, grad);
         }
-        FN(write_rows)(grad, v->input.values, &a->grad_logits, &v->block, first, n);
+        FN(finish_output)(v, grad, &a->grad_logits, first, n, a->stream_grad);
     }
 }
 
 static void FN(block_grad)(const struct segloss_cross_entropy* a, VOXELS* v, REAL total_class_weight) {
-    if (v->any_active) {
+    if (v->num_active > 0) {
         FN(active_block_grad)(a, v, total_class_weight);
     } else {
         FN(zero_grad)(a, &v->block);
@@ -358,9 +368,8 @@ static int64_t FN(cross_entropy_weight)(const struct segloss_cross_entropy* a, i
         if (bad >= 0) {
             return p + bad;
         }
-        ALIGNED REAL weight[SEGLOSS_BLOCK];
-        FN(find_weights)(a, &v, weight);
-        FN(add_lanes)(weight_sums, weight);
+        ALIGNED REAL buffer[SEGLOSS_BLOCK];
+        FN(add_weights)(a, &v, FN(find_weights)(a, &v, buffer), weight_sums);
     }
     *sums = (struct segloss_sums){0, FN(total_of_lanes)(weight_sums)};
     return -1;
@@ -377,19 +386,21 @@ static int64_t FN(cross_entropy_forward)(const struct segloss_cross_entropy* a, 
         if (bad >= 0) {
             return p + bad;
         }
-        ALIGNED REAL loss[SEGLOSS_BLOCK] = {0};
-        if (v.any_active) {
-            ALIGNED REAL weight[SEGLOSS_BLOCK];
+        ALIGNED REAL loss[SEGLOSS_BLOCK];
+        if (v.num_active > 0) {
+            ALIGNED REAL buffer[SEGLOSS_BLOCK];
+            const REAL* weight = FN(find_weights)(a, &v, buffer);
             if (a->log_probabilities) { /* -x = (max - x) + log1p(tail) */
                 memset(v.max, 0, sizeof v.max);
                 memset(v.tail, 0, sizeof v.tail);
             } else {
-                FN(find_softmax)(&v, a);
+                FN(find_softmax)(&v, a, a->grad_logits.data != NULL);
             }
-            FN(find_weights)(a, &v, weight);
             FN(block_losses)(a, &v, total_class_weight, weight, loss);
-            FN(add_lanes)(loss_sums, loss);
-            FN(add_lanes)(weight_sums, weight);
+            FN(add_to_sums)(loss_sums, loss, SEGLOSS_BLOCK);
+            FN(add_weights)(a, &v, weight, weight_sums);
+        } else {
+            memset(loss, 0, sizeof loss);
         }
         if (a->loss.data) {
             FN(write_classes)(loss, &a->loss, &v.block, 0, 1);
@@ -413,8 +424,8 @@ static int64_t FN(cross_entropy_backward)(const struct segloss_cross_entropy* a,
         if (bad >= 0) {
             return p + bad;
         }
-        if (v.any_active && !a->log_probabilities) {
-            FN(find_softmax)(&v, a);
+        if (v.num_active > 0 && !a->log_probabilities) {
+            FN(find_softmax)(&v, a, 1);
         }
         FN(block_grad)(a, &v, total_class_weight);
     }

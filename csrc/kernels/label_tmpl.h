@@ -1,5 +1,6 @@
-/* LABEL_NAME: labels of type FROM, anywhere, to classes, IGNORED or BAD. CONVERT gives a label as WIDE, which holds
- * every FROM (default: C's own conversion); the narrower WIDE is, the more labels a vector compares. */
+/* LABEL_NAME: labels of type FROM, anywhere, to classes, IGNORED or BAD; whether any is BAD. CONVERT gives a label as
+ * WIDE, which holds every FROM (default: C's own conversion); the narrower WIDE is, the more labels a vector compares.
+ */
 #ifdef CONVERT
 #define CAN_BE_NO_LABEL 1
 #else
@@ -14,21 +15,25 @@ static inline int32_t JOIN(one_, LABEL_NAME)(WIDE value, WIDE classes, WIDE igno
     return is_ignored ? IGNORED : class;
 }
 
-static void LABEL_NAME(int32_t* restrict label, const struct plane* from, int count, int64_t num_classes,
-                       int64_t ignore_index) {
+static int LABEL_NAME(int32_t* restrict label, const struct plane* from, int count, int64_t num_classes,
+                      int64_t ignore_index) {
     const FROM* restrict f = from->data;
     const WIDE classes = (WIDE)num_classes;
     const WIDE ignored = (WIDE)ignore_index;
     const int occurs = (int64_t)ignored == ignore_index && !(CAN_BE_NO_LABEL && ignore_index == NO_LABEL);
+    int32_t lowest = IGNORED;
     if (from->stride_voxel == 1) { /* known strides vectorise */
         for (int i = 0; i < count; ++i) {
             label[i] = JOIN(one_, LABEL_NAME)(CONVERT(f[i]), classes, ignored, occurs);
+            lowest = label[i] < lowest ? label[i] : lowest;
         }
     } else {
         for (int i = 0; i < count; ++i) {
             label[i] = JOIN(one_, LABEL_NAME)(CONVERT(f[i * from->stride_voxel]), classes, ignored, occurs);
+            lowest = label[i] < lowest ? label[i] : lowest;
         }
     }
+    return lowest == BAD;
 }
 
 #undef LABEL_NAME

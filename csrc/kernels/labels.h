@@ -94,8 +94,8 @@ static void read_integers(int64_t* value, const struct segloss_tensor* t, const 
 /* What becomes of a label that is no class. */
 enum { IGNORED = -1, BAD = -2 };
 
-typedef void label_function(int32_t* label, const struct plane* from, int count, int64_t num_classes,
-                            int64_t ignore_index);
+typedef int label_function(int32_t* label, const struct plane* from, int count, int64_t num_classes,
+                           int64_t ignore_index);
 
 #define LABEL_NAME class_from_float32
 #define FROM float
@@ -171,20 +171,27 @@ static label_function* const class_readers[] = {
     [SEGLOSS_UINT64] = class_from_uint64,   [SEGLOSS_INT64] = class_from_int64,
 };
 
+/* Labels are read faster than the processor foresees: those of some blocks further on are fetched meanwhile. */
+static void fetch_labels_ahead(const struct plane* now, int count, int64_t size) {
+    enum { BLOCKS_AHEAD = 4 };
+    const char* ahead = (const char*)now->data + BLOCKS_AHEAD * SEGLOSS_BLOCK * size;
+    for (int64_t offset = 0; now->stride_voxel == 1 && offset < count * size; offset += CACHE_LINE) {
+        __builtin_prefetch(ahead + offset, 0, 2);
+    }
+}
+
 /* One block of labels: the class of each lane, -1 where it is ignored and in lanes past the end. Returns -1, or the
  * first lane whose label is neither ignore_index nor in [0, num_classes). */
 static int read_labels(int32_t* label, const struct segloss_tensor* target, const struct block* b, int64_t num_classes,
                        int64_t ignore_index) {
+    int any_bad = 0;
     for (struct run r = first_run(b); r.count > 0; r = next_run(b, &r)) {
         const struct plane from = tensor_plane(target, b, &r, 0);
-        class_readers[target->dtype](label + r.lane, &from, r.count, num_classes, ignore_index);
+        fetch_labels_ahead(&from, r.count, dtype_size(target->dtype));
+        any_bad |= class_readers[target->dtype](label + r.lane, &from, r.count, num_classes, ignore_index);
     }
     for (int i = b->count; i < SEGLOSS_BLOCK; ++i) {
         label[i] = IGNORED;
-    }
-    int any_bad = 0;
-    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-        any_bad |= label[i] == BAD;
     }
     for (int i = 0; any_bad && i < b->count; ++i) {
         if (label[i] == BAD) {

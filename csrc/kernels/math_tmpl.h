@@ -12,7 +12,6 @@
 #define LN2_HIGH 0x1.62e42fee00000p-1 /* ln 2 to 33 bits: times an exponent it is exact */
 #define LN2_LOW 0x1.a39ef35793c76p-33
 #define SQRT_HALF_BITS INT64_C(0x3fe6a09e667f3bcd)
-#define RECIPROCAL_MAGIC INT64_C(0x7fde6238502484ba)
 #else
 #define EXP_LOWEST (-0x1.5d589ep+6f) /* log of the smallest normal float, -87.3365 */
 #define ROUND_MAGIC 0x1.8p23f
@@ -21,7 +20,6 @@
 #define LN2_HIGH 0x1.62e400p-1f /* ln 2 to 15 bits */
 #define LN2_LOW 0x1.7f7d1cp-20f
 #define SQRT_HALF_BITS 0x3f3504f3
-#define RECIPROCAL_MAGIC 0x7ef311c7
 #endif
 #define LOG2_E REAL_C(0x1.71547652b82fep+0)
 
@@ -68,8 +66,8 @@ static inline MASK FN(exponent_of)(VEC u) { return (MASK)((UMASK)u - SQRT_HALF_B
 
 static inline VEC FN(reduced)(VEC u, MASK k) { return (VEC)((UMASK)u - ((UMASK)k << MANTISSA_BITS)) - 1; }
 
-/* log(2^k (1 + f)) + lost = k ln 2 + f - f^2/2 + s (f^2/2 + R(s^2)) + lost, s = f / (2 + f). */
-static inline VEC FN(log_of_reduced)(VEC f, MASK k, VEC lost) {
+/* log(2^k (1 + f)) = k ln 2 + f - f^2/2 + s (f^2/2 + R(s^2)), s = f / (2 + f). */
+static inline VEC FN(log_of_reduced)(VEC f, MASK k) {
     const VEC exponent = FN(of_integer)(k);
     const VEC s = f / (2 + f);
     const VEC z = s * s;
@@ -87,27 +85,24 @@ static inline VEC FN(log_of_reduced)(VEC f, MASK k, VEC lost) {
     r = r * z + 0x1.55557ap-1f;
 #endif
     const VEC half_square = f * f / 2;
-    return exponent * LN2_HIGH + (f - (half_square - s * (half_square + z * r) - (exponent * LN2_LOW + lost)));
+    return exponent * LN2_HIGH + (f - (half_square - s * (half_square + z * r) - exponent * LN2_LOW));
 }
 
 /* log(x) for a normal x > 0, within 1.0 ulp; 0 gives -inf, nan gives nan. */
 static inline VEC FN(log)(VEC x) {
     const MASK k = FN(exponent_of)(x);
-    const VEC result = FN(log_of_reduced)(FN(reduced)(x, k), k, FN(splat)(0));
+    const VEC result = FN(log_of_reduced)(FN(reduced)(x, k), k);
     return FN(select)(x == 0, FN(splat)(-(REAL)INFINITY), result + (x - x));
 }
 
-/* log(1 + x) for x >= 0, within 2.1 ulp relative to the result, however small x is; nan gives nan.
+/* log(1 + x) for x >= 0, within 2.2 ulp relative to the result, however small x is; nan gives nan.
  *
- * What rounding 1 + x lost is put back as `lost`; for k = 0, f is x itself, so nothing is lost. */
+ * For k = 0, f is x itself: what rounding 1 + x would lose counts only there. */
 static inline VEC FN(log1p)(VEC x) {
     const VEC u = 1 + x;
     const MASK k = FN(exponent_of)(u);
     const VEC f = FN(select)(k == 0, x, FN(reduced)(u, k));
-    const VEC rounded_off = FN(select)(u - 1 > x, 1 - (u - x), x - (u - 1));
-    const VEC reciprocal = (VEC)(RECIPROCAL_MAGIC - (MASK)u); /* of u, within 12 %, as is enough here */
-    const VEC lost = FN(only)(k != 0, rounded_off * reciprocal);
-    return FN(log_of_reduced)(f, k, lost) + (x - x);
+    return FN(log_of_reduced)(f, k) + (x - x);
 }
 
 #undef EXP_LOWEST
@@ -117,5 +112,4 @@ static inline VEC FN(log1p)(VEC x) {
 #undef LN2_HIGH
 #undef LN2_LOW
 #undef SQRT_HALF_BITS
-#undef RECIPROCAL_MAGIC
 #undef LOG2_E

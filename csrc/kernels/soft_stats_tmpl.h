@@ -9,7 +9,7 @@ static const REAL* FN(activations)(const struct segloss_soft_stats* s, VOXELS* v
 /* Softmax, or p = rows itself. */
 static void FN(prepare_activations)(const struct segloss_soft_stats* s, VOXELS* v) {
     if (s->activation == SEGLOSS_SOFTMAX) {
-        FN(find_softmax)(v, &s->voxels);
+        FN(find_softmax)(v, &s->voxels, 1);
         FN(find_share)(v);
         return;
     }
@@ -31,14 +31,16 @@ static struct FN(class_sums) FN(sums_of_class)(const struct segloss_soft_stats* 
     return (struct FN(class_sums)){first, first + stride, first + 2 * stride};
 }
 
-/* Four vectors' sum. */
+/* A row of lanes, every four vectors summed: what goes to the sums in double. */
+enum { FN(summed_lanes) = SEGLOSS_BLOCK / 4 };
+
 static inline VEC FN(sum_of_four)(const VEC* x) { return (x[0] + x[1]) + (x[2] + x[3]); }
 
 /* v p, or v p^2, of each class. */
 static void FN(add_predictions)(const struct segloss_soft_stats* s, const VOXELS* v, const REAL* rows, int64_t first,
                                 int n, double* stats) {
+    ALIGNED REAL summed[FN(summed_lanes)];
     for (int c = 0; c < n; ++c) {
-        double* sums = FN(sums_of_class)(s, stats, first + c).prediction;
         for (int i = 0; i < SEGLOSS_BLOCK; i += 4 * WIDTH) {
             VEC value[4];
             for (int k = 0; k < 4; ++k) {
@@ -46,18 +48,18 @@ static void FN(add_predictions)(const struct segloss_soft_stats* s, const VOXELS
                 const VEC p = FN(load)(rows + c * ROW_LANES + lane) * FN(load)(v->share + lane);
                 value[k] = (s->squared ? p * p : p) * FN(load)(v->weight + lane);
             }
-            FN(add_to_sums)(sums, FN(sum_of_four)(value));
+            FN(store)(summed + i / 4, FN(sum_of_four)(value));
         }
+        FN(add_to_sums)(FN(sums_of_class)(s, stats, first + c).prediction, summed, FN(summed_lanes));
     }
 }
 
 /* v p g and v g, or v g^2, class by class. */
 static void FN(add_targets)(const struct segloss_soft_stats* s, VOXELS* v, const REAL* rows, int64_t first, int n,
                             double* stats) {
-    ALIGNED REAL buffer[SEGLOSS_BLOCK];
+    ALIGNED REAL buffer[SEGLOSS_BLOCK], intersection[FN(summed_lanes)], truth[FN(summed_lanes)];
     for (int c = 0; c < n; ++c) {
         const REAL* target = FN(target_row)(v, &s->voxels, first, n, c, buffer);
-        const struct FN(class_sums) sums = FN(sums_of_class)(s, stats, first + c);
         for (int i = 0; i < SEGLOSS_BLOCK; i += 4 * WIDTH) {
             VEC both[4], only[4];
             for (int k = 0; k < 4; ++k) {
@@ -67,9 +69,12 @@ static void FN(add_targets)(const struct segloss_soft_stats* s, VOXELS* v, const
                 both[k] = FN(load)(rows + c * ROW_LANES + lane) * FN(load)(v->share + lane) * weighted;
                 only[k] = s->squared ? g * weighted : weighted;
             }
-            FN(add_to_sums)(sums.intersection, FN(sum_of_four)(both));
-            FN(add_to_sums)(sums.target, FN(sum_of_four)(only));
+            FN(store)(intersection + i / 4, FN(sum_of_four)(both));
+            FN(store)(truth + i / 4, FN(sum_of_four)(only));
         }
+        const struct FN(class_sums) sums = FN(sums_of_class)(s, stats, first + c);
+        FN(add_to_sums)(sums.intersection, intersection, FN(summed_lanes));
+        FN(add_to_sums)(sums.target, truth, FN(summed_lanes));
     }
 }
 
@@ -102,11 +107,14 @@ static void FN(add_binary_losses)(const struct segloss_cross_entropy* a, VOXELS*
     }
 }
 
-/* The statistics of a block and, with_loss, each voxel's loss and share of the denominator. */
-static void FN(block_stats)(const struct segloss_soft_stats* s, VOXELS* v, REAL total_class_weight, double* stats,
-                            REAL* loss, REAL* weight) {
+/* Adds the statistics of a block and, with_loss, its voxels' losses and what they add to the denominator: that of one
+ * class where each class has a loss. */
+static void FN(add_block_stats)(const struct segloss_soft_stats* s, VOXELS* v, REAL total_class_weight, double* stats,
+                                double* loss_sums, double* weight_sums) {
     const struct segloss_cross_entropy* a = &s->voxels;
     const int is_softmax = s->activation == SEGLOSS_SOFTMAX;
+    ALIGNED REAL loss[SEGLOSS_BLOCK] = {0}, buffer[SEGLOSS_BLOCK];
+    const REAL* weight = v->weight;
     FN(prepare_activations)(s, v);
     for (int64_t first = 0; first < a->num_classes; first += CLASS_CHUNK) {
         const int n = FN(chunk_length)(first, a->num_classes);
@@ -122,12 +130,12 @@ static void FN(block_stats)(const struct segloss_soft_stats* s, VOXELS* v, REAL 
         }
     }
     if (s->with_loss && is_softmax) {
-        FN(find_weights)(a, v, weight);
+        weight = FN(find_weights)(a, v, buffer);
         FN(block_losses)(a, v, total_class_weight, weight, loss);
-    } else if (s->with_loss) {
-        for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-            weight[i] = v->weight[i] * (REAL)a->num_classes;
-        }
+    }
+    if (s->with_loss) {
+        FN(add_to_sums)(loss_sums, loss, SEGLOSS_BLOCK);
+        FN(add_weights)(a, v, weight, weight_sums);
     }
 }
 
@@ -151,15 +159,12 @@ static int64_t FN(soft_stats_forward)(const struct segloss_soft_stats* s, int64_
         if (bad >= 0) {
             return p + bad;
         }
-        if (v.any_active) {
-            ALIGNED REAL loss[SEGLOSS_BLOCK] = {0};
-            ALIGNED REAL weight[SEGLOSS_BLOCK] = {0};
-            FN(block_stats)(s, &v, total_class_weight, stats, loss, weight);
-            FN(add_lanes)(loss_sums, loss);
-            FN(add_lanes)(weight_sums, weight);
+        if (v.num_active > 0) {
+            FN(add_block_stats)(s, &v, total_class_weight, stats, loss_sums, weight_sums);
         }
     }
-    *sums = (struct segloss_sums){FN(total_of_lanes)(loss_sums), FN(total_of_lanes)(weight_sums)};
+    const double losses_per_voxel = s->activation == SEGLOSS_SOFTMAX ? 1 : (double)s->voxels.num_classes;
+    *sums = (struct segloss_sums){FN(total_of_lanes)(loss_sums), FN(total_of_lanes)(weight_sums) * losses_per_voxel};
     return -1;
 }
 
@@ -290,7 +295,7 @@ static void FN(write_stats_grad)(const struct segloss_soft_stats* s, VOXELS* v, 
             FN(put)(grad, c * grad.stride + i, of_losses + FN(load)(v->weight + i) * derivative * difference);
         }
     }
-    FN(write_rows)(grad, v->input.values, &a->grad_logits, &v->block, first, n);
+    FN(finish_output)(v, grad, &a->grad_logits, first, n, a->stream_grad);
 }
 
 /* The same for labels under a softmax, where only the label's class differs. */
@@ -300,7 +305,7 @@ static void FN(write_label_stats_grad)(const struct segloss_soft_stats* s, VOXEL
     const REAL* e = FN(exponentials)(v, first, n);
     const ROWS grad = FN(output_of_chunk)(v, &a->grad_logits, first, a->stream_grad);
     FN(write_label_grad)(a, v, e, label_grad, first, n, grad);
-    FN(write_rows)(grad, v->input.values, &a->grad_logits, &v->block, first, n);
+    FN(finish_output)(v, grad, &a->grad_logits, first, n, a->stream_grad);
 }
 
 static void FN(block_stats_grad)(const struct segloss_soft_stats* s, VOXELS* v, REAL total_class_weight) {
@@ -338,7 +343,7 @@ static int64_t FN(soft_stats_backward)(const struct segloss_soft_stats* s, int64
         if (bad >= 0) {
             return p + bad;
         }
-        if (v.any_active) {
+        if (v.num_active > 0) {
             FN(block_stats_grad)(s, &v, total_class_weight);
         } else {
             FN(zero_grad)(&s->voxels, &v.block);

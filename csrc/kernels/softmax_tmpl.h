@@ -6,41 +6,69 @@
  *   1 - p_c   = (tail + (1 - e_c)) / (1 + tail)
  * Nothing cancels in any of them, so that a confident voxel keeps its digits. */
 
-/* The largest logit of a chunk of classes, from the lowest finite number on: all logits -inf leave exp(x - max) = 0
- * instead of nan in here. */
-static void FN(max_of_chunk)(const REAL* restrict x, int num_classes, REAL* restrict max) {
-    for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
-        VEC largest = FN(splat)(REAL_LOWEST);
-        for (int c = 0; c < num_classes; ++c) {
-            largest = FN(larger)(FN(load)(x + c * ROW_LANES + i), largest);
-        }
-        FN(store)(max + i, largest);
-    }
-}
-
-/* The tail of a chunk of classes, whose e_c are kept: the sum of those that are not 1, plus the number of all but one
- * of those that are. -1 where all logits are -inf. Meanwhile it fetches the next block. */
-static void FN(tail_of_chunk)(VOXELS* v, int64_t first_class, int num_classes, const REAL* max, REAL* tail) {
-    const REAL* restrict x = FN(read_input)(v, first_class, num_classes);
+/* softmax_of_chunk's columns of WIDTH voxels, all classes of one before the next: a column stays in the nearest cache
+ * from the first look at it to the last. The largest logit starts from the lowest finite number: all logits -inf leave
+ * exp(x - max) = 0 instead of nan in here, and a tail of -1. */
+static inline __attribute__((always_inline)) void FN(softmax_of_columns)(VOXELS* v, ROWS x, int64_t first_class,
+                                                                         int num_classes, int keep, REAL* restrict max,
+                                                                         REAL* restrict tail) {
+    const int few = num_classes <= FN(few_classes);
+    const struct ahead ahead = v->ahead;
     REAL* restrict e = v->activations.values;
-    const struct ahead ahead = v->input.ahead;
-    v->activations.first_class = first_class;
-    for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+    ALIGNED REAL column[CLASS_CHUNK * WIDTH];
+    for (int i = 0; i < v->block.count; i += WIDTH) {
         const char* line = line_ahead(&ahead, i / WIDTH);
-        const VEC m = FN(load)(max + i);
-        VEC others = {0}, largest = {0};
+        const MASK counts = FN(load)(v->weight + i) != 0;
+        const MASK label = FN(load_labels)(v->label + i) - (BITS)first_class;
+        VEC largest = FN(splat)(REAL_LOWEST);
+        VEC at_label = first_class == 0 ? FN(splat)(0) : FN(load)(v->label_x + i);
+        for (int c = 0; c < num_classes; ++c) {
+            const VEC x_c = FN(only)(counts, FN(load)(x.values + c * x.stride + i));
+            FN(store)(column + c * WIDTH, x_c);
+            largest = FN(larger)(x_c, largest);
+            if (few) {
+                at_label = FN(select)(label == c, x_c, at_label);
+            }
+        }
+        FN(store)(v->label_x + i, at_label);
+        if (!few) {
+            FN(pick_from_column)(column, first_class, num_classes, v->label + i, v->label_x + i);
+        }
+        VEC others = {0}, equals = {0};
         for (int c = 0; c < num_classes; ++c) {
             if (line) {
                 __builtin_prefetch(line + c * ahead.class_bytes, 0, 2);
             }
-            const int k = c * ROW_LANES + i;
-            const VEC e_c = FN(exp_nonpositive)(FN(load)(x + k) - m);
+            const VEC e_c = FN(exp_nonpositive)(FN(load)(column + c * WIDTH) - largest);
             const MASK is_largest = e_c == 1;
             others += FN(only)(~is_largest, e_c);
-            largest += FN(only)(is_largest, e_c);
-            FN(store)(e + k, e_c);
+            equals += FN(only)(is_largest, e_c);
+            if (keep) {
+                FN(store)(e + c * ROW_LANES + i, e_c);
+            }
         }
-        FN(store)(tail + i, others + (largest - 1));
+        FN(store)(max + i, largest);
+        FN(store)(tail + i, others + (equals - 1));
+    }
+}
+
+/* The largest logit and the tail of a chunk of classes, and x_y where y is one of them. The e_c are kept if asked for;
+ * they are relative to that logit. The next block is fetched meanwhile. */
+static void FN(softmax_of_chunk)(VOXELS* v, int64_t first_class, int num_classes, int keep, REAL* max, REAL* tail) {
+    const ROWS x = FN(input_rows)(v, first_class, num_classes);
+    v->activations.first_class = keep ? first_class : -1;
+    FN(clear_unused)(max, &v->block, 1);
+    FN(clear_unused)(tail, &v->block, 1);
+    FN(clear_unused)(v->label_x, &v->block, 1);
+    FN(clear_unused)(v->activations.values, &v->block, keep ? num_classes : 0);
+    if (num_classes == 2) { /* told how few there are, the compiler keeps a column in registers */
+        FN(softmax_of_columns)(v, x, first_class, 2, keep, max, tail);
+    } else if (num_classes == 3) {
+        FN(softmax_of_columns)(v, x, first_class, 3, keep, max, tail);
+    } else if (num_classes == 4) {
+        FN(softmax_of_columns)(v, x, first_class, 4, keep, max, tail);
+    } else {
+        FN(softmax_of_columns)(v, x, first_class, num_classes, keep, max, tail);
     }
 }
 
@@ -70,27 +98,18 @@ static void FN(start_joining)(VOXELS* v, double* tail) {
 }
 
 /* m, the tail, and x_y where there are labels. The tail is nan where the softmax is: a logit nan or +inf, or all of
- * them -inf. */
-static void FN(find_softmax)(VOXELS* v, const struct segloss_cross_entropy* a) {
+ * them -inf. `keep`: the e_c will be asked for. */
+static void FN(find_softmax)(VOXELS* v, const struct segloss_cross_entropy* a, int keep) {
     ALIGNED double tail[SEGLOSS_BLOCK];
     ALIGNED REAL chunk_max[SEGLOSS_BLOCK], chunk_tail[SEGLOSS_BLOCK];
-    const int is_one_chunk = a->num_classes <= CLASS_CHUNK;
-    memset(v->label_x, 0, sizeof v->label_x);
-    if (!is_one_chunk) {
+    if (a->num_classes <= CLASS_CHUNK) {
+        FN(softmax_of_chunk)(v, 0, (int)a->num_classes, keep, v->max, v->tail);
+    } else {
         FN(start_joining)(v, tail);
-    }
-    for (int64_t first = 0; first < a->num_classes; first += CLASS_CHUNK) {
-        const int n = FN(chunk_length)(first, a->num_classes);
-        const REAL* x = FN(read_input)(v, first, n);
-        REAL* max = is_one_chunk ? v->max : chunk_max;
-        FN(max_of_chunk)(x, n, max);
-        FN(tail_of_chunk)(v, first, n, max, is_one_chunk ? v->tail : chunk_tail);
-        if (!is_one_chunk) {
-            v->activations.first_class = -1; /* not to the final maximum */
+        for (int64_t first = 0; first < a->num_classes; first += CLASS_CHUNK) {
+            const int n = FN(chunk_length)(first, a->num_classes);
+            FN(softmax_of_chunk)(v, first, n, 0, chunk_max, chunk_tail);
             FN(join_chunk)(v, tail, chunk_max, chunk_tail);
-        }
-        if (a->target_kind == SEGLOSS_LABELS) {
-            FN(pick_labels)(x, first, n, v->label, v->label_x);
         }
     }
     for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
@@ -105,11 +124,13 @@ static const REAL* FN(exponentials)(VOXELS* v, int64_t first_class, int num_clas
     REAL* restrict e = v->activations.values;
     if (v->activations.first_class != first_class) {
         v->activations.first_class = first_class;
-        const REAL* restrict x = FN(read_input)(v, first_class, num_classes);
+        const ROWS x = FN(input_rows)(v, first_class, num_classes);
+        FN(clear_unused)(e, &v->block, num_classes);
         for (int c = 0; c < num_classes; ++c) {
-            for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
-                const int k = c * ROW_LANES + i;
-                FN(store)(e + k, FN(exp_nonpositive)(FN(load)(x + k) - FN(load)(v->max + i)));
+            for (int i = 0; i < v->block.count; i += WIDTH) {
+                const MASK counts = FN(load)(v->weight + i) != 0;
+                const VEC x_c = FN(only)(counts, FN(load)(x.values + c * x.stride + i));
+                FN(store)(e + c * ROW_LANES + i, FN(exp_nonpositive)(x_c - FN(load)(v->max + i)));
             }
         }
     }

@@ -57,18 +57,20 @@ static inline MASK FN(load_labels)(const int32_t* from) {
     return __builtin_convertvector(label, MASK);
 }
 
-/* Adds all lanes to running sums in double, SEGLOSS_SUM_LANES of them; the order of additions is fixed. */
-static inline void FN(add_to_sums)(double* sums, VEC x) {
-    enum { DOUBLES = SEGLOSS_VECTOR_BYTES / sizeof(double) };
+/* Adds `count` values, a multiple of WIDTH, to running sums in double, SEGLOSS_SUM_LANES of them; the order of
+ * additions is fixed. */
+static inline void FN(add_to_sums)(double* sums, const REAL* values, int count) {
+    enum { DOUBLES = SEGLOSS_VECTOR_BYTES / sizeof(double), PARTS = SEGLOSS_SUM_LANES / DOUBLES };
     typedef REAL part_vector __attribute__((vector_size(sizeof(REAL) * DOUBLES)));
     typedef double sum_vector __attribute__((vector_size(SEGLOSS_VECTOR_BYTES)));
-    for (int i = 0; i < WIDTH; i += DOUBLES) {
-        double* to = sums + i % SEGLOSS_SUM_LANES;
-        part_vector part;
-        sum_vector sum;
-        memcpy(&part, (const char*)&x + (size_t)i * sizeof(REAL), sizeof part);
-        memcpy(&sum, to, sizeof sum);
-        sum += __builtin_convertvector(part, sum_vector);
-        memcpy(to, &sum, sizeof sum);
+    sum_vector total[PARTS];
+    memcpy(total, sums, sizeof total);
+    for (int i = 0; i < count; i += SEGLOSS_SUM_LANES) {
+        for (int k = 0; k < PARTS; ++k) {
+            part_vector part;
+            memcpy(&part, values + i + k * DOUBLES, sizeof part);
+            total[k] += __builtin_convertvector(part, sum_vector);
+        }
     }
+    memcpy(sums, total, sizeof total);
 }

@@ -7,8 +7,9 @@ VOXELS {
     ALIGNED int32_t label[SEGLOSS_BLOCK]; /* -1: no label here */
     ALIGNED REAL weight[SEGLOSS_BLOCK];   /* v; 0 where the voxel does not count */
     const REAL* active;                   /* `weight` where some voxel does not count, else NULL */
-    int any_active;
+    int num_active;
     CHUNK input;
+    struct ahead ahead; /* the same classes of the next block's input */
     CHUNK target;
     CHUNK activations; /* e_c = exp(x_c - max) of a softmax; p_c of any other activation */
 
@@ -19,6 +20,21 @@ VOXELS {
     ALIGNED REAL label_x[SEGLOSS_BLOCK];
     ALIGNED REAL label_e[SEGLOSS_BLOCK];
 };
+
+/* Weights of voxels that have none of their own: 1 where there is a label. Returns how many have. */
+static int FN(weigh_labels)(const int32_t* restrict label, REAL* restrict weight) {
+    MASK minus_count = {0};
+    for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+        const MASK active = FN(load_labels)(label + i) >= 0;
+        FN(store)(weight + i, FN(only)(active, FN(splat)(1)));
+        minus_count += active;
+    }
+    int count = 0;
+    for (int k = 0; k < WIDTH; ++k) {
+        count -= (int)minus_count[k];
+    }
+    return count;
+}
 
 /* A voxel counts if it has a label and a weight; else both say that it does not. Returns how many do. */
 static int FN(keep_active)(int32_t* restrict label, REAL* restrict weight) {
@@ -63,7 +79,6 @@ static int FN(read_voxels)(VOXELS* v, const struct segloss_cross_entropy* a, int
     v->input.tensor = &a->logits;
     v->target.tensor = &a->target;
     v->input.first_class = v->target.first_class = v->activations.first_class = -1;
-    FN(read_lanes)(v->weight, &a->voxel_weight, &v->block, 0, 1);
     int bad = -1;
     if (a->target_kind == SEGLOSS_LABELS) {
         bad = read_labels(v->label, &a->target, &v->block, a->num_classes, a->ignore_index);
@@ -73,14 +88,35 @@ static int FN(read_voxels)(VOXELS* v, const struct segloss_cross_entropy* a, int
         }
         bad = a->target_kind == SEGLOSS_MASKS ? FN(read_masks)(v, a) : -1;
     }
-    const int num_active = FN(keep_active)(v->label, v->weight);
-    v->any_active = num_active > 0;
-    v->active = num_active < SEGLOSS_BLOCK ? v->weight : NULL;
+    if (a->voxel_weight.data) {
+        FN(read_classes)(v->weight, &a->voxel_weight, &v->block, 0, 1);
+        v->num_active = FN(keep_active)(v->label, v->weight);
+    } else {
+        v->num_active = FN(weigh_labels)(v->label, v->weight);
+    }
+    v->active = v->num_active < SEGLOSS_BLOCK ? v->weight : NULL;
     return bad;
 }
 
 static const REAL* FN(read_input)(VOXELS* v, int64_t first_class, int num_classes) {
     return FN(read_chunk)(&v->input, &v->block, v->active, first_class, num_classes);
+}
+
+/* Planes often lie a power of two apart, where their lines share a few sets of the caches. A column of up to this many
+ * classes still survives until it is read; of more, whole rows are copied out first. */
+enum { FN(readable_in_place) = 32 };
+
+/* The same to be used once: where it lies in the tensor, if that can be. Lanes that are not active hold anything. */
+static ROWS FN(input_rows)(VOXELS* v, int64_t first_class, int num_classes) {
+    const struct run r = first_run(&v->block);
+    const struct plane now = tensor_plane(v->input.tensor, &v->block, &r, first_class);
+    v->ahead = rows_ahead(v->input.tensor, &v->block, &now, num_classes);
+    if (num_classes <= FN(readable_in_place) && FN(lies_in_rows)(v->input.tensor, &now, r.count)) {
+        return (ROWS){now.data, now.stride_class, 0};
+    }
+    v->input.first_class = -1;
+    FN(copy_classes)(v->input.values, v->input.tensor, &v->block, first_class, num_classes);
+    return (ROWS){v->input.values, ROW_LANES, 0};
 }
 
 /* Probabilities or masks. */
@@ -113,6 +149,17 @@ static void FN(pick_labels)(const REAL* restrict rows, int64_t first_class, int 
     }
 }
 
+/* The same from a column of WIDTH voxels. */
+static void FN(pick_from_column)(const REAL* column, int64_t first_class, int num_classes, const int32_t* label,
+                                 REAL* picked) {
+    for (int k = 0; k < WIDTH; ++k) {
+        const int64_t c = label[k] - first_class;
+        if (label[k] >= 0 && c >= 0 && c < num_classes) {
+            picked[k] = column[c * WIDTH + k];
+        }
+    }
+}
+
 /* table[y] of each lane, 0 where there is no label. */
 static void FN(look_up)(const REAL* restrict table, int64_t num_classes, const int32_t* restrict label,
                         REAL* restrict value) {
@@ -132,10 +179,41 @@ static void FN(look_up)(const REAL* restrict table, int64_t num_classes, const i
     }
 }
 
-/* Where to put a chunk's results, class by class; if need be over the input, which then has to be read anew. */
+/* Where to put a chunk's results, class by class, for finish_output to bring them to the tensor; if need be over the
+ * input, which then has to be read anew. */
 static ROWS FN(output_of_chunk)(VOXELS* v, const struct segloss_tensor* t, int64_t first_class, int stream) {
     v->input.first_class = -1;
     return FN(output_rows)(t, &v->block, first_class, stream, v->input.values);
+}
+
+/* Interleaved results of a whole block in one piece: they are interleaved in a buffer first, for only whole lines can
+ * go past the caches. */
+static void FN(stream_interleaved)(VOXELS* v, const struct segloss_tensor* t, const struct plane* to, int num_classes) {
+    const size_t bytes = (size_t)num_classes * SEGLOSS_BLOCK * (size_t)dtype_size(t->dtype);
+    char* staged = (char*)v->activations.values;
+    const struct plane interleaved = {staged, 1, num_classes};
+    const struct plane rows = {v->input.values, ROW_LANES, 1};
+    v->activations.first_class = -1;
+    FN(writers)[t->dtype](&interleaved, &rows, num_classes, SEGLOSS_BLOCK);
+    for (size_t k = 0; k < bytes; k += sizeof(VEC)) {
+        FN(stream)((REAL*)((char*)to->data + k), FN(load)((const REAL*)(staged + k)));
+    }
+}
+
+/* Brings a chunk's results to the tensor, if they are not there yet. */
+static void FN(finish_output)(VOXELS* v, ROWS rows, const struct segloss_tensor* t, int64_t first_class,
+                              int num_classes, int stream) {
+    if (rows.values != v->input.values) {
+        return;
+    }
+    const struct run r = first_run(&v->block);
+    const struct plane to = tensor_plane(t, &v->block, &r, first_class);
+    const int in_one_piece = to.stride_class == 1 && to.stride_voxel == num_classes && r.count == SEGLOSS_BLOCK;
+    if (stream && in_one_piece && (uintptr_t)to.data % sizeof(VEC) == 0) {
+        FN(stream_interleaved)(v, t, &to, num_classes);
+    } else {
+        FN(write_classes)(v->input.values, t, &v->block, first_class, num_classes);
+    }
 }
 
 /* A block without a voxel that counts: its input need not be read. */

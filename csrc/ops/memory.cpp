@@ -136,7 +136,8 @@ bool exceeds_caches(const at::Tensor& tensor) {
     static const int64_t measured = 0;
 #endif
     static const int64_t cache = measured > 0 ? measured : int64_t{32} << 20;
-    return tensor.defined() && tensor.numel() * tensor.element_size() > cache / 2; // the logits want their part
+    return tensor.defined() &&
+           tensor.numel() * tensor.element_size() > cache / 4; // the logits, the labels and other cores want theirs
 }
 
 } // namespace segloss
