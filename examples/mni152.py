@@ -4,6 +4,7 @@
     python examples/mni152.py                   # train, score, draw: about three minutes on two cores
     python examples/mni152.py --loss tversky    # the same with another loss
     python examples/mni152.py --compare         # the same again with plain PyTorch, side by side
+    torchrun --nproc-per-node=2 examples/mni152.py  # each process trains on a part of every batch
     python examples/mni152.py --steps 2         # does it run at all?
 
 Nothing is downloaded: the T1 image and the grey- and white-matter maps are inside the nilearn package.
@@ -19,6 +20,7 @@ its test data. The score says that the loss trains a network, not how the networ
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import multiprocessing
 import time
@@ -32,6 +34,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
@@ -40,6 +43,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import segloss
@@ -167,6 +171,35 @@ class UNet(nn.Module):
         return self.head(x)
 
 
+# --- one process or several -------------------------------------------------------------------------------
+
+
+def start_process_group() -> None:
+    """Where torchrun has started this process, joins it with the others."""
+    if dist.is_torchelastic_launched():
+        dist.init_process_group("gloo")
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def own_part(batch: Hemisphere) -> Hemisphere:
+    """What this process has to train on: all draw the same patches."""
+    if not dist.is_initialized():
+        return batch
+    return Hemisphere(*(each[rank() :: dist.get_world_size()] for each in batch))
+
+
+def over_all_parts(criterion: Loss) -> Loss:
+    """The loss of what all processes hold together."""
+    if not dist.is_initialized():
+        return criterion
+    criterion = copy.copy(criterion)
+    criterion.process_group = dist.group.WORLD  # as if it had been given to the module when it was made
+    return criterion
+
+
 # --- training and scoring ---------------------------------------------------------------------------------
 
 
@@ -174,14 +207,16 @@ def train(name: str, criterion: Loss, left: Hemisphere, settings: Settings) -> t
     torch.manual_seed(settings.seed)
     generator = torch.Generator().manual_seed(settings.seed)
     network = UNet(settings.channels)
+    trained = DistributedDataParallel(network) if dist.is_initialized() else network
+    criterion = over_all_parts(criterion)
     optimizer = torch.optim.AdamW(network.parameters())
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.steps)
     losses: list[float] = []
-    with tqdm(range(settings.steps), desc=name, unit="step") as progress:
+    with tqdm(range(settings.steps), desc=name, unit="step", disable=rank() > 0) as progress:
         for _ in progress:
-            images, labels = random_patches(left, settings, generator)
+            images, labels = own_part(random_patches(left, settings, generator))
             optimizer.zero_grad()
-            loss = criterion(network(images), labels)
+            loss = criterion(trained(images), labels)
             loss.backward()
             optimizer.step()
             schedule.step()
@@ -429,6 +464,8 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.compare and arguments.loss not in TORCH_LOSSES:
         parser.error(f"--compare: expected --loss {' or '.join(TORCH_LOSSES)}, got {arguments.loss}")
+    if dist.is_torchelastic_launched() and (arguments.compare or arguments.loss == "topk"):
+        parser.error("torchrun: expected neither --compare nor --loss topk, which are of one process alone")
     return arguments
 
 
@@ -439,6 +476,10 @@ def main() -> None:
     if arguments.compare:
         losses["torch"] = TORCH_LOSSES[settings.loss]
     left, right, origin = load_hemispheres()
+    start_process_group()
+    if rank() > 0:  # the first one scores, writes and draws
+        train("segloss", losses["segloss"], left, settings)
+        return
     results = {name: train_and_score(name, loss, left, right, settings) for name, loss in losses.items()}
     curves = {name: curve for name, (curve, _, _) in results.items()}
     _, predicted, metrics = results["segloss"]

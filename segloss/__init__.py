@@ -10,7 +10,7 @@ import torch  # noqa: F401  loads the libraries that the extension links against
 
 from segloss._C import get_isa  # isort: skip  first: it registers the operators
 from segloss import _vmap  # noqa: F401  registers the batching rules
-from segloss.functional import cross_entropy, focal_loss, nll_loss, topk_loss
+from segloss.functional import cross_entropy, focal_loss, nll_loss, topk_loss, total_weight
 from segloss.losses import (
     BinaryDiceLoss,
     CrossEntropyLoss,
@@ -68,5 +68,6 @@ __all__ = [
     "nll_loss",
     "soft_stats",
     "topk_loss",
+    "total_weight",
     "tversky_loss",
 ]

@@ -2,11 +2,16 @@
 
 from collections.abc import Callable
 from numbers import Integral, Real
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import _reduction
+
+from segloss._distributed import check_process_group, sum_over_ranks
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Reduction = Literal["mean", "sum", "none"]
 Empty = Literal["nan", "zero"]
@@ -16,8 +21,11 @@ _cross_entropy: Callable[..., Tensor] = torch.ops.segloss.cross_entropy.default
 _one_hot_labels: Callable[..., Tensor] = torch.ops.segloss.one_hot_labels.default
 _sigmoid_focal: Callable[..., Tensor] = torch.ops.segloss.sigmoid_focal.default
 _soft_stats: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = torch.ops.segloss.soft_stats.default
+_total_weight: Callable[..., Tensor] = torch.ops.segloss.total_weight.default
 
 _REDUCTIONS = ("mean", "sum", "none")
+_NONE, _SUM = map(_reduction.get_enum, ("none", "sum"))
+_MOST_CLASSES = torch.iinfo(torch.int32).max
 
 # isinstance is slow for abstract classes: the usual types first.
 _INTEGER = (int, Integral)
@@ -37,6 +45,7 @@ def cross_entropy(
     dim: int = 1,
     voxel_weight: Tensor | None = None,
     empty: Empty = "nan",
+    process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     r"""Cross entropy of logits against labels as they come, or against class probabilities.
 
@@ -78,6 +87,10 @@ def cross_entropy(
             Default: 1.
         empty: the mean over no voxel, or over zero weights: ``"nan"`` as torch, or ``"zero"``. With both the gradient
             is zero. Default: ``"nan"``.
+        process_group: the :class:`torch.distributed.ProcessGroup` whose ranks hold parts of the batch, of any sizes.
+            Each rank gets the loss of the whole, and the mean of their gradients, as DistributedDataParallel takes it,
+            is the gradient of the whole. ``reduction="none"`` adds nothing up. None is this process alone. Default:
+            None.
 
     Returns:
         A tensor of input's dtype (float32 for half types under autocast; promoted with the dtype of probabilities).
@@ -104,10 +117,11 @@ def cross_entropy(
     op = "cross_entropy"
     code = _reduction_code(reduction, size_average, reduce)
     empty_zero = _is_zero(op, empty)
+    arguments = (input, target, weight, voxel_weight, dim, code, ignore_index, label_smoothing, False, empty_zero)
+    if process_group is not None and code != _NONE:
+        return _over_ranks(op, process_group, *arguments)
     try:
-        return _cross_entropy(
-            input, target, weight, voxel_weight, dim, code, ignore_index, label_smoothing, False, empty_zero
-        )
+        return _cross_entropy(*arguments)
     except (TypeError, RuntimeError):
         _check_types(op, input, target, weight, voxel_weight, ignore_index, dim, label_smoothing=label_smoothing)
         raise
@@ -125,6 +139,7 @@ def nll_loss(
     dim: int = 1,
     voxel_weight: Tensor | None = None,
     empty: Empty = "nan",
+    process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     r"""Negative log likelihood of log-probabilities against labels as they come.
 
@@ -151,10 +166,11 @@ def nll_loss(
     op = "nll_loss"
     code = _reduction_code(reduction, size_average, reduce)
     empty_zero = _is_zero(op, empty)
+    arguments = (input, target, weight, voxel_weight, dim, code, ignore_index, 0.0, True, empty_zero)
+    if process_group is not None and code != _NONE:
+        return _over_ranks(op, process_group, *arguments)
     try:
-        return _cross_entropy(
-            input, target, weight, voxel_weight, dim, code, ignore_index, 0.0, True, empty_zero, 0.0, op
-        )
+        return _cross_entropy(*arguments, 0.0, op)
     except (TypeError, RuntimeError):
         _check_types(op, input, target, weight, voxel_weight, ignore_index, dim)
         raise
@@ -172,6 +188,7 @@ def focal_loss(
     empty: Empty = "nan",
     dim: int = 1,
     voxel_weight: Tensor | None = None,
+    process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     r"""Focal loss: cross entropy in which voxels count the less, the better they are classified.
 
@@ -208,6 +225,7 @@ def focal_loss(
         dim: the class dimension of input. Default: 1.
         voxel_weight: a weight for each voxel, of the labels' shape; voxels of weight 0 do not count. Without gradient.
             Default: 1.
+        process_group: as :func:`segloss.cross_entropy` takes it. Default: None.
 
     Returns:
         A tensor of input's dtype (float32 for half types under autocast).
@@ -235,15 +253,18 @@ def focal_loss(
     if activation == "softmax":
         code = _reduction.get_enum(reduction)
         target = _labels(op, input, target, dim)
-        return _cross_entropy(
-            input, target, weight, voxel_weight, dim, code, ignore_index, 0.0, False, empty_zero, gamma, op
-        )
+        arguments = (input, target, weight, voxel_weight, dim, code, ignore_index, 0.0, False, empty_zero, gamma)
+        if process_group is not None and code != _NONE:
+            return _over_ranks(op, process_group, *arguments)
+        return _cross_entropy(*arguments, op)
     if reduction == "none":
         loss = _sigmoid_focal(op, input, target, weight, voxel_weight, dim, ignore_index, gamma)
     else:
         *_, loss, total = _soft_stats(
             op, input, target, weight, voxel_weight, dim, activation, False, ignore_index, True, gamma, 0.0
         )
+        if process_group is not None:
+            loss, total = sum_over_ranks(process_group, loss, total)
         loss = _mean_or_sum(loss, total, reduction, empty_zero)
     return loss.to(_result_dtype(input))
 
@@ -322,6 +343,100 @@ def topk_loss(
     return _mean_or_sum(total, num_kept, "mean", empty_zero).to(_result_dtype(input))
 
 
+def total_weight(
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    ignore_index: int = -100,
+    voxel_weight: Tensor | None = None,
+    process_group: "ProcessGroup | None" = None,
+) -> Tensor:
+    r"""What the mean of cross entropy is divided by: the sum of :math:`v\, w_y` over the voxels that count.
+
+    For gradients accumulated over micro-batches that hold different numbers of voxels: the mean of their means is not
+    the mean of the whole, but the sum of their sums divided by the whole's total weight is.
+
+    Args:
+        target: class labels of any shape: any integer dtype, bool, or floating with integral values.
+        weight: a weight for each class ``[C]``, of any floating dtype. Default: 1, with no bound on the labels.
+        ignore_index: label of the voxels that do not count. Default: -100.
+        voxel_weight: a weight for each voxel, of target's shape. Default: 1.
+        process_group: the :class:`torch.distributed.ProcessGroup` over whose ranks it is added up; None is this
+            process alone. Default: None.
+
+    Returns:
+        A 0-dim float64 tensor (float32 on MPS), without gradient.
+
+    Raises:
+        TypeError: target is neither integer, bool nor floating.
+        IndexError: a label is neither in [0, C) nor ``ignore_index``.
+        RuntimeError: the shapes do not fit, or a floating label is not integral.
+
+    Example:
+        >>> import segloss, torch
+        >>> logits = torch.randn(4, 3, 8, 8, requires_grad=True)
+        >>> labels = torch.randint(3, (4, 1, 8, 8))
+        >>> labels[0] = 255
+        >>> total = segloss.total_weight(labels, ignore_index=255)
+        >>> total
+        tensor(192., dtype=torch.float64)
+        >>> for micro_batch in range(4):
+        ...     x, y = logits[micro_batch, None], labels[micro_batch, None]
+        ...     (segloss.cross_entropy(x, y, ignore_index=255, reduction="sum") / total).backward()
+    """
+    op = "total_weight"
+    if not isinstance(target, Tensor):
+        raise _no_tensor(op, "target", target)
+    _check_types(op, target, target, weight, voxel_weight, ignore_index, dim=0)
+    check_process_group(op, process_group)
+    num_classes = _MOST_CLASSES if weight is None else weight.numel()
+    total = _total_weight(op, target, _detached(weight), _detached(voxel_weight), num_classes, ignore_index)
+    return total if process_group is None else sum_over_ranks(process_group, total)[0]
+
+
+def _over_ranks(
+    op: str,
+    process_group: "ProcessGroup",
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    voxel_weight: Tensor | None,
+    dim: int,
+    code: int,
+    ignore_index: int,
+    label_smoothing: float,
+    log_probabilities: bool,
+    empty_zero: bool,
+    gamma: float = 0.0,
+) -> Tensor:
+    """The operator's cross entropy of what the ranks hold together: their sums, divided by their total weights."""
+    _check_types(op, input, target, weight, voxel_weight, ignore_index, dim, label_smoothing=label_smoothing)
+    check_process_group(op, process_group)
+    has_probabilities = target.is_floating_point() and target.shape == input.shape
+    dtype = _result_dtype(input)
+    if has_probabilities:
+        dtype = torch.promote_types(dtype, target.dtype)
+    else:
+        target = _labels(op, input, target, dim)
+    options = (ignore_index, label_smoothing, log_probabilities, empty_zero, gamma, op)
+    wide = torch.promote_types(dtype, torch.float32)  # rounded once, when the loss is finished
+    loss = _cross_entropy(input, target, weight, voxel_weight, dim, _SUM, *options, wide)
+    num_classes = input.shape[dim if input.dim() > 1 else 0]
+    if has_probabilities:
+        total = _total_voxel_weight(input, num_classes, voxel_weight)
+    else:
+        voxel_weight = None if voxel_weight is None else voxel_weight.reshape(target.shape)
+        total = _total_weight(op, target, _detached(weight), voxel_weight, num_classes, ignore_index)
+    loss, total = sum_over_ranks(process_group, loss.to(total.dtype), total)
+    return _mean_or_sum(loss, total, "sum" if code == _SUM else "mean", empty_zero).to(dtype)
+
+
+def _total_voxel_weight(input: Tensor, num_classes: int, voxel_weight: Tensor | None) -> Tensor:
+    if voxel_weight is None:
+        return input.new_full((), input.numel() // num_classes, dtype=torch.float64)
+    return voxel_weight.sum(dtype=torch.float64)
+
+
 def _labels(op: str, input: Tensor, target: Tensor, dim: int) -> Tensor:
     """Class labels of a target that has one for each class; others are not touched."""
     if target.shape != input.shape or not -input.dim() <= dim < input.dim() or input.dim() < 2:
@@ -340,6 +455,10 @@ def _counts(losses: Tensor, target: Tensor, voxel_weight: Tensor | None, ignore_
     labels = target if target.is_floating_point() else target.to(torch.int64)
     counts = (labels != ignore_index).reshape(losses.shape)
     return counts if voxel_weight is None else counts & voxel_weight.to(torch.bool).reshape(losses.shape)
+
+
+def _detached(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach()
 
 
 def _check_types(

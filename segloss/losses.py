@@ -1,7 +1,7 @@
 """The losses as modules: they store the keywords of the functions and call them."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,9 @@ from torch.nn import _reduction
 from segloss import functional, region
 from segloss.functional import Activation, Empty, Reduction
 from segloss.region import WeightType
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 # As ignore_index of a loss that ignores nothing: no other dtype than int64 can hold it, and nobody writes it.
 _NO_LABEL = torch.iinfo(torch.int64).min
@@ -66,6 +69,7 @@ class NLLLoss(_Loss):
         reduction: ``"mean"``, ``"sum"`` or ``"none"``. Default: ``"mean"``.
         dim: the class dimension of input. Default: 1.
         empty: the mean over no voxel, ``"nan"`` or ``"zero"``. Default: ``"nan"``.
+        process_group: the process group whose ranks hold parts of the batch. Default: None, this process alone.
 
     Called as ``loss(input, target, voxel_weight=None)``; shapes, dtypes and errors are the function's.
 
@@ -89,6 +93,7 @@ class NLLLoss(_Loss):
         *,
         dim: int = 1,
         empty: Empty = "nan",
+        process_group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__(
             weight,
@@ -96,6 +101,7 @@ class NLLLoss(_Loss):
             reduction=_with_legacy(reduction, size_average, reduce),
             dim=dim,
             empty=empty,
+            process_group=process_group,
         )
 
 
@@ -110,14 +116,13 @@ class CrossEntropyLoss(_Loss):
         label_smoothing: in [0, 1]. Default: 0.
         dim: the class dimension of input. Default: 1.
         empty: the mean over no voxel, ``"nan"`` or ``"zero"``. Default: ``"nan"``.
+        process_group: the process group whose ranks hold parts of the batch. Default: None, this process alone.
 
     Called as ``loss(input, target, voxel_weight=None)``; shapes, dtypes and errors are the function's.
 
     Example:
         >>> import segloss, torch
         >>> loss = segloss.CrossEntropyLoss(ignore_index=255)
-        >>> loss
-        CrossEntropyLoss(ignore_index=255, reduction='mean', dim=1, empty='nan', label_smoothing=0.0)
         >>> logits = torch.randn(2, 3, 8, 8, 8, requires_grad=True)
         >>> loss(logits, torch.ones(2, 1, 8, 8, 8, dtype=torch.uint8)).backward()
     """
@@ -135,6 +140,7 @@ class CrossEntropyLoss(_Loss):
         *,
         dim: int = 1,
         empty: Empty = "nan",
+        process_group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__(
             weight,
@@ -142,6 +148,7 @@ class CrossEntropyLoss(_Loss):
             reduction=_with_legacy(reduction, size_average, reduce),
             dim=dim,
             empty=empty,
+            process_group=process_group,
             label_smoothing=label_smoothing,
         )
 
@@ -171,6 +178,7 @@ class FocalLoss(_Loss):
         reduction: Reduction = "mean",
         empty: Empty = "nan",
         dim: int = 1,
+        process_group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__(**_keywords(locals()))
 
@@ -232,6 +240,7 @@ class DiceLoss(_Loss):
         ignore_index: int = -100,
         reduction: Reduction = "mean",
         dim: int = 1,
+        process_group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__(**_keywords(locals()))
 
@@ -262,6 +271,7 @@ class GeneralizedDiceLoss(_Loss):
         ignore_index: int = -100,
         reduction: Reduction = "mean",
         dim: int = 1,
+        process_group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__(**_keywords(locals()))
 
@@ -296,6 +306,7 @@ class TverskyLoss(_Loss):
         ignore_index: int = -100,
         reduction: Reduction = "mean",
         dim: int = 1,
+        process_group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__(**_keywords(locals()))
 
@@ -333,6 +344,7 @@ class DiceCELoss(_Loss):
         ignore_index: int = -100,
         reduction: Literal["mean", "sum"] = "mean",
         dim: int = 1,
+        process_group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__(**_keywords(locals()))
 
@@ -370,6 +382,7 @@ class DiceFocalLoss(_Loss):
         ignore_index: int = -100,
         reduction: Literal["mean", "sum"] = "mean",
         dim: int = 1,
+        process_group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__(**_keywords(locals()))
 

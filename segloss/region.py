@@ -1,11 +1,12 @@
 """The losses of regions: what the prediction and the target of a class share, from one walk over the logits."""
 
 import warnings
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from segloss._distributed import check_process_group, sum_over_ranks
 from segloss.functional import (
     _REDUCTIONS,
     Activation,
@@ -19,6 +20,9 @@ from segloss.functional import (
     _result_dtype,
     _soft_stats,
 )
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 WeightType = Literal["square", "simple", "uniform"]
 
@@ -137,6 +141,7 @@ def dice_loss(
     reduction: Reduction = "mean",
     dim: int = 1,
     voxel_weight: Tensor | None = None,
+    process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     r"""Soft Dice loss of logits against labels as they come, against class probabilities, or against masks.
 
@@ -169,6 +174,10 @@ def dice_loss(
         dim: the class dimension of input. Default: 1.
         voxel_weight: a weight for each voxel, of the labels' shape; it multiplies the voxel's part of every sum.
             Voxels of weight 0 do not count. Without gradient. Default: 1.
+        process_group: the :class:`torch.distributed.ProcessGroup` whose ranks hold parts of the batch, of any sizes.
+            Each rank gets the loss of the whole, and the mean of their gradients, as DistributedDataParallel takes it,
+            is the gradient of the whole; with ``batch`` the parts may be of the same volumes, too. Without ``batch``,
+            ``reduction="none"`` gives the terms of this rank's samples. None is this process alone. Default: None.
 
     Returns:
         A tensor of input's dtype (float32 for half types under autocast), rounded to it once.
@@ -188,21 +197,10 @@ def dice_loss(
     """
     op = "dice_loss"
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
-    stats, *_ = _walk(
-        op,
-        input,
-        target,
-        weight,
-        voxel_weight,
-        dim,
-        activation,
-        ignore_index,
-        include_background,
-        batch,
-        squared=squared,
-    )
+    options = (dim, activation, ignore_index, include_background, batch, process_group)
+    stats, *_ = _walk(op, input, target, weight, voxel_weight, *options, squared=squared)
     terms = _dice_terms(stats, jaccard, smooth_nr, smooth_dr)
-    return _reduced(terms, weight, reduction).to(_result_dtype(input))
+    return _reduced(terms, weight, reduction, batch, process_group).to(_result_dtype(input))
 
 
 def generalized_dice_loss(
@@ -219,6 +217,7 @@ def generalized_dice_loss(
     reduction: Reduction = "mean",
     dim: int = 1,
     voxel_weight: Tensor | None = None,
+    process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     r"""Generalized Dice loss: one term for each sample, in which small classes weigh as much as large ones.
 
@@ -253,11 +252,12 @@ def generalized_dice_loss(
     op = "generalized_dice_loss"
     _check_choice(op, "w_type", w_type, ("square", "simple", "uniform"))
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
-    stats, *_ = _walk(op, input, target, None, voxel_weight, dim, activation, ignore_index, include_background, batch)
+    options = (dim, activation, ignore_index, include_background, batch, process_group)
+    stats, *_ = _walk(op, input, target, None, voxel_weight, *options)
     w = _volume_weights(stats.target, w_type)
     shared = 2 * (w * stats.intersection).sum(-1) + smooth_nr
     sizes = (w * (stats.prediction + stats.target)).sum(-1) + smooth_dr
-    return _reduced(1 - shared / sizes, None, reduction).to(_result_dtype(input))
+    return _reduced(1 - shared / sizes, None, reduction, batch, process_group).to(_result_dtype(input))
 
 
 def tversky_loss(
@@ -277,6 +277,7 @@ def tversky_loss(
     reduction: Reduction = "mean",
     dim: int = 1,
     voxel_weight: Tensor | None = None,
+    process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     r"""Tversky loss: Dice with a price of its own for false positives and for false negatives.
 
@@ -312,10 +313,11 @@ def tversky_loss(
     op = "tversky_loss"
     _check_gamma(op, gamma)
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
-    stats, *_ = _walk(op, input, target, weight, voxel_weight, dim, activation, ignore_index, include_background, batch)
+    options = (dim, activation, ignore_index, include_background, batch, process_group)
+    stats, *_ = _walk(op, input, target, weight, voxel_weight, *options)
     errors = alpha * stats.fp + beta * stats.fn
     terms = 1 - (stats.tp + smooth_nr) / (stats.tp + errors + smooth_dr)
-    return _reduced(_power(terms, gamma), weight, reduction).to(_result_dtype(input))
+    return _reduced(_power(terms, gamma), weight, reduction, batch, process_group).to(_result_dtype(input))
 
 
 def dice_ce_loss(
@@ -338,6 +340,7 @@ def dice_ce_loss(
     reduction: Literal["mean", "sum"] = "mean",
     dim: int = 1,
     voxel_weight: Tensor | None = None,
+    process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     r"""Dice loss plus cross entropy, both from one walk over the logits, and their gradient from another.
 
@@ -391,6 +394,7 @@ def dice_ce_loss(
         reduction,
         dim,
         voxel_weight,
+        process_group,
         label_smoothing=label_smoothing,
     )
 
@@ -415,6 +419,7 @@ def dice_focal_loss(
     reduction: Literal["mean", "sum"] = "mean",
     dim: int = 1,
     voxel_weight: Tensor | None = None,
+    process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     r"""Dice loss plus focal loss, both from one walk over the logits, and their gradient from another.
 
@@ -463,6 +468,7 @@ def dice_focal_loss(
         reduction,
         dim,
         voxel_weight,
+        process_group,
         gamma=gamma,
     )
 
@@ -487,6 +493,7 @@ def _dice_and(
     reduction: str,
     dim: int,
     voxel_weight: Tensor | None,
+    process_group: "ProcessGroup | None",
     *,
     gamma: float = 0.0,
     label_smoothing: float = 0.0,
@@ -497,23 +504,20 @@ def _dice_and(
     advice = f"The terms have different shapes; call dice_loss and {second}"
     _check_choice(op, "reduction", reduction, ("mean", "sum"), advice)
     empty_zero = _is_zero(op, empty)
+    options = (dim, activation, ignore_index, include_background, batch, process_group)
     stats, loss, total = _walk(
         op,
         input,
         target,
         weight,
         voxel_weight,
-        dim,
-        activation,
-        ignore_index,
-        include_background,
-        batch,
+        *options,
         squared=squared,
         voxel_loss=True,
         gamma=gamma,
         label_smoothing=label_smoothing,
     )
-    dice = _reduced(_dice_terms(stats, jaccard, smooth_nr, smooth_dr), weight, reduction)
+    dice = _reduced(_dice_terms(stats, jaccard, smooth_nr, smooth_dr), weight, reduction, batch, process_group)
     loss = _mean_or_sum(loss, total, reduction, empty_zero)
     return (lambda_dice * dice + lambda_second * loss).to(_result_dtype(input))
 
@@ -529,6 +533,7 @@ def _walk(
     ignore_index: int,
     include_background: bool,
     batch: bool,
+    process_group: "ProcessGroup | None" = None,
     *,
     squared: bool = False,
     voxel_loss: bool = False,
@@ -542,6 +547,7 @@ def _walk(
     _check_types(
         op, input, target, weight, voxel_weight, ignore_index, dim, gamma=gamma, label_smoothing=label_smoothing
     )
+    check_process_group(op, process_group)
     _check_choice(op, "activation", activation, ("softmax", "sigmoid", None))
     *sums, loss, total = _soft_stats(
         op,
@@ -561,6 +567,10 @@ def _walk(
         sums = _without_background(op, sums)
     if batch:
         sums = [each.sum(0) for each in sums]
+    if process_group is not None and (batch or voxel_loss):
+        shared = [*sums, loss, total] if batch else [loss, total]
+        *batch_sums, loss, total = sum_over_ranks(process_group, *shared)
+        sums = batch_sums or sums
     return SoftStats(*sums), loss, total
 
 
@@ -600,9 +610,15 @@ def _power(terms: Tensor, gamma: float) -> Tensor:
     return torch.where(terms <= least, 0.0**gamma, terms.clamp_min(least) ** gamma)
 
 
-def _reduced(terms: Tensor, weight: Tensor | None, reduction: str) -> Tensor:
+def _reduced(
+    terms: Tensor, weight: Tensor | None, reduction: str, batch: bool, process_group: "ProcessGroup | None"
+) -> Tensor:
+    """The terms, their sum or their mean; without `batch` they are those of this rank's samples."""
     if weight is not None:
         terms = terms * weight[weight.shape[0] - terms.shape[-1] :].to(terms.dtype)
     if reduction == "none":
         return terms
-    return terms.sum() if reduction == "sum" else terms.mean()
+    if process_group is None or batch:
+        return terms.sum() if reduction == "sum" else terms.mean()
+    total, count = sum_over_ranks(process_group, terms.sum(), terms.new_full((), terms.numel()))
+    return total if reduction == "sum" else total / count

@@ -71,6 +71,7 @@ DICE = {
     "reduction": "mean",
     "dim": 1,
     "voxel_weight": None,
+    "process_group": None,
 }
 
 

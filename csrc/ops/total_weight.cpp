@@ -1,0 +1,94 @@
+// The denominator of a mean over voxels with class labels, without their logits.
+
+#include <ATen/ATen.h>
+#include <ATen/ScalarOps.h>
+#include <torch/library.h>
+
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "checks.h"
+#include "layout.h"
+#include "targets.h"
+
+namespace segloss {
+namespace {
+
+void check_arguments(const std::string& op, const Tensor& target, const OptionalTensor& weight,
+                     const OptionalTensor& voxel_weight, const c10::SymInt& num_classes) {
+    TORCH_CHECK_TYPE(!target.is_complex(), op, ": expected an integer, bool or floating target, got ",
+                     target.scalar_type());
+    TORCH_CHECK(!weight || (weight->dim() == 1 && weight->sym_size(0) == num_classes), op,
+                ": expected weight of shape [", num_classes, "], one for each class, got ",
+                weight ? weight->sym_sizes() : c10::SymIntArrayRef());
+    TORCH_CHECK(!voxel_weight || voxel_weight->sym_sizes() == target.sym_sizes(), op,
+                ": expected voxel_weight of the labels' shape ", target.sym_sizes(), ", got ",
+                voxel_weight ? voxel_weight->sym_sizes() : c10::SymIntArrayRef());
+}
+
+Tensor total_weight_cpu(c10::string_view op_view, const Tensor& target, const OptionalTensor& weight,
+                        const OptionalTensor& voxel_weight, int64_t num_classes, int64_t ignore_index) {
+    const std::string op(op_view);
+    check_arguments(op, target, weight, voxel_weight, num_classes);
+    const auto class_weight = class_weight_for_kernel(weight, at::kDouble);
+    const auto voxel_weights = voxel_weight_for_kernel(voxel_weight, at::kDouble);
+    segloss_cross_entropy args{};
+    args.num_classes = num_classes;
+    args.class_weight = class_weight.defined() ? class_weight.const_data_ptr() : nullptr;
+    args.ignore_index = ignore_index;
+    args.target_kind = SEGLOSS_LABELS;
+    args.positions = describe(target.sizes(), 0, {{&target, &args.target}, {&voxel_weights, &args.voxel_weight}});
+    const Chunks chunks(target.numel(), 1);
+    std::vector<segloss_sums> sums(chunks.count());
+    const auto kernel = kernels().cross_entropy_weight[SEGLOSS_REAL_DOUBLE];
+    const bool accepted =
+        chunks.run([&](int64_t chunk, int64_t begin, int64_t end) { return kernel(&args, begin, end, &sums[chunk]); });
+    if (!accepted) {
+        raise_refused_target(op, target, Target::labels, num_classes, ignore_index);
+    }
+    const double total = std::accumulate(sums.begin(), sums.end(), 0.0,
+                                         [](double sum, const segloss_sums& chunk) { return sum + chunk.weight; });
+    return at::detail::scalar_tensor_static(total, at::kDouble, at::kCPU);
+}
+
+Tensor total_weight_meta(c10::string_view op, const Tensor& target, const OptionalTensor& weight,
+                         const OptionalTensor& voxel_weight, int64_t num_classes, int64_t /*ignore_index*/) {
+    check_arguments(std::string(op), target, weight, voxel_weight, num_classes);
+    return at::empty({}, target.options().dtype(at::kDouble));
+}
+
+// Devices without a kernel.
+Tensor total_weight_composite(c10::string_view op_view, const Tensor& target, const OptionalTensor& weight,
+                              const OptionalTensor& voxel_weight, int64_t num_classes, int64_t ignore_index) {
+    const std::string op(op_view);
+    check_arguments(op, target, weight, voxel_weight, num_classes);
+    const auto dtype = target.is_mps() ? at::kFloat : at::kDouble; // has no double
+    const auto labels = class_labels(op, target, num_classes, ignore_index);
+    const auto is_valid = labels.ge(0);
+    auto weights = is_valid.to(dtype);
+    if (weight) {
+        weights = weights * weight->to(dtype).index_select(0, labels.clamp_min(0).flatten()).view_as(labels);
+    }
+    if (voxel_weight) {
+        weights = weights * voxel_weight->to(dtype);
+    }
+    return weights.masked_fill(is_valid.logical_not(), 0).sum();
+}
+
+} // namespace
+
+TORCH_LIBRARY_FRAGMENT(segloss, m) {
+    const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
+    m.def("total_weight(str op, Tensor target, Tensor? weight, Tensor? voxel_weight, int num_classes, "
+          "int ignore_index) -> Tensor",
+          tags);
+}
+
+TORCH_LIBRARY_IMPL(segloss, CPU, m) { m.impl("total_weight", TORCH_FN(total_weight_cpu)); }
+
+TORCH_LIBRARY_IMPL(segloss, Meta, m) { m.impl("total_weight", TORCH_FN(total_weight_meta)); }
+
+TORCH_LIBRARY_IMPL(segloss, CompositeExplicitAutograd, m) { m.impl("total_weight", TORCH_FN(total_weight_composite)); }
+
+} // namespace segloss

@@ -1,0 +1,268 @@
+"""Losses over the ranks of a process group: each rank gets the loss of the whole batch, and the mean of the gradients,
+as DistributedDataParallel takes it, is the whole batch's gradient.
+
+The processes are started once for each number of ranks; they run every case and leave what they got in files.
+"""
+
+import time
+from datetime import timedelta
+from functools import partial
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import segloss
+
+WEIGHT = torch.tensor([0.3, 1.0, 2.5], dtype=torch.float64)
+IGNORED = {"ignore_index": 255}
+BATCH = {"batch": True}
+PARTS = {2: (1, 3), 4: (2, 1, 3, 1)}  # samples of each rank; those of rank 0 are all ignored
+CLOSE = {"rtol": 0, "atol": 1e-10}
+
+CASES = {
+    "cross entropy": partial(segloss.CrossEntropyLoss, WEIGHT, **IGNORED),
+    "cross entropy, sum": partial(segloss.CrossEntropyLoss, WEIGHT, **IGNORED, reduction="sum"),
+    "cross entropy, smoothing": partial(segloss.CrossEntropyLoss, **IGNORED, label_smoothing=0.1),
+    "negative log likelihood": partial(segloss.NLLLoss, WEIGHT, **IGNORED),
+    "focal": partial(segloss.FocalLoss, weight=WEIGHT, **IGNORED),
+    "focal, sigmoid": partial(segloss.FocalLoss, activation="sigmoid", **IGNORED),
+    "dice": partial(segloss.DiceLoss, weight=WEIGHT, **IGNORED),
+    "dice, sum": partial(segloss.DiceLoss, **IGNORED, reduction="sum"),
+    "dice of the batch": partial(segloss.DiceLoss, **IGNORED, **BATCH, include_background=False),
+    "generalized dice": partial(segloss.GeneralizedDiceLoss, **IGNORED),
+    "generalized dice of the batch": partial(segloss.GeneralizedDiceLoss, **IGNORED, **BATCH),
+    "tversky": partial(segloss.TverskyLoss, alpha=0.3, beta=0.7, **IGNORED),
+    "tversky of the batch": partial(segloss.TverskyLoss, gamma=0.75, **IGNORED, **BATCH),
+    "dice and cross entropy": partial(segloss.DiceCELoss, weight=WEIGHT, **IGNORED),
+    "dice and cross entropy of the batch": partial(segloss.DiceCELoss, weight=WEIGHT, **IGNORED, **BATCH),
+    "dice and focal of the batch": partial(segloss.DiceFocalLoss, **IGNORED, **BATCH),
+}
+SLABS = ["cross entropy", "focal", "dice of the batch", "dice and cross entropy of the batch"]
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Conv3d(2, 3, 1, dtype=torch.float64)  # of one voxel, so that slabs of a volume need no halo
+
+
+def whole_batch(world_size):
+    """Images [N, 2, 8, 4, 4] and uint8 labels [N, 1, 8, 4, 4]; the first rank's are all ignored."""
+    generator = torch.Generator().manual_seed(1)
+    size = sum(PARTS[world_size])
+    images = torch.randn(size, 2, 8, 4, 4, dtype=torch.float64, generator=generator)
+    labels = torch.randint(3, (size, 1, 8, 4, 4), generator=generator, dtype=torch.uint8)
+    labels[torch.rand(labels.shape, generator=generator) < 0.2] = 255
+    labels[: PARTS[world_size][0]] = 255
+    return images, labels
+
+
+def gradients_of(module):
+    return [parameter.grad for parameter in module.parameters()]
+
+
+def expected(make_loss, images, labels):
+    module = network()
+    loss = make_loss()(module(images), labels)
+    loss.backward()
+    return loss.detach(), gradients_of(module)
+
+
+# ---- what a rank does ----
+
+
+def step(make_loss, images, labels):
+    """A training step of this rank's part of the batch."""
+    module = DistributedDataParallel(network())
+    loss = make_loss(process_group=dist.group.WORLD)(module(images), labels)
+    loss.backward()
+    return loss.detach(), gradients_of(module.module)
+
+
+def accumulated(images, labels):
+    """Micro-batches of one sample: the sums of their losses over the total weight of all of them."""
+    module = network()
+    total = segloss.total_weight(labels, WEIGHT, **IGNORED, process_group=dist.group.WORLD)
+    criterion = segloss.CrossEntropyLoss(WEIGHT, **IGNORED, reduction="sum", process_group=dist.group.WORLD)
+    for _ in range(max(PARTS[dist.get_world_size()])):  # a rank that has no more samples takes part with none
+        (criterion(module(images[:1]), labels[:1]) / total).backward()
+        images, labels = images[1:], labels[1:]
+    for gradient in gradients_of(module):
+        dist.all_reduce(gradient)
+        gradient /= dist.get_world_size()
+    return total, gradients_of(module)
+
+
+def run_rank(rank, world_size, folder):
+    torch.set_num_threads(1)
+    store = dist.FileStore(str(folder / "store"), world_size)
+    dist.init_process_group("gloo", rank=rank, world_size=world_size, store=store, timeout=timedelta(seconds=60))
+    images, labels = whole_batch(world_size)
+    part = [each.split(PARTS[world_size])[rank] for each in (images, labels)]
+    slab = [each.chunk(world_size, dim=2)[rank] for each in (images, labels)]
+    got = {name: step(make_loss, *part) for name, make_loss in CASES.items()}
+    got |= {f"{name}, slabs": step(CASES[name], *slab) for name in SLABS}
+    got["probabilities"] = step(segloss.CrossEntropyLoss, part[0], probabilities(part[0]))
+    got["accumulated"] = accumulated(*part)
+    logits, options = network()(part[0]), {**IGNORED, "process_group": dist.group.WORLD}
+    got["empty"] = [
+        segloss.cross_entropy(logits, 255 + 0 * part[1], **options, empty=empty) for empty in ("nan", "zero")
+    ]
+    got["bfloat16"] = segloss.cross_entropy(logits.bfloat16(), part[1], **options)
+    got["voxels"] = segloss.cross_entropy(logits, part[1], **options, reduction="none")
+    got["terms"] = segloss.dice_loss(logits, part[1], **options, reduction="none")
+    got["compiled"] = compiled_step(*part)
+    got["messages"] = {name: messages(CASES[name], *part) for name in CASES}
+    torch.save(got, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def compiled_step(images, labels):
+    module, criterion = network(), CASES["dice and cross entropy of the batch"](process_group=dist.group.WORLD)
+    call = torch.compile(lambda x, y: criterion(module(x), y), fullgraph=True, backend="aot_eager")
+    loss = call(images, labels)
+    loss.backward()
+    return loss.detach()
+
+
+def probabilities(images):
+    return torch.cat([images, images[:, :1]], dim=1).softmax(1)
+
+
+class Messages(TorchDispatchMode):
+    """The sizes of what is sent to other ranks."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.namespace == "_c10d_functional" and "wait" not in func.__name__:
+            self.sizes.append(args[0].numel())
+        return func(*args, **(kwargs or {}))
+
+
+def messages(make_loss, images, labels):
+    criterion = make_loss(process_group=dist.group.WORLD)
+    with Messages() as sent:
+        criterion(network()(images), labels).backward()
+    return sent.sizes
+
+
+# ---- what the ranks got ----
+
+
+@pytest.fixture(scope="module", params=list(PARTS))
+def ranks(request, tmp_path_factory):
+    """The whole batch, and what each rank got."""
+    world_size = request.param
+    folder = tmp_path_factory.mktemp(f"ranks{world_size}")
+    mp.spawn(run_rank, (world_size, folder), world_size)
+    return whole_batch(world_size), [torch.load(folder / f"{rank}.pt") for rank in range(world_size)]
+
+
+def assert_each_rank_got(got, name, value, gradients):
+    for rank in got:
+        loss, grads = rank[name]
+        torch.testing.assert_close(loss, value, **CLOSE)
+        torch.testing.assert_close(grads, gradients, **CLOSE)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_rank_gets_the_loss_and_ddp_the_gradient_of_the_whole_batch(ranks, name):
+    (images, labels), got = ranks
+    assert_each_rank_got(got, name, *expected(CASES[name], images, labels))
+
+
+def test_the_same_with_probabilities(ranks):
+    (images, _), got = ranks
+    assert_each_rank_got(got, "probabilities", *expected(segloss.CrossEntropyLoss, images, probabilities(images)))
+
+
+@pytest.mark.parametrize("name", SLABS)
+def test_ranks_may_hold_slabs_of_the_same_volumes(ranks, name):
+    (images, labels), got = ranks
+    assert_each_rank_got(got, f"{name}, slabs", *expected(CASES[name], images, labels))
+
+
+def test_sums_over_uneven_micro_batches_divided_by_the_total_weight_are_the_mean(ranks):
+    (images, labels), got = ranks
+    _, gradients = expected(CASES["cross entropy"], images, labels)
+    assert_each_rank_got(got, "accumulated", segloss.total_weight(labels, WEIGHT, **IGNORED), gradients)
+
+
+def test_the_mean_over_no_voxel_of_any_rank_is_what_empty_says(ranks):
+    for rank in ranks[1]:
+        assert rank["empty"][0].isnan()
+        assert rank["empty"][1] == 0
+
+
+def test_a_half_loss_is_rounded_once(ranks):
+    (images, labels), got = ranks
+    whole = segloss.cross_entropy(network()(images).bfloat16(), labels, **IGNORED)
+    assert all(rank["bfloat16"].dtype == torch.bfloat16 and rank["bfloat16"] == whole for rank in got)
+
+
+@pytest.mark.parametrize(("name", "loss"), [("voxels", segloss.cross_entropy), ("terms", segloss.dice_loss)])
+def test_without_reduction_a_rank_keeps_its_own(ranks, name, loss):
+    (images, labels), got = ranks
+    whole = loss(network()(images), labels, **IGNORED, reduction="none")
+    torch.testing.assert_close(torch.cat([rank[name] for rank in got]), whole, **CLOSE)
+
+
+def test_compile_is_one_graph(ranks):
+    (images, labels), got = ranks
+    value, _ = expected(CASES["dice and cross entropy of the batch"], images, labels)
+    for rank in got:
+        torch.testing.assert_close(rank["compiled"], value, **CLOSE)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_only_sums_of_classes_cross_the_network(ranks, name):
+    for rank in ranks[1]:
+        assert rank["messages"][name]
+        assert max(rank["messages"][name]) <= 3 * 3 + 2  # three sums of three classes, a loss and its weight
+
+
+# ---- what goes wrong ----
+
+
+def run_without_the_last(rank, world_size, folder):
+    store = dist.FileStore(str(folder / "store"), world_size)
+    dist.init_process_group("gloo", rank=rank, world_size=world_size, store=store, timeout=timedelta(seconds=3))
+    if rank == world_size - 1:
+        while not (folder / "raised").exists():  # alive, but never comes
+            time.sleep(0.1)
+        return
+    start = time.monotonic()
+    with pytest.raises(RuntimeError):
+        segloss.cross_entropy(torch.randn(1, 3, 2), torch.zeros(1, 2), process_group=dist.group.WORLD)
+    assert time.monotonic() - start < 30
+    (folder / "raised").touch()
+
+
+def test_a_rank_that_never_comes_makes_the_others_raise_by_the_groups_timeout(tmp_path):
+    mp.spawn(run_without_the_last, (2, tmp_path), 2)
+    assert (tmp_path / "raised").exists()
+
+
+LOSSES = [segloss.cross_entropy, segloss.nll_loss, segloss.focal_loss, segloss.dice_loss]
+LOSSES += [segloss.generalized_dice_loss, segloss.tversky_loss, segloss.dice_ce_loss, segloss.dice_focal_loss]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_what_is_no_process_group_is_a_type_error(loss):
+    expected = "expected process_group to be a torch.distributed.ProcessGroup, got str"
+    with pytest.raises(TypeError, match=f"{loss.__name__}: {expected}"):
+        loss(torch.randn(1, 3, 2), torch.zeros(1, 2), process_group="gloo")
+
+
+def test_total_weight_of_what_is_no_process_group_is_a_type_error():
+    with pytest.raises(
+        TypeError, match=r"total_weight: expected process_group to be a torch\.distributed\.ProcessGroup"
+    ):
+        segloss.total_weight(torch.zeros(2), process_group=0)
