@@ -51,6 +51,23 @@ def test_the_example_trains_the_same_with_plain_pytorch(metrics):
     assert metrics["torch"]["accuracy"] == pytest.approx(metrics["accuracy"], abs=1e-3)
 
 
+def test_two_processes_train_on_halves_of_the_same_batches(metrics, tmp_path):
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--rdzv-backend=c10d"]
+    command = [*torchrun, "--rdzv-endpoint=localhost:0", EXAMPLE, "--steps", "3", "--output", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    of_two = json.loads((tmp_path / "metrics.json").read_text())
+    # Batch normalisation sees halves, so the nets are not quite the same.
+    assert of_two["training_loss"]["last"] == pytest.approx(metrics["training_loss"]["last"], rel=0.05)
+    assert of_two["accuracy"] == pytest.approx(metrics["accuracy"], abs=0.1)
+
+
+def test_torchrun_refuses_what_one_process_does_alone():
+    command = [sys.executable, "-m", "torch.distributed.run", EXAMPLE, "--loss", "topk", "--steps", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "torchrun: expected neither --compare nor --loss topk" in done.stderr
+
+
 @pytest.mark.parametrize("picture", ["loss.png", "slices.png"])
 def test_the_example_draws(output, picture):
     assert (output / picture).read_bytes().startswith(b"\x89PNG")
