@@ -353,9 +353,8 @@ Tensor call_backward(const variable_list& grads, const Tensor& input, const Tens
                                .findSchemaOrThrow("segloss::soft_stats_backward", "")
                                .typed<decltype(backward_cpu)>();
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
-    const auto options = input.options().dtype(at::kDouble);
     const auto or_zeros = [&](const Tensor& grad, c10::SymIntArrayRef sizes) {
-        return grad.defined() ? grad : at::zeros_symint(sizes, options);
+        return grad.defined() ? grad : input.new_zeros_symint(sizes, at::kDouble); // a DTensor, where input is one
     };
     const c10::SymDimVector sizes{num_samples(input, o.dim), input.sym_size(o.dim)};
     return op.call(or_zeros(grads[0], sizes), or_zeros(grads[1], sizes), or_zeros(grads[3], {}), o.op, input, target,
