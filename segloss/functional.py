@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import _reduction
 
-from segloss._distributed import check_process_group, sum_over_ranks
+from segloss._distributed import check_process_group, is_dtensor, sum_over_ranks
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -118,7 +118,7 @@ def cross_entropy(
     code = _reduction_code(reduction, size_average, reduce)
     empty_zero = _is_zero(op, empty)
     arguments = (input, target, weight, voxel_weight, dim, code, ignore_index, label_smoothing, False, empty_zero)
-    if process_group is not None and code != _NONE:
+    if (process_group is not None or is_dtensor(input)) and code != _NONE:
         return _over_ranks(op, process_group, *arguments)
     try:
         return _cross_entropy(*arguments)
@@ -167,7 +167,7 @@ def nll_loss(
     code = _reduction_code(reduction, size_average, reduce)
     empty_zero = _is_zero(op, empty)
     arguments = (input, target, weight, voxel_weight, dim, code, ignore_index, 0.0, True, empty_zero)
-    if process_group is not None and code != _NONE:
+    if (process_group is not None or is_dtensor(input)) and code != _NONE:
         return _over_ranks(op, process_group, *arguments)
     try:
         return _cross_entropy(*arguments, 0.0, op)
@@ -250,11 +250,12 @@ def focal_loss(
     _check_choice(op, "activation", activation, ("softmax", "sigmoid"))
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
     empty_zero = _is_zero(op, empty)
+    over_ranks = process_group is not None or is_dtensor(input)
     if activation == "softmax":
         code = _reduction.get_enum(reduction)
         target = _labels(op, input, target, dim)
         arguments = (input, target, weight, voxel_weight, dim, code, ignore_index, 0.0, False, empty_zero, gamma)
-        if process_group is not None and code != _NONE:
+        if over_ranks and code != _NONE:
             return _over_ranks(op, process_group, *arguments)
         return _cross_entropy(*arguments, op)
     if reduction == "none":
@@ -263,7 +264,7 @@ def focal_loss(
         *_, loss, total = _soft_stats(
             op, input, target, weight, voxel_weight, dim, activation, False, ignore_index, True, gamma, 0.0
         )
-        if process_group is not None:
+        if over_ranks:
             loss, total = sum_over_ranks(process_group, loss, total)
         loss = _mean_or_sum(loss, total, reduction, empty_zero)
     return loss.to(_result_dtype(input))
@@ -389,14 +390,15 @@ def total_weight(
         raise _no_tensor(op, "target", target)
     _check_types(op, target, target, weight, voxel_weight, ignore_index, dim=0)
     check_process_group(op, process_group)
+    over_ranks = process_group is not None or is_dtensor(target)
     num_classes = _MOST_CLASSES if weight is None else weight.numel()
     total = _total_weight(op, target, _detached(weight), _detached(voxel_weight), num_classes, ignore_index)
-    return total if process_group is None else sum_over_ranks(process_group, total)[0]
+    return sum_over_ranks(process_group, total)[0] if over_ranks else total
 
 
 def _over_ranks(
     op: str,
-    process_group: "ProcessGroup",
+    process_group: "ProcessGroup | None",
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from segloss._distributed import check_process_group, sum_over_ranks
+from segloss._distributed import check_process_group, is_dtensor, sum_over_ranks
 from segloss.functional import (
     _REDUCTIONS,
     Activation,
@@ -549,6 +549,7 @@ def _walk(
     )
     check_process_group(op, process_group)
     _check_choice(op, "activation", activation, ("softmax", "sigmoid", None))
+    is_sharded = is_dtensor(input)
     *sums, loss, total = _soft_stats(
         op,
         input,
@@ -563,6 +564,10 @@ def _walk(
         gamma,
         label_smoothing,
     )
+    if is_sharded:
+        sums = sum_over_ranks(process_group, *sums)
+        if voxel_loss:
+            loss, total = sum_over_ranks(process_group, loss, total)
     if not include_background:
         sums = _without_background(op, sums)
     if batch:

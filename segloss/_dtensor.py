@@ -1,0 +1,183 @@
+"""How the operators act on DTensors: of logits sharded over the batch or over space, each rank walks over its own.
+
+A rank's sum is a part of the whole's: Partial. Who needs the whole asks for it with `replicated`, so that nothing but
+sums crosses the network. There is no rule for logits sharded over their classes, nor for the mean of cross entropy,
+whose denominator is the whole's: DTensor redistributes what it has no rule for.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.distributed.tensor import Partial, Placement, Replicate, Shard
+from torch.distributed.tensor.experimental import register_sharding
+from torch.nn import _reduction
+
+_ops = torch.ops.segloss
+
+# Of the results, and of the arguments; None for what is no tensor.
+_Sharding = tuple[list[Placement | None], list[Placement | None]]
+_Rule = Callable[..., list[_Sharding]]
+
+_NONE, _MEAN = map(_reduction.get_enum, ("none", "mean"))
+
+
+def replicated(*tensors: Any) -> list[Tensor]:
+    """The whole of each DTensor, on every rank."""
+    return [each.redistribute(placements=[Replicate()] * each.device_mesh.ndim) for each in tensors]
+
+
+def _rule(*ops: OpOverload) -> Callable[[_Rule], _Rule]:
+    decorator: Callable[[_Rule], _Rule] = register_sharding(list(ops))
+    return decorator
+
+
+# In what follows, logits are sharded over their dimension d, or not at all where d is None.
+
+
+def _dims(input: Any, dim: int) -> list[int | None]:
+    """All but the class dimension."""
+    return [None, *(d for d in range(input.ndim) if d != dim)]
+
+
+def _shard(d: int | None) -> Placement:
+    return Replicate() if d is None else Shard(d)
+
+
+def _shard_without(dim: int, d: int | None) -> Placement:
+    """Of a tensor of the logits' shape without the class dimension."""
+    return _shard(d - 1 if d is not None and d > dim else d)
+
+
+def _sum(d: int | None) -> Placement:
+    return Replicate() if d is None else Partial()
+
+
+def _sum_of_samples(dim: int, d: int | None) -> Placement:
+    """[N, C]; the batch is the first dimension that is not the class dimension."""
+    return Shard(0) if d == (1 if dim == 0 else 0) else _sum(d)
+
+
+def _voxels(tensor: Any, input: Any, dim: int, d: int | None) -> Placement | None:
+    """Of a tensor of the logits' shape, with or without the class dimension."""
+    if tensor is None:
+        return None
+    return _shard(d) if tensor.ndim == input.ndim else _shard_without(dim, d)
+
+
+def _arguments(
+    input: Any, target: Any, weight: Any, voxel_weight: Any, dim: int, d: int | None
+) -> list[Placement | None]:
+    whole = None if weight is None else Replicate()
+    return [_shard(d), _voxels(target, input, dim, d), whole, _voxels(voxel_weight, input, dim, d)]
+
+
+@_rule(_ops.cross_entropy_forward.default)
+def _cross_entropy_forward(
+    input: Any, target: Any, weight: Any, voxel_weight: Any, dim: int, reduction: int, *options: Any
+) -> list[_Sharding]:
+    rest = [None] * (2 + len(options))
+    is_probabilities = target.shape == input.shape and target.tensor_meta.dtype.is_floating_point
+    shardings: list[_Sharding] = []
+    for d in [None] if reduction == _MEAN else _dims(input, dim):
+        losses = _shard_without(dim, d) if is_probabilities else _voxels(target, input, dim, d)
+        results = [losses if reduction == _NONE else _sum(d), _sum(d), Replicate()]  # no gradient ahead of time
+        shardings.append((results, [*_arguments(input, target, weight, voxel_weight, dim, d), *rest]))
+    return shardings
+
+
+@_rule(_ops.cross_entropy_backward.default)
+def _cross_entropy_backward(
+    grad_loss: Any,
+    input: Any,
+    target: Any,
+    weight: Any,
+    voxel_weight: Any,
+    total_weight: Any,
+    dim: int,
+    reduction: int,
+    *options: Any,
+) -> list[_Sharding]:
+    rest = [None] * (2 + len(options))
+    shardings: list[_Sharding] = []
+    for d in [None] if reduction == _MEAN else _dims(input, dim):
+        grad = _voxels(grad_loss, input, dim, d) if reduction == _NONE else Replicate()
+        arguments = _arguments(input, target, weight, voxel_weight, dim, d)
+        shardings.append(([_shard(d)], [grad, *arguments, _sum(d), *rest]))
+    return shardings
+
+
+@_rule(_ops.soft_stats_forward.default)
+def _soft_stats_forward(
+    op: str, input: Any, target: Any, weight: Any, voxel_weight: Any, dim: int, *options: Any
+) -> list[_Sharding]:
+    rest = [None] * (1 + len(options))
+    shardings: list[_Sharding] = []
+    for d in _dims(input, dim):
+        sums = [_sum_of_samples(dim, d)] * 3
+        shardings.append(
+            ([*sums, _sum(d), _sum(d)], [None, *_arguments(input, target, weight, voxel_weight, dim, d), *rest])
+        )
+    return shardings
+
+
+@_rule(_ops.soft_stats_backward.default)
+def _soft_stats_backward(
+    grad_intersection: Any,
+    grad_prediction: Any,
+    grad_loss: Any,
+    op: str,
+    input: Any,
+    target: Any,
+    weight: Any,
+    voxel_weight: Any,
+    dim: int,
+    *options: Any,
+) -> list[_Sharding]:
+    rest = [None] * (1 + len(options))
+    shardings: list[_Sharding] = []
+    for d in _dims(input, dim):
+        sums = _sum_of_samples(dim, d)
+        grad = sums if sums == Shard(0) else Replicate()  # a part's gradient is that of the whole sum
+        arguments = _arguments(input, target, weight, voxel_weight, dim, d)
+        shardings.append(([_shard(d)], [grad, grad, Replicate(), None, *arguments, *rest]))
+    return shardings
+
+
+@_rule(_ops.sigmoid_focal_forward.default)
+def _sigmoid_focal_forward(
+    op: str, input: Any, target: Any, weight: Any, voxel_weight: Any, dim: int, *options: Any
+) -> list[_Sharding]:
+    rest = [None] * (1 + len(options))
+    return [
+        ([_shard(d)], [None, *_arguments(input, target, weight, voxel_weight, dim, d), *rest])
+        for d in _dims(input, dim)
+    ]
+
+
+@_rule(_ops.sigmoid_focal_backward.default)
+def _sigmoid_focal_backward(grad_loss: Any, *arguments: Any) -> list[_Sharding]:
+    return [([grad], [grad, *placements]) for [grad], placements in _sigmoid_focal_forward(*arguments)]
+
+
+@_rule(_ops.total_weight.default)
+def _total_weight(op: str, target: Any, weight: Any, voxel_weight: Any, *options: Any) -> list[_Sharding]:
+    rest = [None] * len(options)
+    whole = None if weight is None else Replicate()
+    return [
+        ([_sum(d)], [None, _shard(d), whole, None if voxel_weight is None else _shard(d), *rest])
+        for d in [None, *range(target.ndim)]
+    ]
+
+
+@_rule(_ops.one_hot_labels.default)
+def _one_hot_labels(op: str, target: Any, dim: int) -> list[_Sharding]:
+    return [([_shard_without(dim, d)], [None, _shard(d), None]) for d in _dims(target, dim)]
+
+
+@_rule(_ops.class_labels.default, _ops.class_masks.default)
+def _elementwise(op: str, target: Any, *options: Any) -> list[_Sharding]:
+    rest = [None] * len(options)
+    return [([_shard(d)], [None, _shard(d), *rest]) for d in [None, *range(target.ndim)]]
