@@ -14,13 +14,10 @@ Tensor keep_class_dim(const Tensor& tensor, const Tensor& input, int64_t dim) {
 }
 
 // A weight per class, shaped to multiply input.
-Tensor broadcast_weight(const OptionalTensor& weight, const Tensor& input, int64_t dim) {
-    if (!weight) {
-        return at::ones({}, input.options());
-    }
+Tensor broadcast_weight(const Tensor& weight, const Tensor& input, int64_t dim) {
     c10::SymDimVector shape(input.dim(), 1);
-    shape[dim] = weight->sym_size(0);
-    return weight->to(input.scalar_type()).view_symint(shape);
+    shape[dim] = weight.sym_size(0);
+    return weight.to(input.scalar_type()).view_symint(shape);
 }
 
 // factor * nll, where a zero factor makes a zero term even at nll = inf.
@@ -29,114 +26,164 @@ Tensor weighted(const Tensor& factor, const Tensor& nll) {
     return nll.masked_fill(void_terms, 0) * factor;
 }
 
+// Whether an element of a target can hold ignore_index. Which do is not asked: the host would wait for the device.
+bool can_hold(at::ScalarType dtype, int64_t ignore_index) {
+    switch (dtype) {
+    case at::kBool:
+        return ignore_index == 0 || ignore_index == 1;
+    case at::kByte:
+        return ignore_index >= 0 && ignore_index <= std::numeric_limits<uint8_t>::max();
+    case at::kUInt16:
+    case at::kUInt32:
+    case at::kUInt64:
+        return ignore_index >= 0;
+    default:
+        return true;
+    }
+}
+
 double lowest_of(const Tensor& tensor) {
     return tensor.scalar_type() == at::kDouble ? std::numeric_limits<double>::lowest()
                                                : std::numeric_limits<float>::lowest();
 }
 
-// (1 - p_y)^gamma as exp(gamma log(1 - p_y)), whose derivatives stay finite as p_y goes to 1.
-Tensor focal_factor(const Tensor& nll, const Tensor& labels, int64_t dim, double gamma) {
-    const auto log_others = nll.neg().scatter(dim, labels, lowest_of(nll)).logsumexp({dim}, /*keepdim=*/true);
-    return (log_others * gamma).exp();
+// log(1 - p_y) - log p_y of one class y of each voxel, p = softmax(input): the log-sum-exp of the other logits less the
+// y-th. A confident voxel keeps its digits, as in the kernels, and so does its gradient.
+//
+// An offset takes the y-th logit out of the softmax, since derivatives pass through a sum unchanged: then those of
+// -log_softmax at y are the ones wanted, of every order, and its output is all that is saved of input's size. Its value
+// is that offset, nearly, and is exchanged for the right one. Where it is inf, so is the right one.
+Tensor log_odds_against(const Tensor& input, const Tensor& labels, int64_t dim) {
+    const auto largest = input.detach().amax(dim, /*keepdim=*/true);
+    const auto at_label = input.detach().gather(dim, labels) - largest;
+    const auto offset = at::full({}, lowest_of(input) / 4, input.options()).expand_as(labels);
+    auto others = (input - largest).scatter_add(dim, labels, offset);
+    const auto log_others = others.log_softmax(dim);
+    const auto value = (others.detach().amax(dim, true) - at_label) - log_others.detach().amax(dim, /*keepdim=*/true);
+    others.reset();
+    const auto carrier = log_others.gather(dim, labels).neg();
+    const auto constant = carrier.detach();
+    return value + (carrier - constant.masked_fill(constant.isposinf(), 0));
 }
 
-VoxelLosses label_losses(const Voxels& voxels, const Tensor& nll, const OptionalTensor& weight, int64_t dim,
+// log(1 + exp(x)), to the last digit of a double.
+Tensor log1p_exp(const Tensor& x) { return at::softplus(x, /*beta=*/1, /*threshold=*/40); }
+
+// -log p_c of every class, p = softmax(input). Only the largest p can be so near to 1 that log_softmax loses digits.
+Tensor negative_log_softmax(const Tensor& input, int64_t dim) {
+    const auto largest = input.detach().argmax(dim, /*keepdim=*/true);
+    const auto least_nll = log1p_exp(log_odds_against(input, largest, dim));
+    return input.log_softmax(dim).neg().scatter(dim, largest, least_nll);
+}
+
+VoxelLosses label_losses(const Voxels& voxels, bool log_probabilities, const OptionalTensor& weight, int64_t dim,
                          double label_smoothing, double gamma) {
-    const auto& labels = voxels.target;
-    const auto label_weight = weight ? weight->to(nll.scalar_type()).index_select(0, labels.flatten()).view_as(labels)
-                                     : at::ones({}, nll.options());
-    auto losses = weighted(label_weight * (1 - label_smoothing), nll.gather(dim, labels));
-    if (gamma != 0) {
-        losses = losses * focal_factor(nll, labels, dim, gamma);
-    }
+    const auto& [input, labels, voxel_weight, ignored] = voxels;
+    const auto label_weight = weight ? weight->to(input.scalar_type()).index_select(0, labels.flatten()).view_as(labels)
+                                     : at::ones({}, input.options());
     if (label_smoothing != 0) {
+        const auto nll = negative_log_softmax(input, dim);
         const auto share = label_smoothing / nll.sym_size(dim);
-        const auto smooth = weighted(broadcast_weight(weight, nll, dim).expand_as(nll) * share, nll);
-        losses = losses + smooth.sum({dim}, /*keepdim=*/true);
+        const auto smooth = weight ? weighted(broadcast_weight(*weight, nll, dim).expand_as(nll), nll) : nll;
+        const auto losses = weighted(label_weight * (1 - label_smoothing), nll.gather(dim, labels));
+        return {losses + smooth.sum({dim}, /*keepdim=*/true) * share, label_weight.expand_as(labels)};
     }
-    return {losses, label_weight.expand_as(losses)};
+    const auto odds = log_probabilities ? Tensor() : log_odds_against(input, labels, dim);
+    auto losses = log_probabilities ? input.gather(dim, labels).neg() : log1p_exp(odds);
+    losses = weight ? weighted(label_weight, losses) : losses;
+    if (gamma != 0) {
+        losses = losses * (at::log_sigmoid(odds) * gamma).exp(); // (1 - p_y)^gamma: derivatives are finite at p_y = 1
+    }
+    return {losses, label_weight.expand_as(labels)};
 }
 
-VoxelLosses probability_losses(const Voxels& voxels, const Tensor& nll, const OptionalTensor& weight, int64_t dim,
+VoxelLosses probability_losses(const Voxels& voxels, bool log_probabilities, const OptionalTensor& weight, int64_t dim,
                                double label_smoothing) {
+    const auto& input = voxels.input;
+    const auto nll = log_probabilities ? input.neg() : negative_log_softmax(input, dim);
     auto factor = voxels.target;
     if (label_smoothing != 0) {
         factor = factor * (1 - label_smoothing) + label_smoothing / nll.sym_size(dim);
     }
-    const auto losses = weighted(factor * broadcast_weight(weight, nll, dim), nll).sum({dim}, /*keepdim=*/true);
-    return {losses, at::ones_like(losses)};
+    if (weight) {
+        factor = factor * broadcast_weight(*weight, nll, dim);
+    }
+    const auto losses = weighted(factor, nll).sum({dim}, /*keepdim=*/true);
+    return {losses, at::ones({}, losses.options()).expand_as(losses)};
+}
+
+// -log p, p = sigmoid(x), or the focal loss of it.
+Tensor loss_of_ones(const Tensor& x, double gamma) {
+    const auto nll = at::log_sigmoid(x).neg();
+    return gamma == 0 ? nll : nll * (at::log_sigmoid(x.neg()) * gamma).exp();
+}
+
+// Of targets g.
+Tensor binary_loss(const Tensor& x, const Tensor& g, double gamma) {
+    return weighted(g, loss_of_ones(x, gamma)) + weighted(1 - g, loss_of_ones(x.neg(), gamma));
 }
 
 } // namespace
 
 Voxels read_voxels(const std::string& op, const Tensor& input, const Tensor& target, const OptionalTensor& voxel_weight,
                    Target kind, int64_t dim, int64_t ignore_index, at::ScalarType dtype) {
-    Voxels voxels{input.to(dtype), {}, at::ones({}, input.options().dtype(dtype)), {}};
+    Voxels voxels{input.to(dtype), {}, {}, {}};
+    const bool has_ignored = kind != Target::probabilities && can_hold(target.scalar_type(), ignore_index);
     if (kind == Target::labels) {
         voxels.target = keep_class_dim(class_labels(op, target, input.sym_size(dim), ignore_index), input, dim);
-        voxels.ignored = voxels.target.lt(0);
     } else if (kind == Target::masks) {
         voxels.target = class_masks(op, target, ignore_index);
-        voxels.ignored = voxels.target.lt(0).any(dim, /*keepdim=*/true);
-        voxels.target = voxels.target.to(dtype);
     } else {
-        voxels.ignored = at::zeros_like(target.narrow_symint(dim, 0, 1), at::kBool);
-        voxels.target = target.to(dtype);
+        voxels.target = target;
+    }
+    if (has_ignored) {
+        const auto negative = voxels.target.lt(0);
+        voxels.ignored = kind == Target::masks ? negative.any(dim, /*keepdim=*/true) : negative;
+    }
+    if (kind != Target::labels) {
+        voxels.target = voxels.target.to(dtype);
     }
     if (voxel_weight) {
         voxels.weight = keep_class_dim(*voxel_weight, input, dim).to(dtype);
-        voxels.ignored = voxels.ignored.logical_or(voxels.weight.eq(0));
+        const auto weightless = voxels.weight->eq(0);
+        voxels.ignored = has_ignored ? voxels.ignored->logical_or(weightless) : weightless;
     }
-    voxels.input = voxels.input.masked_fill(voxels.ignored, 0); // no nan from voxels that do not count
-    voxels.target = voxels.target.masked_fill(voxels.ignored, 0);
+    if (voxels.ignored) {
+        voxels.input = voxels.input.masked_fill(*voxels.ignored, 0); // no nan from voxels that do not count
+        voxels.target = voxels.target.masked_fill(*voxels.ignored, 0);
+    }
     return voxels;
 }
 
-Tensor counted_weight(const Voxels& voxels) {
-    return voxels.weight.expand_as(voxels.ignored).masked_fill(voxels.ignored, 0);
+Tensor weighted_values(const Voxels& voxels, const Tensor& values) {
+    const auto product = voxels.weight ? values * *voxels.weight : values;
+    return voxels.ignored ? product.masked_fill(*voxels.ignored, 0) : product;
 }
 
-Tensor class_targets(const Voxels& voxels, Target kind, int64_t dim) {
-    return kind == Target::labels ? at::zeros_like(voxels.input).scatter(dim, voxels.target, 1) : voxels.target;
+Tensor counted_weight(const Voxels& voxels, int64_t dim) {
+    const auto one = at::ones({}, voxels.input.options());
+    return weighted_values(voxels, one.expand_as(voxels.input.narrow_symint(dim, 0, 1)));
 }
 
-// (largest - x_c) + log1p(tail) as in the kernels, so that a confident voxel keeps its digits. For its gradient to keep
-// them too, the largest logit takes no part in its own difference, which is 0; and the lowest number stands for it in
-// the tail, not -inf, whose derivative would be nan.
-Tensor negative_log_softmax(const Tensor& input, int64_t dim) {
-    const auto index = input.detach().argmax(dim, /*keepdim=*/true);
-    const auto largest = input.gather(dim, index);
-    const auto log_tail = (input - largest).scatter(dim, index, lowest_of(input)).logsumexp({dim}, /*keepdim=*/true);
-    const auto bound = largest.detach();
-    const auto one = bound - bound + 1; // nan where the softmax is: the difference would be inf for +inf
-    return ((largest - input).scatter(dim, index, 0) + at::softplus(log_tail)) * one;
-}
-
-VoxelLosses cross_entropy_losses(const Voxels& voxels, Target kind, const Tensor& nll, const OptionalTensor& weight,
-                                 int64_t dim, double label_smoothing, double gamma) {
-    return kind == Target::labels ? label_losses(voxels, nll, weight, dim, label_smoothing, gamma)
-                                  : probability_losses(voxels, nll, weight, dim, label_smoothing);
+VoxelLosses cross_entropy_losses(const Voxels& voxels, Target kind, bool log_probabilities,
+                                 const OptionalTensor& weight, int64_t dim, double label_smoothing, double gamma) {
+    return kind == Target::labels ? label_losses(voxels, log_probabilities, weight, dim, label_smoothing, gamma)
+                                  : probability_losses(voxels, log_probabilities, weight, dim, label_smoothing);
 }
 
 Tensor binary_losses(const Voxels& voxels, Target kind, const OptionalTensor& weight, int64_t dim,
                      double label_smoothing, double gamma) {
-    const auto& x = voxels.input;
-    const auto g = class_targets(voxels, kind, dim) * (1 - label_smoothing) + label_smoothing / 2;
-    // -log p and -log (1 - p)
-    const auto minus_log_p = at::log_sigmoid(x).neg();
-    const auto minus_log_q = at::log_sigmoid(-x).neg();
-    auto hit = g;
-    auto miss = 1 - g;
-    if (gamma != 0) {
-        hit = hit * (minus_log_q * -gamma).exp();
-        miss = miss * (minus_log_p * -gamma).exp();
+    const auto& [x, target, voxel_weight, ignored] = voxels;
+    const auto smooth = [&](const Tensor& g) { return g * (1 - label_smoothing) + label_smoothing / 2; };
+    Tensor losses;
+    if (kind == Target::labels) {
+        const auto zero = at::zeros({}, x.options());
+        const auto others = label_smoothing == 0 ? loss_of_ones(x.neg(), gamma) : binary_loss(x, smooth(zero), gamma);
+        losses = others.scatter(dim, target, binary_loss(x.gather(dim, target), smooth(zero + 1), gamma));
+    } else {
+        losses = binary_loss(x, label_smoothing == 0 ? target : smooth(target), gamma);
     }
-    const auto losses = weighted(hit, minus_log_p) + weighted(miss, minus_log_q);
-    return weighted(broadcast_weight(weight, x, dim).expand_as(losses), losses);
-}
-
-Tensor weighted_losses(const Voxels& voxels, const Tensor& losses) {
-    return (losses * voxels.weight).masked_fill(voxels.ignored, 0);
+    return weight ? weighted(broadcast_weight(*weight, x, dim).expand_as(losses), losses) : losses;
 }
 
 } // namespace segloss

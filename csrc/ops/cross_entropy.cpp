@@ -265,17 +265,16 @@ Tensor composite(const Tensor& input, const Tensor& target, const OptionalTensor
     const auto dim = options.dim;
     const auto voxels = read_voxels(options.op, input, target, voxel_weight, kind, dim, options.ignore_index,
                                     compute_dtype(options.dtype));
-    const auto nll = options.log_probabilities ? voxels.input.neg() : negative_log_softmax(voxels.input, dim);
-    const auto [losses, shares] =
-        cross_entropy_losses(voxels, kind, nll, weight, dim, options.label_smoothing, options.gamma);
-    const auto weighted = weighted_losses(voxels, losses);
+    const auto [losses, shares] = cross_entropy_losses(voxels, kind, options.log_probabilities, weight, dim,
+                                                       options.label_smoothing, options.gamma);
+    const auto weighted = weighted_values(voxels, losses);
     if (options.reduction == at::Reduction::None) {
         const bool keeps_dim = kind == Target::labels && target.dim() == input.dim() && input.dim() > 1;
         return (keeps_dim ? weighted : weighted.squeeze(dim)).to(options.dtype);
     }
     auto loss = weighted.sum();
     if (options.reduction == at::Reduction::Mean) {
-        loss = mean_loss(loss, weighted_losses(voxels, shares).sum(), options.empty_zero);
+        loss = mean_loss(loss, weighted_values(voxels, shares).sum(), options.empty_zero);
     }
     return loss.to(options.dtype);
 }

@@ -307,32 +307,52 @@ Tensor sum_of_samples(const Tensor& values, int64_t dim) {
     return values.movedim({batch_dim(dim), dim}, {0, 1}).unsqueeze(-1).flatten(2).sum(2);
 }
 
+// The value of each voxel, added to the class of its label: [N, C].
+Tensor sum_by_label(const Tensor& values, const Tensor& labels, const c10::SymInt& num_classes, int64_t dim) {
+    const auto by_sample = [&](const Tensor& voxels) {
+        return is_batched(voxels) ? voxels.movedim(batch_dim(dim), 0).flatten(1) : voxels.unsqueeze(0);
+    };
+    // They are added one by one: a float32 sum would stop growing. Not every device has float64.
+    const auto wide = values.device().is_mps() ? values.scalar_type() : at::kDouble;
+    const auto zeros = at::zeros_symint({num_samples(labels, dim), num_classes}, values.options().dtype(wide));
+    return zeros.scatter_add(1, by_sample(labels), by_sample(values).to(wide)).to(values.scalar_type());
+}
+
 Results composite(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                   const OptionalTensor& voxel_weight, Target kind, const Options& options) {
     const auto dim = options.dim;
+    const auto num_classes = input.sym_size(dim);
     const auto voxels = read_voxels(options.op, input, target, voxel_weight, kind, dim, options.ignore_index,
                                     compute_dtype(input.scalar_type()));
-    const auto nll = options.is_softmax() ? negative_log_softmax(voxels.input, dim) : Tensor();
-    const auto p = options.is_softmax()                    ? nll.neg().exp()
+    const auto& g = voxels.target;
+    const auto p = options.is_softmax()                    ? voxels.input.softmax(dim)
                    : options.activation == SEGLOSS_SIGMOID ? voxels.input.sigmoid()
                                                            : voxels.input;
-    const auto g = class_targets(voxels, kind, dim);
-    const auto v = counted_weight(voxels);
+    const auto v = counted_weight(voxels, dim);
     const auto squared = [&](const Tensor& values) { return options.squared ? values * values : values; };
+    const auto sum = [&](const Tensor& values) { return sum_of_samples(weighted_values(voxels, values), dim); };
+    Tensor intersection;
+    Tensor targets;
+    if (kind == Target::labels) {
+        intersection = sum_by_label(weighted_values(voxels, p.gather(dim, g)), g, num_classes, dim);
+        targets = sum_by_label(v, g, num_classes, dim);
+    } else {
+        intersection = sum(p * g);
+        targets = sum(squared(g));
+    }
     auto loss = at::zeros({}, p.options());
     auto loss_weight = at::zeros({}, p.options());
     if (options.voxel_loss && options.is_softmax()) {
-        const auto [losses, shares] =
-            cross_entropy_losses(voxels, kind, nll, weight, dim, options.label_smoothing, options.gamma);
-        loss = weighted_losses(voxels, losses).sum();
-        loss_weight = weighted_losses(voxels, shares).sum();
+        const auto [losses, shares] = cross_entropy_losses(voxels, kind, /*log_probabilities=*/false, weight, dim,
+                                                           options.label_smoothing, options.gamma);
+        loss = weighted_values(voxels, losses).sum();
+        loss_weight = weighted_values(voxels, shares).sum();
     } else if (options.voxel_loss) {
         const auto losses = binary_losses(voxels, kind, weight, dim, options.label_smoothing, options.gamma);
-        loss = weighted_losses(voxels, losses).sum();
-        loss_weight = v.sum() * input.sym_size(dim);
+        loss = weighted_values(voxels, losses).sum();
+        loss_weight = v.sum() * num_classes;
     }
-    return {sum_of_samples(p * g * v, dim), sum_of_samples(squared(p) * v, dim), sum_of_samples(squared(g) * v, dim),
-            loss, loss_weight};
+    return {intersection, sum(squared(p)), targets, loss, loss_weight};
 }
 
 // ---- autograd -------------------------------------------------------------------------------------------------------
