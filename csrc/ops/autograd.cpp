@@ -26,6 +26,14 @@ at::ScalarType dtype_of_loss(const Tensor& input) {
     return autocast ? at::promote_types(input.scalar_type(), at::kFloat) : input.scalar_type();
 }
 
+bool is_compiled_from_composite(const Tensor& tensor) {
+    using c10::impl::TorchDispatchModeKey;
+    using c10::impl::TorchDispatchModeTLS;
+    const bool has_kernel = tensor.is_cpu() || tensor.is_meta();
+    return !has_kernel && (TorchDispatchModeTLS::get_mode(TorchDispatchModeKey::PROXY) ||
+                           TorchDispatchModeTLS::get_mode(TorchDispatchModeKey::FUNCTIONAL));
+}
+
 bool may_hold_results(const Tensor& input) {
     using c10::DispatchKey;
     const c10::DispatchKeySet tracing({DispatchKey::Python, DispatchKey::Functionalize});

@@ -25,7 +25,8 @@ bool is_transformed(std::initializer_list<OptionalTensor> tensors);
 // The dtype that a loss of `input` has: input's own, float32 for half types under autocast.
 at::ScalarType dtype_of_loss(const Tensor& input);
 
-inline bool has_kernel(const Tensor& tensor) { return tensor.is_cpu() || tensor.is_meta(); }
+// True while a compiler takes the operators of a device without a kernel of our own: it fuses those of ATen.
+bool is_compiled_from_composite(const Tensor& tensor);
 
 // True where a backward pass may find what the forward pass left outside of save_for_backward: not while the operators
 // are traced (compiling, exporting), nor under hooks on saved tensors (checkpointing, offloading), which do not see it.

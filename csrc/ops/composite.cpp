@@ -1,7 +1,9 @@
 #include "composite.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 
+#include <algorithm>
 #include <limits>
 
 #include "targets.h"
@@ -123,6 +125,14 @@ Tensor binary_loss(const Tensor& x, const Tensor& g, double gamma) {
     return weighted(g, loss_of_ones(x, gamma)) + weighted(1 - g, loss_of_ones(x.neg(), gamma));
 }
 
+// Of one target g for all.
+Tensor binary_loss(const Tensor& x, double g, double gamma) {
+    if (g == 0 || g == 1) {
+        return loss_of_ones(g == 0 ? x.neg() : x, gamma);
+    }
+    return loss_of_ones(x, gamma) * g + loss_of_ones(x.neg(), gamma) * (1 - g);
+}
+
 } // namespace
 
 Voxels read_voxels(const std::string& op, const Tensor& input, const Tensor& target, const OptionalTensor& voxel_weight,
@@ -174,16 +184,65 @@ VoxelLosses cross_entropy_losses(const Voxels& voxels, Target kind, bool log_pro
 Tensor binary_losses(const Voxels& voxels, Target kind, const OptionalTensor& weight, int64_t dim,
                      double label_smoothing, double gamma) {
     const auto& [x, target, voxel_weight, ignored] = voxels;
-    const auto smooth = [&](const Tensor& g) { return g * (1 - label_smoothing) + label_smoothing / 2; };
+    const double least = label_smoothing / 2; // what smoothing makes of 0
     Tensor losses;
     if (kind == Target::labels) {
-        const auto zero = at::zeros({}, x.options());
-        const auto others = label_smoothing == 0 ? loss_of_ones(x.neg(), gamma) : binary_loss(x, smooth(zero), gamma);
-        losses = others.scatter(dim, target, binary_loss(x.gather(dim, target), smooth(zero + 1), gamma));
+        const auto at_label = binary_loss(x.gather(dim, target), 1 - least, gamma);
+        losses = binary_loss(x, least, gamma).scatter(dim, target, at_label);
     } else {
-        losses = binary_loss(x, label_smoothing == 0 ? target : smooth(target), gamma);
+        losses = binary_loss(x, label_smoothing == 0 ? target : target * (1 - label_smoothing) + least, gamma);
     }
     return weight ? weighted(broadcast_weight(*weight, x, dim).expand_as(losses), losses) : losses;
+}
+
+// A composite holds some five to ten tensors of a slab's size: in slabs of a sixteenth of the logits that is less than
+// their gradient. Slabs below 2 MiB would keep a GPU waiting for the host.
+Slabs::Slabs(const Tensor& input, int64_t dim) : num_dims_(input.dim()), dim_(dim) {
+    constexpr int64_t kMaxCount = 16;
+    constexpr int64_t kMinElements = 1 << 19;
+    if (input.dim() == 1 || input.numel() == 0) {
+        return;
+    }
+    along_ = dim == 0 ? 1 : 0;
+    for (int64_t d = 0; d < input.dim(); ++d) {
+        along_ = d != dim && input.size(d) > input.size(along_) ? d : along_;
+    }
+    size_ = input.size(along_);
+    const auto most = std::clamp<int64_t>(input.numel() / kMinElements, 1, std::min(size_, kMaxCount));
+    length_ = (size_ + most - 1) / most;
+    count_ = (size_ + length_ - 1) / length_;
+}
+
+Tensor Slabs::of(const Tensor& tensor, int64_t slab) const {
+    return narrow(tensor, tensor.dim() == num_dims_ || along_ < dim_ ? along_ : along_ - 1, slab);
+}
+
+OptionalTensor Slabs::of(const OptionalTensor& tensor, int64_t slab) const {
+    return tensor ? OptionalTensor(of(*tensor, slab)) : std::nullopt;
+}
+
+Tensor Slabs::narrow(const Tensor& tensor, int64_t dim, int64_t slab) const {
+    const auto begin = slab * length_;
+    return count_ == 1 ? tensor : tensor.narrow(dim, begin, std::min(length_, size_ - begin));
+}
+
+Tensor slab_gradient(const std::function<variable_list(const Tensor&)>& composite, const Tensor& input,
+                     const variable_list& grads) {
+    const auto keys = c10::impl::tls_local_dispatch_key_set();
+    const c10::impl::ForceDispatchKeyGuard with_autograd(
+        keys.included_, keys.excluded_ - c10::autograd_dispatch_keyset_with_ADInplaceOrView);
+    const at::NoGradGuard no_graph_of_the_gradient;
+    const auto of_arguments = [&](const variable_list& arguments) { return composite(arguments[0]); };
+    return composite_gradients(of_arguments, {input.detach().requires_grad_()}, grads)[0];
+}
+
+void check_target_values(const std::string& op, const Tensor& target, Target kind, int64_t num_classes,
+                         int64_t ignore_index) {
+    if (kind == Target::labels) {
+        check_label_values(op, target, num_classes, ignore_index);
+    } else if (kind == Target::masks) {
+        check_mask_values(op, target, ignore_index);
+    }
 }
 
 } // namespace segloss

@@ -5,8 +5,10 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <functional>
 #include <string>
 
+#include "autograd.h"
 #include "checks.h"
 
 namespace segloss {
@@ -41,5 +43,41 @@ VoxelLosses cross_entropy_losses(const Voxels& voxels, Target kind, bool log_pro
 // Binary cross entropy of each class's logit by itself, or the focal loss of it: one per voxel and class, without v.
 Tensor binary_losses(const Voxels& voxels, Target kind, const OptionalTensor& weight, int64_t dim,
                      double label_smoothing, double gamma);
+
+// The slabs of a batch, along its longest dimension but that of the classes: on devices without a kernel a walk over
+// the logits is the composite of one slab after the other, whose memory is a fraction of the logits'.
+class Slabs {
+public:
+    Slabs(const Tensor& input, int64_t dim);
+
+    int64_t count() const { return count_; }
+    int64_t along() const { return along_; }
+
+    // A tensor of input's shape or of the labels', or its part in a slab.
+    Tensor of(const Tensor& tensor, int64_t slab) const;
+    OptionalTensor of(const OptionalTensor& tensor, int64_t slab) const;
+
+    // Along a dimension that is said to be the one of the slabs.
+    Tensor narrow(const Tensor& tensor, int64_t dim, int64_t slab) const;
+
+private:
+    int64_t num_dims_;
+    int64_t dim_;
+    int64_t along_ = 0;
+    int64_t length_ = 1; // of a slab
+    int64_t size_ = 1;   // of all
+    int64_t count_ = 1;
+};
+
+// The derivative of `composite` by a slab of input, where no gradient is recorded, as below autograd.
+Tensor slab_gradient(const std::function<variable_list(const Tensor&)>& composite, const Tensor& input,
+                     const variable_list& grads);
+
+// Raises where a label or mask has a value that it must not have: of the whole target, whose index the error gives.
+void check_target_values(const std::string& op, const Tensor& target, Target kind, int64_t num_classes,
+                         int64_t ignore_index);
+
+// In which sums are taken: not every device has float64.
+inline at::ScalarType widest_dtype(const Tensor& tensor) { return tensor.is_mps() ? at::kFloat : at::kDouble; }
 
 } // namespace segloss

@@ -178,9 +178,9 @@ void check_saved(const Tensor& grad_loss, const Tensor& input, const Tensor& tar
                      grad_loss.scalar_type());
     TORCH_CHECK(reduced || input.dim() == 1 ? grad_loss.dim() == 0 : has_label_shape(input, grad_loss, options.dim), op,
                 ": expected grad_loss of the loss's shape, got ", grad_loss.sizes(), " for target ", target.sizes());
-    TORCH_CHECK(total_weight.numel() == 1 && total_weight.scalar_type() == at::kDouble, op,
-                ": expected total_weight of one element of dtype Double, got ", total_weight.sizes(), " of dtype ",
-                total_weight.scalar_type());
+    TORCH_CHECK(total_weight.numel() == 1 && total_weight.scalar_type() == widest_dtype(input), op,
+                ": expected total_weight of one element of dtype ", widest_dtype(input), ", got ", total_weight.sizes(),
+                " of dtype ", total_weight.scalar_type());
 }
 
 Tensor backward_cpu(const Tensor& grad_loss, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
@@ -260,23 +260,98 @@ Tensor mean_loss(const Tensor& sum, const Tensor& total, bool empty_zero) {
     return at::where(empty, at::scalar_tensor(empty_value, sum.options()), sum / total.masked_fill(empty, 1));
 }
 
+// The losses and their shares of the mean's denominator, [N, 1, *].
+VoxelLosses voxel_terms(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                        const OptionalTensor& voxel_weight, Target kind, const Options& options) {
+    const auto voxels = read_voxels(options.op, input, target, voxel_weight, kind, options.dim, options.ignore_index,
+                                    compute_dtype(options.dtype));
+    const auto [losses, shares] = cross_entropy_losses(voxels, kind, options.log_probabilities, weight, options.dim,
+                                                       options.label_smoothing, options.gamma);
+    return {weighted_values(voxels, losses), weighted_values(voxels, shares)};
+}
+
 Tensor composite(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                  const OptionalTensor& voxel_weight, Target kind, const Options& options) {
-    const auto dim = options.dim;
-    const auto voxels = read_voxels(options.op, input, target, voxel_weight, kind, dim, options.ignore_index,
-                                    compute_dtype(options.dtype));
-    const auto [losses, shares] = cross_entropy_losses(voxels, kind, options.log_probabilities, weight, dim,
-                                                       options.label_smoothing, options.gamma);
-    const auto weighted = weighted_values(voxels, losses);
+    const auto [losses, shares] = voxel_terms(input, target, weight, voxel_weight, kind, options);
     if (options.reduction == at::Reduction::None) {
         const bool keeps_dim = kind == Target::labels && target.dim() == input.dim() && input.dim() > 1;
-        return (keeps_dim ? weighted : weighted.squeeze(dim)).to(options.dtype);
+        return (keeps_dim ? losses : losses.squeeze(options.dim)).to(options.dtype);
     }
-    auto loss = weighted.sum();
+    auto loss = losses.sum();
     if (options.reduction == at::Reduction::Mean) {
-        loss = mean_loss(loss, weighted_values(voxels, shares).sum(), options.empty_zero);
+        loss = mean_loss(loss, shares.sum(), options.empty_zero);
     }
     return loss.to(options.dtype);
+}
+
+// ---- devices without a kernel: the composite in slabs ---------------------------------------------------------------
+
+Tensor backward_slabs(const Tensor& grad_loss, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                      const OptionalTensor& voxel_weight, const Tensor& total_weight, int64_t dim, int64_t reduction,
+                      int64_t ignore_index, double label_smoothing, double gamma, bool log_probabilities,
+                      ScalarType dtype, c10::string_view op) {
+    const Options options{std::string(op),   dim,   reduction, ignore_index, label_smoothing, gamma,
+                          log_probabilities, false, dtype};
+    const auto kind = check_operator_arguments(input, target, weight, voxel_weight, options);
+    check_saved(grad_loss, input, target, total_weight, options);
+    check_target_values(options.op, target, kind, input.size(dim), ignore_index);
+    const auto empty = total_weight.eq(0); // no voxel, no gradient
+    const auto scale = reduction == at::Reduction::Mean
+                           ? (grad_loss / total_weight.masked_fill(empty, 1)).masked_fill(empty, 0)
+                           : grad_loss;
+    const auto grad_input = at::empty_like(input);
+    const Slabs slabs(input, dim);
+    for (int64_t k = 0; k < slabs.count(); ++k) {
+        const auto x = slabs.of(input, k);
+        const auto losses = [&](const Tensor& slab) {
+            const auto terms = voxel_terms(slab, slabs.of(target, k), weight, slabs.of(voxel_weight, k), kind, options);
+            return variable_list{terms.losses};
+        };
+        const auto grad = reduction == at::Reduction::None ? slabs.of(scale, k) : scale;
+        const auto by_voxel = grad.dim() + 1 == x.dim() ? grad.unsqueeze(dim) : grad;
+        slabs.of(grad_input, k).copy_(slab_gradient(losses, x, {by_voxel.expand_as(x.narrow(dim, 0, 1))}));
+    }
+    return grad_input;
+}
+
+std::tuple<Tensor, Tensor, Tensor> forward_slabs(const Tensor& input, const Tensor& target,
+                                                 const OptionalTensor& weight, const OptionalTensor& voxel_weight,
+                                                 int64_t dim, int64_t reduction, int64_t ignore_index,
+                                                 double label_smoothing, double gamma, bool log_probabilities,
+                                                 bool empty_zero, bool with_gradient, ScalarType dtype,
+                                                 c10::string_view op) {
+    const Options options{std::string(op),   dim,        reduction, ignore_index, label_smoothing, gamma,
+                          log_probabilities, empty_zero, dtype};
+    const auto kind = check_operator_arguments(input, target, weight, voxel_weight, options);
+    const bool reduce = reduction != at::Reduction::None;
+    TORCH_CHECK_VALUE(reduce || !with_gradient, options.op, ": expected with_gradient=False with reduction 0 (none)");
+    check_target_values(options.op, target, kind, input.size(dim), ignore_index);
+    const at::NoGradGuard no_graph;
+    const auto sizes = position_sizes(input, dim);
+    const auto loss_sizes = kind == Target::labels && input.dim() > 1 ? target.sizes() : at::IntArrayRef(sizes);
+    auto loss = reduce ? at::zeros({}, input.options().dtype(widest_dtype(input)))
+                       : at::empty(loss_sizes, input.options().dtype(dtype));
+    const auto total_weight = at::zeros({}, input.options().dtype(widest_dtype(input)));
+    const Slabs slabs(input, dim);
+    for (int64_t k = 0; k < slabs.count(); ++k) {
+        const auto [losses, shares] =
+            voxel_terms(slabs.of(input, k), slabs.of(target, k), weight, slabs.of(voxel_weight, k), kind, options);
+        if (reduce) {
+            loss.add_(losses.sum(loss.scalar_type()));
+        } else {
+            const auto slab = slabs.of(loss, k);
+            slab.copy_(losses.reshape(slab.sizes()));
+        }
+        total_weight.add_(shares.sum(total_weight.scalar_type()));
+    }
+    if (reduction == at::Reduction::Mean) {
+        loss = mean_loss(loss, total_weight, empty_zero);
+    }
+    const auto one = at::ones({}, input.options().dtype(dtype));
+    return {loss.to(dtype), total_weight,
+            with_gradient ? backward_slabs(one, input, target, weight, voxel_weight, total_weight, dim, reduction,
+                                           ignore_index, label_smoothing, gamma, log_probabilities, dtype, op)
+                          : at::empty({0}, input.options())};
 }
 
 // ---- autograd -------------------------------------------------------------------------------------------------------
@@ -401,7 +476,7 @@ Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTe
         labels = one_hot_labels(options.op, target, options.dim);
         kind = Target::labels;
     }
-    if (is_transformed({input, labels, weight, voxel_weight}) || !has_kernel(input)) {
+    if (is_transformed({input, labels, weight, voxel_weight}) || is_compiled_from_composite(input)) {
         return composite(input, labels, weight, voxel_weight, kind, options);
     }
     if (torch::autograd::compute_requires_grad(input, labels, or_undefined(weight))) {
@@ -438,6 +513,11 @@ TORCH_LIBRARY_IMPL(segloss, FuncTorchBatchedDecomposition, m) { m.impl("cross_en
 TORCH_LIBRARY_IMPL(segloss, CPU, m) {
     m.impl("cross_entropy_forward", TORCH_FN(forward_cpu));
     m.impl("cross_entropy_backward", TORCH_FN(backward_cpu));
+}
+
+TORCH_LIBRARY_IMPL(segloss, CompositeExplicitAutograd, m) {
+    m.impl("cross_entropy_forward", TORCH_FN(forward_slabs));
+    m.impl("cross_entropy_backward", TORCH_FN(backward_slabs));
 }
 
 TORCH_LIBRARY_IMPL(segloss, Meta, m) {

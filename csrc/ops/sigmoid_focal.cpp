@@ -122,6 +122,41 @@ Tensor composite(const Tensor& input, const Tensor& target, const OptionalTensor
     return weighted_values(voxels, losses).to(options.dtype);
 }
 
+// ---- devices without a kernel: the composite in slabs ---------------------------------------------------------------
+
+Tensor forward_slabs(c10::string_view op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                     const OptionalTensor& voxel_weight, int64_t dim, int64_t ignore_index, double gamma,
+                     ScalarType dtype) {
+    const Options options{std::string(op), dim, ignore_index, gamma, dtype};
+    const auto kind = check_arguments(input, target, weight, voxel_weight, options);
+    check_target_values(options.op, target, kind, input.size(dim), ignore_index);
+    const at::NoGradGuard no_graph;
+    const auto losses = at::empty_like(input, input.options().dtype(dtype));
+    const Slabs slabs(input, dim);
+    for (int64_t k = 0; k < slabs.count(); ++k) {
+        slabs.of(losses, k).copy_(
+            composite(slabs.of(input, k), slabs.of(target, k), weight, slabs.of(voxel_weight, k), options));
+    }
+    return losses;
+}
+
+Tensor backward_slabs(const Tensor& grad_loss, c10::string_view op, const Tensor& input, const Tensor& target,
+                      const OptionalTensor& weight, const OptionalTensor& voxel_weight, int64_t dim,
+                      int64_t ignore_index, double gamma, ScalarType dtype) {
+    const Options options{std::string(op), dim, ignore_index, gamma, dtype};
+    const auto kind = check_arguments(input, target, weight, voxel_weight, options);
+    check_target_values(options.op, target, kind, input.size(dim), ignore_index);
+    const auto grad_input = at::empty_like(input);
+    const Slabs slabs(input, dim);
+    for (int64_t k = 0; k < slabs.count(); ++k) {
+        const auto losses = [&](const Tensor& slab) {
+            return variable_list{composite(slab, slabs.of(target, k), weight, slabs.of(voxel_weight, k), options)};
+        };
+        slabs.of(grad_input, k).copy_(slab_gradient(losses, slabs.of(input, k), {slabs.of(grad_loss, k)}));
+    }
+    return grad_input;
+}
+
 // ---- autograd -------------------------------------------------------------------------------------------------------
 
 Tensor call_forward(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
@@ -183,7 +218,7 @@ Tensor sigmoid_focal(c10::string_view op, const Tensor& input, const Tensor& tar
     options.dtype = dtype_of_loss(input);
     check_arguments(input, target, weight, voxel_weight, options);
     using torch::autograd::compute_requires_grad;
-    if (is_transformed({input, target, weight, voxel_weight}) || !has_kernel(input) ||
+    if (is_transformed({input, target, weight, voxel_weight}) || is_compiled_from_composite(input) ||
         compute_requires_grad(target, or_undefined(weight))) {
         return composite(input, target, weight, voxel_weight, options);
     }
@@ -214,6 +249,11 @@ TORCH_LIBRARY_IMPL(segloss, FuncTorchBatchedDecomposition, m) { m.impl("sigmoid_
 TORCH_LIBRARY_IMPL(segloss, CPU, m) {
     m.impl("sigmoid_focal_forward", TORCH_FN(forward_cpu));
     m.impl("sigmoid_focal_backward", TORCH_FN(backward_cpu));
+}
+
+TORCH_LIBRARY_IMPL(segloss, CompositeExplicitAutograd, m) {
+    m.impl("sigmoid_focal_forward", TORCH_FN(forward_slabs));
+    m.impl("sigmoid_focal_backward", TORCH_FN(backward_slabs));
 }
 
 TORCH_LIBRARY_IMPL(segloss, Meta, m) {

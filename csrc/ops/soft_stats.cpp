@@ -312,8 +312,7 @@ Tensor sum_by_label(const Tensor& values, const Tensor& labels, const c10::SymIn
     const auto by_sample = [&](const Tensor& voxels) {
         return is_batched(voxels) ? voxels.movedim(batch_dim(dim), 0).flatten(1) : voxels.unsqueeze(0);
     };
-    // They are added one by one: a float32 sum would stop growing. Not every device has float64.
-    const auto wide = values.device().is_mps() ? values.scalar_type() : at::kDouble;
+    const auto wide = widest_dtype(values); // they are added one by one: a float32 sum would stop growing
     const auto zeros = at::zeros_symint({num_samples(labels, dim), num_classes}, values.options().dtype(wide));
     return zeros.scatter_add(1, by_sample(labels), by_sample(values).to(wide)).to(values.scalar_type());
 }
@@ -355,6 +354,61 @@ Results composite(const Tensor& input, const Tensor& target, const OptionalTenso
     return {intersection, sum(squared(p)), targets, loss, loss_weight};
 }
 
+// ---- devices without a kernel: the composite in slabs ---------------------------------------------------------------
+
+// Of a tensor [N, C]: the samples that are in a slab.
+Tensor samples_of(const Slabs& slabs, const Tensor& sums, const Tensor& input, int64_t dim, int64_t slab) {
+    return is_batched(input) && slabs.along() == batch_dim(dim) ? slabs.narrow(sums, 0, slab) : sums;
+}
+
+Results forward_slabs(c10::string_view op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                      const OptionalTensor& voxel_weight, int64_t dim, int64_t activation, bool squared,
+                      int64_t ignore_index, bool voxel_loss, double gamma, double label_smoothing) {
+    const Options options{std::string(op), dim, activation, squared, ignore_index, voxel_loss, gamma, label_smoothing};
+    const auto kind = check_operator_arguments(input, target, weight, voxel_weight, options);
+    check_target_values(options.op, target, kind, input.size(dim), ignore_index);
+    const at::NoGradGuard no_graph;
+    const auto zeros = [&](at::IntArrayRef sizes) {
+        return at::zeros(sizes, input.options().dtype(widest_dtype(input)));
+    };
+    const auto samples = num_samples(input, dim).expect_int();
+    const auto stats = [&] { return zeros({samples, input.size(dim)}); };
+    const Results results{stats(), stats(), stats(), zeros({}), zeros({})};
+    const auto& [intersection, prediction, targets, loss, loss_weight] = results;
+    const Slabs slabs(input, dim);
+    for (int64_t k = 0; k < slabs.count(); ++k) {
+        const auto part =
+            composite(slabs.of(input, k), slabs.of(target, k), weight, slabs.of(voxel_weight, k), kind, options);
+        samples_of(slabs, intersection, input, dim, k).add_(std::get<0>(part));
+        samples_of(slabs, prediction, input, dim, k).add_(std::get<1>(part));
+        samples_of(slabs, targets, input, dim, k).add_(std::get<2>(part));
+        loss.add_(std::get<3>(part));
+        loss_weight.add_(std::get<4>(part));
+    }
+    return results;
+}
+
+Tensor backward_slabs(const Tensor& grad_intersection, const Tensor& grad_prediction, const Tensor& grad_loss,
+                      c10::string_view op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                      const OptionalTensor& voxel_weight, int64_t dim, int64_t activation, bool squared,
+                      int64_t ignore_index, bool voxel_loss, double gamma, double label_smoothing) {
+    const Options options{std::string(op), dim, activation, squared, ignore_index, voxel_loss, gamma, label_smoothing};
+    const auto kind = check_operator_arguments(input, target, weight, voxel_weight, options);
+    check_target_values(options.op, target, kind, input.size(dim), ignore_index);
+    const auto grad_input = at::empty_like(input);
+    const Slabs slabs(input, dim);
+    for (int64_t k = 0; k < slabs.count(); ++k) {
+        const auto sums = [&](const Tensor& slab) {
+            const auto part = composite(slab, slabs.of(target, k), weight, slabs.of(voxel_weight, k), kind, options);
+            return variable_list{std::get<0>(part), std::get<1>(part), std::get<3>(part)};
+        };
+        const variable_list grads{samples_of(slabs, grad_intersection, input, dim, k),
+                                  samples_of(slabs, grad_prediction, input, dim, k), grad_loss};
+        slabs.of(grad_input, k).copy_(slab_gradient(sums, slabs.of(input, k), grads));
+    }
+    return grad_input;
+}
+
 // ---- autograd -------------------------------------------------------------------------------------------------------
 
 Results call_forward(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
@@ -374,7 +428,7 @@ Tensor call_backward(const variable_list& grads, const Tensor& input, const Tens
                                .typed<decltype(backward_cpu)>();
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     const auto or_zeros = [&](const Tensor& grad, c10::SymIntArrayRef sizes) {
-        return grad.defined() ? grad : input.new_zeros_symint(sizes, at::kDouble); // a DTensor, where input is one
+        return grad.defined() ? grad : input.new_zeros_symint(sizes, widest_dtype(input)); // a DTensor, where input is one
     };
     const c10::SymDimVector sizes{num_samples(input, o.dim), input.sym_size(o.dim)};
     return op.call(or_zeros(grads[0], sizes), or_zeros(grads[1], sizes), or_zeros(grads[3], {}), o.op, input, target,
@@ -444,7 +498,7 @@ Results soft_stats(c10::string_view op, const Tensor& input, const Tensor& targe
         kind = Target::labels;
     }
     using torch::autograd::compute_requires_grad;
-    if (is_transformed({input, labels, weight, voxel_weight}) || !has_kernel(input) ||
+    if (is_transformed({input, labels, weight, voxel_weight}) || is_compiled_from_composite(input) ||
         compute_requires_grad(labels, or_undefined(weight))) {
         return composite(input, labels, weight, voxel_weight, kind, options);
     }
@@ -482,6 +536,11 @@ TORCH_LIBRARY_IMPL(segloss, FuncTorchBatchedDecomposition, m) { m.impl("soft_sta
 TORCH_LIBRARY_IMPL(segloss, CPU, m) {
     m.impl("soft_stats_forward", TORCH_FN(forward_cpu));
     m.impl("soft_stats_backward", TORCH_FN(backward_cpu));
+}
+
+TORCH_LIBRARY_IMPL(segloss, CompositeExplicitAutograd, m) {
+    m.impl("soft_stats_forward", TORCH_FN(forward_slabs));
+    m.impl("soft_stats_backward", TORCH_FN(backward_slabs));
 }
 
 TORCH_LIBRARY_IMPL(segloss, Meta, m) {

@@ -1,0 +1,293 @@
+"""Devices without a kernel: the API, values, gradients and errors of the CPU, and no more memory than torch takes."""
+
+import subprocess
+import sys
+import textwrap
+import warnings
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+import torch
+from tolerances import assert_close
+from torch._C import DispatchKey, DispatchKeySet
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import segloss
+
+DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+LOSSES = {
+    "cross_entropy": segloss.cross_entropy,
+    "smoothed cross_entropy": partial(segloss.cross_entropy, label_smoothing=0.1),
+    "cross_entropy of each voxel": partial(segloss.cross_entropy, reduction="none"),
+    "nll_loss": segloss.nll_loss,
+    "focal_loss": segloss.focal_loss,
+    "sigmoid focal_loss": partial(segloss.focal_loss, activation="sigmoid"),
+    "sigmoid focal_loss of each voxel": partial(segloss.focal_loss, activation="sigmoid", reduction="none"),
+    "topk_loss": segloss.topk_loss,
+    "dice_loss": segloss.dice_loss,
+    "squared dice_loss": partial(segloss.dice_loss, squared=True, batch=True),
+    "generalized_dice_loss": segloss.generalized_dice_loss,
+    "tversky_loss": segloss.tversky_loss,
+    "dice_ce_loss": partial(segloss.dice_ce_loss, label_smoothing=0.1),
+    "sigmoid dice_ce_loss": partial(segloss.dice_ce_loss, activation="sigmoid", label_smoothing=0.1),
+    "dice_focal_loss": segloss.dice_focal_loss,
+}
+EVERY_LOSS = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+SMALL, TWO_SLABS = (2, 3, 5, 4, 3), (1, 4, 16, 256, 128)
+
+
+@contextmanager
+def without_kernels():
+    """The operators' code for other devices, on tensors of the CPU."""
+    other = DispatchKeySet(DispatchKey.CUDA)
+    with warnings.catch_warnings(), torch.library._scoped_library("segloss", "IMPL") as library:
+        warnings.simplefilter("ignore")  # that a kernel is overridden
+        for name in ("cross_entropy", "soft_stats", "sigmoid_focal"):
+            for direction in ("forward", "backward"):
+                operator = getattr(torch.ops.segloss, f"{name}_{direction}").default
+                library.impl(operator, partial(operator.redispatch, other), "CPU", allow_override=True)
+        yield
+
+
+def value_and_gradient(loss, x, y, **options):
+    x = x.detach().requires_grad_()
+    value = loss(x, y, **options)
+    factor = torch.linspace(-1, 2, value.numel()).view_as(value).to(value.dtype)  # another one for each voxel
+    return value.detach(), torch.autograd.grad(value, x, factor)[0]
+
+
+def assert_same_without_kernels(loss, x, y, **options):
+    expected = value_and_gradient(loss, x, y, **options)
+    with without_kernels():
+        actual = value_and_gradient(loss, x, y, **options)
+    for a, e in zip(actual, expected, strict=True):
+        assert (a.shape, a.dtype, a.stride()) == (e.shape, e.dtype, e.stride())
+        assert_close(a, e)
+
+
+# ---- the same values and gradients as the kernels ----
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@EVERY_LOSS
+def test_labels_with_ignored_voxels_and_weights(loss, dtype):
+    x, y = torch.randn(SMALL, dtype=dtype), torch.randint(3, (2, 1, 5, 4, 3))
+    y[0, 0, 0] = 7
+    x[0, :, 0, 0] = float("nan")  # where it is ignored
+    options = {} if "generalized" in str(loss) else {"weight": torch.tensor([0.5, 2.0, 0.0])}
+    assert_same_without_kernels(loss, x, y, ignore_index=7, voxel_weight=torch.rand(2, 5, 4, 3).round(), **options)
+
+
+@EVERY_LOSS
+def test_labels_of_two_slabs(loss):
+    x, y = torch.randn(TWO_SLABS), torch.randint(4, (1, 16, 256, 128), dtype=torch.uint8)
+    assert_same_without_kernels(loss, x, y, voxel_weight=torch.rand(1, 1, 16, 256, 128))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", [name for name in LOSSES if name.split()[-1] not in ("focal_loss", "topk_loss")])
+def test_probabilities(name, dtype):
+    if name in ("dice_focal_loss", "sigmoid focal_loss of each voxel"):
+        pytest.skip("takes labels or masks")
+    x, y = torch.randn(SMALL, dtype=dtype), torch.randn(SMALL).softmax(1)
+    assert_same_without_kernels(LOSSES[name], x, y.to(dtype), voxel_weight=torch.rand(2, 5, 4, 3))
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name.startswith("sigmoid")])
+def test_masks_of_two_slabs(name):
+    x, y = torch.randn(TWO_SLABS), torch.randint(2, TWO_SLABS, dtype=torch.uint8)
+    y[:, 2, 3] = 255
+    assert_same_without_kernels(LOSSES[name], x, y, ignore_index=255)
+
+
+@pytest.mark.parametrize("shape", [(2**19, 4), (4,), (3, 4), (0, 4), (2, 4, 0)])
+@pytest.mark.parametrize("name", ["cross_entropy", "cross_entropy of each voxel", "dice_ce_loss"])
+def test_slabs_of_samples_one_voxel_and_none(name, shape):
+    y = torch.randint(4, shape[:1] + shape[2:] if len(shape) > 1 else ())
+    assert_same_without_kernels(LOSSES[name], torch.randn(shape), y, empty="nan")
+
+
+@pytest.mark.parametrize("dim", [0, -1])
+@pytest.mark.parametrize("name", ["cross_entropy of each voxel", "dice_ce_loss", "sigmoid focal_loss of each voxel"])
+def test_classes_first_or_last(name, dim):
+    x, y = torch.randn(TWO_SLABS[1:]).movedim(0, dim), torch.randint(4, TWO_SLABS[2:])
+    assert_same_without_kernels(LOSSES[name], x, y, dim=dim)
+
+
+def test_channels_last_gradients_are_channels_last():
+    x = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    assert_same_without_kernels(segloss.dice_ce_loss, x, torch.randint(3, (2, 4, 5)))
+
+
+def test_a_confident_voxel_keeps_its_digits():
+    x = torch.zeros(2, 3)
+    x[:, 1] = torch.tensor([20.0, 80.0])
+    expected = value_and_gradient(segloss.cross_entropy, x.double(), torch.tensor([1, 1]), reduction="none")
+    with without_kernels():
+        actual = value_and_gradient(segloss.cross_entropy, x, torch.tensor([1, 1]), reduction="none")
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a.double(), e, rtol=1e-5, atol=0)
+
+
+def test_a_bad_label_is_found_in_the_whole_target():
+    y = torch.zeros(TWO_SLABS[2:], dtype=torch.uint8).unsqueeze(0)
+    y[0, 3, 200, 5] = 9
+    with without_kernels(), pytest.raises(IndexError, match=r"1 label is outside.* index \[0, 3, 200, 5\]"):
+        segloss.cross_entropy(torch.zeros(TWO_SLABS), y)
+
+
+def test_second_derivatives():
+    x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    y = torch.tensor([[0, 1, 2, 0], [1, -100, 2, 2]])
+    with without_kernels():
+        assert torch.autograd.gradgradcheck(lambda x: segloss.dice_ce_loss(x, y, empty="nan"), x)
+
+
+# ---- shape, dtype and device, of tensors that have no data ----
+
+
+FAKES = """
+    import sys
+    sys.path.insert(0, {tests!r})
+    import torch
+    from test_devices import LOSSES, SMALL
+    from torch._subclasses import FakeTensorMode
+    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+    _setup_privateuseone_for_python_backend("other")  # a device that segloss knows nothing of
+    with FakeTensorMode():
+        y = torch.empty(2, 1, 5, 4, 3, dtype=torch.uint8, device="other")
+        for name, loss in LOSSES.items():
+            for dtype in (torch.float32, torch.bfloat16):
+                x = torch.empty(SMALL, dtype=dtype, device="other", requires_grad=True)
+                value = loss(x, y)
+                value.sum().backward()
+                print(name, *((t.shape, t.dtype, t.device.type) for t in (value, x.grad)), sep="|")
+"""
+
+
+def run_script(script, request, **fields):
+    """The columns of what it prints, in a process of its own."""
+    source = textwrap.dedent(script).format(tests=str(request.path.parent), **fields)
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [line.split("|") for line in done.stdout.splitlines()]
+
+
+def test_fake_tensors_give_what_the_cpu_gives(request):
+    expected = []
+    for name, loss in LOSSES.items():
+        for dtype in (torch.float32, torch.bfloat16):
+            x, y = torch.randn(SMALL, dtype=dtype), torch.zeros(2, 1, 5, 4, 3, dtype=torch.uint8)
+            results = value_and_gradient(loss, x, y)
+            expected.append([name, *(str((t.shape, t.dtype, "other")) for t in results)])
+    assert run_script(FAKES, request) == expected
+
+
+# ---- memory ----
+
+
+class OneHots(TorchDispatchMode):
+    """Counts the tensors with one 1 for each voxel and zeros else."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and tensor.shape == SMALL:
+                is_binary = tensor.eq(0).logical_or(tensor.eq(1)).all()
+                self.count += bool(is_binary and (tensor.sum(1) == 1).all())
+        return result
+
+
+def test_one_hot_tensors_are_counted():
+    with OneHots() as one_hots:
+        torch.zeros(SMALL).scatter(1, torch.randint(3, (2, 1, 5, 4, 3)), 1)
+    assert one_hots.count == 1
+
+
+@EVERY_LOSS
+def test_labels_are_not_made_one_hot(loss):
+    x, y = torch.randn(SMALL), torch.randint(3, (2, 1, 5, 4, 3))
+    with without_kernels(), OneHots() as one_hots:
+        value_and_gradient(loss, x, y)
+    assert one_hots.count == 0
+
+
+@EVERY_LOSS
+def test_labels_are_not_made_one_hot_under_torch_func(loss):
+    x, y = torch.randn(SMALL), torch.randint(3, (2, 1, 5, 4, 3))
+    with OneHots() as one_hots:
+        torch.func.grad(lambda x: loss(x, y).sum())(x)
+    assert one_hots.count == 0
+
+
+PEAKS = """
+    import ctypes, os, sys
+    from pathlib import Path
+    sys.path.insert(0, {tests!r})
+    import torch, segloss
+    from test_devices import LOSSES, without_kernels
+    from torch.nn.functional import cross_entropy
+
+    def status(field):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+    def peak(run, dtype):
+        for size in (8, 96):  # the first call loads what is needed
+            logits = torch.randn(1, 8, size, size, size).to(dtype).requires_grad_()
+            labels = torch.randint(8, (1, size, size, size))
+            before = status("VmRSS")
+            run(logits, labels)
+        return (status("VmHWM") - before) / logits.nbytes
+
+    def eager(loss):
+        return lambda x, y: loss(x, y).backward()
+
+    def transformed(loss):
+        return lambda x, y: torch.func.grad_and_value(lambda x: loss(x, y))(x.detach())
+
+    ctypes.CDLL(None).mallopt(-3, 1 << 16)  # so that malloc gives back at once what is freed
+    for mode, dtype, name in {cases!r}:
+        if os.fork() == 0:
+            loss = cross_entropy if name == "torch" else LOSSES[name]
+            with without_kernels():
+                taken = peak(globals()[mode](loss), getattr(torch, dtype))
+            print(mode, dtype, name, taken, sep="|", flush=True)
+            os._exit(0)
+        os.wait()
+"""
+PEERS = [("eager", "float32"), ("eager", "bfloat16"), ("transformed", "float32")]
+EAGER = [
+    ("float32", "cross_entropy"),
+    ("float32", "dice_ce_loss"),
+    ("float32", "sigmoid focal_loss"),
+    ("bfloat16", "focal_loss"),
+    ("bfloat16", "sigmoid dice_ce_loss"),
+]
+
+
+@pytest.fixture(scope="module")
+def peaks(request):
+    """Peak memory of forward and backward, in units of the logits' bytes, by mode, dtype and loss."""
+    cases = [(mode, dtype, "torch") for mode, dtype in PEERS] + [("transformed", "float32", "cross_entropy")]
+    rows = run_script(PEAKS, request, cases=cases + [("eager", *case) for case in EAGER])
+    return {tuple(case): float(peak) for *case, peak in rows}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(("dtype", "name"), EAGER)
+def test_peak_memory_is_not_above_that_of_torch(peaks, dtype, name):
+    assert peaks["eager", dtype, name] < 1.05 * peaks["eager", dtype, "torch"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_peak_memory_under_torch_func(peaks):
+    """More than torch takes: where voxels can be ignored their gradient is masked, in a tensor of its own."""
+    assert peaks["transformed", "float32", "cross_entropy"] < peaks["transformed", "float32", "torch"] + 2
