@@ -12,12 +12,18 @@
 #include <algorithm>
 
 namespace segloss {
+namespace {
+
+bool is_func_active() {
+    return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerBackMode);
+}
+
+} // namespace
 
 bool is_transformed(std::initializer_list<OptionalTensor> tensors) {
-    using c10::DispatchKey;
-    return c10::impl::tls_is_dispatch_key_included(DispatchKey::FuncTorchDynamicLayerBackMode) ||
-           std::any_of(tensors.begin(), tensors.end(),
-                       [](const OptionalTensor& tensor) { return torch::autograd::isFwGradDefined(tensor); });
+    return is_func_active() || std::any_of(tensors.begin(), tensors.end(), [](const OptionalTensor& tensor) {
+               return torch::autograd::isFwGradDefined(tensor);
+           });
 }
 
 at::ScalarType dtype_of_loss(const Tensor& input) {
@@ -41,10 +47,10 @@ bool may_hold_results(const Tensor& input) {
     return input.is_cpu() && !is_traced && !at::SavedTensorDefaultHooks::get_hooks();
 }
 
-bool needs_differentiable_gradient(const variable_list& grads) {
-    return at::GradMode::is_enabled() || std::any_of(grads.begin(), grads.end(), [](const Tensor& grad) {
-               return torch::autograd::isFwGradDefined(OptionalTensor(grad));
-           });
+bool takes_composite_gradient(const variable_list& grads) {
+    return at::GradMode::is_enabled() || is_func_active() ||
+           std::any_of(grads.begin(), grads.end(),
+                       [](const Tensor& grad) { return torch::autograd::isFwGradDefined(OptionalTensor(grad)); });
 }
 
 variable_list composite_gradients(const std::function<variable_list(const variable_list&)>& composite,

@@ -32,8 +32,8 @@ bool is_compiled_from_composite(const Tensor& tensor);
 // are traced (compiling, exporting), nor under hooks on saved tensors (checkpointing, offloading), which do not see it.
 bool may_hold_results(const Tensor& input);
 
-// True if a backward pass needs a gradient that itself can be differentiated.
-bool needs_differentiable_gradient(const variable_list& grads);
+// True if a backward pass needs a gradient that itself can be differentiated, or runs under a torch.func transform.
+bool takes_composite_gradient(const variable_list& grads);
 
 // The derivative of `composite`, a function of `arguments` made of ATen operators, by each of its arguments that
 // requires one, itself differentiable. Undefined tensors among arguments and grads are absent ones.

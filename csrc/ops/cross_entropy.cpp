@@ -386,11 +386,12 @@ bool computes_gradient_ahead(const Tensor& input, const Tensor& target, const Op
            may_hold_results(input);
 }
 
-// The gradient that was computed ahead, times grad_loss. It is handed out once: who asks again, or for a factor that
-// would round or overflow twice, has it computed anew. Undefined: there is none.
+// The gradient that was computed ahead, times grad_loss. It is handed out once: who asks again, for several at once
+// (is_grads_batched), or for a factor that would round or overflow twice, has it computed anew. Undefined: there is
+// none.
 Tensor take_gradient(AutogradContext* ctx, const Tensor& grad_loss) {
     const auto held = ctx->saved_data.find("gradient");
-    if (held == ctx->saved_data.end()) {
+    if (held == ctx->saved_data.end() || grad_loss.key_set().has(c10::DispatchKey::Batched)) {
         return {};
     }
     const auto gradient = held->second.toTensor();
@@ -426,7 +427,7 @@ public:
         const auto voxel_weight = defined_or_none(saved[3]);
         const auto options = saved_options(ctx);
         const bool only_input = !saved[1].requires_grad() && !saved[2].requires_grad();
-        if (only_input && !needs_differentiable_gradient(grads)) {
+        if (only_input && !takes_composite_gradient(grads)) {
             auto grad = take_gradient(ctx, grads[0]);
             if (!grad.defined()) {
                 grad = call_backward(grads[0], saved[0], saved[1], defined_or_none(saved[2]), voxel_weight, saved[4],

@@ -196,7 +196,7 @@ public:
         const Options options{fields[0].toStringRef(), fields[1].toInt(), fields[2].toInt(), fields[3].toDouble(),
                               fields[4].toScalarType()};
         variable_list result(5); // one for each argument of forward
-        if (!needs_differentiable_gradient(grads)) {
+        if (!takes_composite_gradient(grads)) {
             result[0] = call_backward(grads[0], saved[0], saved[1], weight, voxel_weight, options);
             return result;
         }

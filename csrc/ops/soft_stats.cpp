@@ -459,7 +459,7 @@ public:
         const auto voxel_weight = defined_or_none(saved[3]);
         const auto options = saved_options(ctx);
         variable_list result(5); // one for each argument of forward
-        if (!needs_differentiable_gradient(grads)) {
+        if (!takes_composite_gradient(grads)) {
             result[0] = call_backward(grads, saved[0], saved[1], weight, voxel_weight, options);
             return result;
         }
