@@ -1,5 +1,6 @@
 """The losses as functions of (input, target)."""
 
+import math
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Literal
@@ -336,8 +337,10 @@ def topk_loss(
     dtype = torch.float64 if losses.is_cpu else losses.dtype  # not every device has float64
     num_voxels = counts.sum(dtype=dtype)
     num_kept = (k * num_voxels / 100).floor().clamp(min=1).minimum(num_voxels)
-    # To ask for that number would make the host wait for the device, and end a graph. As many as it can be are ranked.
-    most = min(max(1, int(k * losses.numel() / 100)), losses.numel())
+    # To ask for that number would make the host wait for the device, and end a graph. As many as it can be are ranked;
+    # int, max and min would tie an exported graph to one shape.
+    share = math.trunc(k * losses.numel() / 100)
+    most = torch.sym_min(torch.sym_max(1, share), losses.numel())  # type: ignore[no-untyped-call]
     ranked = losses.masked_fill(~counts, -torch.inf).flatten().topk(most).values
     is_kept = torch.arange(most, device=losses.device) < num_kept
     total = torch.where(is_kept, ranked, 0.0).sum(dtype=dtype)
