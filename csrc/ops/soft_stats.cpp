@@ -445,7 +445,6 @@ public:
         const auto [intersection, prediction, targets, loss, loss_weight] =
             call_forward(input, target, weight, voxel_weight, options);
         ctx->save_for_backward({input, target, or_undefined(weight), or_undefined(voxel_weight)});
-        ctx->mark_non_differentiable({targets, loss_weight});
         ctx->set_materialize_grads(false);
         ctx->saved_data["options"] =
             std::make_tuple(options.op, options.dim, options.activation, options.squared, options.ignore_index,
@@ -504,7 +503,8 @@ Results soft_stats(c10::string_view op, const Tensor& input, const Tensor& targe
     }
     if (compute_requires_grad(input)) {
         const auto results = SoftStats::apply(input, labels, weight, voxel_weight, options);
-        return {results[0], results[1], results[2], results[3], results[4]};
+        // Detached, not marked by the Function as without a gradient: compiled autograd refuses such a mark.
+        return {results[0], results[1], results[2].detach(), results[3], results[4].detach()};
     }
     return call_forward(input, labels, weight, voxel_weight, options);
 }
