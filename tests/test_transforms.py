@@ -1,0 +1,286 @@
+"""torch.func, forward-mode AD, autocast, checkpoints, hooks and autograd's own errors, of every differentiable loss."""
+
+import pytest
+import torch
+import torch.autograd.forward_ad as fwAD
+from tolerances import assert_close
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+import segloss
+
+# torch's own forward mode scripts its decompositions when it is first used.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+
+WEIGHT = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
+LABELS = torch.tensor([[0, 2], [1, -100]])
+MASKS = torch.tensor([[[1, 0], [1, 1], [0, 0]], [[0, 0], [1, 0], [1, 1]]])
+VOXEL_WEIGHT = torch.tensor([[0.5, 1.0], [2.0, 1.0]], dtype=torch.float64)
+
+
+# ---- the losses, as functions of logits [N, 3, *] and labels or masks ----
+
+
+def binary_dice_of_sigmoid(x, masks, **options):
+    return segloss.BinaryDiceLoss()(x.sigmoid(), masks, **options)
+
+
+def multi_class_dice(x, labels, **options):
+    return segloss.MultiClassDiceLoss(ignore_index=-100)(x, labels, **options)
+
+
+def deep_supervision(x, labels, **options):
+    return segloss.DeepSupervisionLoss(segloss.dice_ce_loss)([x, x[..., ::2]], labels, **options)
+
+
+def matthews(x, labels, **options):
+    """A loss of the caller's own, of the sums."""
+    s = segloss.soft_stats(x, labels, **options)
+    tn = s.prediction.sum(1, keepdim=True) - s.tp - s.fp - s.fn
+    variances = (s.tp + s.fp) * (s.tp + s.fn) * (tn + s.fp) * (tn + s.fn)
+    return 1 - ((s.tp * tn - s.fp * s.fn) / (variances + 1).sqrt()).mean()
+
+
+def with_options(loss, **fixed):
+    return lambda x, target, **options: loss(x, target, **fixed, **options)
+
+
+LABEL_LOSSES = {
+    "cross entropy": with_options(segloss.cross_entropy, weight=WEIGHT, label_smoothing=0.1),
+    "cross entropy of each voxel": with_options(segloss.cross_entropy, reduction="none"),
+    "negative log likelihood": segloss.nll_loss,
+    "focal": with_options(segloss.focal_loss, gamma=1.5),
+    "top-k": with_options(segloss.topk_loss, k=70),
+    "Dice": with_options(segloss.dice_loss, squared=True),
+    "Jaccard of the batch": with_options(segloss.dice_loss, jaccard=True, batch=True),
+    "generalized Dice": segloss.generalized_dice_loss,
+    "Tversky": with_options(segloss.tversky_loss, alpha=0.3, beta=0.7, gamma=0.75),
+    "Dice and cross entropy": with_options(segloss.dice_ce_loss, weight=WEIGHT),
+    "Dice and focal": segloss.dice_focal_loss,
+    "multi-class Dice": multi_class_dice,
+    "deep supervision": deep_supervision,
+    "soft statistics": matthews,
+}
+MASK_LOSSES = {
+    "sigmoid focal": with_options(segloss.focal_loss, activation="sigmoid"),
+    "sigmoid focal of each voxel": with_options(segloss.focal_loss, activation="sigmoid", reduction="none"),
+    "Dice and binary cross entropy": with_options(segloss.dice_ce_loss, activation="sigmoid"),
+    "binary Dice": binary_dice_of_sigmoid,
+}
+LOSSES = LABEL_LOSSES | MASK_LOSSES
+EACH_LOSS = pytest.mark.parametrize("name", LOSSES)
+
+
+def target_of(name):
+    return MASKS if name in MASK_LOSSES else LABELS
+
+
+def logits(*shape):
+    return torch.randn(shape, dtype=torch.float64)
+
+
+def loss_of(name, target=None, **options):
+    """The loss as a function of the logits alone, always of a number."""
+    target = target_of(name) if target is None else target
+    return lambda x: LOSSES[name](x, target, **options).sum()
+
+
+def gradient_of(loss, x):
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(loss(x), x)[0]
+
+
+# ---- derivatives ----
+
+
+@EACH_LOSS
+def test_first_derivatives_in_both_modes_one_at_a_time_and_batched(name):
+    loss, target = LOSSES[name], target_of(name)
+    x = logits(2, 3, 2).requires_grad_()
+    assert gradcheck(
+        lambda x: loss(x, target), x, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True
+    )
+
+
+@EACH_LOSS
+def test_second_derivatives_in_both_modes(name):
+    loss, target = LOSSES[name], target_of(name)
+    x = logits(2, 3, 2).requires_grad_()
+    assert gradgradcheck(lambda x: loss(x, target), x, check_fwd_over_rev=True, check_batched_grad=True)
+
+
+@EACH_LOSS
+def test_func_gives_the_gradient_of_the_kernel(name):
+    loss, x = loss_of(name), logits(2, 3, 2)
+    expected = gradient_of(loss, x)
+    for transform in (torch.func.grad, torch.func.jacrev, torch.func.jacfwd):
+        assert_close(transform(loss)(x), expected)
+
+
+@EACH_LOSS
+def test_a_tangent_is_the_gradient_of_the_kernel_in_its_direction(name):
+    loss, x, tangent = loss_of(name), logits(2, 3, 2), logits(2, 3, 2)
+    expected = (gradient_of(loss, x) * tangent).sum()
+    assert_close(torch.func.jvp(loss, (x,), (tangent,))[1], expected)
+    with fwAD.dual_level():
+        assert_close(fwAD.unpack_dual(loss(fwAD.make_dual(x, tangent))).tangent, expected)
+
+
+@EACH_LOSS
+def test_the_hessian_is_that_of_two_backward_passes(name):
+    loss, x = loss_of(name), logits(2, 3, 2)
+    assert_close(torch.func.hessian(loss)(x), torch.autograd.functional.hessian(loss, x))
+
+
+# ---- vmap ----
+
+
+class Calls(TorchDispatchMode):
+    """Collects the operators that run, with their tensor arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.operators, self.arguments = [], []
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        self.operators.append(operator)
+        self.arguments.append([a for a in args if isinstance(a, torch.Tensor)])
+        return operator(*args, **(kwargs or {}))
+
+
+def operators_of(function, *arguments):
+    with Calls() as calls:
+        function(*arguments)
+    return calls.operators
+
+
+def repeated(target, times):
+    return target.repeat(times, *[1] * (target.dim() - 1))
+
+
+@EACH_LOSS
+def test_per_sample_gradients_without_a_loop_over_samples(name):
+    def gradient(x, target):
+        return torch.func.grad(loss_of(name, target.unsqueeze(0)))(x.unsqueeze(0)).squeeze(0)
+
+    per_sample, target = torch.func.vmap(gradient), target_of(name)
+    x = logits(2, 3, 2)
+    expected = [gradient_of(loss_of(name, target[n : n + 1]), x[n : n + 1]).squeeze(0) for n in range(2)]
+    assert_close(per_sample(x, target), torch.stack(expected))
+    assert operators_of(per_sample, x, target) == operators_of(per_sample, logits(6, 3, 2), repeated(target, 3))
+
+
+@EACH_LOSS
+def test_vmap_over_logits_alone_and_over_targets_alone(name):
+    target, others = target_of(name), target_of(name).flip(-1)
+    x, targets = logits(3, 2, 3, 2), torch.stack([target, others])
+
+    def loss(x, target):
+        return loss_of(name, target)(x)
+
+    over_logits = torch.func.vmap(loss, in_dims=(0, None))(x, target)
+    assert_close(over_logits, torch.stack([loss(each, target) for each in x]))
+    over_targets = torch.func.vmap(loss, in_dims=(None, 0))(x[0], targets)
+    assert_close(over_targets, torch.stack([loss(x[0], each) for each in targets]))
+
+
+@pytest.mark.parametrize("name", LABEL_LOSSES)
+def test_vmap_over_voxel_weights(name):
+    x, weights = logits(2, 3, 2), torch.stack([VOXEL_WEIGHT, VOXEL_WEIGHT.flip(0), VOXEL_WEIGHT.square()])
+
+    def loss(voxel_weight):
+        return loss_of(name, voxel_weight=voxel_weight)(x)
+
+    assert_close(torch.func.vmap(loss)(weights), torch.stack([loss(each) for each in weights]))
+
+
+@EACH_LOSS
+def test_several_gradients_at_once_of_a_loss_that_no_transform_has_seen(name):
+    x, factors = logits(2, 3, 2).requires_grad_(), logits(4)
+    expected = factors.view(4, 1, 1, 1) * gradient_of(loss_of(name), x)
+    loss = loss_of(name)(x)
+    assert_close(torch.autograd.grad(loss, x, factors, is_grads_batched=True, retain_graph=True)[0], expected)
+    backward = torch.func.vmap(lambda factor: torch.autograd.grad(loss, x, factor, retain_graph=True)[0])
+    assert_close(backward(factors), expected)
+    assert operators_of(backward, factors) == operators_of(backward, logits(9))
+
+
+# ---- autocast ----
+
+
+@EACH_LOSS
+def test_autocast_casts_no_logits_and_gives_a_float32_loss(name):
+    x = logits(2, 3, 2).log_softmax(1).to(torch.bfloat16).requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16), Calls() as calls:
+        loss = loss_of(name)(x)
+        loss.backward()
+    assert (loss.dtype, x.grad.dtype) == (torch.float32, torch.bfloat16)
+    assert any(operator.namespace == "segloss" for operator in calls.operators)
+    casts = [a for op, a in zip(calls.operators, calls.arguments, strict=True) if op is torch.ops.aten._to_copy.default]
+    assert torch.bfloat16 not in [tensor.dtype for tensors in casts for tensor in tensors]
+
+
+@pytest.fixture
+def cuda_autocast():
+    """What torch.autocast("cuda") sets, which refuses to where there is no such device."""
+    before = torch.is_autocast_enabled("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    yield
+    torch.set_autocast_enabled("cuda", before)
+
+
+@pytest.mark.usefixtures("cuda_autocast")
+@pytest.mark.parametrize(("device", "dtype"), [("cuda", torch.float32), ("cpu", torch.bfloat16)])
+@pytest.mark.parametrize("loss", [segloss.cross_entropy, segloss.dice_ce_loss])
+def test_autocast_of_one_device_is_not_that_of_another(loss, device, dtype):
+    with FakeTensorMode():
+        x = torch.empty(2, 3, 4, device=device, dtype=torch.bfloat16)
+        labels = torch.empty(2, 4, device=device, dtype=torch.uint8)
+        assert loss(x, labels).dtype == dtype
+
+
+# ---- checkpoints, hooks, errors ----
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@EACH_LOSS
+def test_a_checkpointed_loss_has_the_same_gradient(name, use_reentrant):
+    loss, x = loss_of(name), logits(2, 3, 2)
+    actual = x.clone().requires_grad_()
+    checkpoint(loss, actual, use_reentrant=use_reentrant).backward()
+    assert torch.equal(actual.grad, gradient_of(loss, x))
+
+
+@EACH_LOSS
+def test_saved_tensors_may_be_packed_and_unpacked(name):
+    loss, x = loss_of(name), logits(2, 3, 2).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.numpy(force=True), torch.from_numpy):
+        value = loss(x)
+    assert torch.equal(torch.autograd.grad(value, x)[0], gradient_of(loss, x))
+
+
+@pytest.mark.parametrize("changed", ["input", "target", "weight", "voxel_weight"])
+@pytest.mark.parametrize(
+    ("loss", "reduction"), [(segloss.dice_ce_loss, "mean"), (segloss.focal_loss, "mean"), (segloss.focal_loss, "none")]
+)
+def test_a_change_in_place_before_backward_is_detected(loss, reduction, changed):
+    tensors = {
+        "input": logits(2, 3, 2).requires_grad_() * 1,
+        "target": LABELS.clone(),
+        "weight": WEIGHT.clone(),
+        "voxel_weight": VOXEL_WEIGHT.clone(),
+    }
+    value = loss(**tensors, reduction=reduction, activation="sigmoid").sum()
+    tensors[changed].add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
+
+
+@EACH_LOSS
+def test_backward_twice_is_an_error(name):
+    value = loss_of(name)(logits(2, 3, 2).requires_grad_())
+    value.backward()
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        value.backward()
