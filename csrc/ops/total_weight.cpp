@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "composite.h"
 #include "layout.h"
 #include "targets.h"
 
@@ -63,7 +64,7 @@ Tensor total_weight_composite(c10::string_view op_view, const Tensor& target, co
                               const OptionalTensor& voxel_weight, int64_t num_classes, int64_t ignore_index) {
     const std::string op(op_view);
     check_arguments(op, target, weight, voxel_weight, num_classes);
-    const auto dtype = target.is_mps() ? at::kFloat : at::kDouble; // has no double
+    const auto dtype = widest_dtype(target);
     const auto labels = class_labels(op, target, num_classes, ignore_index);
     const auto is_valid = labels.ge(0);
     auto weights = is_valid.to(dtype);
