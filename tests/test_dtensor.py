@@ -78,8 +78,9 @@ def agrees(loss, logits, target, options, placements, target_placements=None, me
     actual = loss(sharded, distribute_tensor(target, mesh, target_placements), **options)
     assert actual.dim() > 0 or list(actual.placements) == whole
     actual.backward(distribute_tensor(upstream, mesh, actual.placements))
-    assert_same(actual.full_tensor(), expected)
-    assert_same(sharded.grad.full_tensor(), leaf.grad)
+    value, gradient = actual.full_tensor(), sharded.grad.full_tensor()  # both before a rank leaves the others alone
+    assert_same(value, expected)
+    assert_same(gradient, leaf.grad)
     return list(sharded.grad.placements)
 
 
