@@ -58,6 +58,7 @@ def test_names_and_defaults_of_the_keywords():
         "empty": "nan",
         "dim": 1,
         "voxel_weight": None,
+        "process_group": None,
     }
 
 
