@@ -35,7 +35,7 @@ LOSSES = {
     "dice_focal_loss": segloss.dice_focal_loss,
 }
 EVERY_LOSS = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-SMALL, TWO_SLABS = (2, 3, 5, 4, 3), (1, 4, 16, 256, 128)
+SMALL, TWO_SLABS = (2, 3, 5, 4, 3), (1, 4, 8, 256, 128)
 
 
 @contextmanager
@@ -82,8 +82,8 @@ def test_labels_with_ignored_voxels_and_weights(loss, dtype):
 
 @EVERY_LOSS
 def test_labels_of_two_slabs(loss):
-    x, y = torch.randn(TWO_SLABS), torch.randint(4, (1, 16, 256, 128), dtype=torch.uint8)
-    assert_same_without_kernels(loss, x, y, voxel_weight=torch.rand(1, 1, 16, 256, 128))
+    x, y = torch.randn(TWO_SLABS), torch.randint(4, (1, 8, 256, 128), dtype=torch.uint8)
+    assert_same_without_kernels(loss, x, y, voxel_weight=torch.rand(1, 1, 8, 256, 128))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -102,7 +102,7 @@ def test_masks_of_two_slabs(name):
     assert_same_without_kernels(LOSSES[name], x, y, ignore_index=255)
 
 
-@pytest.mark.parametrize("shape", [(2**19, 4), (4,), (3, 4), (0, 4), (2, 4, 0)])
+@pytest.mark.parametrize("shape", [(2**18, 4), (4,), (3, 4), (0, 4), (2, 4, 0)])
 @pytest.mark.parametrize("name", ["cross_entropy", "cross_entropy of each voxel", "dice_ce_loss"])
 def test_slabs_of_samples_one_voxel_and_none(name, shape):
     y = torch.randint(4, shape[:1] + shape[2:] if len(shape) > 1 else ())
@@ -264,13 +264,7 @@ PEAKS = """
         os.wait()
 """
 PEERS = [("eager", "float32"), ("eager", "bfloat16"), ("transformed", "float32")]
-EAGER = [
-    ("float32", "cross_entropy"),
-    ("float32", "dice_ce_loss"),
-    ("float32", "sigmoid focal_loss"),
-    ("bfloat16", "focal_loss"),
-    ("bfloat16", "sigmoid dice_ce_loss"),
-]
+EAGER = [("float32", "cross_entropy"), ("float32", "dice_ce_loss"), ("bfloat16", "sigmoid dice_ce_loss")]
 
 
 @pytest.fixture(scope="module")
