@@ -58,7 +58,7 @@ double lowest_of(const Tensor& tensor) {
 Tensor log_odds_against(const Tensor& input, const Tensor& labels, int64_t dim) {
     const auto largest = input.detach().amax(dim, /*keepdim=*/true);
     const auto at_label = input.detach().gather(dim, labels) - largest;
-    const auto offset = at::full({}, lowest_of(input) / 4, input.options()).expand_as(labels);
+    const auto offset = at::full_like(labels, lowest_of(input) / 4, input.options());
     auto others = (input - largest).scatter_add(dim, labels, offset);
     const auto log_others = others.log_softmax(dim);
     const auto value = (others.detach().amax(dim, true) - at_label) - log_others.detach().amax(dim, /*keepdim=*/true);
