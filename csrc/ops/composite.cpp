@@ -82,13 +82,13 @@ VoxelLosses label_losses(const Voxels& voxels, bool log_probabilities, const Opt
                          double label_smoothing, double gamma) {
     const auto& [input, labels, voxel_weight, ignored] = voxels;
     const auto label_weight = weight ? weight->to(input.scalar_type()).index_select(0, labels.flatten()).view_as(labels)
-                                     : at::ones({}, input.options());
+                                     : at::ones_like(labels, input.options());
     if (label_smoothing != 0) {
         const auto nll = negative_log_softmax(input, dim);
         const auto share = label_smoothing / nll.sym_size(dim);
         const auto smooth = weight ? weighted(broadcast_weight(*weight, nll, dim).expand_as(nll), nll) : nll;
         const auto losses = weighted(label_weight * (1 - label_smoothing), nll.gather(dim, labels));
-        return {losses + smooth.sum({dim}, /*keepdim=*/true) * share, label_weight.expand_as(labels)};
+        return {losses + smooth.sum({dim}, /*keepdim=*/true) * share, label_weight};
     }
     const auto odds = log_probabilities ? Tensor() : log_odds_against(input, labels, dim);
     auto losses = log_probabilities ? input.gather(dim, labels).neg() : log1p_exp(odds);
@@ -96,7 +96,7 @@ VoxelLosses label_losses(const Voxels& voxels, bool log_probabilities, const Opt
     if (gamma != 0) {
         losses = losses * (at::log_sigmoid(odds) * gamma).exp(); // (1 - p_y)^gamma: derivatives are finite at p_y = 1
     }
-    return {losses, label_weight.expand_as(labels)};
+    return {losses, label_weight};
 }
 
 VoxelLosses probability_losses(const Voxels& voxels, bool log_probabilities, const OptionalTensor& weight, int64_t dim,
@@ -111,7 +111,7 @@ VoxelLosses probability_losses(const Voxels& voxels, bool log_probabilities, con
         factor = factor * broadcast_weight(*weight, nll, dim);
     }
     const auto losses = weighted(factor, nll).sum({dim}, /*keepdim=*/true);
-    return {losses, at::ones({}, losses.options()).expand_as(losses)};
+    return {losses, at::ones_like(losses)};
 }
 
 // -log p, p = sigmoid(x), or the focal loss of it.
@@ -171,8 +171,7 @@ Tensor weighted_values(const Voxels& voxels, const Tensor& values) {
 }
 
 Tensor counted_weight(const Voxels& voxels, int64_t dim) {
-    const auto one = at::ones({}, voxels.input.options());
-    return weighted_values(voxels, one.expand_as(voxels.input.narrow_symint(dim, 0, 1)));
+    return weighted_values(voxels, at::ones_like(voxels.input.narrow_symint(dim, 0, 1)));
 }
 
 VoxelLosses cross_entropy_losses(const Voxels& voxels, Target kind, bool log_probabilities,

@@ -428,8 +428,7 @@ Tensor call_backward(const variable_list& grads, const Tensor& input, const Tens
                                .typed<decltype(backward_cpu)>();
     const at::AutoDispatchBelowADInplaceOrView below_autograd;
     const auto or_zeros = [&](const Tensor& grad, c10::SymIntArrayRef sizes) {
-        return grad.defined() ? grad
-                              : input.new_zeros_symint(sizes, widest_dtype(input)); // a DTensor, where input is one
+        return grad.defined() ? grad : input.new_zeros_symint(sizes, widest_dtype(input)); // a DTensor beside one
     };
     const c10::SymDimVector sizes{num_samples(input, o.dim), input.sym_size(o.dim)};
     return op.call(or_zeros(grads[0], sizes), or_zeros(grads[1], sizes), or_zeros(grads[3], {}), o.op, input, target,
