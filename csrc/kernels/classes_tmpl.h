@@ -167,18 +167,6 @@ static inline void FN(put)(ROWS rows, int64_t k, VEC x) {
     }
 }
 
-/* One value per voxel, that of a class where the tensor has classes; `fallback` where the tensor is absent. */
-static void FN(read_lanes)(REAL* values, const struct segloss_tensor* t, const struct block* b, int64_t class,
-                           REAL fallback) {
-    if (t->data) {
-        FN(read_classes)(values, t, b, class, 1);
-        return;
-    }
-    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-        values[i] = fallback;
-    }
-}
-
 /* The chunk of classes that was read last; asking for it again costs nothing. */
 #define CHUNK struct FN(chunk)
 

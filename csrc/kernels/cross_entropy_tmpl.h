@@ -188,7 +188,11 @@ static void FN(block_losses)(const struct segloss_cross_entropy* a, VOXELS* v, R
 /* What multiplies every lane of the gradient: grad_loss * grad_scale * v. Only binary losses have one of each class. */
 static void FN(read_scale)(const struct segloss_cross_entropy* a, const VOXELS* v, int64_t class, REAL* scale) {
     const REAL factor = (REAL)a->grad_scale;
-    FN(read_lanes)(scale, &a->grad_loss, &v->block, class, 0);
+    if (!a->grad_loss.data) { /* statistics without losses */
+        memset(scale, 0, SEGLOSS_BLOCK * sizeof *scale);
+        return;
+    }
+    FN(read_classes)(scale, &a->grad_loss, &v->block, class, 1);
     for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
         const VEC weight = FN(load)(v->weight + i);
         FN(store)(scale + i, FN(only)(weight != 0, FN(load)(scale + i) * factor * weight));
