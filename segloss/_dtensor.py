@@ -56,7 +56,7 @@ def _sum(d: int | None) -> Placement:
 
 
 def _sum_of_samples(dim: int, d: int | None) -> Placement:
-    """[N, C]; the batch is the first dimension that is not the class dimension."""
+    """[N, C] or [N]; the batch is the first dimension that is not the class dimension."""
     return Shard(0) if d == (1 if dim == 0 else 0) else _sum(d)
 
 
@@ -116,10 +116,8 @@ def _soft_stats_forward(
     rest = [None] * (1 + len(options))
     shardings: list[_Sharding] = []
     for d in _dims(input, dim):
-        sums = [_sum_of_samples(dim, d)] * 3
-        shardings.append(
-            ([*sums, _sum(d), _sum(d)], [None, *_arguments(input, target, weight, voxel_weight, dim, d), *rest])
-        )
+        sums: list[Placement | None] = [_sum_of_samples(dim, d)] * 5
+        shardings.append((sums, [None, *_arguments(input, target, weight, voxel_weight, dim, d), *rest]))
     return shardings
 
 
@@ -142,7 +140,7 @@ def _soft_stats_backward(
         sums = _sum_of_samples(dim, d)
         grad = sums if sums == Shard(0) else Replicate()  # a part's gradient is that of the whole sum
         arguments = _arguments(input, target, weight, voxel_weight, dim, d)
-        shardings.append(([_shard(d)], [grad, grad, Replicate(), None, *arguments, *rest]))
+        shardings.append(([_shard(d)], [grad, grad, grad, None, *arguments, *rest]))
     return shardings
 
 

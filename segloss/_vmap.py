@@ -1,27 +1,230 @@
-"""How the operators act on tensors with a dimension that torch.vmap hides."""
+"""How the operators act on tensors with a dimension that torch.vmap hides: it becomes one more dimension of the batch.
 
-from typing import Any
+What is not mapped is the same for each member of the hidden dimension, by a view that takes no memory. Class weights
+that are mapped are the exception: a kernel takes one row of them, so it is called for each.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
+from torch.nn import _reduction
 
 _ops = torch.ops.segloss
 
+_Rule = TypeVar("_Rule", bound=Callable[..., Any])
 
-def _class_labels(
-    info: Any, in_dims: Any, op: str, target: Tensor, num_classes: int, ignore_index: int
-) -> tuple[Tensor, int]:
-    return _ops.class_labels(op, target, num_classes, ignore_index), in_dims[1]
+_NONE, _MEAN = map(_reduction.get_enum, ("none", "mean"))
 
 
-def _class_masks(info: Any, in_dims: Any, op: str, target: Tensor, ignore_index: int) -> tuple[Tensor, int]:
-    return _ops.class_masks(op, target, ignore_index), in_dims[1]
+def _rule(op: OpOverload) -> Callable[[_Rule], _Rule]:
+    """Registers a rule for tensors whose first dimension is the hidden one, class weights apart: results likewise."""
+    names = [argument.name for argument in op._schema.arguments]
+
+    def register(rule: _Rule) -> _Rule:
+        def batched(info: Any, in_dims: Any, *arguments: Any) -> Any:
+            if "weight" in names and in_dims[names.index("weight")] is not None:
+                return _one_by_one(op, info.batch_size, in_dims, arguments)
+            results = rule(
+                *(
+                    _in_front(argument, hidden, info.batch_size) if name != "weight" else argument
+                    for name, argument, hidden in zip(names, arguments, in_dims, strict=True)
+                )
+            )
+            return results, 0 if isinstance(results, Tensor) else (0,) * len(results)
+
+        torch.library.register_vmap(op, batched)
+        return rule
+
+    return register
 
 
-def _one_hot_labels(info: Any, in_dims: Any, op: str, target: Tensor, dim: int) -> tuple[Tensor, int]:
-    return _ops.one_hot_labels(op, target.movedim(in_dims[1], 0), dim + 1), 0
+def _in_front(argument: Any, hidden: int | None, size: int) -> Any:
+    if not isinstance(argument, Tensor):
+        return argument
+    return argument.expand(size, *argument.shape) if hidden is None else argument.movedim(hidden, 0)
 
 
-torch.library.register_vmap("segloss::class_labels", _class_labels)
-torch.library.register_vmap("segloss::class_masks", _class_masks)
-torch.library.register_vmap("segloss::one_hot_labels", _one_hot_labels)
+def _one_by_one(op: OpOverload, size: int, in_dims: Any, arguments: Any) -> Any:
+    def call(member: int) -> Any:
+        pairs = zip(arguments, in_dims, strict=True)
+        return op(*(each if hidden is None else each.select(hidden, member) for each, hidden in pairs))
+
+    members = [call(member) for member in range(size)]
+    if isinstance(members[0], Tensor):
+        return torch.stack(members), 0
+    return tuple(map(torch.stack, zip(*members, strict=True))), (0,) * len(members[0])
+
+
+def _sum_each(values: Tensor) -> Tensor:
+    """[B, *] to [B]: in float64, but for devices that have none."""
+    return values.unsqueeze(-1).flatten(1).sum(1, dtype=torch.float32 if values.is_mps else torch.float64)
+
+
+# ---- cross entropy: each member has a denominator of its own ----
+
+
+@_rule(_ops.cross_entropy_forward.default)
+def _cross_entropy_forward(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    voxel_weight: Tensor | None,
+    dim: int,
+    reduction: int,
+    ignore_index: int,
+    label_smoothing: float,
+    gamma: float,
+    log_probabilities: bool,
+    empty_zero: bool,
+    with_gradient: bool,
+    dtype: torch.dtype,
+    op: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    options = (ignore_index, label_smoothing, gamma, log_probabilities)
+    arguments = (input, target, weight, voxel_weight)
+    loss, *_ = _ops.cross_entropy_forward(*arguments, dim + 1, _NONE, *options, empty_zero, False, dtype, op)
+    total_weight = _total_weights(*arguments, dim + 1, ignore_index, torch.promote_types(dtype, torch.float32), op)
+    if reduction != _NONE:
+        loss = _sum_each(loss)
+        if reduction == _MEAN:
+            loss = torch.where(total_weight == 0, 0.0 if empty_zero else torch.nan, loss / total_weight)
+        loss = loss.to(dtype)
+    gradient = input.new_empty(len(input), 0)
+    if with_gradient:
+        one = torch.ones_like(loss)
+        gradient = _cross_entropy_backward(one, *arguments, total_weight, dim, reduction, *options, dtype, op)
+    return loss, total_weight, gradient
+
+
+def _total_weights(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    voxel_weight: Tensor | None,
+    dim: int,
+    ignore_index: int,
+    dtype: torch.dtype,
+    op: str,
+) -> Tensor:
+    """Of each member: the sum of its losses where each log probability is -1, with labels."""
+    if target.is_floating_point() and target.shape == input.shape:
+        voxels = input.select(dim, 0)
+        return _sum_each(voxels.new_ones(()).expand_as(voxels) if voxel_weight is None else voxel_weight)
+    log_p = input.new_full((), -1.0, dtype=dtype).expand_as(input)
+    options = (ignore_index, 0.0, 0.0, True, False, False, dtype, op)
+    return _sum_each(_ops.cross_entropy_forward(log_p, target, weight, voxel_weight, dim, _NONE, *options)[0])
+
+
+@_rule(_ops.cross_entropy_backward.default)
+def _cross_entropy_backward(
+    grad_loss: Tensor,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    voxel_weight: Tensor | None,
+    total_weight: Tensor,
+    dim: int,
+    reduction: int,
+    *options: Any,
+) -> Tensor:
+    if reduction == _MEAN:
+        grad_loss = torch.where(total_weight == 0, 0.0, grad_loss / total_weight)
+    if reduction != _NONE:
+        voxels = input.select(dim + 1, 0)
+        grad_loss = grad_loss.view(-1, *[1] * (voxels.ndim - 1)).expand_as(voxels)
+    arguments = (input, target, weight, voxel_weight, total_weight.new_ones(()))
+    gradient: Tensor = _ops.cross_entropy_backward(grad_loss, *arguments, dim + 1, _NONE, *options)
+    return gradient
+
+
+# ---- soft statistics: sums of each sample, so that the hidden dimension and the batch become one ----
+
+
+def _folded(dim: int, input: Tensor, *tensors: Tensor | None) -> list[Tensor | None]:
+    """[B, N, *] to [B * N, *], the class dimension to max(dim, 1); an input [C] is a sample by itself."""
+
+    def fold(tensor: Tensor | None) -> Tensor | None:
+        if tensor is None or input.ndim == 2:
+            return tensor
+        return (tensor.movedim(2, 1) if dim == 0 and tensor.ndim == input.ndim else tensor).flatten(0, 1)
+
+    return [fold(tensor) for tensor in (input, *tensors)]
+
+
+@_rule(_ops.soft_stats_forward.default)
+def _soft_stats_forward(
+    op: str, input: Tensor, target: Tensor, weight: Tensor | None, voxel_weight: Tensor | None, dim: int, *options: Any
+) -> tuple[Tensor, ...]:
+    x, y, v = _folded(dim, input, target, voxel_weight)
+    results = _ops.soft_stats_forward(op, x, y, weight, v, max(dim, 1), *options)
+    return tuple(each.view(len(input), -1, *each.shape[1:]) for each in results)
+
+
+@_rule(_ops.soft_stats_backward.default)
+def _soft_stats_backward(
+    grad_intersection: Tensor,
+    grad_prediction: Tensor,
+    grad_loss: Tensor,
+    op: str,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    voxel_weight: Tensor | None,
+    dim: int,
+    *options: Any,
+) -> Tensor:
+    grads = (each.flatten(0, 1) for each in (grad_intersection, grad_prediction, grad_loss))
+    x, y, v = _folded(dim, input, target, voxel_weight)
+    gradient: Tensor = _ops.soft_stats_backward(*grads, op, x, y, weight, v, max(dim, 1), *options)
+    if input.ndim == 2:
+        return gradient
+    gradient = gradient.reshape(len(input), -1, *gradient.shape[1:])
+    return gradient.movedim(1, 2) if dim == 0 else gradient
+
+
+# ---- operators of single voxels, for which the hidden dimension is one like others ----
+
+
+@_rule(_ops.sigmoid_focal_forward.default)
+def _sigmoid_focal_forward(
+    op: str, input: Tensor, target: Tensor, weight: Tensor | None, voxel_weight: Tensor | None, dim: int, *options: Any
+) -> Tensor:
+    losses: Tensor = _ops.sigmoid_focal_forward(op, input, target, weight, voxel_weight, dim + 1, *options)
+    return losses
+
+
+@_rule(_ops.sigmoid_focal_backward.default)
+def _sigmoid_focal_backward(
+    grad_loss: Tensor,
+    op: str,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    voxel_weight: Tensor | None,
+    dim: int,
+    *options: Any,
+) -> Tensor:
+    arguments = (input, target, weight, voxel_weight)
+    gradient: Tensor = _ops.sigmoid_focal_backward(grad_loss, op, *arguments, dim + 1, *options)
+    return gradient
+
+
+@_rule(_ops.class_labels.default)
+def _class_labels(op: str, target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
+    labels: Tensor = _ops.class_labels(op, target, num_classes, ignore_index)
+    return labels
+
+
+@_rule(_ops.class_masks.default)
+def _class_masks(op: str, target: Tensor, ignore_index: int) -> Tensor:
+    masks: Tensor = _ops.class_masks(op, target, ignore_index)
+    return masks
+
+
+@_rule(_ops.one_hot_labels.default)
+def _one_hot_labels(op: str, target: Tensor, dim: int) -> Tensor:
+    labels: Tensor = _ops.one_hot_labels(op, target, dim + 1)
+    return labels

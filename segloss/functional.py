@@ -262,9 +262,10 @@ def focal_loss(
     if reduction == "none":
         loss = _sigmoid_focal(op, input, target, weight, voxel_weight, dim, ignore_index, gamma)
     else:
-        *_, loss, total = _soft_stats(
+        *_, losses, totals = _soft_stats(
             op, input, target, weight, voxel_weight, dim, activation, False, ignore_index, True, gamma, 0.0
         )
+        loss, total = losses.sum(), totals.sum()
         if over_ranks:
             loss, total = sum_over_ranks(process_group, loss, total)
         loss = _mean_or_sum(loss, total, reduction, empty_zero)

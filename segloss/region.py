@@ -118,7 +118,7 @@ def soft_stats(
         >>> print(f"{loss.item():.4f}")
         0.1059
     """
-    stats, *_ = _walk(
+    stats, _ = _walk(
         "soft_stats", input, target, None, voxel_weight, dim, activation, ignore_index, True, False, squared=squared
     )
     dtype = torch.promote_types(input.dtype, torch.float32)
@@ -198,7 +198,7 @@ def dice_loss(
     op = "dice_loss"
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
     options = (dim, activation, ignore_index, include_background, batch, process_group)
-    stats, *_ = _walk(op, input, target, weight, voxel_weight, *options, squared=squared)
+    stats, _ = _walk(op, input, target, weight, voxel_weight, *options, squared=squared)
     terms = _dice_terms(stats, jaccard, smooth_nr, smooth_dr)
     return _reduced(terms, weight, reduction, batch, process_group).to(_result_dtype(input))
 
@@ -253,7 +253,7 @@ def generalized_dice_loss(
     _check_choice(op, "w_type", w_type, ("square", "simple", "uniform"))
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
     options = (dim, activation, ignore_index, include_background, batch, process_group)
-    stats, *_ = _walk(op, input, target, None, voxel_weight, *options)
+    stats, _ = _walk(op, input, target, None, voxel_weight, *options)
     w = _volume_weights(stats.target, w_type)
     shared = 2 * (w * stats.intersection).sum(-1) + smooth_nr
     sizes = (w * (stats.prediction + stats.target)).sum(-1) + smooth_dr
@@ -314,7 +314,7 @@ def tversky_loss(
     _check_gamma(op, gamma)
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
     options = (dim, activation, ignore_index, include_background, batch, process_group)
-    stats, *_ = _walk(op, input, target, weight, voxel_weight, *options)
+    stats, _ = _walk(op, input, target, weight, voxel_weight, *options)
     errors = alpha * stats.fp + beta * stats.fn
     terms = 1 - (stats.tp + smooth_nr) / (stats.tp + errors + smooth_dr)
     return _reduced(_power(terms, gamma), weight, reduction, batch, process_group).to(_result_dtype(input))
@@ -505,7 +505,7 @@ def _dice_and(
     _check_choice(op, "reduction", reduction, ("mean", "sum"), advice)
     empty_zero = _is_zero(op, empty)
     options = (dim, activation, ignore_index, include_background, batch, process_group)
-    stats, loss, total = _walk(
+    stats, (loss, total) = _walk(
         op,
         input,
         target,
@@ -539,8 +539,8 @@ def _walk(
     voxel_loss: bool = False,
     gamma: float = 0.0,
     label_smoothing: float = 0.0,
-) -> tuple[SoftStats, Tensor, Tensor]:
-    """The sums of the classes that count, [N, C'] or [C'], the sum of the voxel losses and its mean's denominator.
+) -> tuple[SoftStats, list[Tensor]]:
+    """The sums of the classes that count, [N, C'] or [C']; with `voxel_loss` that of the losses and of their weights.
 
     They are float64 where a kernel takes them, whatever input is, so that a loss is rounded once, when it is finished.
     """
@@ -550,7 +550,7 @@ def _walk(
     check_process_group(op, process_group)
     _check_choice(op, "activation", activation, ("softmax", "sigmoid", None))
     is_sharded = is_dtensor(input)
-    *sums, loss, total = _soft_stats(
+    *sums, losses, totals = _soft_stats(
         op,
         input,
         target,
@@ -564,19 +564,18 @@ def _walk(
         gamma,
         label_smoothing,
     )
+    voxel_sums = [losses.sum(), totals.sum()] if voxel_loss else []
     if is_sharded:
         sums = sum_over_ranks(process_group, *sums)
-        if voxel_loss:
-            loss, total = sum_over_ranks(process_group, loss, total)
+        voxel_sums = sum_over_ranks(process_group, *voxel_sums) if voxel_loss else []
     if not include_background:
         sums = _without_background(op, sums)
     if batch:
         sums = [each.sum(0) for each in sums]
     if process_group is not None and (batch or voxel_loss):
-        shared = [*sums, loss, total] if batch else [loss, total]
-        *batch_sums, loss, total = sum_over_ranks(process_group, *shared)
-        sums = batch_sums or sums
-    return SoftStats(*sums), loss, total
+        shared = sum_over_ranks(process_group, *(sums if batch else []), *voxel_sums)
+        sums, voxel_sums = (shared[:3], shared[3:]) if batch else (sums, shared)
+    return SoftStats(*sums), voxel_sums
 
 
 def _without_background(op: str, sums: list[Tensor]) -> list[Tensor]:

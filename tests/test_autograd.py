@@ -534,7 +534,7 @@ def test_opcheck_of_soft_stats(activation, target, voxel_loss):
     torch.library.opcheck(ops.soft_stats.default, ("op", x.clone().requires_grad_(), y, None, None, *options))
     beneath = (1, ["softmax", "sigmoid"].index(activation), True, -100, voxel_loss, 0.0, 0.1)
     torch.library.opcheck(ops.soft_stats_forward.default, ("op", x, y, None, None, *beneath))
-    grads = (torch.ones(2, 3), torch.ones(2, 3), torch.ones(()))
+    grads = (torch.ones(2, 3), torch.ones(2, 3), torch.ones(2))
     torch.library.opcheck(ops.soft_stats_backward.default, (*grads, "op", x, y, None, None, *beneath))
 
 

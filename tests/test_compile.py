@@ -248,7 +248,7 @@ def operator_calls(x):
         "sigmoid_focal_forward": (ops.sigmoid_focal_forward, ("op", x, masks, *focal)),
         "sigmoid_focal_backward": (ops.sigmoid_focal_backward, (torch.ones_like(x), "op", x, masks, *focal)),
         "soft_stats_forward": (ops.soft_stats_forward, region),
-        "soft_stats_backward": (ops.soft_stats_backward, (stats, stats, one, *region)),
+        "soft_stats_backward": (ops.soft_stats_backward, (stats, stats, stats[:, 0], *region)),
     }
 
 

@@ -217,7 +217,7 @@ OPERATORS = {
     "torch.float32, 'op')",
     "soft_stats_forward": "ops.soft_stats_forward('op', x, y, None, None, DIM, 0, False, -100, True, 0.0, 0.0)",
     "soft_stats_backward": "ops.soft_stats_backward("
-    "torch.ones(2, 3), torch.ones(2, 3), torch.ones(()), 'op', x, y, None, None, DIM, 0, False, -100, True, 0.0, 0.0)",
+    "torch.ones(2, 3), torch.ones(2, 3), torch.ones(2), 'op', x, y, None, None, DIM, 0, False, -100, True, 0.0, 0.0)",
     "confusion_counts": "ops.confusion_counts('accuracy', x, y, 3, -100, DIM, True)",
 }
 

@@ -49,6 +49,34 @@ def test_a_large_gradient_keeps_the_memory_format():
     assert gradient_of(x).stride() == x.stride()
 
 
+TRANSFORMS = {
+    "grad": "torch.func.grad(segloss.cross_entropy)",
+    "per-sample gradients": "torch.func.vmap(torch.func.grad(lambda x, y: segloss.cross_entropy(x[None], y[None])))",
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("transform", TRANSFORMS)
+def test_transforms_take_the_memory_of_the_gradient(transform):
+    script = f"""
+        import torch, segloss
+        from pathlib import Path
+
+        def memory(kind):
+            return int(next(l for l in Path("/proc/self/status").read_text().splitlines() if kind in l).split()[1])
+
+        gradient = {TRANSFORMS[transform]}
+        x, labels = torch.randn(4, 19, 256, 512), torch.zeros(4, 256, 512, dtype=torch.uint8)
+        gradient(x[..., :1], labels[..., :1])
+        Path("/proc/self/clear_refs").write_text("5")
+        before = memory("VmRSS")
+        result = gradient(x, labels)
+        print((memory("VmHWM") - before) * 1024 / x.nbytes)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    assert 0.9 < float(done.stdout) < 1.3
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_no_more_is_kept_than_was_in_use_at_once():
     """Gradients of 20 sizes, one after the other: what stays is one of them, not all."""

@@ -207,6 +207,117 @@ def test_several_gradients_at_once_of_a_loss_that_no_transform_has_seen(name):
     assert operators_of(backward, factors) == operators_of(backward, logits(9))
 
 
+# ---- transforms run the kernels ----
+
+TRANSFORMS = {
+    "grad": lambda loss, x, target: torch.func.grad(lambda x: loss(x, target).sum())(x),
+    "vjp": lambda loss, x, target: torch.func.vjp(lambda x: loss(x, target).sum(), x)[1](torch.ones((), dtype=x.dtype)),
+    "jacrev": lambda loss, x, target: torch.func.jacrev(lambda x: loss(x, target))(x),
+    "vmap of grad": lambda loss, x, target: torch.func.vmap(
+        torch.func.grad(lambda x, target: loss(x[None], target[None]).sum())
+    )(x, target),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@EACH_LOSS
+def test_a_transform_walks_over_the_logits_once_in_each_direction(name, transform):
+    operators = operators_of(TRANSFORMS[transform], LOSSES[name], logits(2, 3, 2), target_of(name))
+    names = [operator.name().removeprefix("segloss::") for operator in operators]
+    assert any(each.endswith("_forward") for each in names)
+    assert any(each.endswith("_backward") for each in names)
+    assert not any("softmax" in each or each == "sigmoid" for each in names)
+
+
+def per_sample(loss, dim, in_dims):
+    """Gradients of each member of a hidden dimension, by torch.func and one after the other."""
+
+    def of_all(x, target):
+        return torch.func.vmap(torch.func.grad(lambda x, target: loss(x, target, dim=dim).sum()), in_dims)(x, target)
+
+    def one_by_one(x, target):
+        members = zip(x.unbind(in_dims[0]), target.unbind(in_dims[1]), strict=True)
+        return torch.stack([gradient_of(lambda x, y=y: loss(x, y, dim=dim).sum(), x) for x, y in members])
+
+    return of_all, one_by_one
+
+
+ANY_SIDE = pytest.mark.parametrize(
+    ("dim", "shape", "labels"),
+    [(0, (3,), ()), (0, (3, 4), (4,)), (1, (4, 3, 2), (4, 2)), (1, (4, 3, 2), (4, 1, 2)), (-1, (4, 2, 3), (4, 2))],
+)
+
+
+@ANY_SIDE
+@pytest.mark.parametrize("in_dims", [(0, 0), (-1, -1)])
+@pytest.mark.parametrize("name", ["cross entropy", "cross entropy of each voxel", "Dice", "Dice and cross entropy"])
+def test_the_hidden_dimension_and_the_classes_may_be_any(name, in_dims, dim, shape, labels):
+    of_all, one_by_one = per_sample(LOSSES[name], dim, in_dims)
+    x = logits(5, *shape).movedim(0, in_dims[0])
+    target = torch.randint(3, (5, *labels)).movedim(0, in_dims[1])
+    assert_close(of_all(x, target), one_by_one(x, target))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("loss", [segloss.cross_entropy, segloss.dice_loss])
+def test_vmap_over_class_weights(loss, reduction):
+    x, weights = logits(2, 3, 2), torch.rand(4, 3, dtype=torch.float64)
+
+    def gradient(weight):
+        return torch.func.grad(lambda x: loss(x, LABELS, weight=weight, reduction=reduction).sum())(x)
+
+    assert_close(torch.func.vmap(gradient)(weights), torch.stack([gradient(each) for each in weights]))
+
+
+@pytest.mark.parametrize("options", [{}, {"voxel_weight": VOXEL_WEIGHT[:1]}, {"weight": WEIGHT}])
+def test_per_sample_means_of_class_probabilities_have_denominators_of_their_own(options):
+    x, p = logits(4, 1, 3, 2), logits(4, 1, 3, 2).softmax(2)
+    loss = with_options(segloss.cross_entropy, label_smoothing=0.1, **options)
+    assert_close(torch.func.vmap(loss)(x, p), torch.stack([loss(*each) for each in zip(x, p, strict=True)]))
+
+
+@pytest.mark.parametrize("empty", ["nan", "zero"])
+def test_per_sample_means_without_a_voxel_that_counts_are_empty(empty):
+    x, labels = logits(2, 1, 3, 2), torch.tensor([[[0, 1]], [[-100, -100]]])
+    loss = with_options(segloss.cross_entropy, empty=empty)
+    per_sample_losses = torch.func.vmap(loss)(x, labels)
+    assert_close(per_sample_losses, torch.stack([loss(x[0], labels[0]), loss(x[1], labels[1])]))
+    assert not torch.func.vmap(torch.func.grad(loss))(x, labels)[1].any()
+
+
+def gradient_penalty(loss, target):
+    """Differentiates within the level of a transform that differentiates again."""
+
+    def penalized(x):
+        value = loss(x, target).sum()
+        return value + torch.autograd.grad(value, x, create_graph=True)[0].square().sum()
+
+    return penalized
+
+
+@EACH_LOSS
+def test_second_derivatives_within_a_transform_and_around_it(name):
+    loss, target, x = LOSSES[name], target_of(name), logits(2, 3, 2)
+    expected = gradient_of(gradient_penalty(loss, target), x.requires_grad_())
+    assert_close(torch.func.grad(gradient_penalty(loss, target))(x), expected)
+
+    def around(x):
+        return loss(x, target).sum() + torch.func.grad(loss_of(name))(x).square().sum()
+
+    assert_close(gradient_of(around, x), expected)
+    assert_close(torch.func.grad(around)(x), expected)
+
+
+@pytest.mark.parametrize("loss", [segloss.cross_entropy, segloss.dice_loss])
+def test_probabilities_and_class_weights_have_gradients_within_a_transform(loss):
+    arguments = (logits(2, 3, 2), logits(2, 3, 2).softmax(1), WEIGHT)
+    for k in range(3):
+        leaves = [each.detach().requires_grad_(j == k) for j, each in enumerate(arguments)]
+        expected = torch.autograd.grad(loss(leaves[0], leaves[1], weight=leaves[2]), leaves[k])[0]
+        actual = torch.func.grad(lambda x, p, weight: loss(x, p, weight=weight), argnums=k)(*arguments)
+        assert_close(actual, expected)
+
+
 # ---- autocast ----
 
 

@@ -7,23 +7,68 @@
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
 
 #include <algorithm>
+#include <mutex>
+#include <utility>
 
 namespace segloss {
 namespace {
 
-bool is_func_active() {
-    return c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerBackMode);
-}
+// A backward pass in the graph.
+class Recorded final : public torch::autograd::Node {
+public:
+    Recorded(const char* name, const variable_list& saved, BackwardPass backward)
+        : name_(name), backward_(std::move(backward)) {
+        for (const auto& tensor : saved) {
+            saved_.emplace_back(tensor, /*is_output=*/false);
+        }
+    }
+
+    variable_list apply(variable_list&& grads) override {
+        const std::lock_guard<std::mutex> lock(mutex_); // as torch's own nodes take it: release_variables may come
+        variable_list saved;
+        for (const auto& tensor : saved_) {
+            saved.push_back(tensor.unpack());
+        }
+        return backward_(grads, saved);
+    }
+
+    void release_variables() override {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        for (auto& tensor : saved_) {
+            tensor.reset_data();
+        }
+    }
+
+    std::string name() const override { return name_; }
+
+private:
+    const char* name_;
+    std::vector<torch::autograd::SavedVariable> saved_;
+    BackwardPass backward_;
+};
 
 } // namespace
 
-bool is_transformed(std::initializer_list<OptionalTensor> tensors) {
-    return is_func_active() || std::any_of(tensors.begin(), tensors.end(), [](const OptionalTensor& tensor) {
-               return torch::autograd::isFwGradDefined(tensor);
-           });
+bool is_func_active() {
+    using c10::DispatchKey; // of who calls operators, as a backward pass does, and of an operator that is called
+    return c10::impl::tls_is_dispatch_key_included(DispatchKey::FuncTorchDynamicLayerFrontMode) ||
+           c10::impl::tls_is_dispatch_key_included(DispatchKey::FuncTorchDynamicLayerBackMode);
+}
+
+bool has_tangent(std::initializer_list<OptionalTensor> tensors) {
+    return std::any_of(tensors.begin(), tensors.end(),
+                       [](const OptionalTensor& tensor) { return torch::autograd::isFwGradDefined(tensor); });
+}
+
+bool takes_function(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                    const OptionalTensor& voxel_weight) {
+    return !is_func_active() && !has_tangent({input, target, weight, voxel_weight}) &&
+           torch::autograd::compute_requires_grad(input, target, or_undefined(weight));
 }
 
 at::ScalarType dtype_of_loss(const Tensor& input) {
@@ -47,14 +92,15 @@ bool may_hold_results(const Tensor& input) {
     return input.is_cpu() && !is_traced && !at::SavedTensorDefaultHooks::get_hooks();
 }
 
-bool takes_composite_gradient(const variable_list& grads) {
-    return at::GradMode::is_enabled() || is_func_active() ||
-           std::any_of(grads.begin(), grads.end(),
-                       [](const Tensor& grad) { return torch::autograd::isFwGradDefined(OptionalTensor(grad)); });
+void record(const char* name, const variable_list& results, const variable_list& inputs, const variable_list& saved,
+            BackwardPass backward) {
+    const auto node = c10::make_intrusive<Recorded>(name, saved, std::move(backward));
+    node->set_next_edges(torch::autograd::collect_next_edges(inputs));
+    torch::autograd::set_history(results, node);
 }
 
-variable_list composite_gradients(const std::function<variable_list(const variable_list&)>& composite,
-                                  const variable_list& arguments, const variable_list& grads) {
+variable_list composite_gradients(const Composite& composite, const variable_list& arguments,
+                                  const variable_list& grads) {
     const bool create_graph = at::GradMode::is_enabled();
     at::AutoGradMode enable(true);
     variable_list aliases; // so that hooks on the caller's tensors do not run twice
@@ -81,6 +127,45 @@ variable_list composite_gradients(const std::function<variable_list(const variab
     std::transform(aliases.begin(), aliases.end(), by_argument.begin(),
                    [&](const Tensor& alias) { return alias.defined() && alias.requires_grad() ? *next++ : Tensor(); });
     return by_argument;
+}
+
+Tensor composite_gradient(const std::function<variable_list(const Tensor&)>& composite, const Tensor& input,
+                          const variable_list& grads) {
+    const auto of_arguments = [&](const variable_list& arguments) { return composite(arguments[0]); };
+    const auto source = input.requires_grad() ? input : input.view_as(input).set_requires_grad(true);
+    return composite_gradients(of_arguments, {source}, grads)[0];
+}
+
+Tensor gradient_by_input(const Composite& composite, const variable_list& arguments, const variable_list& grads,
+                         const std::function<Tensor()>& compute) {
+    const auto by_composite = [composite, num_arguments = arguments.size()](const variable_list& all) {
+        const auto first_grad = all.begin() + num_arguments;
+        const auto of_input = [&](const Tensor& input) {
+            variable_list arguments(all.begin(), first_grad);
+            arguments[0] = input;
+            return composite(arguments);
+        };
+        return variable_list{composite_gradient(of_input, all[0], {first_grad, all.end()})};
+    };
+    variable_list all = arguments;
+    all.insert(all.end(), grads.begin(), grads.end());
+    const auto& target = arguments[1];
+    const auto& weight = arguments[2];
+    using torch::autograd::compute_requires_grad;
+    if (torch::autograd::isFwGradDefinedTensorList(all) || compute_requires_grad(target, weight)) {
+        return by_composite(all)[0];
+    }
+    const auto gradient = [&] {
+        const at::AutoDispatchBelowADInplaceOrView below_autograd;
+        return compute();
+    }();
+    if (compute_requires_grad(all)) {
+        record("LossBackwardBackward", {gradient}, all, all,
+               [by_composite](const variable_list& grads, const variable_list& saved) {
+                   return composite_gradients(by_composite, saved, grads);
+               });
+    }
+    return gradient;
 }
 
 } // namespace segloss

@@ -19,8 +19,15 @@ inline OptionalTensor defined_or_none(const Tensor& tensor) {
     return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
 
-// torch.func transforms and forward-mode AD look through ATen operators only.
-bool is_transformed(std::initializer_list<OptionalTensor> tensors);
+// True under a torch.func transform.
+bool is_func_active();
+
+// Whether forward-mode AD runs through one of them: it looks through ATen operators only.
+bool has_tangent(std::initializer_list<OptionalTensor> tensors);
+
+// Whether a loss is to be recorded by a C++ Function, which neither torch.func transforms nor forward-mode AD take.
+bool takes_function(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                    const OptionalTensor& voxel_weight);
 
 // The dtype that a loss of `input` has: input's own, float32 for half types under autocast.
 at::ScalarType dtype_of_loss(const Tensor& input);
@@ -32,12 +39,29 @@ bool is_compiled_from_composite(const Tensor& tensor);
 // are traced (compiling, exporting), nor under hooks on saved tensors (checkpointing, offloading), which do not see it.
 bool may_hold_results(const Tensor& input);
 
-// True if a backward pass needs a gradient that itself can be differentiated, or runs under a torch.func transform.
-bool takes_composite_gradient(const variable_list& grads);
+// From the gradients of results to those of inputs, with the tensors that were saved for it.
+using BackwardPass = std::function<variable_list(const variable_list& grads, const variable_list& saved)>;
 
-// The derivative of `composite`, a function of `arguments` made of ATen operators, by each of its arguments that
-// requires one, itself differentiable. Undefined tensors among arguments and grads are absent ones.
-variable_list composite_gradients(const std::function<variable_list(const variable_list&)>& composite,
-                                  const variable_list& arguments, const variable_list& grads);
+// Makes results that were computed below autograd functions of inputs, as torch does for its own operators: what a
+// Function does, where none is taken.
+void record(const char* name, const variable_list& results, const variable_list& inputs, const variable_list& saved,
+            BackwardPass backward);
+
+// A function made of differentiable ATen operators.
+using Composite = std::function<variable_list(const variable_list&)>;
+
+// The derivative of `composite`, a function of `arguments`, by each of its arguments that requires one, itself
+// differentiable. Undefined tensors among arguments and grads are absent ones.
+variable_list composite_gradients(const Composite& composite, const variable_list& arguments,
+                                  const variable_list& grads);
+
+// By one argument, whether it requires a gradient or not.
+Tensor composite_gradient(const std::function<variable_list(const Tensor&)>& composite, const Tensor& input,
+                          const variable_list& grads);
+
+// The backward operator to autograd: what `compute` gives, the derivative of `composite` by the first of its arguments
+// input, target, weight and voxel weight, as a differentiable function of input and grads.
+Tensor gradient_by_input(const Composite& composite, const variable_list& arguments, const variable_list& grads,
+                         const std::function<Tensor()>& compute);
 
 } // namespace segloss

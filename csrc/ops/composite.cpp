@@ -231,8 +231,7 @@ Tensor slab_gradient(const std::function<variable_list(const Tensor&)>& composit
     const c10::impl::ForceDispatchKeyGuard with_autograd(
         keys.included_, keys.excluded_ - c10::autograd_dispatch_keyset_with_ADInplaceOrView);
     const at::NoGradGuard no_graph_of_the_gradient;
-    const auto of_arguments = [&](const variable_list& arguments) { return composite(arguments[0]); };
-    return composite_gradients(of_arguments, {input.detach().requires_grad_()}, grads)[0];
+    return composite_gradient(composite, input.detach(), grads);
 }
 
 void check_target_values(const std::string& op, const Tensor& target, Target kind, int64_t num_classes,

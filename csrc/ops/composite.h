@@ -1,6 +1,6 @@
-// The losses as differentiable ATen operators: for second derivatives, torch.func transforms, forward-mode AD, and
-// devices without kernels. Same formulas and same treatment of voxels that do not count as the kernels. Labels are
-// never made one-hot: what belongs to a voxel's label is gathered there.
+// The losses as differentiable ATen operators: for second derivatives, forward-mode AD, and devices without kernels.
+// Same formulas and same treatment of voxels that do not count as the kernels. Labels are never made one-hot: what
+// belongs to a voxel's label is gathered there.
 #pragma once
 
 #include <ATen/core/Tensor.h>

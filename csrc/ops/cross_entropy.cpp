@@ -270,18 +270,19 @@ VoxelLosses voxel_terms(const Tensor& input, const Tensor& target, const Optiona
     return {weighted_values(voxels, losses), weighted_values(voxels, shares)};
 }
 
-Tensor composite(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                 const OptionalTensor& voxel_weight, Target kind, const Options& options) {
+// The loss and the mean's denominator.
+std::tuple<Tensor, Tensor> composite(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                                     const OptionalTensor& voxel_weight, const Options& options) {
+    const auto kind = classify_target(options.op, input, target, options.dim);
     const auto [losses, shares] = voxel_terms(input, target, weight, voxel_weight, kind, options);
+    const auto total_weight = shares.sum();
     if (options.reduction == at::Reduction::None) {
         const bool keeps_dim = kind == Target::labels && target.dim() == input.dim() && input.dim() > 1;
-        return (keeps_dim ? losses : losses.squeeze(options.dim)).to(options.dtype);
+        return {(keeps_dim ? losses : losses.squeeze(options.dim)).to(options.dtype), total_weight};
     }
-    auto loss = losses.sum();
-    if (options.reduction == at::Reduction::Mean) {
-        loss = mean_loss(loss, shares.sum(), options.empty_zero);
-    }
-    return loss.to(options.dtype);
+    const bool is_mean = options.reduction == at::Reduction::Mean;
+    const auto loss = is_mean ? mean_loss(losses.sum(), total_weight, options.empty_zero) : losses.sum();
+    return {loss.to(options.dtype), total_weight};
 }
 
 // ---- devices without a kernel: the composite in slabs ---------------------------------------------------------------
@@ -356,13 +357,15 @@ std::tuple<Tensor, Tensor, Tensor> forward_slabs(const Tensor& input, const Tens
 
 // ---- autograd -------------------------------------------------------------------------------------------------------
 
+using at::AutoDispatchBelowADInplaceOrView; // the fallback of ADInplaceOrView would box every argument
+using torch::autograd::compute_requires_grad;
+
 std::tuple<Tensor, Tensor, Tensor> call_forward(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                                                 const OptionalTensor& voxel_weight, const Options& o,
                                                 bool with_gradient) {
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("segloss::cross_entropy_forward", "")
                                .typed<decltype(forward_cpu)>();
-    const at::AutoDispatchBelowADInplaceOrView below_autograd; // whose fallback would box every argument
     return op.call(input, target, weight, voxel_weight, o.dim, o.reduction, o.ignore_index, o.label_smoothing, o.gamma,
                    o.log_probabilities, o.empty_zero, with_gradient, o.dtype, o.op);
 }
@@ -372,9 +375,52 @@ Tensor call_backward(const Tensor& grad_loss, const Tensor& input, const Tensor&
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("segloss::cross_entropy_backward", "")
                                .typed<decltype(backward_cpu)>();
-    const at::AutoDispatchBelowADInplaceOrView below_autograd;
     return op.call(grad_loss, input, target, weight, voxel_weight, total_weight, o.dim, o.reduction, o.ignore_index,
                    o.label_smoothing, o.gamma, o.log_probabilities, o.dtype, o.op);
+}
+
+std::tuple<Tensor, Tensor, Tensor> forward_autograd(const Tensor& input, const Tensor& target,
+                                                    const OptionalTensor& weight, const OptionalTensor& voxel_weight,
+                                                    int64_t dim, int64_t reduction, int64_t ignore_index,
+                                                    double label_smoothing, double gamma, bool log_probabilities,
+                                                    bool empty_zero, bool with_gradient, ScalarType dtype,
+                                                    c10::string_view op) {
+    const Options options{std::string(op),   dim,        reduction, ignore_index, label_smoothing, gamma,
+                          log_probabilities, empty_zero, dtype};
+    if (has_tangent({input, target, weight, voxel_weight}) || compute_requires_grad(target, or_undefined(weight))) {
+        check_operator_arguments(input, target, weight, voxel_weight, options);
+        const auto [loss, total_weight] = composite(input, target, weight, voxel_weight, options);
+        return {loss, total_weight.to(widest_dtype(input)), at::empty({0}, input.options())};
+    }
+    const auto results = [&] {
+        const AutoDispatchBelowADInplaceOrView below_autograd;
+        return call_forward(input, target, weight, voxel_weight, options, with_gradient);
+    }();
+    if (compute_requires_grad(input)) {
+        const auto& [loss, total_weight, gradient] = results;
+        const auto backward = [options](const variable_list& grads, const variable_list& saved) {
+            return variable_list{call_backward(grads[0], saved[0], saved[1], defined_or_none(saved[2]),
+                                               defined_or_none(saved[3]), saved[4], options)};
+        };
+        record("CrossEntropyBackward", {loss}, {input},
+               {input, target, or_undefined(weight), or_undefined(voxel_weight), total_weight}, backward);
+    }
+    return results;
+}
+
+Tensor backward_autograd(const Tensor& grad_loss, const Tensor& input, const Tensor& target,
+                         const OptionalTensor& weight, const OptionalTensor& voxel_weight, const Tensor& total_weight,
+                         int64_t dim, int64_t reduction, int64_t ignore_index, double label_smoothing, double gamma,
+                         bool log_probabilities, ScalarType dtype, c10::string_view op) {
+    const Options options{std::string(op),   dim,   reduction, ignore_index, label_smoothing, gamma,
+                          log_probabilities, false, dtype};
+    const auto loss = [options](const variable_list& arguments) {
+        return variable_list{std::get<0>(composite(arguments[0], arguments[1], defined_or_none(arguments[2]),
+                                                   defined_or_none(arguments[3]), options))};
+    };
+    return gradient_by_input(loss, {input, target, or_undefined(weight), or_undefined(voxel_weight)}, {grad_loss}, [&] {
+        return call_backward(grad_loss, input, target, weight, voxel_weight, total_weight, options);
+    });
 }
 
 // A reduced loss computes its gradient along with itself, while the logits are in the cache. Not in float16, where a
@@ -387,11 +433,13 @@ bool computes_gradient_ahead(const Tensor& input, const Tensor& target, const Op
 }
 
 // The gradient that was computed ahead, times grad_loss. It is handed out once: who asks again, for several at once
-// (is_grads_batched), or for a factor that would round or overflow twice, has it computed anew. Undefined: there is
-// none.
+// (is_grads_batched), for one to differentiate, or for a factor that would round or overflow twice, has it computed
+// anew. Undefined: there is none.
 Tensor take_gradient(AutogradContext* ctx, const Tensor& grad_loss) {
     const auto held = ctx->saved_data.find("gradient");
-    if (held == ctx->saved_data.end() || grad_loss.key_set().has(c10::DispatchKey::Batched)) {
+    const bool is_batched = is_func_active() || grad_loss.key_set().has(c10::DispatchKey::Batched);
+    const bool is_differentiated = at::GradMode::is_enabled() || has_tangent({grad_loss});
+    if (held == ctx->saved_data.end() || is_batched || is_differentiated) {
         return {};
     }
     const auto gradient = held->second.toTensor();
@@ -410,6 +458,7 @@ public:
     static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                           const OptionalTensor& voxel_weight, const Options& options) {
         const bool with_gradient = computes_gradient_ahead(input, target, weight, options);
+        const AutoDispatchBelowADInplaceOrView below_autograd;
         const auto [loss, total_weight, gradient] =
             call_forward(input, target, weight, voxel_weight, options, with_gradient);
         ctx->save_for_backward({input, target, or_undefined(weight), or_undefined(voxel_weight), total_weight});
@@ -426,8 +475,7 @@ public:
         const auto saved = ctx->get_saved_variables();
         const auto voxel_weight = defined_or_none(saved[3]);
         const auto options = saved_options(ctx);
-        const bool only_input = !saved[1].requires_grad() && !saved[2].requires_grad();
-        if (only_input && !takes_composite_gradient(grads)) {
+        if (!saved[1].requires_grad() && !saved[2].requires_grad()) {
             auto grad = take_gradient(ctx, grads[0]);
             if (!grad.defined()) {
                 grad = call_backward(grads[0], saved[0], saved[1], defined_or_none(saved[2]), voxel_weight, saved[4],
@@ -436,9 +484,8 @@ public:
             return {grad, Tensor(), Tensor(), Tensor(), Tensor()};
         }
         const auto loss = [&](const variable_list& arguments) {
-            const auto kind = classify_target(options.op, arguments[0], arguments[1], options.dim);
             const auto weight = defined_or_none(arguments[2]);
-            return variable_list{composite(arguments[0], arguments[1], weight, voxel_weight, kind, options)};
+            return variable_list{std::get<0>(composite(arguments[0], arguments[1], weight, voxel_weight, options))};
         };
         auto result = composite_gradients(loss, {saved[0], saved[1], saved[2]}, grads);
         result.resize(5); // one for each argument of forward
@@ -470,17 +517,16 @@ Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTe
                     log_probabilities, empty_zero, at::kFloat};
     check_logits(options.op, input);
     options.dim = class_dim(options.op, input, dim);
-    auto kind = check_arguments(input, target, weight, voxel_weight, options);
+    const auto kind = check_arguments(input, target, weight, voxel_weight, options);
     options.dtype = dtype.value_or(loss_dtype(input, target, kind));
     auto labels = target;
     if (kind == Target::one_hot) {
         labels = one_hot_labels(options.op, target, options.dim);
-        kind = Target::labels;
     }
-    if (is_transformed({input, labels, weight, voxel_weight}) || is_compiled_from_composite(input)) {
-        return composite(input, labels, weight, voxel_weight, kind, options);
+    if (is_compiled_from_composite(input)) {
+        return std::get<0>(composite(input, labels, weight, voxel_weight, options));
     }
-    if (torch::autograd::compute_requires_grad(input, labels, or_undefined(weight))) {
+    if (takes_function(input, labels, weight, voxel_weight)) {
         return CrossEntropy::apply(input, labels, weight, voxel_weight, options);
     }
     return std::get<0>(call_forward(input, labels, weight, voxel_weight, options, /*with_gradient=*/false));
@@ -510,6 +556,11 @@ TORCH_LIBRARY_IMPL(segloss, CompositeImplicitAutograd, m) { m.impl("cross_entrop
 
 // Under vmap, too, the operator is what it is made of, not a loop over samples.
 TORCH_LIBRARY_IMPL(segloss, FuncTorchBatchedDecomposition, m) { m.impl("cross_entropy", TORCH_FN(cross_entropy)); }
+
+TORCH_LIBRARY_IMPL(segloss, Autograd, m) {
+    m.impl("cross_entropy_forward", TORCH_FN(forward_autograd));
+    m.impl("cross_entropy_backward", TORCH_FN(backward_autograd));
+}
 
 TORCH_LIBRARY_IMPL(segloss, CPU, m) {
     m.impl("cross_entropy_forward", TORCH_FN(forward_cpu));

@@ -159,12 +159,14 @@ Tensor backward_slabs(const Tensor& grad_loss, c10::string_view op, const Tensor
 
 // ---- autograd -------------------------------------------------------------------------------------------------------
 
+using at::AutoDispatchBelowADInplaceOrView; // the fallback of ADInplaceOrView would box every argument
+using torch::autograd::compute_requires_grad;
+
 Tensor call_forward(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                     const OptionalTensor& voxel_weight, const Options& o) {
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("segloss::sigmoid_focal_forward", "")
                                .typed<decltype(forward_cpu)>();
-    const at::AutoDispatchBelowADInplaceOrView below_autograd; // whose fallback would box every argument
     return op.call(o.op, input, target, weight, voxel_weight, o.dim, o.ignore_index, o.gamma, o.dtype);
 }
 
@@ -173,8 +175,42 @@ Tensor call_backward(const Tensor& grad_loss, const Tensor& input, const Tensor&
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("segloss::sigmoid_focal_backward", "")
                                .typed<decltype(backward_cpu)>();
-    const at::AutoDispatchBelowADInplaceOrView below_autograd;
     return op.call(grad_loss, o.op, input, target, weight, voxel_weight, o.dim, o.ignore_index, o.gamma, o.dtype);
+}
+
+Tensor forward_autograd(c10::string_view op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                        const OptionalTensor& voxel_weight, int64_t dim, int64_t ignore_index, double gamma,
+                        ScalarType dtype) {
+    const Options options{std::string(op), dim, ignore_index, gamma, dtype};
+    if (has_tangent({input, target, weight, voxel_weight}) || compute_requires_grad(target, or_undefined(weight))) {
+        check_arguments(input, target, weight, voxel_weight, options);
+        return composite(input, target, weight, voxel_weight, options);
+    }
+    const auto losses = [&] {
+        const AutoDispatchBelowADInplaceOrView below_autograd;
+        return call_forward(input, target, weight, voxel_weight, options);
+    }();
+    if (compute_requires_grad(input)) {
+        record("SigmoidFocalBackward", {losses}, {input},
+               {input, target, or_undefined(weight), or_undefined(voxel_weight)},
+               [options](const variable_list& grads, const variable_list& saved) {
+                   return variable_list{call_backward(grads[0], saved[0], saved[1], defined_or_none(saved[2]),
+                                                      defined_or_none(saved[3]), options)};
+               });
+    }
+    return losses;
+}
+
+Tensor backward_autograd(const Tensor& grad_loss, c10::string_view op, const Tensor& input, const Tensor& target,
+                         const OptionalTensor& weight, const OptionalTensor& voxel_weight, int64_t dim,
+                         int64_t ignore_index, double gamma, ScalarType dtype) {
+    const Options options{std::string(op), dim, ignore_index, gamma, dtype};
+    const auto losses = [options](const variable_list& arguments) {
+        return variable_list{composite(arguments[0], arguments[1], defined_or_none(arguments[2]),
+                                       defined_or_none(arguments[3]), options)};
+    };
+    return gradient_by_input(losses, {input, target, or_undefined(weight), or_undefined(voxel_weight)}, {grad_loss},
+                             [&] { return call_backward(grad_loss, input, target, weight, voxel_weight, options); });
 }
 
 // Gradients of the input alone; targets and weights that require one take the composite path.
@@ -185,26 +221,18 @@ public:
         ctx->save_for_backward({input, target, or_undefined(weight), or_undefined(voxel_weight)});
         ctx->saved_data["options"] =
             std::make_tuple(options.op, options.dim, options.ignore_index, options.gamma, options.dtype);
+        const AutoDispatchBelowADInplaceOrView below_autograd;
         return call_forward(input, target, weight, voxel_weight, options);
     }
 
     static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
         const auto saved = ctx->get_saved_variables();
-        const auto weight = defined_or_none(saved[2]);
-        const auto voxel_weight = defined_or_none(saved[3]);
         const auto& fields = ctx->saved_data["options"].toTupleRef().elements();
         const Options options{fields[0].toStringRef(), fields[1].toInt(), fields[2].toInt(), fields[3].toDouble(),
                               fields[4].toScalarType()};
-        variable_list result(5); // one for each argument of forward
-        if (!takes_composite_gradient(grads)) {
-            result[0] = call_backward(grads[0], saved[0], saved[1], weight, voxel_weight, options);
-            return result;
-        }
-        const auto losses = [&](const variable_list& arguments) {
-            return variable_list{composite(arguments[0], saved[1], weight, voxel_weight, options)};
-        };
-        result[0] = composite_gradients(losses, {saved[0]}, grads)[0];
-        return result;
+        const auto gradient =
+            call_backward(grads[0], saved[0], saved[1], defined_or_none(saved[2]), defined_or_none(saved[3]), options);
+        return {gradient, Tensor(), Tensor(), Tensor(), Tensor()};
     }
 };
 
@@ -217,13 +245,12 @@ Tensor sigmoid_focal(c10::string_view op, const Tensor& input, const Tensor& tar
     options.dim = class_dim(options.op, input, dim);
     options.dtype = dtype_of_loss(input);
     check_arguments(input, target, weight, voxel_weight, options);
-    using torch::autograd::compute_requires_grad;
-    if (is_transformed({input, target, weight, voxel_weight}) || is_compiled_from_composite(input) ||
-        compute_requires_grad(target, or_undefined(weight))) {
+    if (is_compiled_from_composite(input) || compute_requires_grad(target, or_undefined(weight))) {
         return composite(input, target, weight, voxel_weight, options);
     }
-    return compute_requires_grad(input) ? SigmoidFocal::apply(input, target, weight, voxel_weight, options)
-                                        : call_forward(input, target, weight, voxel_weight, options);
+    return takes_function(input, target, weight, voxel_weight)
+               ? SigmoidFocal::apply(input, target, weight, voxel_weight, options)
+               : call_forward(input, target, weight, voxel_weight, options);
 }
 
 } // namespace
@@ -245,6 +272,11 @@ TORCH_LIBRARY_IMPL(segloss, CompositeImplicitAutograd, m) { m.impl("sigmoid_foca
 
 // Under vmap, too, the operator is what it is made of, not a loop over samples.
 TORCH_LIBRARY_IMPL(segloss, FuncTorchBatchedDecomposition, m) { m.impl("sigmoid_focal", TORCH_FN(sigmoid_focal)); }
+
+TORCH_LIBRARY_IMPL(segloss, Autograd, m) {
+    m.impl("sigmoid_focal_forward", TORCH_FN(forward_autograd));
+    m.impl("sigmoid_focal_backward", TORCH_FN(backward_autograd));
+}
 
 TORCH_LIBRARY_IMPL(segloss, CPU, m) {
     m.impl("sigmoid_focal_forward", TORCH_FN(forward_cpu));

@@ -38,7 +38,7 @@ struct Options {
     bool is_softmax() const { return activation == SEGLOSS_SOFTMAX; }
 };
 
-// [N, C] of v p g, v p and v g; the sum of the losses and the mean's denominator, 0-dim.
+// [N, C] of v p g, v p and v g; [N] of the losses and of their weights in a mean.
 using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // ---- checks ---------------------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ segloss_soft_stats kernel_arguments(const Tensor& input, Target kind, const Tens
     return args;
 }
 
-// Adds the lanes of every chunk, in order: [chunks of all samples, 3, C, lanes] to three [N, C].
+// Adds the lanes of every chunk of a sample, in order: [chunks of all samples, 3, C, lanes] to three [N, C].
 std::array<Tensor, 3> add_up(const std::vector<double>& lanes, int64_t samples, int64_t chunks_per_sample,
                              int64_t num_classes) {
     std::array<Tensor, 3> totals;
@@ -211,15 +211,15 @@ Results forward_cpu(c10::string_view op, const Tensor& input, const Tensor& targ
     if (!accepted) {
         raise_refused_target(options.op, target, kind, num_classes, options.ignore_index);
     }
-    double loss = 0;
-    double loss_weight = 0;
-    for (const auto& sum : sums) {
-        loss += sum.loss;
-        loss_weight += sum.weight;
-    }
     const auto [intersection, prediction, targets] = add_up(lanes, samples.count(), chunks.per_sample(), num_classes);
-    return {intersection, prediction, targets, at::detail::scalar_tensor_static(loss, at::kDouble, at::kCPU),
-            at::detail::scalar_tensor_static(loss_weight, at::kDouble, at::kCPU)};
+    const auto loss = at::zeros({samples.count()}, at::kDouble);
+    const auto loss_weight = at::zeros({samples.count()}, at::kDouble);
+    for (size_t chunk = 0; chunk < sums.size(); ++chunk) {
+        const auto n = chunk / chunks.per_sample();
+        loss.data_ptr<double>()[n] += sums[chunk].loss;
+        loss_weight.data_ptr<double>()[n] += sums[chunk].weight;
+    }
+    return {intersection, prediction, targets, loss, loss_weight};
 }
 
 // A gradient [N, C] in the dtype that is computed in.
@@ -237,9 +237,10 @@ Tensor backward_cpu(const Tensor& grad_intersection, const Tensor& grad_predicti
                     int64_t ignore_index, bool voxel_loss, double gamma, double label_smoothing) {
     const Options options{std::string(op), dim, activation, squared, ignore_index, voxel_loss, gamma, label_smoothing};
     const auto kind = check_operator_arguments(input, target, weight, voxel_weight, options);
-    TORCH_CHECK(grad_loss.dim() == 0 && grad_loss.is_floating_point(), options.op,
-                " backward: expected a floating 0-dim gradient of the loss, got ", grad_loss.sizes(), " of dtype ",
-                grad_loss.scalar_type());
+    TORCH_CHECK(
+        grad_loss.dim() == 1 && grad_loss.sym_size(0) == num_samples(input, dim) && grad_loss.is_floating_point(),
+        options.op, " backward: expected a floating gradient [", num_samples(input, dim), "] of the loss for input ",
+        input.sym_sizes(), ", got ", grad_loss.sizes(), " of dtype ", grad_loss.scalar_type());
     const auto dtype = input.scalar_type();
     const auto class_weight = class_weight_for_kernel(weight, dtype);
     const auto by_intersection = gradient_for_kernel(grad_intersection, input, dim, options);
@@ -284,7 +285,8 @@ Results forward_meta(c10::string_view op, const Tensor& input, const Tensor& tar
         {std::string(op), dim, activation, squared, ignore_index, voxel_loss, gamma, label_smoothing});
     const auto options = input.options().dtype(at::kDouble);
     const auto stats = [&] { return at::empty_symint({num_samples(input, dim), input.sym_size(dim)}, options); };
-    return {stats(), stats(), stats(), at::empty({}, options), at::empty({}, options)};
+    const auto losses = [&] { return at::empty_symint({num_samples(input, dim)}, options); };
+    return {stats(), stats(), stats(), losses(), losses()};
 }
 
 Tensor backward_meta(const Tensor& /*grad_intersection*/, const Tensor& /*grad_prediction*/,
@@ -318,8 +320,9 @@ Tensor sum_by_label(const Tensor& values, const Tensor& labels, const c10::SymIn
 }
 
 Results composite(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                  const OptionalTensor& voxel_weight, Target kind, const Options& options) {
+                  const OptionalTensor& voxel_weight, const Options& options) {
     const auto dim = options.dim;
+    const auto kind = classify_target(options.op, input, target, dim, /*takes_masks=*/!options.is_softmax());
     const auto num_classes = input.sym_size(dim);
     const auto voxels = read_voxels(options.op, input, target, voxel_weight, kind, dim, options.ignore_index,
                                     compute_dtype(input.scalar_type()));
@@ -339,24 +342,24 @@ Results composite(const Tensor& input, const Tensor& target, const OptionalTenso
         intersection = sum(p * g);
         targets = sum(squared(g));
     }
-    auto loss = at::zeros({}, p.options());
-    auto loss_weight = at::zeros({}, p.options());
+    auto loss = at::zeros_symint({num_samples(input, dim)}, p.options());
+    auto loss_weight = at::zeros_like(loss);
     if (options.voxel_loss && options.is_softmax()) {
         const auto [losses, shares] = cross_entropy_losses(voxels, kind, /*log_probabilities=*/false, weight, dim,
                                                            options.label_smoothing, options.gamma);
-        loss = weighted_values(voxels, losses).sum();
-        loss_weight = weighted_values(voxels, shares).sum();
+        loss = sum(losses).sum(1);
+        loss_weight = sum(shares).sum(1);
     } else if (options.voxel_loss) {
         const auto losses = binary_losses(voxels, kind, weight, dim, options.label_smoothing, options.gamma);
-        loss = weighted_values(voxels, losses).sum();
-        loss_weight = v.sum() * num_classes;
+        loss = sum(losses).sum(1);
+        loss_weight = sum_of_samples(v, dim).sum(1) * num_classes;
     }
     return {intersection, sum(squared(p)), targets, loss, loss_weight};
 }
 
 // ---- devices without a kernel: the composite in slabs ---------------------------------------------------------------
 
-// Of a tensor [N, C]: the samples that are in a slab.
+// Of a tensor [N, C] or [N]: the samples that are in a slab.
 Tensor samples_of(const Slabs& slabs, const Tensor& sums, const Tensor& input, int64_t dim, int64_t slab) {
     return is_batched(input) && slabs.along() == batch_dim(dim) ? slabs.narrow(sums, 0, slab) : sums;
 }
@@ -373,17 +376,17 @@ Results forward_slabs(c10::string_view op, const Tensor& input, const Tensor& ta
     };
     const auto samples = num_samples(input, dim).expect_int();
     const auto stats = [&] { return zeros({samples, input.size(dim)}); };
-    const Results results{stats(), stats(), stats(), zeros({}), zeros({})};
+    const Results results{stats(), stats(), stats(), zeros({samples}), zeros({samples})};
     const auto& [intersection, prediction, targets, loss, loss_weight] = results;
     const Slabs slabs(input, dim);
     for (int64_t k = 0; k < slabs.count(); ++k) {
         const auto part =
-            composite(slabs.of(input, k), slabs.of(target, k), weight, slabs.of(voxel_weight, k), kind, options);
+            composite(slabs.of(input, k), slabs.of(target, k), weight, slabs.of(voxel_weight, k), options);
         samples_of(slabs, intersection, input, dim, k).add_(std::get<0>(part));
         samples_of(slabs, prediction, input, dim, k).add_(std::get<1>(part));
         samples_of(slabs, targets, input, dim, k).add_(std::get<2>(part));
-        loss.add_(std::get<3>(part));
-        loss_weight.add_(std::get<4>(part));
+        samples_of(slabs, loss, input, dim, k).add_(std::get<3>(part));
+        samples_of(slabs, loss_weight, input, dim, k).add_(std::get<4>(part));
     }
     return results;
 }
@@ -399,11 +402,12 @@ Tensor backward_slabs(const Tensor& grad_intersection, const Tensor& grad_predic
     const Slabs slabs(input, dim);
     for (int64_t k = 0; k < slabs.count(); ++k) {
         const auto sums = [&](const Tensor& slab) {
-            const auto part = composite(slab, slabs.of(target, k), weight, slabs.of(voxel_weight, k), kind, options);
+            const auto part = composite(slab, slabs.of(target, k), weight, slabs.of(voxel_weight, k), options);
             return variable_list{std::get<0>(part), std::get<1>(part), std::get<3>(part)};
         };
         const variable_list grads{samples_of(slabs, grad_intersection, input, dim, k),
-                                  samples_of(slabs, grad_prediction, input, dim, k), grad_loss};
+                                  samples_of(slabs, grad_prediction, input, dim, k),
+                                  samples_of(slabs, grad_loss, input, dim, k)};
         slabs.of(grad_input, k).copy_(slab_gradient(sums, slabs.of(input, k), grads));
     }
     return grad_input;
@@ -411,12 +415,14 @@ Tensor backward_slabs(const Tensor& grad_intersection, const Tensor& grad_predic
 
 // ---- autograd -------------------------------------------------------------------------------------------------------
 
+using at::AutoDispatchBelowADInplaceOrView; // the fallback of ADInplaceOrView would box every argument
+using torch::autograd::compute_requires_grad;
+
 Results call_forward(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                      const OptionalTensor& voxel_weight, const Options& o) {
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("segloss::soft_stats_forward", "")
                                .typed<decltype(forward_cpu)>();
-    const at::AutoDispatchBelowADInplaceOrView below_autograd; // whose fallback would box every argument
     return op.call(o.op, input, target, weight, voxel_weight, o.dim, o.activation, o.squared, o.ignore_index,
                    o.voxel_loss, o.gamma, o.label_smoothing);
 }
@@ -426,14 +432,53 @@ Tensor call_backward(const variable_list& grads, const Tensor& input, const Tens
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("segloss::soft_stats_backward", "")
                                .typed<decltype(backward_cpu)>();
-    const at::AutoDispatchBelowADInplaceOrView below_autograd;
     const auto or_zeros = [&](const Tensor& grad, c10::SymIntArrayRef sizes) {
         return grad.defined() ? grad : input.new_zeros_symint(sizes, widest_dtype(input)); // a DTensor beside one
     };
-    const c10::SymDimVector sizes{num_samples(input, o.dim), input.sym_size(o.dim)};
-    return op.call(or_zeros(grads[0], sizes), or_zeros(grads[1], sizes), or_zeros(grads[3], {}), o.op, input, target,
-                   weight, voxel_weight, o.dim, o.activation, o.squared, o.ignore_index, o.voxel_loss, o.gamma,
+    const auto samples = num_samples(input, o.dim);
+    const c10::SymDimVector sizes{samples, input.sym_size(o.dim)};
+    return op.call(or_zeros(grads[0], sizes), or_zeros(grads[1], sizes), or_zeros(grads[2], {samples}), o.op, input,
+                   target, weight, voxel_weight, o.dim, o.activation, o.squared, o.ignore_index, o.voxel_loss, o.gamma,
                    o.label_smoothing);
+}
+
+Results forward_autograd(c10::string_view op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                         const OptionalTensor& voxel_weight, int64_t dim, int64_t activation, bool squared,
+                         int64_t ignore_index, bool voxel_loss, double gamma, double label_smoothing) {
+    const Options options{std::string(op), dim, activation, squared, ignore_index, voxel_loss, gamma, label_smoothing};
+    if (has_tangent({input, target, weight, voxel_weight}) || compute_requires_grad(target, or_undefined(weight))) {
+        check_operator_arguments(input, target, weight, voxel_weight, options);
+        return composite(input, target, weight, voxel_weight, options);
+    }
+    const auto results = [&] {
+        const AutoDispatchBelowADInplaceOrView below_autograd;
+        return call_forward(input, target, weight, voxel_weight, options);
+    }();
+    if (compute_requires_grad(input)) {
+        const auto& [intersection, prediction, targets, loss, loss_weight] = results;
+        record("SoftStatsBackward", {intersection, prediction, loss}, {input},
+               {input, target, or_undefined(weight), or_undefined(voxel_weight)},
+               [options](const variable_list& grads, const variable_list& saved) {
+                   return variable_list{call_backward(grads, saved[0], saved[1], defined_or_none(saved[2]),
+                                                      defined_or_none(saved[3]), options)};
+               });
+    }
+    return results;
+}
+
+Tensor backward_autograd(const Tensor& grad_intersection, const Tensor& grad_prediction, const Tensor& grad_loss,
+                         c10::string_view op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                         const OptionalTensor& voxel_weight, int64_t dim, int64_t activation, bool squared,
+                         int64_t ignore_index, bool voxel_loss, double gamma, double label_smoothing) {
+    const Options options{std::string(op), dim, activation, squared, ignore_index, voxel_loss, gamma, label_smoothing};
+    const auto stats = [options](const variable_list& arguments) {
+        const auto [intersection, prediction, targets, loss, loss_weight] = composite(
+            arguments[0], arguments[1], defined_or_none(arguments[2]), defined_or_none(arguments[3]), options);
+        return variable_list{intersection, prediction, loss};
+    };
+    const variable_list grads{grad_intersection, grad_prediction, grad_loss};
+    return gradient_by_input(stats, {input, target, or_undefined(weight), or_undefined(voxel_weight)}, grads,
+                             [&] { return call_backward(grads, input, target, weight, voxel_weight, options); });
 }
 
 // Gradients of the input alone; targets and weights that require one take the composite path.
@@ -442,6 +487,7 @@ public:
     static variable_list forward(AutogradContext* ctx, const Tensor& input, const Tensor& target,
                                  const OptionalTensor& weight, const OptionalTensor& voxel_weight,
                                  const Options& options) {
+        const AutoDispatchBelowADInplaceOrView below_autograd;
         const auto [intersection, prediction, targets, loss, loss_weight] =
             call_forward(input, target, weight, voxel_weight, options);
         ctx->save_for_backward({input, target, or_undefined(weight), or_undefined(voxel_weight)});
@@ -454,23 +500,9 @@ public:
 
     static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
         const auto saved = ctx->get_saved_variables();
-        const auto weight = defined_or_none(saved[2]);
-        const auto voxel_weight = defined_or_none(saved[3]);
-        const auto options = saved_options(ctx);
-        variable_list result(5); // one for each argument of forward
-        if (!takes_composite_gradient(grads)) {
-            result[0] = call_backward(grads, saved[0], saved[1], weight, voxel_weight, options);
-            return result;
-        }
-        const auto stats = [&](const variable_list& arguments) {
-            const auto kind =
-                classify_target(options.op, arguments[0], saved[1], options.dim, /*takes_masks=*/!options.is_softmax());
-            const auto [intersection, prediction, targets, loss, loss_weight] =
-                composite(arguments[0], saved[1], weight, voxel_weight, kind, options);
-            return variable_list{intersection, prediction, targets, loss, loss_weight};
-        };
-        result[0] = composite_gradients(stats, {saved[0]}, grads)[0];
-        return result;
+        const auto gradient = call_backward({grads[0], grads[1], grads[3]}, saved[0], saved[1],
+                                            defined_or_none(saved[2]), defined_or_none(saved[3]), saved_options(ctx));
+        return {gradient, Tensor(), Tensor(), Tensor(), Tensor()};
     }
 
 private:
@@ -490,18 +522,15 @@ Results soft_stats(c10::string_view op, const Tensor& input, const Tensor& targe
     check_logits(options.op, input);
     options.activation = activation_of(options.op, activation);
     options.dim = class_dim(options.op, input, dim);
-    auto kind = check_arguments(input, target, weight, voxel_weight, options);
+    const auto kind = check_arguments(input, target, weight, voxel_weight, options);
     auto labels = target;
     if (kind == Target::one_hot) {
         labels = one_hot_labels(options.op, target, options.dim);
-        kind = Target::labels;
     }
-    using torch::autograd::compute_requires_grad;
-    if (is_transformed({input, labels, weight, voxel_weight}) || is_compiled_from_composite(input) ||
-        compute_requires_grad(labels, or_undefined(weight))) {
-        return composite(input, labels, weight, voxel_weight, kind, options);
+    if (is_compiled_from_composite(input) || compute_requires_grad(labels, or_undefined(weight))) {
+        return composite(input, labels, weight, voxel_weight, options);
     }
-    if (compute_requires_grad(input)) {
+    if (takes_function(input, labels, weight, voxel_weight)) {
         const auto results = SoftStats::apply(input, labels, weight, voxel_weight, options);
         // Detached, not marked by the Function as without a gradient: compiled autograd refuses such a mark.
         return {results[0], results[1], results[2].detach(), results[3], results[4].detach()};
@@ -532,6 +561,11 @@ TORCH_LIBRARY_IMPL(segloss, CompositeImplicitAutograd, m) { m.impl("soft_stats",
 
 // Under vmap, too, the operator is what it is made of, not a loop over samples.
 TORCH_LIBRARY_IMPL(segloss, FuncTorchBatchedDecomposition, m) { m.impl("soft_stats", TORCH_FN(soft_stats)); }
+
+TORCH_LIBRARY_IMPL(segloss, Autograd, m) {
+    m.impl("soft_stats_forward", TORCH_FN(forward_autograd));
+    m.impl("soft_stats_backward", TORCH_FN(backward_autograd));
+}
 
 TORCH_LIBRARY_IMPL(segloss, CPU, m) {
     m.impl("soft_stats_forward", TORCH_FN(forward_cpu));
