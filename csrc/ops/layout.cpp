@@ -4,8 +4,19 @@
 
 #include <cstdlib>
 
+#ifndef _WIN32
+#include <pthread.h>
+#endif
+
 namespace segloss {
 namespace {
+
+std::atomic<bool> forked{false};
+
+#ifndef _WIN32
+// fork copies the calling thread alone. OpenMP does not know, and would wait for its other threads forever.
+[[maybe_unused]] const int watching_forks = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+#endif
 
 segloss_dtype dtype_of(const at::Tensor& tensor) {
     switch (tensor.scalar_type()) {
@@ -56,6 +67,8 @@ const segloss_kernels& kernels() {
                       "processor has, got '", std::getenv("SEGLOSS_ISA"), "'. Unset it to let segloss choose");
     return *chosen;
 }
+
+int64_t num_threads() { return forked ? 1 : at::get_num_threads(); }
 
 segloss_real real_of(at::ScalarType dtype) {
     return compute_dtype(dtype) == at::kDouble ? SEGLOSS_REAL_DOUBLE : SEGLOSS_REAL_FLOAT;

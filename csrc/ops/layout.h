@@ -27,6 +27,9 @@ inline at::ScalarType compute_dtype(at::ScalarType dtype) { return dtype == at::
 at::Tensor voxel_weight_for_kernel(const std::optional<at::Tensor>& weight, at::ScalarType dtype);
 at::Tensor class_weight_for_kernel(const std::optional<at::Tensor>& weight, at::ScalarType dtype);
 
+// How many of torch's threads may work: in a child of fork, this one.
+int64_t num_threads();
+
 // The sizes of input without the class dimension.
 at::DimVector position_sizes(const at::Tensor& input, int64_t dim);
 
@@ -70,7 +73,7 @@ public:
                 }
             }
         };
-        at::parallel_for(0, std::min<int64_t>(count(), at::get_num_threads()), 1, work);
+        at::parallel_for(0, std::min(count(), num_threads()), 1, work);
         return accepted;
     }
 
