@@ -5,6 +5,7 @@ import platform
 import sys
 from pathlib import Path
 
+import torch
 from setuptools import setup
 from torch.utils.cpp_extension import BuildExtension, CppExtension
 
@@ -58,4 +59,13 @@ extension = CppExtension(
     extra_link_args=LINK_FLAGS,
 )
 
-setup(libraries=libraries, ext_modules=[extension], cmdclass={"build_ext": BuildExtension})
+
+class Build(BuildExtension):
+    """Leaves the version of torch beside the extension: segloss/_extension.py compares it before it loads it."""
+
+    def run(self) -> None:
+        super().run()
+        Path(self.get_ext_fullpath("segloss._C")).with_name("_C.torch").write_text(torch.__version__)
+
+
+setup(libraries=libraries, ext_modules=[extension], cmdclass={"build_ext": Build})

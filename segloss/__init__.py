@@ -6,9 +6,7 @@
 >>> segloss.cross_entropy(logits, labels, ignore_index=255).backward()
 """
 
-import torch  # noqa: F401  loads the libraries that the extension links against
-
-from segloss._C import get_isa  # isort: skip  first: it registers the operators
+from segloss._extension import get_isa  # isort: skip  first: it registers the operators
 from segloss import _vmap  # noqa: F401  registers the batching rules
 from segloss.functional import cross_entropy, focal_loss, nll_loss, topk_loss, total_weight
 from segloss.losses import (
@@ -37,8 +35,6 @@ from segloss.region import (
 )
 
 __version__ = "0.1.0"
-
-get_isa()  # an unusable SEGLOSS_ISA fails here, not in the first training step
 
 __all__ = [
     "BinaryDiceLoss",
