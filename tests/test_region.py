@@ -37,11 +37,14 @@ def reference_value_and_gradient(name, input, target, **options):
 
 
 def assert_same(actual, expected):
-    """Equal values, and equal gradients relative to the largest of them: a region's share in each voxel is small."""
+    """Equal values, and equal gradients relative to the largest of them: a region's share in each voxel is small.
+
+    Where all of them are small, they are differences of larger terms, whose rounding they keep.
+    """
     (value, gradient), (expected_value, expected_gradient) = actual, expected
     assert value.shape == expected_value.shape
     assert_close(value, expected_value, value.dtype)
-    largest = expected_gradient.double().abs().max().clamp(min=1e-2)
+    largest = expected_gradient.double().abs().max().clamp(min=0.1)
     assert_close(gradient.double() / largest, expected_gradient.double() / largest, value.dtype)
 
 
