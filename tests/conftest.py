@@ -3,6 +3,12 @@
 import pytest
 import torch
 
+import segloss
+
+
+def pytest_report_header():
+    return f"segloss: {segloss.__path__[0]}, kernels: {segloss.get_isa()}"
+
 
 @pytest.fixture(autouse=True)
 def _seed():
