@@ -1,0 +1,191 @@
+"""What segloss promises of everything it computes: the same bits whatever else happens, and clear errors at import."""
+
+import shutil
+import subprocess
+import sys
+import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import reference
+import torch
+from tolerances import CONFIDENT_RTOL, assert_relative
+
+import segloss
+
+
+def run(code, **options):
+    """A Python of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False, **options
+    )
+
+
+# ---- confident voxels ----
+
+
+@pytest.mark.parametrize("num_classes", [2, 3, 4, 19, 200])
+def test_the_gradient_of_every_class_of_a_confident_voxel_keeps_its_digits(num_classes):
+    """The other classes' probabilities are as small as 1e-35."""
+    margin = torch.linspace(0, 80, 321)
+    x = -3 * torch.rand(len(margin), num_classes)
+    x[:, 1] = margin
+    labels = torch.ones(len(margin), dtype=torch.uint8)
+    expected = reference.value_and_gradient(reference.cross_entropy, x, labels, reduction="sum")
+    x.requires_grad_()
+    loss = segloss.cross_entropy(x, labels, reduction="sum")
+    assert_relative(loss.detach(), expected[0], CONFIDENT_RTOL)
+    assert_relative(torch.autograd.grad(loss, x)[0], expected[1], CONFIDENT_RTOL)
+
+
+# ---- the same bits ----
+
+LOSSES = {
+    "cross_entropy": (segloss.cross_entropy, {"weight": torch.tensor([0.3, 2.0, 0.7]), "label_smoothing": 0.1}),
+    "nll_loss": (segloss.nll_loss, {}),
+    "focal_loss": (segloss.focal_loss, {"gamma": 1.5}),
+    "focal_loss of sigmoids": (segloss.focal_loss, {"activation": "sigmoid"}),
+    "topk_loss": (segloss.topk_loss, {"k": 20.0}),
+    "dice_loss": (segloss.dice_loss, {"squared": True, "jaccard": True}),
+    "dice_loss of sigmoids": (segloss.dice_loss, {"activation": "sigmoid", "batch": True}),
+    "generalized_dice_loss": (segloss.generalized_dice_loss, {}),
+    "tversky_loss": (segloss.tversky_loss, {"alpha": 0.3, "beta": 0.7}),
+    "dice_ce_loss": (segloss.dice_ce_loss, {"include_background": False}),
+    "dice_focal_loss": (segloss.dice_focal_loss, {}),
+}
+METRICS = {"accuracy": segloss.accuracy, "confusion_matrix": segloss.confusion_matrix, "dice_score": segloss.dice_score}
+NAMES = [*LOSSES, *METRICS]
+
+
+@pytest.fixture(scope="module")
+def volume():
+    """Logits and labels of two samples, in several chunks for several threads."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 3, 40, 45, 50, generator=generator)
+    labels = torch.randint(3, (2, 1, 40, 45, 50), generator=generator).to(torch.uint8)
+    labels[:, :, 3] = 255
+    return x, labels
+
+
+def bits(name, x, labels):
+    """Value and gradient, or the counts."""
+    if name in METRICS:
+        return [METRICS[name](x, labels, ignore_index=255)]
+    loss, options = LOSSES[name]
+    x = x.detach().requires_grad_()
+    value = loss(x, labels, ignore_index=255, **options)
+    return [value.detach(), *torch.autograd.grad(value, x)]
+
+
+def assert_same_bits(actual, expected):
+    for a, e in zip(actual, expected, strict=True):
+        assert torch.equal(a, e)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_bits_for_any_number_of_threads_any_memory_format_and_again(name, volume, num_threads):
+    x, labels = volume
+    channels_last = x.contiguous(memory_format=torch.channels_last_3d)
+    num_threads(1)
+    expected = bits(name, x, labels)
+    for threads in (1, 2, 3, 8):
+        num_threads(threads)
+        assert_same_bits(bits(name, x, labels), expected)
+        assert_same_bits(bits(name, channels_last, labels), expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_bits_from_two_python_threads_at_once(name, volume):
+    x, labels = volume
+    mirrored = x.flip(1).contiguous()
+    expected = [bits(name, x, labels), bits(name, mirrored, labels)]
+    with ThreadPoolExecutor(2) as pool:
+        actual = list(pool.map(lambda input: bits(name, input, labels), [x, mirrored] * 5))
+    for i, result in enumerate(actual):
+        assert_same_bits(result, expected[i % 2])
+
+
+# ---- fork ----
+
+FORKS = {
+    "os.fork": """
+        child = os.fork()
+        if child == 0:
+            os._exit(not same(0))
+        assert os.waitpid(child, 0)[1] == 0
+    """,
+    "multiprocessing": """
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            assert all(pool.map(same, range(4)))
+    """,
+    "DataLoader": """
+        class Volumes(torch.utils.data.Dataset):
+            __len__ = lambda self: 4
+            __getitem__ = same
+
+        assert all(torch.utils.data.DataLoader(Volumes(), num_workers=2, multiprocessing_context="fork"))
+    """,
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS forks no process by default, Windows none at all")
+@pytest.mark.parametrize("how", FORKS)
+def test_a_forked_process_gives_the_same_bits_after_the_threads_were_used(how):
+    """OpenMP's threads are not there after fork; torch's own operators wait for them forever."""
+    setup = """
+        import multiprocessing, os, signal
+        import torch, segloss
+
+        def bits():
+            x = logits.detach().requires_grad_()
+            loss = segloss.dice_ce_loss(x, labels)
+            results = loss.detach(), segloss.accuracy(x, labels), torch.autograd.grad(loss, x)[0]
+            return [result.numpy().tobytes() for result in results]  # torch.equal would wait
+
+        def same(*_):
+            return bits() == expected
+
+        os.register_at_fork(after_in_child=lambda: signal.alarm(60))
+        torch.set_num_threads(3)
+        logits, labels = torch.randn(2, 3, 100_000), torch.randint(3, (2, 100_000))
+        expected = bits()
+        assert len(os.listdir("/proc/self/task")) > 2
+    """
+    done = run(textwrap.dedent(setup) + textwrap.dedent(FORKS[how]), timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+# ---- import ----
+
+
+@pytest.mark.parametrize("version", ["2.12.1", "2.14.0a0+git123"])
+def test_another_torch_than_the_extension_was_built_with_is_named(version):
+    """Without this the loader names a symbol that is missing, or the process ends."""
+    code = f"""
+        import torch
+        torch.__version__ = {version!r}
+        try:
+            import segloss
+        except ImportError as error:
+            print(error)
+    """
+    done = run(code)
+    built_with = ".".join(torch.__version__.split(".")[:2])
+    expected = f"segloss: expected torch {built_with}, as the extension was built with torch {torch.__version__}, "
+    expected += f"got torch {version}. Install torch {built_with}, or build segloss again with this one\n"
+    assert done.stdout == expected, done.stderr
+
+
+def test_another_patch_of_the_same_torch_is_welcome():
+    version = ".".join(torch.__version__.split(".")[:2]) + ".99+cu126"
+    done = run(f"import torch; torch.__version__ = {version!r}; import segloss; print(segloss.get_isa())")
+    assert done.stdout.strip() == segloss.get_isa(), done.stderr
+
+
+def test_a_source_tree_that_is_not_built_says_how_to_build_it(tmp_path):
+    source = Path(segloss.__file__).parent
+    shutil.copytree(source, tmp_path / "segloss", ignore=shutil.ignore_patterns("_C.*"))
+    done = run("import segloss", cwd=tmp_path)
+    assert f"ImportError: segloss: expected the compiled extension in {tmp_path / 'segloss'}, found none" in done.stderr
+    assert "pip install --no-build-isolation --editable ." in done.stderr
