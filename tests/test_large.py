@@ -1,0 +1,117 @@
+"""Logits of more than 2^31 elements, which an int cannot count: values and gradients at both ends and in between.
+
+Zeros take no memory until they are written to, so that a few voxels have logits of their own, the others zeros, and the
+memory is that of the gradient.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+import torch
+from tolerances import CONFIDENT_RTOL, SUM_RTOL, assert_close, assert_relative
+
+import segloss
+
+NUM_ELEMENTS = 2_300_000_016
+NEEDED = 8 * 2**30  # the gradient, and nearly as much for others
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*lower precision:UserWarning")
+
+
+@pytest.fixture(autouse=True)
+def _memory():
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        pytest.skip("how much memory is available is read from /proc/meminfo, which Linux has")
+    available = 1024 * int(meminfo.read_text().split("MemAvailable:")[1].split()[0])
+    if available < NEEDED:
+        pytest.skip(f"{NEEDED >> 30} GiB of memory are needed, {available >> 30} GiB are available")
+
+
+class Problem:
+    """Logits [1, C, V], in memory class by class or voxel by voxel, and labels [1, 1, V]; zeros but at a few voxels.
+
+    Of one class the labels are its mask.
+    """
+
+    def __init__(self, num_classes, memory):
+        self.num_classes, self.num_voxels = num_classes, NUM_ELEMENTS // num_classes
+        sizes = (num_classes, self.num_voxels) if memory == "planar" else (self.num_voxels, num_classes)
+        zeros = torch.from_numpy(np.zeros(sizes, dtype=np.uint16)).view(torch.bfloat16)
+        self.x = (zeros if memory == "planar" else zeros.T).unsqueeze(0)
+        self.labels = torch.from_numpy(np.zeros((1, 1, self.num_voxels), dtype=np.uint8))
+        passes = 2**31 % self.num_voxels if memory == "planar" else 2**31 // num_classes  # an offset of 2^31 elements
+        starts = (0, self.num_voxels // 2, passes - 100, self.num_voxels - 200)
+        self.chosen = torch.cat([torch.arange(start, start + 200) for start in starts])
+        self.x[..., self.chosen] = torch.randn(1, num_classes, len(self.chosen)).bfloat16()
+        self.labels[..., self.chosen] = torch.randint(max(num_classes, 2), (1, 1, len(self.chosen)), dtype=torch.uint8)
+
+    def small(self, num_zeros=1):
+        """The chosen voxels, and further ones of zeros."""
+        x = torch.cat([self.x[..., self.chosen], torch.zeros(1, self.num_classes, num_zeros).bfloat16()], dim=-1)
+        return x, torch.cat([self.labels[..., self.chosen], torch.zeros(1, 1, num_zeros, dtype=torch.uint8)], dim=-1)
+
+    def total(self, small_sum, sum_of_zero):
+        """A sum over all voxels from that of `small()` and its one voxel of zeros."""
+        return small_sum + sum_of_zero * (self.num_voxels - len(self.chosen) - 1)
+
+    def assert_gradient(self, gradient, expected):
+        """`expected`: that of `small()`. Voxels of zeros are looked at beside each run."""
+        assert_close(gradient[..., self.chosen], expected[..., :-1])
+        zeros = torch.tensor([201, self.num_voxels // 2 - 1, self.num_voxels - 201])
+        assert_close(gradient[..., zeros], expected[..., -1:].expand(1, self.num_classes, 3))
+
+
+def gradient_of(loss, x):
+    (gradient,) = torch.autograd.grad(loss, x)
+    assert gradient.stride() == x.stride()
+    return gradient
+
+
+@pytest.mark.parametrize("memory", ["planar", "interleaved"])
+def test_cross_entropy(memory):
+    """Planar: each class has fewer than 2^31 voxels, and only the offset of the last ones is beyond."""
+    problem = Problem(24, memory)
+    x = problem.x.requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # a float32 loss
+        loss = segloss.cross_entropy(x, problem.labels, reduction="sum")
+    losses = reference.cross_entropy(*problem.small(), reduction="none")
+    assert_relative(loss.detach(), problem.total(losses.sum(), losses[..., -1].sum()), SUM_RTOL)
+    _, expected = reference.value_and_gradient(reference.cross_entropy, *problem.small(), reduction="sum")
+    problem.assert_gradient(gradient_of(loss, x), expected)
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "options"),
+    [(24, {}), (1, {"activation": None, "squared": True})],
+    ids=["softmax", "more than 2^31 voxels"],
+)
+def test_soft_stats(num_classes, options):
+    problem = Problem(num_classes, "planar")
+    x = problem.x.requires_grad_()
+    stats = segloss.soft_stats(x, problem.labels, **options)
+    x_small, labels_small = problem.small()
+    of_small = reference.soft_stats(x_small, labels_small, **options)
+    of_zero = reference.soft_stats(x_small[..., -1:], labels_small[..., -1:], **options)
+    for actual, small, zero in zip(stats, of_small, of_zero, strict=True):
+        assert_relative(actual.detach(), problem.total(small, zero), CONFIDENT_RTOL)
+
+    def loss(s):
+        return s[0].sum() + 0.5 * s[1][:, 0].sum()
+
+    def reference_loss(x, y):
+        return loss(reference.soft_stats(x, y, **options))
+
+    _, expected = reference.value_and_gradient(reference_loss, x_small, labels_small)
+    problem.assert_gradient(gradient_of(loss(stats), x), expected)
+
+
+def test_confusion_of_logits():
+    problem = Problem(24, "planar")
+    matrix = segloss.confusion_matrix(problem.x, problem.labels)
+    x_small, labels_small = problem.small(num_zeros=0)
+    expected = torch.tensor(reference.confusion_matrix(x_small, labels_small, 24))
+    expected[0, 0] += problem.num_voxels - len(problem.chosen)
+    assert torch.equal(matrix, expected)
