@@ -1,17 +1,38 @@
-# make demo | test | lint | bench | bench-full. Each sets up .venv on its first run.
+# make demo | test | test-isas | sanitize | lint | bench | bench-full. Each sets up .venv on its first run.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SOURCES := $(shell find csrc -name '*.[ch]' -o -name '*.cpp') setup.py pyproject.toml
 LINTED_C := $(shell find csrc tests/c benchmarks -name '*.[ch]' -o -name '*.cpp')
+# The tests of values and gradients.
+NUMBERS := contract layouts targets focal soft_stats region metrics accuracy topk total_weight dice_classes regressions
+# A tree like this one, whose segloss is built with sanitizers.
+SANITIZED := build/sanitized
+# What does not go with them: files that start compilers (kernels, compile), measure time (benchmarks) or memory (leaks,
+# large) or train (example), and tests that measure memory or have their turn anyway.
+UNSANITIZED := $(patsubst %,--ignore=tests/test_%.py,kernels compile benchmarks leaks large example)
+UNSANITIZED += -k "not peak_memory and not another_instruction_set"
 
-.PHONY: demo test lint bench bench-full clean
+.PHONY: demo test test-isas sanitize lint bench bench-full clean
 
 demo: .venv/.built
 	$(BIN)/python examples/mni152.py
 
 test: .venv/.built
 	$(BIN)/python -m pytest
+
+test-isas: .venv/.built
+	for isa in baseline avx2 avx512; do \
+		OMP_NUM_THREADS=1 SEGLOSS_ISA=$$isa $(BIN)/python -m pytest $(NUMBERS:%=tests/test_%.py) || exit 1; \
+	done
+
+# libstdc++ comes after libasan, or the first C++ exception aborts. Python itself leaks at exit.
+sanitize: .venv/.installed
+	SEGLOSS_DEBUG=1 $(BIN)/python setup.py --quiet build --build-base $(SANITIZED) --build-lib $(SANITIZED)
+	ln -sfn $(addprefix $(CURDIR)/,tests csrc pyproject.toml README.md) $(SANITIZED)
+	cd $(SANITIZED) && ASAN_OPTIONS=detect_leaks=0 OMP_WAIT_POLICY=passive \
+		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
+		$(CURDIR)/$(BIN)/python -m pytest $(UNSANITIZED)
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -34,10 +34,10 @@ if sys.platform == "linux":  # at::parallel_for is a plain loop without it; else
     LINK_FLAGS += ["-fopenmp"]
 
 if DEBUG:
-    SANITIZE = ["-g", "-O1", "-UNDEBUG", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
-    C_FLAGS += SANITIZE
-    CXX_FLAGS += SANITIZE
-    LINK_FLAGS += ["-fsanitize=address,undefined"]
+    SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]  # an error ends the process
+    C_FLAGS += ["-g", "-O1", "-UNDEBUG", "-fno-omit-frame-pointer", *SANITIZE]
+    CXX_FLAGS += ["-g", "-O1", "-UNDEBUG", "-fno-omit-frame-pointer", *SANITIZE]
+    LINK_FLAGS += SANITIZE
 
 
 def kernel_library(name: str, source: str, flags: list[str]) -> tuple[str, dict[str, list[str]]]:
