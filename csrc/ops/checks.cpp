@@ -6,6 +6,7 @@
 #include <c10/util/StringUtil.h>
 
 #include <algorithm>
+#include <cmath>
 #include <vector>
 
 namespace segloss {
@@ -30,6 +31,11 @@ SymShape with_size(SymShape shape, int64_t dim, c10::SymInt size) {
 }
 
 bool is_integer(const Tensor& tensor) { return at::isIntegralType(tensor.scalar_type(), /*includeBool=*/true); }
+
+// Floating, of a dtype that the kernels read: there are others, of eight bits.
+bool is_real(at::ScalarType dtype) {
+    return dtype == at::kDouble || dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16;
+}
 
 // The shapes that labels may have, for messages.
 std::string label_shapes(const Tensor& input, int64_t dim) {
@@ -159,6 +165,12 @@ std::vector<int64_t> index_of(int64_t flat, at::IntArrayRef sizes) {
     return index;
 }
 
+// The label at a flat position, as a message gives it.
+std::string label_text(const Tensor& labels, int64_t flat) {
+    const auto label = labels.flatten()[flat].item();
+    return label.isUnsigned() ? std::to_string(label.toUInt64()) : c10::str(label);
+}
+
 } // namespace
 
 int64_t class_dim(const std::string& op, const Tensor& input, int64_t dim) {
@@ -171,17 +183,34 @@ int64_t class_dim(const std::string& op, const Tensor& input, int64_t dim) {
     return input.dim() == 1 ? 0 : at::maybe_wrap_dim(dim, input.dim());
 }
 
+void check_dense(const std::string& op, const Tensor& tensor, const char* name) {
+    TORCH_CHECK_TYPE(tensor.defined(), op, ": expected ", name, " to be a torch.Tensor, got None");
+    TORCH_CHECK_TYPE(!tensor.is_nested(), op, ": expected a dense ", name, ", got a nested tensor. Use ", name,
+                     ".to_padded_tensor(), and ignore_index as the label of the padding");
+    TORCH_CHECK_TYPE(tensor.layout() == at::kStrided, op, ": expected a dense ", name, ", got one of layout ",
+                     tensor.layout(), ". Use ", name, ".to_dense()");
+}
+
 void check_logits(const std::string& op, const Tensor& input) {
+    check_dense(op, input, "input");
     TORCH_CHECK_TYPE(!is_integer(input), op, ": expected floating logits [N, C, ...], got ", input.scalar_type(),
                      " input ", input.sym_sizes(), ", which looks like predicted labels. ",
                      "Pass the network's output itself, before argmax");
-    TORCH_CHECK_TYPE(input.is_floating_point() && input.layout() == at::kStrided, op,
-                     ": expected dense logits of dtype float64, float32, float16 or bfloat16, got ",
-                     input.scalar_type(), " with layout ", input.layout(), ". Use input.to_dense() or input.float()");
-    const auto dtype = input.scalar_type();
-    TORCH_CHECK_TYPE(dtype == at::kDouble || dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16, op,
-                     ": expected logits of dtype float64, float32, float16 or bfloat16, got ", dtype,
+    TORCH_CHECK_TYPE(is_real(input.scalar_type()), op,
+                     ": expected logits of dtype float64, float32, float16 or bfloat16, got ", input.scalar_type(),
                      ". Use input.float()");
+}
+
+void check_label_tensor(const std::string& op, const Tensor& target) {
+    check_dense(op, target, "target");
+    TORCH_CHECK_TYPE(is_integer(target) || is_real(target.scalar_type()), op,
+                     ": expected an integer, bool or floating target, got ", target.scalar_type(),
+                     ", which no kernel reads. Use target.long() for labels, or target.float()");
+}
+
+void check_loss_dtype(const std::string& op, at::ScalarType dtype) {
+    TORCH_CHECK_TYPE(is_real(dtype), op, ": expected float64, float32, float16 or bfloat16 as dtype of the loss, got ",
+                     dtype);
 }
 
 bool has_label_shape(const Tensor& input, const Tensor& labels, int64_t dim) {
@@ -190,10 +219,8 @@ bool has_label_shape(const Tensor& input, const Tensor& labels, int64_t dim) {
 
 Target classify_target(const std::string& op, const Tensor& input, const Tensor& target, int64_t dim,
                        bool takes_masks) {
+    check_label_tensor(op, target);
     check_same_device(op, input, target, "target");
-    TORCH_CHECK_TYPE((is_integer(target) || target.is_floating_point()) && target.layout() == at::kStrided, op,
-                     ": expected a dense integer, bool or floating target, got ", target.scalar_type(), " with layout ",
-                     target.layout(), ". Use target.to_dense() or an integer dtype");
     const bool has_input_shape = target.dim() == input.dim() && target.sym_sizes() == input.sym_sizes();
     const bool is_label_shape = has_label_shape(input, target, dim);
     if (has_input_shape && target.is_floating_point()) {
@@ -228,49 +255,54 @@ void check_weight(const std::string& op, const Tensor& input, const OptionalTens
     if (!weight) {
         return;
     }
+    check_dense(op, *weight, "weight");
     check_same_device(op, input, *weight, "weight");
     TORCH_CHECK(weight->dim() == 1 && weight->sym_size(0) == input.sym_size(dim), op, ": expected weight of shape [",
                 input.sym_size(dim), "], one for each class of input ", input.sym_sizes(), ", got ",
                 weight->sym_sizes(), ". Weights of voxels are given as voxel_weight");
     TORCH_CHECK(weight->is_floating_point(), op, ": expected a floating weight, got ", weight->scalar_type(),
                 ". Use weight.to(input.dtype)");
-    TORCH_CHECK(target == Target::probabilities || !weight->requires_grad() || !c10::GradMode::is_enabled(), op,
-                ": is not differentiable with respect to argument 'weight' for class labels. ",
-                "This input cannot have requires_grad True. Use weight.detach(), or class probabilities as target");
+    TORCH_CHECK(
+        target == Target::probabilities || !weight->requires_grad() || !c10::GradMode::is_enabled(), op,
+        ": expected a weight without gradient, got requires_grad=True: with class labels the loss is not ",
+        "differentiable with respect to argument 'weight'. Use weight.detach(), or class probabilities as target");
 }
 
 void check_voxel_weight(const std::string& op, const Tensor& input, const OptionalTensor& voxel_weight, int64_t dim) {
     if (!voxel_weight) {
         return;
     }
+    check_dense(op, *voxel_weight, "voxel_weight");
     check_same_device(op, input, *voxel_weight, "voxel_weight");
     TORCH_CHECK(has_label_shape(input, *voxel_weight, dim), op, ": expected voxel_weight of the labels' shape, ",
                 label_shapes(input, dim), " for input ", input.sym_sizes(), ", got ", voxel_weight->sym_sizes(),
                 ". Weights of classes are given as weight");
-    TORCH_CHECK(is_integer(*voxel_weight) || voxel_weight->is_floating_point(), op,
-                ": expected a floating, integer or bool voxel_weight, got ", voxel_weight->scalar_type(),
-                ". Use voxel_weight.float()");
+    TORCH_CHECK(is_integer(*voxel_weight) || is_real(voxel_weight->scalar_type()), op,
+                ": expected a voxel_weight of an integer dtype, bool, float64, float32, float16 or bfloat16, got ",
+                voxel_weight->scalar_type(), ". Use voxel_weight.float()");
     TORCH_CHECK(!voxel_weight->requires_grad() || !c10::GradMode::is_enabled(), op,
-                ": is not differentiable with respect to argument 'voxel_weight'. ",
-                "This input cannot have requires_grad True. Use voxel_weight.detach()");
+                ": expected a voxel_weight without gradient, got requires_grad=True: the loss is not differentiable ",
+                "with respect to argument 'voxel_weight'. Use voxel_weight.detach()");
 }
 
-void check_label_smoothing(double label_smoothing) {
-    TORCH_CHECK(label_smoothing >= 0.0 && label_smoothing <= 1.0,
-                "label_smoothing must be between 0.0 and 1.0. Got: ", label_smoothing);
+void check_label_smoothing(const std::string& op, double label_smoothing) {
+    TORCH_CHECK(
+        label_smoothing >= 0.0 && label_smoothing <= 1.0, op,
+        ": expected label_smoothing in [0, 1]; label_smoothing must be between 0.0 and 1.0. Got: ", label_smoothing);
 }
 
 void check_ignore_index(const std::string& op, Target kind, int64_t ignore_index) {
-    TORCH_CHECK(kind != Target::probabilities || ignore_index < 0,
-                "ignore_index is not supported for floating point target, got ignore_index=", ignore_index,
-                ". Leave voxels out with voxel_weight=0 instead");
+    TORCH_CHECK(kind != Target::probabilities || ignore_index < 0, op,
+                ": ignore_index is not supported for floating point target, expected a negative one, got ignore_index=",
+                ignore_index, ". Leave voxels out with voxel_weight=0 instead");
     TORCH_CHECK(kind != Target::masks || (ignore_index != 0 && ignore_index != 1), op,
                 ": expected an ignore_index that is no value of a mask, got ignore_index=", ignore_index,
                 ". Mark voxels to leave out by another value in the masks, or with voxel_weight=0");
 }
 
 void check_gamma(const std::string& op, double gamma) {
-    TORCH_CHECK_VALUE(gamma >= 0, op, ": expected gamma of 0 or more, got ", gamma);
+    TORCH_CHECK_VALUE(gamma >= 0 && std::isfinite(gamma), op, ": expected gamma, an exponent, in [0, inf), got ",
+                      gamma);
 }
 
 void check_labels_only(const std::string& op, const Tensor& input, int64_t dim, Target kind) {
@@ -290,15 +322,25 @@ void check_integral_labels(const std::string& op, const Tensor& labels) {
                 ". Round the labels, or give class probabilities the shape of input");
 }
 
+Tensor is_ignored(const Tensor& labels, int64_t ignore_index) {
+    const auto integers = labels.to(at::kLong); // in uint8, -100 is 156
+    const auto same = integers.eq(ignore_index);
+    if (labels.scalar_type() == at::kUInt64) {
+        return same.logical_and(integers.ge(0)); // beyond int64 they wrap
+    }
+    if (labels.is_floating_point()) {
+        const auto wide = labels.to(at::promote_types(labels.scalar_type(), at::kFloat));
+        return same.logical_and(wide.abs().lt(0x1p63)); // nor are those beyond int64 numbers of it
+    }
+    return same;
+}
+
 void check_label_values(const std::string& op, const Tensor& labels, int64_t num_classes, int64_t ignore_index) {
     check_integral_labels(op, labels);
     const auto wide = labels.is_floating_point() ? at::promote_types(labels.scalar_type(), at::kFloat) : at::kLong;
     const auto values = labels.to(wide);
-    auto ignored = values.eq(ignore_index); // not labels.eq: in uint8, -100 is 156
-    if (labels.scalar_type() == at::kUInt64) {
-        ignored.logical_and_(values.ge(0)); // beyond int64 they wrap
-    }
-    const auto bad = values.lt(0).logical_or_(values.ge(num_classes)).logical_and_(ignored.logical_not());
+    const auto outside = values.lt(0).logical_or_(values.ge(num_classes));
+    const auto bad = outside.logical_and_(is_ignored(labels, ignore_index).logical_not_());
     const auto num_bad = bad.sum().item<int64_t>();
     if (num_bad == 0) {
         return;
@@ -308,7 +350,7 @@ void check_label_values(const std::string& op, const Tensor& labels, int64_t num
                             ? kSingleLogit
                             : "Relabel, give the network more classes, or set ignore_index to the label of voxels to "
                               "leave out";
-    TORCH_CHECK_INDEX(false, op, ": Target ", values.flatten()[first].item(), " is out of bounds: ", num_bad,
+    TORCH_CHECK_INDEX(false, op, ": Target ", label_text(labels, first), " is out of bounds: ", num_bad,
                       num_bad == 1 ? " label is" : " labels are", " outside [0, ", num_classes,
                       "), the first at index ", at::IntArrayRef(index_of(first, labels.sizes())), " of target ",
                       labels.sizes(), ". Expected labels 0 to ", std::max<int64_t>(num_classes - 1, 0),
@@ -317,15 +359,16 @@ void check_label_values(const std::string& op, const Tensor& labels, int64_t num
 
 void check_mask_values(const std::string& op, const Tensor& masks, int64_t ignore_index) {
     const auto values = masks.to(at::kLong);
-    const auto bad = values.ne(0).logical_and_(values.ne(1)).logical_and_(values.ne(ignore_index));
+    const auto other = values.ne(0).logical_and_(values.ne(1));
+    const auto bad = other.logical_and_(is_ignored(masks, ignore_index).logical_not_());
     if (!bad.any().item<bool>()) {
         return;
     }
     const auto first = first_true(bad);
     TORCH_CHECK(
         false, op, ": expected 0 and 1 in an integer target of input's shape, a mask for each class, got ",
-        values.flatten()[first].item<int64_t>(), " at index ", at::IntArrayRef(index_of(first, masks.sizes())),
-        " of target ", masks.sizes(),
+        label_text(masks, first), " at index ", at::IntArrayRef(index_of(first, masks.sizes())), " of target ",
+        masks.sizes(),
         ". Give class labels as [N, ...] or [N, 1, ...], soft ones as floats, or set ignore_index to the value ",
         "of voxels to leave out");
 }
@@ -337,6 +380,8 @@ void check_one_hot_values(const std::string& op, const Tensor& target, int64_t d
     if (!strange.any().item<bool>()) {
         return;
     }
+    TORCH_CHECK(target.size(dim) > 0, op, ": expected at least one class for a one-hot target, got target ",
+                target.sizes(), " with its classes in dimension ", dim);
     const auto voxel = c10::str("the voxel at index ", at::IntArrayRef(index_of(first_true(strange), strange.sizes())),
                                 " of ", strange.sizes(), " is not one-hot along dimension ", dim);
     TORCH_CHECK(!target.is_floating_point(), op,

@@ -16,8 +16,17 @@ enum class Target { labels, one_hot, probabilities, masks };
 // `dim` counted from the front; a 1-D input [C] is one voxel, whatever dim says.
 int64_t class_dim(const std::string& op, const Tensor& input, int64_t dim);
 
+// TypeError unless the tensor is a block of memory with strides: not sparse, nested or undefined.
+void check_dense(const std::string& op, const Tensor& tensor, const char* name);
+
 // TypeError unless input holds floating logits.
 void check_logits(const std::string& op, const Tensor& input);
+
+// TypeError unless target can hold labels: dense, and of a dtype that the kernels read.
+void check_label_tensor(const std::string& op, const Tensor& target);
+
+// TypeError unless a loss can be of that dtype.
+void check_loss_dtype(const std::string& op, at::ScalarType dtype);
 
 // What target is, by dtype and shape; raises where it fits no meaning. `dim` as class_dim gives it. An integer target
 // of input's shape is one-hot, or a mask per class where `takes_masks`.
@@ -35,7 +44,7 @@ void check_weight(const std::string& op, const Tensor& input, const OptionalTens
 // Voxel weights: the labels' shape, without gradient.
 void check_voxel_weight(const std::string& op, const Tensor& input, const OptionalTensor& voxel_weight, int64_t dim);
 
-void check_label_smoothing(double label_smoothing);
+void check_label_smoothing(const std::string& op, double label_smoothing);
 
 // The exponent of a focal loss.
 void check_gamma(const std::string& op, double gamma);
@@ -48,6 +57,9 @@ bool has_label_shape(const Tensor& input, const Tensor& labels, int64_t dim);
 
 // Raises if a floating label is not integral.
 void check_integral_labels(const std::string& op, const Tensor& labels);
+
+// True where a label is ignore_index.
+Tensor is_ignored(const Tensor& labels, int64_t ignore_index);
 
 // Raises if a label is outside [0, num_classes) and not ignore_index, or floating and not integral. Looks at all
 // values: for tensors whose kernel found one, or that no kernel reads.

@@ -49,7 +49,7 @@ Target check_arguments(const Tensor& input, const Tensor& target, const Optional
     const auto kind = classify_target(op, input, target, options.dim);
     check_weight(op, input, weight, options.dim, kind);
     check_voxel_weight(op, input, voxel_weight, options.dim);
-    check_label_smoothing(options.label_smoothing);
+    check_label_smoothing(op, options.label_smoothing);
     check_gamma(op, options.gamma);
     if (options.gamma != 0) {
         check_labels_only(op, input, options.dim, kind);

@@ -46,8 +46,8 @@ segloss_dtype dtype_of(const at::Tensor& tensor) {
     case at::kLong:
         return SEGLOSS_INT64;
     default:
-        TORCH_CHECK_TYPE(false, "segloss: no kernel reads tensors of dtype ", tensor.scalar_type(),
-                         "; expected an integer dtype, bool, float64, float32, float16 or bfloat16");
+        TORCH_CHECK_TYPE(false, "segloss: expected a tensor of an integer dtype, bool, float64, float32, float16 or ",
+                         "bfloat16, got ", tensor.scalar_type());
     }
 }
 

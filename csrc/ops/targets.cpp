@@ -12,14 +12,13 @@ namespace {
 
 // ---- one-hot to labels ----------------------------------------------------------------------------------------------
 
-void check_one_hot(const Tensor& target, int64_t dim) {
-    TORCH_CHECK_TYPE(!target.is_complex(), "one_hot_labels: expected a real target, got ", target.scalar_type());
-    TORCH_CHECK_INDEX(dim >= 0 && dim < target.dim(), "one_hot_labels: expected dim in [0, ", target.dim() - 1,
-                      "], got ", dim);
+void check_one_hot(const std::string& op, const Tensor& target, int64_t dim) {
+    check_label_tensor(op, target);
+    TORCH_CHECK_INDEX(dim >= 0 && dim < target.dim(), op, ": expected dim in [0, ", target.dim() - 1, "], got ", dim);
 }
 
 Tensor one_hot_labels_cpu(c10::string_view op, const Tensor& target, int64_t dim) {
-    check_one_hot(target, dim);
+    check_one_hot(std::string(op), target, dim);
     const auto sizes = position_sizes(target, dim);
     const auto labels = at::empty(sizes, target.options().dtype(at::kInt));
     segloss_one_hot args{};
@@ -35,8 +34,8 @@ Tensor one_hot_labels_cpu(c10::string_view op, const Tensor& target, int64_t dim
     return labels;
 }
 
-Tensor one_hot_labels_meta(c10::string_view /*op*/, const Tensor& target, int64_t dim) {
-    check_one_hot(target, dim);
+Tensor one_hot_labels_meta(c10::string_view op, const Tensor& target, int64_t dim) {
+    check_one_hot(std::string(op), target, dim);
     auto sizes = target.sym_sizes().vec();
     sizes.erase(sizes.begin() + dim);
     return at::empty_symint(sizes, target.options().dtype(at::kInt));
@@ -44,7 +43,7 @@ Tensor one_hot_labels_meta(c10::string_view /*op*/, const Tensor& target, int64_
 
 // Devices without a kernel.
 Tensor one_hot_labels_composite(c10::string_view op, const Tensor& target, int64_t dim) {
-    check_one_hot(target, dim);
+    check_one_hot(std::string(op), target, dim);
     check_one_hot_values(std::string(op), target, dim);
     return target.ne(0).to(at::kByte).argmax(dim).to(at::kInt);
 }
@@ -53,6 +52,7 @@ Tensor one_hot_labels_composite(c10::string_view op, const Tensor& target, int64
 
 Tensor class_labels_composite(c10::string_view op, const Tensor& target, c10::SymInt num_classes,
                               int64_t ignore_index) {
+    check_label_tensor(std::string(op), target);
     check_label_values(std::string(op), target, num_classes.guard_int(__FILE__, __LINE__), ignore_index);
     const auto labels = target.to(at::kLong);
     return labels.masked_fill(labels.eq(ignore_index), -1);
@@ -66,6 +66,8 @@ Tensor class_labels_meta(c10::string_view /*op*/, const Tensor& target, c10::Sym
 // ---- integer masks to int8 ------------------------------------------------------------------------------------------
 
 Tensor class_masks_composite(c10::string_view op, const Tensor& target, int64_t ignore_index) {
+    check_label_tensor(std::string(op), target);
+    TORCH_CHECK_TYPE(!target.is_floating_point(), op, ": expected integer masks, got ", target.scalar_type());
     check_mask_values(std::string(op), target, ignore_index);
     const auto values = target.to(at::kLong); // not target.eq: in uint8, -100 is 156
     return values.to(at::kChar).masked_fill_(values.eq(ignore_index), -1);
