@@ -65,8 +65,7 @@ Target check_operator_arguments(const Tensor& input, const Tensor& target, const
                                 const OptionalTensor& voxel_weight, const Options& options) {
     TORCH_CHECK_INDEX(options.dim >= 0 && options.dim < input.dim(), options.op, ": expected dim in [0, ",
                       input.dim() - 1, "] for input ", input.sym_sizes(), ", got ", options.dim);
-    TORCH_CHECK_TYPE(at::isFloatingType(options.dtype), options.op, ": expected a floating dtype of the loss, got ",
-                     options.dtype);
+    check_loss_dtype(options.op, options.dtype);
     TORCH_CHECK_VALUE(!options.log_probabilities || (options.label_smoothing == 0 && options.gamma == 0), options.op,
                       ": expected label_smoothing=0 and gamma=0 with log probabilities, got ", options.label_smoothing,
                       " and ", options.gamma);
@@ -133,7 +132,8 @@ std::tuple<Tensor, Tensor, Tensor> forward_cpu(const Tensor& input, const Tensor
                           log_probabilities, empty_zero, dtype};
     const auto kind = check_operator_arguments(input, target, weight, voxel_weight, options);
     const bool reduce = reduction != at::Reduction::None;
-    TORCH_CHECK_VALUE(reduce || !with_gradient, options.op, ": expected with_gradient=False with reduction 0 (none)");
+    TORCH_CHECK_VALUE(reduce || !with_gradient, options.op,
+                      ": expected with_gradient=False with reduction 0 (none), got True");
     const auto sizes = position_sizes(input, dim);
     const auto class_weight = class_weight_for_kernel(weight, dtype);
     const auto voxel_weights = voxel_weight_for_kernel(voxel_weight, dtype);
@@ -173,9 +173,13 @@ std::tuple<Tensor, Tensor, Tensor> forward_cpu(const Tensor& input, const Tensor
 void check_saved(const Tensor& grad_loss, const Tensor& input, const Tensor& target, const Tensor& total_weight,
                  const Options& options) {
     const auto op = options.op + " backward";
+    check_dense(op, grad_loss, "grad_loss");
+    check_same_device(op, input, grad_loss, "grad_loss");
     const bool reduced = options.reduction != at::Reduction::None;
     TORCH_CHECK_TYPE(grad_loss.is_floating_point(), op, ": expected a floating grad_loss, got ",
                      grad_loss.scalar_type());
+    check_dense(op, total_weight, "total_weight");
+    check_same_device(op, input, total_weight, "total_weight");
     TORCH_CHECK(reduced || input.dim() == 1 ? grad_loss.dim() == 0 : has_label_shape(input, grad_loss, options.dim), op,
                 ": expected grad_loss of the loss's shape, got ", grad_loss.sizes(), " for target ", target.sizes());
     TORCH_CHECK(total_weight.numel() == 1 && total_weight.scalar_type() == widest_dtype(input), op,
@@ -325,7 +329,8 @@ std::tuple<Tensor, Tensor, Tensor> forward_slabs(const Tensor& input, const Tens
                           log_probabilities, empty_zero, dtype};
     const auto kind = check_operator_arguments(input, target, weight, voxel_weight, options);
     const bool reduce = reduction != at::Reduction::None;
-    TORCH_CHECK_VALUE(reduce || !with_gradient, options.op, ": expected with_gradient=False with reduction 0 (none)");
+    TORCH_CHECK_VALUE(reduce || !with_gradient, options.op,
+                      ": expected with_gradient=False with reduction 0 (none), got True");
     check_target_values(options.op, target, kind, input.size(dim), ignore_index);
     const at::NoGradGuard no_graph;
     const auto sizes = position_sizes(input, dim);
@@ -519,6 +524,7 @@ Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTe
     options.dim = class_dim(options.op, input, dim);
     const auto kind = check_arguments(input, target, weight, voxel_weight, options);
     options.dtype = dtype.value_or(loss_dtype(input, target, kind));
+    check_loss_dtype(options.op, options.dtype);
     auto labels = target;
     if (kind == Target::one_hot) {
         labels = one_hot_labels(options.op, target, options.dim);
