@@ -63,8 +63,9 @@ Target check_arguments(const Tensor& input, const Tensor& target, const Optional
         check_labels_only(op, input, options.dim, kind);
     }
     check_ignore_index(op, kind, options.ignore_index);
-    TORCH_CHECK_VALUE(!options.voxel_loss || options.activation != SEGLOSS_IDENTITY, op,
-                      ": expected activation 'softmax' or 'sigmoid' with a loss of each voxel, which needs logits");
+    TORCH_CHECK_VALUE(
+        !options.voxel_loss || options.activation != SEGLOSS_IDENTITY, op,
+        ": expected activation 'softmax' or 'sigmoid' with a loss of each voxel, which needs logits, got 'none'");
     return kind;
 }
 
@@ -90,6 +91,26 @@ int64_t batch_dim(int64_t dim) { return dim == 0 ? 1 : 0; }
 
 c10::SymInt num_samples(const Tensor& input, int64_t dim) {
     return is_batched(input) ? input.sym_size(batch_dim(dim)) : c10::SymInt(1);
+}
+
+// Of the gradients that a backward pass is handed: [N, C] twice, and [N].
+void check_gradients(const Tensor& grad_intersection, const Tensor& grad_prediction, const Tensor& grad_loss,
+                     const Tensor& input, const Options& options) {
+    const auto op = options.op + " backward";
+    for (const auto& grad : {grad_intersection, grad_prediction, grad_loss}) {
+        check_dense(op, grad, "gradient");
+        check_same_device(op, input, grad, "gradient");
+        TORCH_CHECK_TYPE(grad.is_floating_point(), op, ": expected a floating gradient, got ", grad.scalar_type());
+    }
+    for (const auto& grad : {grad_intersection, grad_prediction}) {
+        TORCH_CHECK(grad.dim() == 2 && grad.sym_size(0) == num_samples(input, options.dim) &&
+                        grad.sym_size(1) == input.sym_size(options.dim),
+                    op, ": expected a gradient [", num_samples(input, options.dim), ", ", input.sym_size(options.dim),
+                    "] for input ", input.sym_sizes(), ", got ", grad.sym_sizes());
+    }
+    TORCH_CHECK(grad_loss.dim() == 1 && grad_loss.sym_size(0) == num_samples(input, options.dim), op,
+                ": expected a gradient [", num_samples(input, options.dim), "] of the loss for input ",
+                input.sym_sizes(), ", got ", grad_loss.sym_sizes());
 }
 
 // A tensor that the kernels read or write, and its place in their arguments.
@@ -223,11 +244,7 @@ Results forward_cpu(c10::string_view op, const Tensor& input, const Tensor& targ
 }
 
 // A gradient [N, C] in the dtype that is computed in.
-Tensor gradient_for_kernel(const Tensor& grad, const Tensor& input, int64_t dim, const Options& options) {
-    TORCH_CHECK(grad.dim() == 2 && grad.sym_size(0) == num_samples(input, dim) &&
-                    grad.sym_size(1) == input.sym_size(dim),
-                options.op, " backward: expected a gradient [", num_samples(input, dim), ", ", input.sym_size(dim),
-                "] for input ", input.sym_sizes(), ", got ", grad.sym_sizes());
+Tensor gradient_for_kernel(const Tensor& grad, const Tensor& input) {
     return grad.to(compute_dtype(input.scalar_type())).contiguous();
 }
 
@@ -237,14 +254,11 @@ Tensor backward_cpu(const Tensor& grad_intersection, const Tensor& grad_predicti
                     int64_t ignore_index, bool voxel_loss, double gamma, double label_smoothing) {
     const Options options{std::string(op), dim, activation, squared, ignore_index, voxel_loss, gamma, label_smoothing};
     const auto kind = check_operator_arguments(input, target, weight, voxel_weight, options);
-    TORCH_CHECK(
-        grad_loss.dim() == 1 && grad_loss.sym_size(0) == num_samples(input, dim) && grad_loss.is_floating_point(),
-        options.op, " backward: expected a floating gradient [", num_samples(input, dim), "] of the loss for input ",
-        input.sym_sizes(), ", got ", grad_loss.sizes(), " of dtype ", grad_loss.scalar_type());
+    check_gradients(grad_intersection, grad_prediction, grad_loss, input, options);
     const auto dtype = input.scalar_type();
     const auto class_weight = class_weight_for_kernel(weight, dtype);
-    const auto by_intersection = gradient_for_kernel(grad_intersection, input, dim, options);
-    const auto by_prediction = gradient_for_kernel(grad_prediction, input, dim, options);
+    const auto by_intersection = gradient_for_kernel(grad_intersection, input);
+    const auto by_prediction = gradient_for_kernel(grad_prediction, input);
     const auto grad_input = empty_output_like(input);
     auto args = kernel_arguments(input, kind, class_weight, options);
     args.voxels.grad_scale = 1;
@@ -397,6 +411,7 @@ Tensor backward_slabs(const Tensor& grad_intersection, const Tensor& grad_predic
                       int64_t ignore_index, bool voxel_loss, double gamma, double label_smoothing) {
     const Options options{std::string(op), dim, activation, squared, ignore_index, voxel_loss, gamma, label_smoothing};
     const auto kind = check_operator_arguments(input, target, weight, voxel_weight, options);
+    check_gradients(grad_intersection, grad_prediction, grad_loss, input, options);
     check_target_values(options.op, target, kind, input.size(dim), ignore_index);
     const auto grad_input = at::empty_like(input);
     const Slabs slabs(input, dim);
