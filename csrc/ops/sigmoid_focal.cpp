@@ -39,16 +39,24 @@ Target check_arguments(const Tensor& input, const Tensor& target, const Optional
     check_voxel_weight(op, input, voxel_weight, options.dim);
     check_gamma(op, options.gamma);
     check_ignore_index(op, kind, options.ignore_index);
+    check_loss_dtype(op, options.dtype);
     return kind;
+}
+
+void check_gradient(const std::string& op, const Tensor& grad_loss, const Tensor& input) {
+    check_dense(op, grad_loss, "grad_loss");
+    check_same_device(op, input, grad_loss, "grad_loss");
+    TORCH_CHECK(grad_loss.sizes() == input.sizes() && grad_loss.is_floating_point(), op,
+                " backward: expected a floating gradient of input's shape ", input.sizes(), ", got ", grad_loss.sizes(),
+                " of dtype ", grad_loss.scalar_type());
 }
 
 // ---- CPU ------------------------------------------------------------------------------------------------------------
 
 // Forward and backward differ in the kernel and in the tensors at two places of its arguments.
 void run_kernel(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                const OptionalTensor& voxel_weight, const Options& options, const Tensor& loss, const Tensor& grad_loss,
-                const Tensor& grad_input) {
-    const auto kind = check_arguments(input, target, weight, voxel_weight, options);
+                const OptionalTensor& voxel_weight, Target kind, const Options& options, const Tensor& loss,
+                const Tensor& grad_loss, const Tensor& grad_input) {
     const auto class_weight = class_weight_for_kernel(weight, options.dtype);
     const auto voxel_weights = voxel_weight_for_kernel(voxel_weight, options.dtype);
     const auto sizes = position_sizes(input, options.dim);
@@ -78,20 +86,21 @@ void run_kernel(const Tensor& input, const Tensor& target, const OptionalTensor&
 Tensor forward_cpu(c10::string_view op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                    const OptionalTensor& voxel_weight, int64_t dim, int64_t ignore_index, double gamma,
                    ScalarType dtype) {
+    const Options options{std::string(op), dim, ignore_index, gamma, dtype};
+    const auto kind = check_arguments(input, target, weight, voxel_weight, options);
     const auto loss = at::empty_like(input, input.options().dtype(dtype));
-    run_kernel(input, target, weight, voxel_weight, {std::string(op), dim, ignore_index, gamma, dtype}, loss, {}, {});
+    run_kernel(input, target, weight, voxel_weight, kind, options, loss, {}, {});
     return loss;
 }
 
 Tensor backward_cpu(const Tensor& grad_loss, c10::string_view op, const Tensor& input, const Tensor& target,
                     const OptionalTensor& weight, const OptionalTensor& voxel_weight, int64_t dim, int64_t ignore_index,
                     double gamma, ScalarType dtype) {
-    TORCH_CHECK(grad_loss.sizes() == input.sizes() && grad_loss.is_floating_point(), op,
-                " backward: expected a floating gradient of input's shape ", input.sizes(), ", got ", grad_loss.sizes(),
-                " of dtype ", grad_loss.scalar_type());
+    const Options options{std::string(op), dim, ignore_index, gamma, dtype};
+    const auto kind = check_arguments(input, target, weight, voxel_weight, options);
+    check_gradient(options.op, grad_loss, input);
     const auto grad_input = empty_output_like(input);
-    run_kernel(input, target, weight, voxel_weight, {std::string(op), dim, ignore_index, gamma, dtype}, {}, grad_loss,
-               grad_input);
+    run_kernel(input, target, weight, voxel_weight, kind, options, {}, grad_loss, grad_input);
     return grad_input;
 }
 
@@ -145,6 +154,7 @@ Tensor backward_slabs(const Tensor& grad_loss, c10::string_view op, const Tensor
                       int64_t ignore_index, double gamma, ScalarType dtype) {
     const Options options{std::string(op), dim, ignore_index, gamma, dtype};
     const auto kind = check_arguments(input, target, weight, voxel_weight, options);
+    check_gradient(options.op, grad_loss, input);
     check_target_values(options.op, target, kind, input.size(dim), ignore_index);
     const auto grad_input = at::empty_like(input);
     const Slabs slabs(input, dim);
