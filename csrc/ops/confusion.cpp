@@ -2,7 +2,6 @@
 
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
-#include <ATen/WrapDimUtils.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
@@ -22,8 +21,10 @@ using OptionalSymInt = std::optional<c10::SymInt>;
 
 bool is_label_map(const Tensor& input) { return at::isIntegralType(input.scalar_type(), /*includeBool=*/true); }
 
-// The voxels that count; of labels whose values were checked.
-Tensor valid_voxels(const Tensor& target, int64_t ignore_index) { return target.to(at::kLong).ne(ignore_index); }
+// The voxels that count.
+Tensor valid_voxels(const Tensor& target, int64_t ignore_index) {
+    return is_ignored(target, ignore_index).logical_not_();
+}
 
 // Raises if a predicted label of a valid voxel is outside [0, num_classes).
 void check_predicted_values(const std::string& op, const Tensor& input, const Tensor& target, int64_t num_classes,
@@ -45,12 +46,16 @@ void check_predicted_values(const std::string& op, const Tensor& input, const Te
     TORCH_CHECK_INDEX(false, op, ": Predicted label ", text, " is out of bounds: ", bad.size(0),
                       bad.size(0) == 1 ? " label" : " labels", " of input at voxels that count ",
                       bad.size(0) == 1 ? "is" : "are", " outside [0, ", num_classes, "), the first at index ",
-                      at::IntArrayRef(index), " of input ", input.sizes(),
+                      at::IntArrayRef(index), " of input ", input.sizes(), ". Expected labels 0 to ",
+                      std::max<int64_t>(num_classes - 1, 0),
                       ". Relabel the prediction, or give a larger num_classes");
 }
 
 // What the operators beneath ask, that nothing be read beside a tensor.
 void check_operator_arguments(const std::string& op, const Tensor& input, const Tensor& target, int64_t dim) {
+    check_dense(op, input, "input");
+    check_label_tensor(op, target);
+    check_same_device(op, input, target, "target");
     if (is_label_map(input)) {
         TORCH_CHECK(input.sizes() == target.sizes(), op, ": expected label maps of one shape, got input ",
                     input.sizes(), " and target ", target.sizes());
@@ -60,6 +65,12 @@ void check_operator_arguments(const std::string& op, const Tensor& input, const 
     check_logits(op, input);
     TORCH_CHECK(classify_target(op, input, target, dim) == Target::labels, op, ": expected class labels, got target ",
                 target.sizes(), " for input ", input.sizes());
+}
+
+void check_maps(const std::string& op, const Tensor& input, const Tensor& target) {
+    check_dense(op, input, "input");
+    TORCH_CHECK_TYPE(is_label_map(input), op, ": expected a map of predicted labels, got ", input.scalar_type());
+    check_operator_arguments(op, input, target, 0);
 }
 
 int64_t checked_num_classes(const std::string& op, const c10::SymInt& num_classes, const Tensor& input, int64_t dim) {
@@ -124,8 +135,7 @@ Tensor confusion_counts_cpu(c10::string_view op_name, const Tensor& input, const
 Tensor num_label_classes_cpu(c10::string_view op_name, const Tensor& input, const Tensor& target,
                              int64_t ignore_index) {
     const std::string op(op_name);
-    TORCH_CHECK_TYPE(is_label_map(input), op, ": expected a map of predicted labels, got ", input.scalar_type());
-    check_operator_arguments(op, input, target, 0);
+    check_maps(op, input, target);
     const auto args = kernel_arguments(input, target, INT32_MAX, ignore_index, 0);
     const Chunks chunks(target.numel(), 1);
     std::vector<int64_t> largest(chunks.count());
@@ -185,6 +195,7 @@ Tensor confusion_counts_composite(c10::string_view op_name, const Tensor& input,
 Tensor num_label_classes_composite(c10::string_view op_name, const Tensor& input, const Tensor& target,
                                    int64_t ignore_index) {
     const std::string op(op_name);
+    check_maps(op, input, target);
     check_label_values(op, target, INT32_MAX, ignore_index);
     check_predicted_values(op, input, target, INT32_MAX, ignore_index);
     const auto valid = valid_voxels(target, ignore_index);
@@ -212,11 +223,13 @@ Tensor call_num_label_classes(const char* op, const Tensor& input, const Tensor&
 // A predicted and a target map in one shape: where one of them keeps a class dimension, it is dropped.
 std::pair<Tensor, Tensor> in_one_shape(const std::string& op, const Tensor& predicted, const Tensor& target,
                                        int64_t dim) {
+    check_dense(op, predicted, "input");
+    check_label_tensor(op, target);
     check_same_device(op, predicted, target, "target");
     const bool one_keeps_dim = std::abs(predicted.dim() - target.dim()) == 1;
     const auto drop_class_dim = [&](const Tensor& map) {
         const bool drop = one_keeps_dim && map.dim() == std::max(predicted.dim(), target.dim());
-        return drop ? map.squeeze(at::maybe_wrap_dim(dim, map.dim())) : map;
+        return drop ? map.squeeze(class_dim(op, map, dim)) : map;
     };
     const auto p = drop_class_dim(predicted);
     const auto t = drop_class_dim(target);
@@ -278,12 +291,20 @@ Tensor jaccard_index(const Tensor& input, const Tensor& target, OptionalSymInt n
     return quotient(n[0], n.sum(0));
 }
 
+// Beyond int64 the values of uint64 wrap: they are no others'.
+Tensor equal_labels(const Tensor& a, const Tensor& b) {
+    const auto integers = a.to(at::kLong);
+    const auto equal = integers.eq(b.to(at::kLong));
+    const bool one_wraps = (a.scalar_type() == at::kUInt64) != (b.scalar_type() == at::kUInt64);
+    return one_wraps ? equal.logical_and(integers.ge(0)) : equal;
+}
+
 // Of maps any two labels can be compared, however many classes there are.
 Tensor accuracy_of_maps(const Tensor& input, const Tensor& target, int64_t ignore_index, int64_t dim) {
     const auto [p, t] = in_one_shape("accuracy", input, target, dim);
     check_integral_labels("accuracy", t);
     const auto valid = valid_voxels(t, ignore_index);
-    return quotient(p.to(at::kLong).eq(t.to(at::kLong)).logical_and_(valid).sum(), valid.sum());
+    return quotient(equal_labels(p, t).logical_and_(valid).sum(), valid.sum());
 }
 
 Tensor accuracy(const Tensor& input, const Tensor& target, int64_t ignore_index, int64_t dim) {
