@@ -18,8 +18,17 @@ namespace {
 
 void check_arguments(const std::string& op, const Tensor& target, const OptionalTensor& weight,
                      const OptionalTensor& voxel_weight, const c10::SymInt& num_classes) {
-    TORCH_CHECK_TYPE(!target.is_complex(), op, ": expected an integer, bool or floating target, got ",
-                     target.scalar_type());
+    check_label_tensor(op, target);
+    TORCH_CHECK_VALUE(num_classes >= 0 && num_classes <= INT32_MAX, op, ": expected num_classes in [0, ", INT32_MAX,
+                      "], got ", num_classes);
+    for (const auto& [tensor, name] : {std::pair(weight, "weight"), std::pair(voxel_weight, "voxel_weight")}) {
+        if (tensor) {
+            check_dense(op, *tensor, name);
+            check_same_device(op, target, *tensor, name);
+            TORCH_CHECK(tensor->is_floating_point() || at::isIntegralType(tensor->scalar_type(), /*includeBool=*/true),
+                        op, ": expected an integer, bool or floating ", name, ", got ", tensor->scalar_type());
+        }
+    }
     TORCH_CHECK(!weight || (weight->dim() == 1 && weight->sym_size(0) == num_classes), op,
                 ": expected weight of shape [", num_classes, "], one for each class, got ",
                 weight ? weight->sym_sizes() : c10::SymIntArrayRef());
