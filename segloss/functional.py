@@ -1,6 +1,7 @@
 """The losses as functions of (input, target)."""
 
 import math
+import reprlib
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Literal
@@ -27,6 +28,7 @@ _total_weight: Callable[..., Tensor] = torch.ops.segloss.total_weight.default
 _REDUCTIONS = ("mean", "sum", "none")
 _NONE, _SUM = map(_reduction.get_enum, ("none", "sum"))
 _MOST_CLASSES = torch.iinfo(torch.int32).max
+_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 # isinstance is slow for abstract classes: the usual types first.
 _INTEGER = (int, Integral)
@@ -116,7 +118,8 @@ def cross_entropy(
         tensor(1.0066)
     """
     op = "cross_entropy"
-    code = _reduction_code(reduction, size_average, reduce)
+    _check_options(op, ignore_index, dim, label_smoothing)
+    code = _reduction_code(op, reduction, size_average, reduce)
     empty_zero = _is_zero(op, empty)
     arguments = (input, target, weight, voxel_weight, dim, code, ignore_index, label_smoothing, False, empty_zero)
     if (process_group is not None or is_dtensor(input)) and code != _NONE:
@@ -124,7 +127,7 @@ def cross_entropy(
     try:
         return _cross_entropy(*arguments)
     except (TypeError, RuntimeError):
-        _check_types(op, input, target, weight, voxel_weight, ignore_index, dim, label_smoothing=label_smoothing)
+        _check_types(op, input, target, weight, voxel_weight, ignore_index, dim)
         raise
 
 
@@ -165,7 +168,8 @@ def nll_loss(
         tensor(1.0066)
     """
     op = "nll_loss"
-    code = _reduction_code(reduction, size_average, reduce)
+    _check_options(op, ignore_index, dim)
+    code = _reduction_code(op, reduction, size_average, reduce)
     empty_zero = _is_zero(op, empty)
     arguments = (input, target, weight, voxel_weight, dim, code, ignore_index, 0.0, True, empty_zero)
     if (process_group is not None or is_dtensor(input)) and code != _NONE:
@@ -328,9 +332,10 @@ def topk_loss(
     _check_types(op, input, target, weight, voxel_weight, ignore_index, dim, k=k, label_smoothing=label_smoothing)
     if not 0 < k <= 100:
         raise ValueError(f"{op}: expected k, a percentage, in (0, 100], got {k!r}")
+    k = float(k)
     empty_zero = _is_zero(op, empty)
     target = _labels(op, input, target, dim)
-    dtype = torch.promote_types(input.dtype, torch.float32)  # half types would tie by rounding
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32  # half types would tie by rounding
     losses = _cross_entropy(
         input, target, weight, voxel_weight, dim, 0, ignore_index, label_smoothing, False, False, 0.0, op, dtype
     )
@@ -390,8 +395,7 @@ def total_weight(
         ...     (segloss.cross_entropy(x, y, ignore_index=255, reduction="sum") / total).backward()
     """
     op = "total_weight"
-    if not isinstance(target, Tensor):
-        raise _no_tensor(op, "target", target)
+    _check_tensor(op, "target", target)
     _check_types(op, target, target, weight, voxel_weight, ignore_index, dim=0)
     check_process_group(op, process_group)
     over_ranks = process_group is not None or is_dtensor(target)
@@ -416,7 +420,7 @@ def _over_ranks(
     gamma: float = 0.0,
 ) -> Tensor:
     """The operator's cross entropy of what the ranks hold together: their sums, divided by their total weights."""
-    _check_types(op, input, target, weight, voxel_weight, ignore_index, dim, label_smoothing=label_smoothing)
+    _check_types(op, input, target, weight, voxel_weight, ignore_index, dim)
     check_process_group(op, process_group)
     has_probabilities = target.is_floating_point() and target.shape == input.shape
     dtype = _result_dtype(input)
@@ -477,42 +481,87 @@ def _check_types(
     dim: int,
     **numbers: float,
 ) -> None:
-    """TypeError for what is no tensor or no number; the dispatcher would print the whole of it.
+    """TypeError for what is no dense tensor or no number; the dispatcher would print the whole of it.
 
     Where nothing reads an argument before the operator does, this is asked after the operator has refused: good calls
     do not wait for it. The dispatcher's error is left out of the traceback (from None).
     """
-    if not isinstance(input, Tensor):
-        raise _no_tensor(op, "input", input) from None
-    if not isinstance(target, Tensor):
-        raise _no_tensor(op, "target", target) from None
-    if not (weight is None or isinstance(weight, Tensor)):
-        raise _no_tensor(op, "weight", weight) from None
-    if not (voxel_weight is None or isinstance(voxel_weight, Tensor)):
-        raise _no_tensor(op, "voxel_weight", voxel_weight) from None
-    if not isinstance(ignore_index, _INTEGER):
-        raise TypeError(f"{op}: expected ignore_index to be an int, got {ignore_index!r}") from None
-    if not isinstance(dim, _INTEGER):
-        raise TypeError(f"{op}: expected dim to be an int, got {dim!r}") from None
+    _check_tensor(op, "input", input)
+    _check_tensor(op, "target", target)
+    if weight is not None:
+        _check_tensor(op, "weight", weight)
+    if voxel_weight is not None:
+        _check_tensor(op, "voxel_weight", voxel_weight)
+    _check_integer(op, "ignore_index", ignore_index)
+    _check_integer(op, "dim", dim)
+    _check_numbers(op, **numbers)
+
+
+def _check_tensor(op: str, name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        got = type(value).__name__
+        raise TypeError(f"{op}: expected {name} to be a torch.Tensor, got {got}. Use torch.as_tensor({name})") from None
+    if value.is_nested:  # whose shape cannot be asked for
+        raise TypeError(
+            f"{op}: expected a dense {name}, got a nested tensor. Use {name}.to_padded_tensor(), and ignore_index as "
+            "the label of the padding"
+        ) from None
+    if value.layout != torch.strided:
+        raise TypeError(f"{op}: expected a dense {name}, got {value.layout}. Use {name}.to_dense()") from None
+
+
+def _check_options(op: str, ignore_index: int, dim: int, label_smoothing: float = 0.0) -> None:
+    """TypeError for options that the dispatcher would make a number of: True, a float that it cuts off, a list of one.
+
+    The usual types pass without a call.
+    """
+    if type(ignore_index) is not int:
+        _check_integer(op, "ignore_index", ignore_index)
+    if type(dim) is not int:
+        _check_integer(op, "dim", dim)
+    if type(label_smoothing) is not float:
+        _check_number(op, "label_smoothing", label_smoothing)
+
+
+def _check_integer(op: str, name: str, value: object) -> None:
+    """TypeError for what torch takes for no int: a bool is none, an integer tensor without dimensions is one."""
+    if isinstance(value, bool) or not (isinstance(value, _INTEGER) or _is_scalar_tensor(value, is_integer=True)):
+        raise TypeError(f"{op}: expected {name} to be an int, got {reprlib.repr(value)}") from None
+    if not _INT64_MIN <= value <= _INT64_MAX:  # type: ignore[operator]
+        raise ValueError(f"{op}: expected {name} to be an int of 64 bits, got {reprlib.repr(value)}") from None
+
+
+def _check_number(op: str, name: str, value: object) -> None:
+    """TypeError for what is no real number; a real tensor without dimensions is one."""
+    if not (isinstance(value, _REAL) or _is_scalar_tensor(value, is_integer=False)):
+        raise TypeError(f"{op}: expected {name} to be a float, got {reprlib.repr(value)}") from None
+    if isinstance(value, int) and not _INT64_MIN <= value <= _INT64_MAX:
+        raise ValueError(f"{op}: expected {name} to be a float, got an int beyond 64 bits") from None
+
+
+def _is_scalar_tensor(value: object, is_integer: bool) -> bool:
+    if not isinstance(value, Tensor) or value.dim() > 0 or value.is_complex():
+        return False
+    return not is_integer or not (value.is_floating_point() or value.dtype == torch.bool)
+
+
+def _check_numbers(op: str, **numbers: float) -> None:
     for name, number in numbers.items():
         _check_number(op, name, number)
 
 
-def _no_tensor(op: str, name: str, value: object) -> TypeError:
-    got = type(value).__name__
-    return TypeError(f"{op}: expected {name} to be a torch.Tensor, got {got}. Use torch.as_tensor({name})")
-
-
-def _check_number(op: str, name: str, value: object) -> None:
-    if not isinstance(value, _REAL):
-        raise TypeError(f"{op}: expected {name} to be a float, got {value!r}") from None
+def _check_flags(op: str, **flags: bool) -> None:
+    for name, flag in flags.items():
+        if type(flag) is not bool:
+            _check_choice(op, name, flag, (True, False))
 
 
 def _check_choice(op: str, name: str, value: object, choices: tuple[object, ...], advice: str = "") -> None:
     if value not in choices:
         *others, last = map(repr, choices)
         expected = f"{', '.join(others)} or {last}"
-        raise ValueError(f"{op}: expected {name} to be {expected}, got {value!r}" + (advice and f". {advice}"))
+        got = reprlib.repr(value)
+        raise ValueError(f"{op}: expected {name} to be {expected}, got {got}" + (advice and f". {advice}"))
 
 
 def _check_gamma(op: str, gamma: float) -> None:
@@ -521,10 +570,13 @@ def _check_gamma(op: str, gamma: float) -> None:
         raise ValueError(f"{op}: expected gamma, an exponent, in [0, inf), got {gamma!r}")
 
 
-def _reduction_code(reduction: str, size_average: bool | None, reduce: bool | None) -> int:
+def _reduction_code(op: str, reduction: str, size_average: bool | None, reduce: bool | None) -> int:
     if size_average is not None or reduce is not None:
         return _reduction.legacy_get_enum(size_average, reduce)  # warns as torch does
-    return _reduction.get_enum(reduction)
+    try:
+        return _reduction.get_enum(reduction)
+    except ValueError as error:
+        raise ValueError(f"{op}: {error}. Expected 'mean', 'sum' or 'none'") from None
 
 
 def _is_zero(op: str, empty: str) -> bool:

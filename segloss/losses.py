@@ -1,6 +1,6 @@
 """The losses as modules: they store the keywords of the functions and call them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -421,6 +421,7 @@ class BinaryDiceLoss(_Loss):
         super().__init__(smooth=smooth)
 
     def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
+        functional._check_types("BinaryDiceLoss", input, target, None, voxel_weight, _NO_LABEL, dim=1)
         if input.dim() == 0 or input.shape != target.shape:
             raise ValueError(
                 "BinaryDiceLoss: expected probabilities and a target of one shape [N, ...], "
@@ -519,10 +520,10 @@ class DeepSupervisionLoss(nn.Module):
 
     def __init__(self, loss: Callable[..., Tensor], weights: Sequence[float] | None = None) -> None:
         super().__init__()
-        if weights is not None and not any(weights):
-            raise ValueError(f"DeepSupervisionLoss: expected a weight other than 0, got {weights}")
+        if not callable(loss):
+            raise TypeError(f"DeepSupervisionLoss: expected a module or a function as loss, got {type(loss).__name__}")
         self.loss = loss
-        self.weights = None if weights is None else tuple(weights)
+        self.weights = None if weights is None else _checked_weights(weights)
 
     def forward(self, inputs: Sequence[Tensor], target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
         dim = getattr(self.loss, "dim", 1)
@@ -555,6 +556,19 @@ class DeepSupervisionLoss(nn.Module):
         return f"weights={self.weights}"
 
 
+def _checked_weights(weights: Sequence[float]) -> tuple[float, ...]:
+    if not isinstance(weights, Iterable):
+        raise TypeError(
+            f"DeepSupervisionLoss: expected a list of weights, one for each resolution, got {type(weights).__name__}"
+        )
+    factors = tuple(weights)
+    for factor in factors:
+        functional._check_number("DeepSupervisionLoss", "each of weights", factor)
+    if not any(factors):
+        raise ValueError(f"DeepSupervisionLoss: expected a weight other than 0, got {weights}")
+    return factors
+
+
 def _subsampled(target: Tensor, input: Tensor, dim: int) -> Tensor:
     """Target, or voxel weights, at input's resolution, by nearest neighbours."""
     if not isinstance(target, Tensor):
@@ -562,9 +576,12 @@ def _subsampled(target: Tensor, input: Tensor, dim: int) -> Tensor:
             f"DeepSupervisionLoss: expected one target at full resolution, got {type(target).__name__}. Pass the "
             "tensor itself; it is subsampled for each input"
         )
+    functional._check_types("DeepSupervisionLoss", input, target, None, None, _NO_LABEL, dim)
+    if input.dim() == 0:
+        raise ValueError("DeepSupervisionLoss: expected logits [N, C, ...] of each resolution, got a 0-dim tensor")
     class_dim = dim % input.dim()
     lost_dims = input.dim() - target.dim()  # 1 where target has no class dimension
-    _, *spatial_dims = (d for d in range(input.dim()) if d != class_dim)
+    spatial_dims = [d for d in range(input.dim()) if d != class_dim][1:]
     for d in spatial_dims:
         position = d - lost_dims if d > class_dim else d
         if lost_dims not in (0, 1) or input.shape[d] > target.shape[position]:

@@ -5,10 +5,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-_accuracy: Callable[..., Tensor] = torch.ops.segloss.accuracy.default
-_confusion_matrix: Callable[..., Tensor] = torch.ops.segloss.confusion_matrix.default
-_dice_score: Callable[..., Tensor] = torch.ops.segloss.dice_score.default
-_jaccard_index: Callable[..., Tensor] = torch.ops.segloss.jaccard_index.default
+from segloss.functional import _check_integer, _check_options, _check_types
+
+_OPERATORS: dict[str, Callable[..., Tensor]] = {
+    name: getattr(torch.ops.segloss, name).default
+    for name in ("accuracy", "confusion_matrix", "dice_score", "jaccard_index")
+}
 
 
 def accuracy(input: Tensor, target: Tensor, *, ignore_index: int = -100, dim: int = 1) -> Tensor:
@@ -40,7 +42,7 @@ def accuracy(input: Tensor, target: Tensor, *, ignore_index: int = -100, dim: in
         >>> segloss.accuracy(logits, torch.tensor([1, 0, 0]))
         tensor(0.6667)
     """
-    return _accuracy(input, target, ignore_index, dim)
+    return _score("accuracy", input, target, ignore_index=ignore_index, dim=dim)
 
 
 def confusion_matrix(
@@ -82,7 +84,7 @@ def confusion_matrix(
         tensor([[1, 1],
                 [0, 1]])
     """
-    return _confusion_matrix(input, target, num_classes, ignore_index, dim)
+    return _score("confusion_matrix", input, target, num_classes, ignore_index=ignore_index, dim=dim)
 
 
 def dice_score(
@@ -112,7 +114,7 @@ def dice_score(
         >>> segloss.dice_score(logits, torch.tensor([1, 0, 0]))
         tensor([0.6667, 0.6667,    nan])
     """
-    return _dice_score(input, target, num_classes, ignore_index, dim)
+    return _score("dice_score", input, target, num_classes, ignore_index=ignore_index, dim=dim)
 
 
 def jaccard_index(
@@ -136,4 +138,16 @@ def jaccard_index(
         >>> segloss.jaccard_index(logits, torch.tensor([1, 0, 0]))
         tensor([0.5000, 0.5000,    nan])
     """
-    return _jaccard_index(input, target, num_classes, ignore_index, dim)
+    return _score("jaccard_index", input, target, num_classes, ignore_index=ignore_index, dim=dim)
+
+
+def _score(op: str, input: Tensor, target: Tensor, *num_classes: int | None, ignore_index: int, dim: int) -> Tensor:
+    _check_options(op, ignore_index, dim)
+    for number in num_classes:
+        if number is not None:
+            _check_integer(op, "num_classes", number)
+    try:
+        return _OPERATORS[op](input, target, *num_classes, ignore_index, dim)
+    except (TypeError, RuntimeError):
+        _check_types(op, input, target, None, None, ignore_index, dim)
+        raise

@@ -13,7 +13,9 @@ from segloss.functional import (
     Empty,
     Reduction,
     _check_choice,
+    _check_flags,
     _check_gamma,
+    _check_numbers,
     _check_types,
     _is_zero,
     _mean_or_sum,
@@ -197,6 +199,8 @@ def dice_loss(
     """
     op = "dice_loss"
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
+    _check_flags(op, jaccard=jaccard)
+    _check_numbers(op, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
     options = (dim, activation, ignore_index, include_background, batch, process_group)
     stats, _ = _walk(op, input, target, weight, voxel_weight, *options, squared=squared)
     terms = _dice_terms(stats, jaccard, smooth_nr, smooth_dr)
@@ -252,6 +256,7 @@ def generalized_dice_loss(
     op = "generalized_dice_loss"
     _check_choice(op, "w_type", w_type, ("square", "simple", "uniform"))
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
+    _check_numbers(op, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
     options = (dim, activation, ignore_index, include_background, batch, process_group)
     stats, _ = _walk(op, input, target, None, voxel_weight, *options)
     w = _volume_weights(stats.target, w_type)
@@ -313,6 +318,7 @@ def tversky_loss(
     op = "tversky_loss"
     _check_gamma(op, gamma)
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
+    _check_numbers(op, alpha=alpha, beta=beta, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
     options = (dim, activation, ignore_index, include_background, batch, process_group)
     stats, _ = _walk(op, input, target, weight, voxel_weight, *options)
     errors = alpha * stats.fp + beta * stats.fn
@@ -374,6 +380,7 @@ def dice_ce_loss(
         >>> segloss.dice_ce_loss(logits, labels)
         tensor(1.6096)
     """
+    _check_numbers("dice_ce_loss", lambda_dice=lambda_dice, lambda_ce=lambda_ce)
     return _dice_and(
         "dice_ce_loss",
         "cross_entropy",
@@ -448,6 +455,7 @@ def dice_focal_loss(
         tensor(1.0716)
     """
     _check_gamma("dice_focal_loss", gamma)
+    _check_numbers("dice_focal_loss", lambda_dice=lambda_dice, lambda_focal=lambda_focal)
     return _dice_and(
         "dice_focal_loss",
         "focal_loss",
@@ -504,6 +512,8 @@ def _dice_and(
     advice = f"The terms have different shapes; call dice_loss and {second}"
     _check_choice(op, "reduction", reduction, ("mean", "sum"), advice)
     empty_zero = _is_zero(op, empty)
+    _check_flags(op, jaccard=jaccard)
+    _check_numbers(op, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
     options = (dim, activation, ignore_index, include_background, batch, process_group)
     stats, (loss, total) = _walk(
         op,
@@ -547,6 +557,7 @@ def _walk(
     _check_types(
         op, input, target, weight, voxel_weight, ignore_index, dim, gamma=gamma, label_smoothing=label_smoothing
     )
+    _check_flags(op, include_background=include_background, batch=batch, squared=squared)
     check_process_group(op, process_group)
     _check_choice(op, "activation", activation, ("softmax", "sigmoid", None))
     is_sharded = is_dtensor(input)
@@ -599,7 +610,7 @@ def _dice_terms(stats: SoftStats, jaccard: bool, smooth_nr: float, smooth_dr: fl
 
 
 def _volume_weights(volume: Tensor, w_type: str) -> Tensor:
-    if w_type == "uniform":
+    if w_type == "uniform" or volume.shape[-1] == 0:
         return torch.ones_like(volume)
     w = (volume if w_type == "simple" else volume.square()).reciprocal()
     largest = w.masked_fill(~w.isfinite(), 0).amax(-1, keepdim=True)
