@@ -142,3 +142,216 @@ def test_the_wrong_mend_was_named(spoil, mend):
     with pytest.raises((RuntimeError, ValueError), match=r"Try target\.(movedim\(-1, 1\)|permute\(|reshape\()"):
         segloss.cross_entropy(x, spoil(labels))
     assert torch.equal(segloss.cross_entropy(x, mend(spoil(labels))), segloss.cross_entropy(x, labels))
+
+
+# ---- hostile input ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ignore_index", [2**53 + 1, 2**63 - 1, -(2**63)])
+def test_a_float_label_that_ignore_index_rounds_to_raised_an_error_without_its_value(ignore_index):
+    x, labels = torch.randn(2, 3), torch.tensor([float(ignore_index), 0], dtype=torch.float64)
+    for loss in (segloss.cross_entropy, segloss.dice_loss, func_gradient):
+        with pytest.raises(IndexError, match=r"1 label is outside \[0, 3\), the first at index \[0\]"):
+            loss(x, labels, ignore_index=ignore_index)
+
+
+def func_gradient(x, labels, **options):
+    return torch.func.grad(lambda x: segloss.cross_entropy(x, labels, **options))(x)
+
+
+def test_a_uint64_mask_that_wraps_to_ignore_index_raised_an_error_without_its_value():
+    masks = torch.tensor([[2**64 - 100, 0]], dtype=torch.uint64)
+    for activation in (None, "sigmoid"):
+        with pytest.raises(RuntimeError, match=r"got 18446744073709551516 at index \[0, 0\]"):
+            segloss.dice_loss(torch.rand(1, 2), masks, activation=activation, ignore_index=-100)
+
+
+def test_a_label_beyond_int64_was_named_as_a_negative_one():
+    with pytest.raises(IndexError, match="Target 18446744073709551615 is out of bounds"):
+        segloss.cross_entropy(torch.randn(1, 3), torch.tensor([2**64 - 1], dtype=torch.uint64))
+
+
+def test_accuracy_took_a_uint64_label_for_the_negative_one_that_it_wraps_to():
+    wrapping, negative = torch.tensor([2**64 - 1, 5], dtype=torch.uint64), torch.tensor([-1, 5])
+    assert segloss.accuracy(wrapping, negative) == 0.5
+    assert segloss.accuracy(negative, wrapping) == 0.5
+    assert segloss.accuracy(negative, wrapping, ignore_index=-1) == 0.5
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("loss", [segloss.cross_entropy, segloss.dice_loss, segloss.accuracy])
+def test_a_nested_tensor_got_an_internal_error_of_torch(loss):
+    nested = torch.nested.nested_tensor([torch.randn(3, 4), torch.randn(3, 4)])
+    for arguments in ((nested, torch.zeros(2, 4).long()), (torch.randn(2, 3, 4), nested)):
+        with pytest.raises(TypeError, match=r"expected a dense (input|target), got a nested tensor. Use .*padded"):
+            loss(*arguments)
+
+
+@pytest.mark.parametrize("keyword", ["weight", "voxel_weight"])
+def test_a_sparse_weight_got_an_error_of_the_dispatcher(keyword):
+    weight = torch.ones(3) if keyword == "weight" else torch.ones(2, 4)
+    with pytest.raises(TypeError, match=rf"cross_entropy: expected a dense {keyword}, got .*[Ss]parse"):
+        segloss.cross_entropy(torch.randn(2, 3, 4), torch.zeros(2, 4).long(), **{keyword: weight.to_sparse()})
+
+
+@pytest.mark.parametrize("metric", [segloss.accuracy, segloss.confusion_matrix, segloss.dice_score])
+@pytest.mark.parametrize("strange", [np.zeros((2, 4)), [0, 1], None])
+def test_a_metric_printed_what_is_no_tensor(metric, strange):
+    with pytest.raises(TypeError, match=rf"expected target to be a torch.Tensor, got {type(strange).__name__}"):
+        metric(torch.randn(2, 3, 4), strange)
+
+
+@pytest.mark.parametrize("option", ["ignore_index", "dim"])
+@pytest.mark.parametrize("strange", [True, np.float32(1.5), torch.tensor(0.5), torch.tensor([1]), torch.tensor(True)])
+@pytest.mark.parametrize("function", [segloss.cross_entropy, segloss.dice_loss, segloss.accuracy])
+def test_what_is_no_int_was_cut_off_to_one(function, strange, option):
+    with pytest.raises(TypeError, match=f": expected {option} to be an int, got "):
+        function(torch.randn(2, 3), torch.tensor([0, 2]), **{option: strange})
+
+
+@pytest.mark.parametrize("function", [segloss.cross_entropy, segloss.dice_loss, segloss.accuracy])
+def test_an_integer_tensor_as_ignore_index_was_refused_by_some_losses_only(function):
+    arguments = (torch.randn(2, 3), torch.tensor([0, 255]))
+    assert torch.equal(function(*arguments, ignore_index=torch.tensor(255)), function(*arguments, ignore_index=255))
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 10**400])
+def test_an_int_beyond_64_bits_got_an_error_of_the_dispatcher(number):
+    x, labels = torch.randn(2, 3), torch.tensor([0, 2])
+    for option in ("ignore_index", "dim"):
+        with pytest.raises(ValueError, match=f"cross_entropy: expected {option} to be an int of 64 bits, got "):
+            segloss.cross_entropy(x, labels, **{option: number})
+    with pytest.raises(ValueError, match="dice_loss: expected smooth_dr to be a float, got an int beyond 64 bits"):
+        segloss.dice_loss(x, labels, smooth_dr=number)
+
+
+@pytest.mark.parametrize("option", ["include_background", "squared", "jaccard", "batch"])
+def test_the_string_no_was_true(option):
+    with pytest.raises(ValueError, match=f"dice_loss: expected {option} to be True or False, got 'no'"):
+        segloss.dice_loss(torch.randn(2, 3), torch.tensor([0, 2]), **{option: "no"})
+
+
+@pytest.mark.parametrize(
+    ("function", "option"),
+    [
+        (segloss.dice_loss, "smooth_nr"),
+        (segloss.generalized_dice_loss, "smooth_dr"),
+        (segloss.tversky_loss, "alpha"),
+        (segloss.dice_ce_loss, "lambda_ce"),
+        (segloss.dice_focal_loss, "lambda_focal"),
+    ],
+)
+def test_a_complex_factor_was_rounded_to_its_real_part(function, option):
+    with pytest.raises(TypeError, match=rf"expected {option} to be a float, got 1j"):
+        function(torch.randn(2, 3), torch.tensor([0, 2]), **{option: 1j})
+
+
+def test_an_unknown_reduction_did_not_say_which_loss_nor_what_it_knows():
+    with pytest.raises(ValueError, match=r"nll_loss: avg is not a valid .* Expected 'mean', 'sum' or 'none'"):
+        segloss.nll_loss(torch.randn(2, 3), torch.tensor([0, 2]), reduction="avg")
+
+
+def test_topk_refused_numpys_float32_as_k():
+    x, labels = torch.randn(20, 3), torch.randint(3, (20,))
+    assert torch.equal(segloss.topk_loss(x, labels, k=np.float32(50)), segloss.topk_loss(x, labels, k=50.0))
+
+
+def test_topk_of_float8_logits_spoke_of_promotion():
+    with pytest.raises(TypeError, match=r"topk_loss: expected logits of dtype .* got Float8"):
+        segloss.topk_loss(torch.randn(2, 3).to(torch.float8_e4m3fn), torch.tensor([0, 2]))
+
+
+def test_a_one_hot_target_without_classes_spoke_of_max():
+    with pytest.raises(RuntimeError, match="expected at least one class for a one-hot target, got target"):
+        segloss.cross_entropy(torch.zeros(2, 0, 4), torch.zeros(2, 0, 4).long())
+
+
+def test_generalized_dice_of_no_class_and_no_voxel_spoke_of_amax():
+    assert segloss.generalized_dice_loss(torch.zeros(0, 0, 4), torch.zeros(0, 4).long()).isnan()
+
+
+def test_binary_dice_of_an_array_raised_an_attribute_error():
+    with pytest.raises(TypeError, match=r"BinaryDiceLoss: expected input to be a torch.Tensor, got ndarray"):
+        segloss.BinaryDiceLoss()(np.zeros((2, 4)), torch.zeros(2, 4))
+
+
+def test_deep_supervision_of_unbatched_logits_could_not_be_unpacked():
+    x, label = torch.randn(3), torch.tensor(1)
+    loss = segloss.DeepSupervisionLoss(segloss.CrossEntropyLoss())
+    assert torch.equal(loss([x], label), segloss.cross_entropy(x, label))
+
+
+def test_deep_supervision_of_a_number_divided_by_zero():
+    with pytest.raises(ValueError, match=r"DeepSupervisionLoss: expected logits .* got a 0-dim tensor"):
+        segloss.DeepSupervisionLoss(segloss.CrossEntropyLoss())([torch.tensor(1.0)], torch.tensor(1))
+
+
+def test_deep_supervision_of_an_array_raised_an_attribute_error():
+    with pytest.raises(TypeError, match=r"DeepSupervisionLoss: expected input to be a torch.Tensor, got ndarray"):
+        segloss.DeepSupervisionLoss(segloss.CrossEntropyLoss())([np.zeros((2, 3))], torch.tensor([1, 0]))
+
+
+def test_deep_supervision_lost_the_first_weight_of_an_iterator():
+    assert segloss.DeepSupervisionLoss(segloss.DiceLoss(), iter([0.5, 0.25])).weights == (0.5, 0.25)
+
+
+@pytest.mark.parametrize("weights", [3, ["a"], [None], [1j]])
+def test_deep_supervision_took_weights_that_are_no_numbers(weights):
+    with pytest.raises(TypeError, match=r"DeepSupervisionLoss: expected .*weights"):
+        segloss.DeepSupervisionLoss(segloss.DiceLoss(), weights)
+
+
+def test_deep_supervision_took_a_loss_that_cannot_be_called():
+    with pytest.raises(TypeError, match="DeepSupervisionLoss: expected a module or a function as loss, got str"):
+        segloss.DeepSupervisionLoss("dice_loss")
+
+
+@pytest.mark.parametrize("keyword", ["weight", "voxel_weight"])
+def test_total_weight_followed_its_weights_to_another_device(keyword):
+    weight = torch.ones(3 if keyword == "weight" else 4, device="meta")
+    with pytest.raises(RuntimeError, match=f"total_weight: expected all tensors on one device, .* {keyword} on meta"):
+        segloss.total_weight(torch.tensor([0, 1, 2, 0]), **{keyword: weight})
+
+
+def test_total_weight_wrapped_a_number_of_classes_beyond_int32():
+    with pytest.raises(ValueError, match=r"op: expected num_classes in \[0, 2147483647\], got 4294967297"):
+        torch.ops.segloss.total_weight("op", torch.tensor([1]), None, None, 2**32 + 1, -100)
+
+
+def test_maps_of_a_dim_that_they_lack_got_an_error_without_the_metrics_name():
+    with pytest.raises(IndexError, match=r"dice_score: expected dim, .* in \[-3, 2\], got 5"):
+        segloss.dice_score(torch.zeros(2, 1, 4).long(), torch.zeros(2, 4).long(), dim=5)
+
+
+def test_a_predicted_label_out_of_bounds_did_not_say_what_was_expected():
+    with pytest.raises(IndexError, match=r"Predicted label 7 is out of bounds.* Expected labels 0 to 2"):
+        segloss.confusion_matrix(torch.tensor([7]), torch.tensor([0]), num_classes=3)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.float8_e4m3fn])
+def test_a_loss_of_no_dtype_that_is_computed_was_cast_to_it(dtype):
+    def loss(x):
+        return torch.ops.segloss.cross_entropy(x, torch.tensor([0, 2]), op="op", dtype=dtype)
+
+    for call in (loss, torch.func.grad(loss)):
+        with pytest.raises(TypeError, match=r"op: expected .* as dtype of the loss, got"):
+            call(torch.randn(2, 3))
+
+
+def test_class_masks_cut_floats_off_to_integers():
+    with pytest.raises(TypeError, match="op: expected integer masks, got Float"):
+        torch.ops.segloss.class_masks("op", torch.tensor([0.5]), -100)
+
+
+def test_an_exponent_of_inf_was_taken_by_the_operators():
+    with pytest.raises(ValueError, match=r"op: expected gamma, an exponent, in \[0, inf\), got inf"):
+        torch.ops.segloss.sigmoid_focal("op", torch.randn(2, 3), torch.tensor([0, 2]), gamma=float("inf"))
+
+
+@pytest.mark.parametrize("strange", [torch.ones(2, 3).to_sparse(), torch.ones(2, 3, dtype=torch.int64)])
+def test_a_backward_operator_took_a_gradient_that_is_not_dense_and_floating(strange):
+    x, labels, one = torch.randn(2, 3), torch.tensor([0, 2]), torch.ones(())
+    with pytest.raises(TypeError, match=r"op backward: expected a (dense|floating) gradient"):
+        torch.ops.segloss.soft_stats_backward(
+            strange, torch.ones(2, 3), one, "op", x, labels, None, None, 1, 0, False, -100, True, 0.0, 0.0
+        )
