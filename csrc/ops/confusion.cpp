@@ -47,8 +47,7 @@ void check_predicted_values(const std::string& op, const Tensor& input, const Te
                       bad.size(0) == 1 ? " label" : " labels", " of input at voxels that count ",
                       bad.size(0) == 1 ? "is" : "are", " outside [0, ", num_classes, "), the first at index ",
                       at::IntArrayRef(index), " of input ", input.sizes(), ". Expected labels 0 to ",
-                      std::max<int64_t>(num_classes - 1, 0),
-                      ". Relabel the prediction, or give a larger num_classes");
+                      std::max<int64_t>(num_classes - 1, 0), ". Relabel the prediction, or give a larger num_classes");
 }
 
 // What the operators beneath ask, that nothing be read beside a tensor.
