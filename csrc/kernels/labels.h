@@ -4,11 +4,12 @@
 
 #include "block.h"
 
-/* Stands for a floating label that is not integral and for an unsigned one beyond int64. */
-#define NO_LABEL INT64_MIN
+/* Stands for a floating label that is not integral and for an unsigned one beyond int64. No such dtype has this value
+ * itself: it takes 63 bits. */
+#define NO_LABEL (INT64_MIN + 1)
 
 static inline int64_t label_of_double(double x) {
-    const int representable = x > -0x1p63 && x < 0x1p63; /* false for nan */
+    const int representable = x >= -0x1p63 && x < 0x1p63; /* false for nan */
     const int64_t integer = representable ? (int64_t)x : 0;
     return representable && (double)integer == x ? integer : NO_LABEL;
 }
