@@ -74,7 +74,9 @@ static inline struct block block_at(const struct segloss_positions* positions, i
 static inline void assert_range(const struct segloss_positions* positions, int64_t begin, int64_t end) {
     assert(positions->num_dims >= 1 && positions->num_dims <= SEGLOSS_MAX_DIMS);
     assert(begin >= 0 && begin <= end && begin % SEGLOSS_BLOCK == 0);
-    (void)positions, (void)begin, (void)end;
+    (void)positions;
+    (void)begin;
+    (void)end;
 }
 
 static inline struct run first_run(const struct block* b) {

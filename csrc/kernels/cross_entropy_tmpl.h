@@ -358,7 +358,9 @@ static void FN(assert_cross_entropy)(const struct segloss_cross_entropy* a, int6
     assert(a->target.data && a->target_kind != SEGLOSS_MASKS);
     assert(!a->log_probabilities || a->label_smoothing == 0);
     assert(!a->grad_logits.data || a->grad_loss.data);
-    (void)a, (void)begin, (void)end;
+    (void)a;
+    (void)begin;
+    (void)end;
 }
 
 /* The mean's denominator, from labels and weights alone. */

@@ -144,7 +144,9 @@ static void FN(assert_soft_stats)(const struct segloss_soft_stats* s, int64_t be
     assert(s->voxels.target.data && !s->voxels.log_probabilities);
     assert(!s->with_loss || s->activation != SEGLOSS_IDENTITY);
     assert(s->activation != SEGLOSS_SOFTMAX || s->voxels.target_kind != SEGLOSS_MASKS);
-    (void)s, (void)begin, (void)end;
+    (void)s;
+    (void)begin;
+    (void)end;
 }
 
 static int64_t FN(soft_stats_forward)(const struct segloss_soft_stats* s, int64_t begin, int64_t end, double* stats,
