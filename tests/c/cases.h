@@ -33,9 +33,10 @@ static const struct target_kind target_kinds[] = {
     {"probabilities of log probabilities", SEGLOSS_PROBABILITIES, 1},
 };
 
-enum logit_values { ORDINARY, CONFIDENT, HOSTILE, NUM_LOGIT_VALUES };
+/* RAW: any bits at all. */
+enum logit_values { ORDINARY, CONFIDENT, HOSTILE, RAW, NUM_LOGIT_VALUES };
 
-static const char* const logit_value_names[] = {"ordinary", "confident", "hostile"};
+static const char* const logit_value_names[] = {"ordinary", "confident", "hostile", "raw"};
 
 enum weights { NO_WEIGHTS, POSITIVE_WEIGHTS, SOME_ZERO_WEIGHTS, NUM_WEIGHTS };
 
@@ -53,7 +54,7 @@ struct test_case {
     enum segloss_dtype target_dtype;
     enum segloss_dtype loss_dtype;
     enum segloss_dtype voxel_weight_dtype;
-    enum layout logits_layout, target_layout, lanes_layout, grad_layout;
+    int logits_layout, target_layout, lanes_layout, grad_layout;
     enum weights class_weights, voxel_weights;
     int64_t ignore_index;
     double label_smoothing;
@@ -62,10 +63,11 @@ struct test_case {
     int stream_grad;
 };
 
-/* Labels and masks of any dtype; -100 can be stored in signed ones, 255 in most. */
+/* Labels and masks of any dtype; -100 can be stored in signed ones, 255 in most, the last ones in few. */
 static void draw_target(struct test_case* t) {
-    static const int64_t ignore_indices[] = {-100, 255, 1, 0};
-    t->ignore_index = ignore_indices[random_below(4)];
+    static const int64_t ignore_indices[] = {-100, 255,       1,         0,           -1,        -100,
+                                             255,  INT32_MIN, INT32_MAX, 0x100000000, INT64_MIN, INT64_MAX};
+    t->ignore_index = ignore_indices[random_below(12)];
     t->target_dtype =
         (enum segloss_dtype)random_below(t->kind.target == SEGLOSS_PROBABILITIES ? NUM_FLOATING : NUM_DTYPES);
 }
@@ -87,10 +89,10 @@ static struct test_case draw_case(int64_t num_positions, int64_t num_classes, st
         .values = (enum logit_values)random_below(NUM_LOGIT_VALUES),
         .loss_dtype = random_below(2) ? numbers.logits : dtype_of_real(numbers.real),
         .voxel_weight_dtype = (enum segloss_dtype)random_below(NUM_FLOATING),
-        .logits_layout = (enum layout)random_below(NUM_LAYOUTS),
-        .target_layout = (enum layout)random_below(NUM_LAYOUTS),
-        .lanes_layout = (enum layout)random_below(NUM_LAYOUTS),
-        .grad_layout = (enum layout)random_below(NUM_LAYOUTS),
+        .logits_layout = draw_layout(NUM_INPUT_LAYOUTS),
+        .target_layout = draw_layout(NUM_INPUT_LAYOUTS),
+        .lanes_layout = draw_layout(NUM_LAYOUTS),
+        .grad_layout = draw_layout(NUM_LAYOUTS),
         .class_weights = (enum weights)random_below(NUM_WEIGHTS),
         .voxel_weights = (enum weights)random_below(NUM_WEIGHTS),
         .label_smoothing = kind.log_probabilities ? 0 : smoothings[random_below(4)],
@@ -111,11 +113,11 @@ static void describe_case(const struct test_case* t, const char* isa) {
         "%s target %s, ignore_index %lld, %s class weights, %s voxel weights (%s), smoothing %g, gamma %g, grad %s, "
         "lanes %s, losses %s",
         isa, t->kind.name, (long long)t->num_positions, t->positions.num_dims, (long long)t->num_classes,
-        logit_value_names[t->values], formats[t->numbers.logits].name, layout_names[t->logits_layout],
-        formats[dtype_of_real(t->numbers.real)].name, formats[t->target_dtype].name, layout_names[t->target_layout],
+        logit_value_names[t->values], formats[t->numbers.logits].name, layout_name(t->logits_layout),
+        formats[dtype_of_real(t->numbers.real)].name, formats[t->target_dtype].name, layout_name(t->target_layout),
         (long long)t->ignore_index, weights_names[t->class_weights], weights_names[t->voxel_weights],
-        formats[t->voxel_weight_dtype].name, t->label_smoothing, t->gamma, layout_names[t->grad_layout],
-        layout_names[t->lanes_layout], t->is_reduced ? "reduced" : formats[t->loss_dtype].name);
+        formats[t->voxel_weight_dtype].name, t->label_smoothing, t->gamma, layout_name(t->grad_layout),
+        layout_name(t->lanes_layout), t->is_reduced ? "reduced" : formats[t->loss_dtype].name);
 }
 
 /* ---- cross entropy: values of a case ---- */
@@ -149,7 +151,10 @@ static long double hostile_logit(enum segloss_dtype dtype, int trouble, int64_t 
 
 static long double draw_logit(const struct test_case* t, int trouble, int64_t c, int64_t struck) {
     long double x;
-    if (t->values == HOSTILE) {
+    if (t->values == RAW) {
+        const uint64_t bits = random_bits_of((size_t)formats[t->numbers.logits].size);
+        x = load(t->numbers.logits, &bits);
+    } else if (t->values == HOSTILE) {
         x = hostile_logit(t->numbers.logits, trouble, c, struck);
     } else if (t->values == CONFIDENT) {
         x = (c == struck ? 10 * trouble : 0) + 0.5 * random_unit(); /* margins up to 80 */
@@ -172,7 +177,7 @@ static void fill_logits(const struct test_case* t, const struct memory* logits) 
 /* The first block has a chance to be ignored as a whole. */
 static void fill_labels(const struct test_case* t, const struct memory* target) {
     const struct format* f = &formats[t->target_dtype];
-    const int can_ignore = is_floating(t->target_dtype) || holds(t->target_dtype, t->ignore_index);
+    const int can_ignore = holds(t->target_dtype, t->ignore_index);
     const int64_t skipped = random_below(4) == 0 ? SEGLOSS_BLOCK : 0;
     const int64_t num_labels = f->max < MAX_CLASSES && t->num_classes > f->max ? (int64_t)f->max : t->num_classes;
     for (int64_t p = 0; p < t->num_positions; ++p) {
@@ -191,7 +196,7 @@ static void fill_probabilities(const struct test_case* t, const struct memory* t
 
 /* In some voxels one class holds ignore_index. */
 static void fill_masks(const struct test_case* t, const struct memory* target) {
-    const int can_ignore = is_floating(t->target_dtype) || holds(t->target_dtype, t->ignore_index);
+    const int can_ignore = holds(t->target_dtype, t->ignore_index);
     for (int64_t p = 0; p < t->num_positions; ++p) {
         for (int64_t c = 0; c < t->num_classes; ++c) {
             set(target, p, c, random_below(2));

@@ -14,6 +14,10 @@
 
 /* ---- failing ---- */
 
+#ifndef AFTER_FAILURE
+#define AFTER_FAILURE exit(1)
+#endif
+
 static char current_case[1024]; /* says in a failure which case it was */
 
 __attribute__((noreturn, format(printf, 1, 2))) static void fail(const char* format, ...) {
@@ -23,21 +27,35 @@ __attribute__((noreturn, format(printf, 1, 2))) static void fail(const char* for
     vprintf(format, arguments);
     printf("\n");
     va_end(arguments);
-    exit(1);
+    fflush(stdout); /* a fuzzer may end the program before exit does */
+    AFTER_FAILURE;
 }
 
-/* ---- random numbers (splitmix64) ---- */
+/* ---- random numbers: a fuzzer's bytes as long as there are any, then splitmix64 ---- */
 
+static const uint8_t* fuzzed_bytes;
+static size_t num_fuzzed_bytes;
 static uint64_t random_state;
 
-static inline uint64_t random_bits(void) {
+/* From so many bytes of the fuzzer's. */
+static inline uint64_t random_bits_of(size_t size) {
+    if (num_fuzzed_bytes >= size) {
+        uint64_t bits = 0;
+        memcpy(&bits, fuzzed_bytes, size);
+        fuzzed_bytes += size;
+        num_fuzzed_bytes -= size;
+        return bits;
+    }
+    num_fuzzed_bytes = 0;
     uint64_t z = random_state += 0x9e3779b97f4a7c15u;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
     z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
     return z ^ (z >> 31);
 }
 
-static inline int random_below(int64_t n) { return (int)(random_bits() % (uint64_t)n); }
+static inline uint64_t random_bits(void) { return random_bits_of(sizeof(uint64_t)); }
+
+static inline int random_below(int64_t n) { return (int)(random_bits_of(n <= 256 ? 1 : 8) % (uint64_t)n); }
 
 /* Uniform in [0, 1). */
 static inline double random_unit(void) { return (double)(random_bits() >> 11) * 0x1p-53; }
@@ -71,11 +89,6 @@ static const struct format formats[] = {
 enum { NUM_DTYPES = sizeof formats / sizeof formats[0], NUM_FLOATING = SEGLOSS_BFLOAT16 + 1 };
 
 static inline int is_floating(enum segloss_dtype dtype) { return formats[dtype].mantissa_bits > 0; }
-
-/* Whether an integer dtype has this value. */
-static inline int holds(enum segloss_dtype dtype, int64_t value) {
-    return (long double)value >= formats[dtype].min && (long double)value <= formats[dtype].max;
-}
 
 static inline enum segloss_dtype dtype_of_real(enum segloss_real real) {
     return real == SEGLOSS_REAL_DOUBLE ? SEGLOSS_FLOAT64 : SEGLOSS_FLOAT32;
@@ -114,6 +127,13 @@ static inline long double rounded(const struct format* f, long double x) {
     const long double unit = ulp(f, x);
     const long double result = rintl(x / unit) * unit;
     return fabsl(result) > f->max ? copysignl((long double)INFINITY, x) : result;
+}
+
+/* Whether a dtype has this value, exactly. */
+static inline int holds(enum segloss_dtype dtype, int64_t value) {
+    const struct format* f = &formats[dtype];
+    const long double x = (long double)value;
+    return is_floating(dtype) ? rounded(f, x) == x : x >= f->min && x <= f->max;
 }
 
 /* The pattern of a half that has this value exactly. */
@@ -191,11 +211,28 @@ static inline void store(enum segloss_dtype dtype, void* address, long double va
 
 /* ---- tensors ---- */
 
-enum layout { PLANAR, INTERLEAVED, GAPS, TRANSPOSED, NUM_LAYOUTS };
+/* The layouts that have a name begin at an aligned address. Of the others the order of the dimensions, gaps between
+ * elements and before the first one follow from the number; of the last ones, for inputs only, strides that lay
+ * elements onto each other. */
+enum layout { PLANAR, INTERLEAVED, GAPS, TRANSPOSED, NUM_NAMED_LAYOUTS };
 
-static const char* const layout_names[] = {"planar", "interleaved", "gaps", "transposed"};
+enum { NUM_LAYOUTS = NUM_NAMED_LAYOUTS + 60, NUM_INPUT_LAYOUTS = NUM_LAYOUTS + 20 };
 
-enum { GUARD_SIZE = 64, GUARD_BYTE = 0xa5 };
+static inline const char* layout_name(int layout) {
+    static const char* const names[] = {"planar", "interleaved", "gaps", "transposed"};
+    return layout < NUM_NAMED_LAYOUTS ? names[layout] : layout < NUM_LAYOUTS ? "shuffled" : "overlapping";
+}
+
+/* `num_layouts`: NUM_LAYOUTS or NUM_INPUT_LAYOUTS. Half of them have a name. */
+static inline int draw_layout(int num_layouts) {
+    return random_below(random_below(2) ? NUM_NAMED_LAYOUTS : num_layouts);
+}
+
+#ifndef GUARD_SIZE
+#define GUARD_SIZE 64
+#endif
+
+enum { ALIGNMENT = 64, GUARD_BYTE = 0xa5 };
 
 /* A tensor in memory of its own. Outputs lie between guards; inputs do not, so that the address sanitizer sees a read
  * one element too far. */
@@ -205,7 +242,7 @@ struct memory {
     int64_t num_classes;
     unsigned char* bytes;
     size_t size;
-    size_t guard;
+    size_t before; /* bytes before the first element */
 };
 
 static inline int64_t count_positions(const struct segloss_positions* positions) {
@@ -228,8 +265,8 @@ static inline struct segloss_positions factored(int64_t count, int num_dims) {
     return positions;
 }
 
-static inline void set_strides(struct segloss_tensor* t, const struct segloss_positions* positions, int64_t num_classes,
-                               enum layout layout) {
+static inline void set_named_strides(struct segloss_tensor* t, const struct segloss_positions* positions,
+                                     int64_t num_classes, enum layout layout) {
     int64_t stride = layout == INTERLEAVED ? num_classes : layout == GAPS ? 3 : 1;
     for (int i = 0; i < positions->num_dims; ++i) {
         const int d = layout == TRANSPOSED ? i : positions->num_dims - 1 - i;
@@ -237,6 +274,50 @@ static inline void set_strides(struct segloss_tensor* t, const struct segloss_po
         stride = stride * positions->sizes[d] + (layout == GAPS ? 5 : 0);
     }
     t->stride_class = layout == INTERLEAVED ? 1 : stride;
+}
+
+/* The dimensions and the classes from the innermost outwards, each next one drawn out of those that are left. */
+static inline void set_shuffled_strides(struct segloss_tensor* t, const struct segloss_positions* positions,
+                                        int64_t num_classes, unsigned layout) {
+    const int num_dims = positions->num_dims;
+    int left[SEGLOSS_MAX_DIMS + 1];
+    unsigned bits = layout * 2654435761u;
+    int64_t stride = 1;
+    for (int d = 0; d <= num_dims; ++d) {
+        left[d] = d;
+    }
+    for (int num_left = num_dims + 1; num_left > 0; --num_left) {
+        const int drawn = (int)(bits % (unsigned)num_left), d = left[drawn];
+        left[drawn] = left[num_left - 1];
+        *(d < num_dims ? &t->strides[d] : &t->stride_class) = stride;
+        bits /= (unsigned)num_left;
+        stride = stride * (d < num_dims ? positions->sizes[d] : num_classes) + bits % 3;
+        bits /= 3;
+    }
+}
+
+/* Each stride is 0 to 3. */
+static inline void set_overlapping_strides(struct segloss_tensor* t, const struct segloss_positions* positions,
+                                           unsigned layout) {
+    t->stride_class = layout % 3;
+    for (int d = 0; d < positions->num_dims; ++d) {
+        t->strides[d] = (layout >> (2 * d)) % 4;
+    }
+}
+
+/* Returns how many elements are left free before the first one. */
+static inline int64_t set_strides(struct segloss_tensor* t, const struct segloss_positions* positions,
+                                  int64_t num_classes, int layout) {
+    if (layout < NUM_NAMED_LAYOUTS) {
+        set_named_strides(t, positions, num_classes, (enum layout)layout);
+        return 0;
+    }
+    if (layout < NUM_LAYOUTS) {
+        set_shuffled_strides(t, positions, num_classes, (unsigned)(layout - NUM_NAMED_LAYOUTS));
+    } else {
+        set_overlapping_strides(t, positions, (unsigned)(layout - NUM_LAYOUTS));
+    }
+    return layout % 8;
 }
 
 static inline int64_t offset_of(const struct memory* m, int64_t position, int64_t class) {
@@ -263,28 +344,30 @@ static inline void set(const struct memory* m, int64_t position, int64_t class, 
 static inline void fill_with_guard_bytes(const struct memory* m) { memset(m->bytes, GUARD_BYTE, m->size); }
 
 static inline struct memory allocate(enum segloss_dtype dtype, const struct segloss_positions* positions,
-                                     int64_t num_classes, enum layout layout, size_t guard) {
-    struct memory m = {.positions = positions, .num_classes = num_classes, .guard = guard};
+                                     int64_t num_classes, int layout, size_t guard) {
+    struct memory m = {.positions = positions, .num_classes = num_classes};
     m.view.dtype = dtype;
-    set_strides(&m.view, positions, num_classes, layout);
+    const int64_t free_elements = set_strides(&m.view, positions, num_classes, layout);
     const int64_t span = offset_of(&m, count_positions(positions) - 1, num_classes - 1) + 1;
-    m.size = (size_t)(span * formats[dtype].size) + 2 * guard;
-    m.bytes = malloc(m.size);
-    if (!m.bytes) {
+    void* bytes;
+    m.before = guard + (size_t)(free_elements * formats[dtype].size);
+    m.size = m.before + (size_t)(span * formats[dtype].size) + guard;
+    if (posix_memalign(&bytes, ALIGNMENT, m.size) != 0) {
         fail("no memory");
     }
-    m.view.data = m.bytes + guard;
+    m.bytes = bytes;
+    m.view.data = m.bytes + m.before;
     fill_with_guard_bytes(&m);
     return m;
 }
 
 static inline struct memory allocate_input(enum segloss_dtype dtype, const struct segloss_positions* positions,
-                                           int64_t num_classes, enum layout layout) {
+                                           int64_t num_classes, int layout) {
     return allocate(dtype, positions, num_classes, layout, 0);
 }
 
 static inline struct memory allocate_output(enum segloss_dtype dtype, const struct segloss_positions* positions,
-                                            int64_t num_classes, enum layout layout) {
+                                            int64_t num_classes, int layout) {
     return allocate(dtype, positions, num_classes, layout, GUARD_SIZE);
 }
 
@@ -297,7 +380,7 @@ static inline void check_guards(const struct memory* m, const char* name) {
         fail("no memory");
     }
     for (int64_t p = 0; p < count_positions(m->positions); ++p) {
-        unsigned char* first = is_element + m->guard + (size_t)offset_of(m, p, 0) * element_size;
+        unsigned char* first = is_element + m->before + (size_t)offset_of(m, p, 0) * element_size;
         for (int64_t c = 0; c < m->num_classes; ++c) {
             memset(first + (size_t)c * class_size, 1, element_size);
         }
@@ -305,7 +388,7 @@ static inline void check_guards(const struct memory* m, const char* name) {
     for (size_t i = 0; i < m->size; ++i) {
         if (!is_element[i] && m->bytes[i] != GUARD_BYTE) {
             fail("%s: a byte outside the tensor was written, %lld bytes from its start", name,
-                 (long long)i - (long long)m->guard);
+                 (long long)i - (long long)m->before);
         }
     }
     free(is_element);

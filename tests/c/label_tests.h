@@ -38,11 +38,16 @@ static const struct bad_label bad_labels[] = {
     {SEGLOSS_UINT16, SEGLOSS_UINT16, UINT16_MAX, -1},
     {SEGLOSS_UINT32, SEGLOSS_UINT32, UINT32_MAX, -1},
     {SEGLOSS_UINT64, SEGLOSS_UINT64, 0x1p64L - 0x1p32L, -0x100000000},
+    /* -2^63 as ignore_index of floating labels was refused: labels that are not integral became the same number. What
+     * they become now must not be ignored, either. */
+    {SEGLOSS_FLOAT32, SEGLOSS_BFLOAT16, 0.5L, INT64_MIN},
+    {SEGLOSS_FLOAT32, SEGLOSS_BFLOAT16, 0.5L, INT64_MIN + 1},
+    {SEGLOSS_UINT64, SEGLOSS_UINT64, 0x1p63L, INT64_MIN + 1},
 };
 
 /* Labels as they should be, with some to ignore where the dtype can say so. */
 static void fill_good_labels(const struct memory* target, int64_t num_positions, int64_t ignore_index) {
-    const int can_ignore = is_floating(target->view.dtype) || holds(target->view.dtype, ignore_index);
+    const int can_ignore = holds(target->view.dtype, ignore_index);
     for (int64_t p = 0; p < num_positions; ++p) {
         set(target, p, 0, can_ignore && p % 7 == 3 ? ignore_index : p % BAD_CLASSES);
     }
@@ -54,28 +59,49 @@ static void expect_position(const char* kernel, int64_t got, int64_t expected) {
     }
 }
 
+/* Of a range that was refused, the positions from the refused one's block on hold what they held before. */
+static void check_untouched(const struct memory* m, int64_t begin, int64_t end, int64_t refused, const char* name) {
+    const size_t size = (size_t)formats[m->view.dtype].size;
+    unsigned char guard[sizeof(uint64_t)];
+    memset(guard, GUARD_BYTE, sizeof guard);
+    check_guards(m, name);
+    for (int64_t p = begin + (refused - begin) / SEGLOSS_BLOCK * SEGLOSS_BLOCK; refused >= 0 && p < end; ++p) {
+        for (int64_t c = 0; c < m->num_classes; ++c) {
+            if (memcmp(address_of(m, p, c), guard, size) != 0) {
+                fail("%s: position %lld was written, although %lld is refused", name, (long long)p, (long long)refused);
+            }
+        }
+    }
+}
+
+static void expect_cross_entropy_refusal(const struct segloss_kernels* table, const struct test_case* t,
+                                         const struct inputs* in, int64_t begin, int64_t end, int64_t expected) {
+    const enum segloss_real real = t->numbers.real;
+    struct outputs out;
+    struct segloss_sums sums;
+    create_outputs(t, &out);
+    const struct segloss_cross_entropy args = arguments_of(t, in, &out);
+    expect_position("weight", table->cross_entropy_weight[real](&args, begin, end, &sums), expected);
+    expect_position("forward", table->cross_entropy_forward[real](&args, begin, end, &sums), expected);
+    expect_position("backward", table->cross_entropy_backward[real](&args, begin, end), expected);
+    check_untouched(&out.loss, begin, end, expected, "loss");
+    check_untouched(&out.grad, begin, end, expected, "grad");
+    free_outputs(&out);
+}
+
 /* All kernels that read labels, over [begin, end). */
 static void expect_refusal(const struct segloss_kernels* table, const struct test_case* t, const struct inputs* in,
                            int64_t begin, int64_t end, int64_t expected) {
-    struct outputs out;
-    struct segloss_sums sums;
     int64_t cells[3 * BAD_CLASSES + 1] = {0}, largest;
-    create_outputs(t, &out);
-    const struct segloss_cross_entropy args = arguments_of(t, in, &out);
     const struct segloss_confusion of_logits = confusion_arguments(&(struct confusion_case){t, in, NULL, 1});
     struct segloss_confusion of_maps = of_logits;
     of_maps.prediction_is_labels = 1;
     of_maps.prediction = (struct segloss_tensor){.data = &(int32_t){0}, .dtype = SEGLOSS_INT32}; /* 0 everywhere */
     const enum segloss_real real = t->numbers.real;
-    expect_position("weight", table->cross_entropy_weight[real](&args, begin, end, &sums), expected);
-    expect_position("forward", table->cross_entropy_forward[real](&args, begin, end, &sums), expected);
-    expect_position("backward", table->cross_entropy_backward[real](&args, begin, end), expected);
+    expect_cross_entropy_refusal(table, t, in, begin, end, expected);
     expect_position("confusion", table->confusion[real](&of_logits, begin, end, cells), expected);
     expect_position("confusion of maps", table->confusion[real](&of_maps, begin, end, cells), expected);
     expect_position("largest label", table->largest_label(&of_maps, begin, end, &largest), expected);
-    check_guards(&out.loss, "loss");
-    check_guards(&out.grad, "grad");
-    free_outputs(&out);
 }
 
 /* The first of two bad labels is named; a range without them is accepted. */
@@ -86,6 +112,7 @@ static void test_bad_label(const struct bad_label* bad, enum segloss_dtype dtype
     struct test_case t = draw_case(POSITIONS, BAD_CLASSES, numbers, labels);
     struct inputs in;
     t.target_dtype = dtype;
+    t.target_layout = draw_layout(NUM_LAYOUTS);
     t.ignore_index = bad->ignore_index ? bad->ignore_index : BAD_IGNORE;
     t.values = ORDINARY;
     create_inputs(&t, &in);
@@ -133,6 +160,7 @@ static void test_bad_prediction(const struct bad_label* bad, enum segloss_dtype 
     struct test_case t = draw_case(POSITIONS, BAD_CLASSES, number_pairs[0], target_kinds[0]);
     struct inputs in;
     t.target_dtype = SEGLOSS_UINT8;
+    t.target_layout = draw_layout(NUM_LAYOUTS);
     t.ignore_index = BAD_IGNORE;
     create_inputs(&t, &in);
     fill_good_labels(&in.target, POSITIONS, BAD_IGNORE);
@@ -175,7 +203,17 @@ static const int strange_voxels[][3] = {{0, 0, 0}, {1, 1, 0}, {2, 0, 0}, {0, 1, 
 
 enum { NUM_STRANGE = sizeof strange_voxels / sizeof strange_voxels[0] };
 
-static int64_t one_hot_label(int64_t position, int64_t num_classes) { return position * 5 % num_classes; }
+/* The class of the only 1 among zeros, or -1. */
+static int64_t reference_one_hot(const struct memory* target, int64_t p) {
+    int64_t label = -1;
+    int num_others = 0;
+    for (int64_t c = 0; c < target->num_classes; ++c) {
+        const long double value = get(target, p, c);
+        num_others += value != 0 && (value != 1 || label >= 0);
+        label = value == 1 ? c : label;
+    }
+    return num_others == 0 ? label : -1;
+}
 
 static void describe_one_hot(const char* isa, const struct memory* target) {
     snprintf(
@@ -184,22 +222,26 @@ static void describe_one_hot(const char* isa, const struct memory* target) {
         formats[target->view.dtype].name, (long long)target->view.stride_class, (long long)target->view.strides[0]);
 }
 
-/* Runs all tables: the labels must be right up to the first strange voxel (-1: none), which must be returned. */
-static void check_one_hot(const struct memory* target, int64_t first_strange) {
+/* Runs all tables: the first strange voxel must be returned; without one, the labels must be right. */
+static void check_one_hot(const struct memory* target) {
     const struct segloss_positions* positions = target->positions;
     const int64_t num_positions = count_positions(positions);
+    int64_t first_strange = -1;
+    for (int64_t p = num_positions - 1; p >= 0; --p) {
+        first_strange = reference_one_hot(target, p) < 0 ? p : first_strange;
+    }
     for (int i = 0; i < num_tables; ++i) {
         struct memory labels = allocate_output(SEGLOSS_INT32, positions, 1, PLANAR);
         const struct segloss_one_hot args = {*positions, target->num_classes, target->view, labels.view.data};
         describe_one_hot(tables[i]->isa, target);
         expect_position("one_hot", tables[i]->one_hot(&args, 0, num_positions), first_strange);
         for (int64_t p = 0; p < num_positions && first_strange < 0; ++p) {
-            if (get(&labels, p, 0) != one_hot_label(p, target->num_classes)) {
+            if (get(&labels, p, 0) != reference_one_hot(target, p)) {
                 fail("label %Lg at position %lld, expected %lld", get(&labels, p, 0), (long long)p,
-                     (long long)one_hot_label(p, target->num_classes));
+                     (long long)reference_one_hot(target, p));
             }
         }
-        check_guards(&labels, "labels");
+        check_untouched(&labels, 0, num_positions, first_strange, "labels");
         free(labels.bytes);
     }
 }
@@ -213,7 +255,7 @@ static void spoil_and_check(const struct memory* target, int64_t position) {
         for (int64_t c = 0; c < target->num_classes; ++c) {
             set(target, position, c, c < 3 ? strange_voxels[s][c] : 0);
         }
-        check_one_hot(target, position);
+        check_one_hot(target);
     }
 }
 
@@ -224,14 +266,14 @@ static void test_one_hot(void) {
             for (int dtype = NUM_FLOATING; dtype < NUM_DTYPES; ++dtype) {
                 random_state = (uint64_t)num_cases++;
                 const struct segloss_positions positions = factored(counts[i], 1 + random_below(3));
-                struct memory target = allocate_input((enum segloss_dtype)dtype, &positions, class_counts[j],
-                                                      (enum layout)random_below(NUM_LAYOUTS));
+                struct memory target =
+                    allocate_input((enum segloss_dtype)dtype, &positions, class_counts[j], draw_layout(NUM_LAYOUTS));
                 for (int64_t p = 0; p < counts[i]; ++p) {
                     for (int64_t c = 0; c < class_counts[j]; ++c) {
-                        set(&target, p, c, c == one_hot_label(p, class_counts[j]));
+                        set(&target, p, c, c == p * 5 % class_counts[j]);
                     }
                 }
-                check_one_hot(&target, -1);
+                check_one_hot(&target);
                 spoil_and_check(&target, random_below(counts[i]));
                 free(target.bytes);
             }

@@ -4,7 +4,7 @@
 
 #include "harness.h"
 
-enum { MAX_CLASSES = 129 };
+enum { MAX_CLASSES = 129, MAX_POSITIONS = 400 };
 
 /* One problem's arguments as the reference reads them; voxel_weight without data stands for 1. */
 struct problem {
@@ -28,13 +28,43 @@ static inline long double reference_class_weight(const struct problem* problem, 
     return problem->args->class_weight ? get(problem->class_weight, c, 0) : 1;
 }
 
+/* A label is what it is; a mask what the kernels compute in makes of it. */
+static inline long double reference_seen(const struct problem* problem, long double value) {
+    const int is_label = problem->args->target_kind == SEGLOSS_LABELS;
+    return is_label ? value : rounded(&formats[dtype_of_real(problem->real)], value);
+}
+
 /* Whether the label, or any mask, is ignore_index. */
 static inline int reference_is_ignored(const struct problem* problem, int64_t p) {
-    int ignored = 0;
+    const long double ignored = reference_seen(problem, (long double)problem->args->ignore_index);
+    int any = 0;
     for (int64_t c = 0; c < problem->target->num_classes; ++c) {
-        ignored |= get(problem->target, p, c) == (long double)problem->args->ignore_index;
+        any |= reference_seen(problem, get(problem->target, p, c)) == ignored;
     }
-    return ignored && problem->args->target_kind != SEGLOSS_PROBABILITIES;
+    return any && problem->args->target_kind != SEGLOSS_PROBABILITIES;
+}
+
+/* Whether the target has a class or ignore_index for its label, 0, 1 or ignore_index for each of its masks. */
+static inline int reference_is_acceptable(const struct problem* problem, int64_t p) {
+    const int64_t num_values = problem->args->target_kind == SEGLOSS_LABELS ? problem->args->num_classes : 2;
+    const long double ignored = reference_seen(problem, (long double)problem->args->ignore_index);
+    int all = 1;
+    for (int64_t c = 0; c < problem->target->num_classes; ++c) {
+        const long double value = reference_seen(problem, get(problem->target, p, c));
+        const int is_value = value >= 0 && value < num_values && value == rintl(value);
+        all &= is_value || value == ignored;
+    }
+    return all || problem->args->target_kind == SEGLOSS_PROBABILITIES;
+}
+
+/* The first position whose target is to be refused, or -1. */
+static inline int64_t reference_refusal(const struct problem* problem, int64_t num_positions) {
+    for (int64_t p = 0; p < num_positions; ++p) {
+        if (!reference_is_acceptable(problem, p)) {
+            return p;
+        }
+    }
+    return -1;
 }
 
 /* v; 0 where the voxel does not count. */
@@ -120,7 +150,8 @@ static inline long double reference_focal_slope(const struct problem* problem, c
     return reference_focal(problem, s, label) * (1 + (long double)problem->args->gamma * quotient);
 }
 
-/* grad_c = scale (Q p_c - q_c), or -scale q_c in log probabilities; Q = sum_c q_c. */
+/* grad_c = scale (Q p_c - q_c), or -scale q_c in log probabilities; Q = sum_c q_c, whose rounding shows in Q - q_c
+ * unless the label has all of it. */
 static inline void reference_grad(const struct problem* problem, const struct softmax* s, long double scale,
                                   const long double* q, struct voxel* out) {
     const struct segloss_cross_entropy* a = problem->args;
@@ -133,8 +164,10 @@ static inline void reference_grad(const struct problem* problem, const struct so
         const long double rising = a->log_probabilities ? 0 : probability * (total - q[c]);
         const long double falling = a->log_probabilities ? q[c] : q[c] * reference_complement(s, c);
         const int is_smooth = a->label_smoothing != 0; /* then the terms are Q p_c and q_c themselves */
+        const int is_sum = a->target_kind == SEGLOSS_PROBABILITIES && !a->log_probabilities;
+        const long double rounding = is_sum ? probability * total / 10 : 0;
         out->grad[c] = scale * (rising - falling);
-        out->magnitude[c] = fabsl(scale) * (is_smooth ? probability * total + q[c] : rising + falling);
+        out->magnitude[c] = fabsl(scale) * (is_smooth ? probability * total + q[c] : rising + falling + rounding);
     }
 }
 

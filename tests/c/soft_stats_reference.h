@@ -77,10 +77,10 @@ static inline void reference_stats(const struct soft_problem* problem, int64_t p
     }
 }
 
-/* The binary focal cross entropy of one class and its gradient. With q = 1 - p:
- *   l  = h q^gamma softplus(-x) + (1 - h) p^gamma softplus(x)
- *   l' = (1 - h) p^gamma (gamma q softplus(x) + p) - h q^gamma (gamma p softplus(-x) + q)
- * An h between 0 and 1 is rounded, and 1 - h with it: then the terms count as if theirs was 1. */
+/* The binary focal cross entropy of one class and its gradient; grad_loss is one of each class or of the voxel. With q
+ * = 1 - p: l  = h q^gamma softplus(-x) + (1 - h) p^gamma softplus(x) l' = (1 - h) p^gamma (gamma q softplus(x) + p) - h
+ * q^gamma (gamma p softplus(-x) + q) An h between 0 and 1 is rounded, and 1 - h with it: then the terms count as if
+ * theirs was 1. */
 static inline void reference_binary(const struct soft_problem* problem, int64_t position, int64_t c, long double v,
                                     struct term* loss, struct term* grad) {
     const struct segloss_cross_entropy* a = &problem->args->voxels;
@@ -89,7 +89,9 @@ static inline void reference_binary(const struct soft_problem* problem, int64_t 
     const long double h = (1 - smoothing) * reference_target(&problem->voxels, position, c) + smoothing / 2;
     const long double h_size = h == 0 ? 0 : 1, complement_size = h == 1 ? 0 : 1;
     const long double w = reference_class_weight(&problem->voxels, c);
-    const long double scale = v * w * get(problem->voxels.grad_loss, position, 0) * (long double)a->grad_scale;
+    const struct memory* grad_loss = problem->voxels.grad_loss;
+    const long double scale =
+        v * w * get(grad_loss, position, c < grad_loss->num_classes ? c : 0) * (long double)a->grad_scale;
     const long double positive = product(powl(q, gamma), softplus(-x));
     const long double negative = product(powl(p, gamma), softplus(x));
     const long double falling = powl(q, gamma) * (gamma * product(p, softplus(-x)) + q);

@@ -14,7 +14,6 @@ static const int64_t soft_class_counts[] = {1, 2, 3, 16, 17, 63, 64, 65, 127, 12
 enum {
     NUM_SOFT_CLASS_COUNTS = sizeof soft_class_counts / sizeof soft_class_counts[0],
     SOFT_ROUNDS = 3,
-    MAX_POSITIONS = 200,
 };
 
 static const struct target_kind labels_kind = {"labels", SEGLOSS_LABELS, 0};
@@ -35,6 +34,9 @@ struct soft_case {
 static struct soft_case draw_soft_case(struct test_case voxels, enum segloss_activation activation) {
     struct soft_case s = {voxels, activation, random_below(2), random_below(2), random_below(4) == 0};
     s.with_loss &= activation != SEGLOSS_IDENTITY;
+    if (activation == SEGLOSS_IDENTITY && voxels.values == RAW) { /* sums and squares that overflow say nothing */
+        s.voxels.values = ORDINARY;
+    }
     if (activation == SEGLOSS_SIGMOID) {
         s.voxels.gamma = draw_gamma();
     }
@@ -297,15 +299,19 @@ static void find_soft_results(const struct soft_case* s, const struct soft_input
     }
 }
 
-static void run_soft_case(const struct soft_case* s) {
+static void check_soft_case(const struct soft_case* s, const struct soft_inputs* in) {
     static struct soft_results expected;
+    find_soft_results(s, in, &expected);
+    for (int i = 0; i < num_tables; ++i) {
+        run_soft_table(tables[i], s, in, &expected);
+    }
+}
+
+static void run_soft_case(const struct soft_case* s) {
     struct soft_inputs in;
     describe_soft_case(s, "reference");
     create_soft_inputs(s, &in);
-    find_soft_results(s, &in, &expected);
-    for (int i = 0; i < num_tables; ++i) {
-        run_soft_table(tables[i], s, &in, &expected);
-    }
+    check_soft_case(s, &in);
     free_soft_inputs(&in);
 }
 
@@ -434,7 +440,7 @@ static void expect_soft_refusal(const struct segloss_kernels* table, const struc
                     table->soft_stats_forward[real](&args, begin, end, out.stats.view.data, &sums), expected);
     expect_position("soft statistics backward", table->soft_stats_backward[real](&args, begin, end), expected);
     check_guards(&out.stats, "statistics");
-    check_guards(&out.grad, "grad");
+    check_untouched(&out.grad, begin, end, expected, "grad");
     free_soft_outputs(&out);
 }
 
@@ -449,6 +455,7 @@ static void test_bad_soft_target(const struct bad_label* bad, enum segloss_dtype
         draw_soft_case(voxels, (enum segloss_activation)(has_labels ? random_below(3) : 1 + random_below(2)));
     struct soft_inputs in;
     s.voxels.target_dtype = dtype;
+    s.voxels.target_layout = draw_layout(NUM_LAYOUTS);
     s.voxels.ignore_index = bad->ignore_index ? bad->ignore_index : BAD_IGNORE;
     s.voxels.values = ORDINARY;
     create_soft_inputs(&s, &in);

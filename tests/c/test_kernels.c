@@ -2,6 +2,7 @@
  *
  * Prints one line for each group and returns 1 at the first failure, which names its case. */
 
+#include "binary_tests.h"
 #include "confusion_tests.h"
 #include "cross_entropy_tests.h"
 #include "elementary_tests.h"
@@ -12,9 +13,10 @@
 static void test_selection(void) {
     snprintf(current_case, sizeof current_case, "selection");
     const struct segloss_kernels* best = tables[num_tables - 1];
-    for (int i = 0; i < num_tables; ++i) {
-        if (strcmp(tables[i]->isa, elementaries[i]->isa) != 0) {
-            fail("asked for %s, got %s", elementaries[i]->isa, tables[i]->isa);
+    for (int i = 0; i < MAX_TABLES; ++i) {
+        const struct segloss_kernels* table = segloss_select_kernels(isa_names[i]);
+        if (table && strcmp(table->isa, isa_names[i]) != 0) {
+            fail("asked for %s, got %s", isa_names[i], table->isa);
         }
     }
     if (segloss_select_kernels(NULL) != best || segloss_select_kernels("") != best) {
@@ -40,6 +42,7 @@ int main(void) {
     }
     test_confusion();
     test_all_soft_stats();
+    test_all_binary();
     test_bad_labels();
     test_bad_predictions();
     test_one_hot();
