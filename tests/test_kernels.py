@@ -1,36 +1,29 @@
-"""Compiles tests/c with the kernels and runs it: every kernel of this processor without Python."""
+"""Compiles tests/c with the kernels and runs it, without Python: under sanitizers, valgrind and a fuzzer."""
 
 import os
-import platform
 import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import fuzz_kernels
 import pytest
+from kernel_build import (
+    C_TESTS,
+    ISA_FLAGS,
+    KERNELS,
+    SANITIZE,
+    SANITIZER_ENV,
+    can_link,
+    compile_objects,
+    kernel_sources,
+    link,
+    run,
+)
 
-ROOT = Path(__file__).parent.parent
-KERNELS = ROOT / "csrc" / "kernels"
-TESTS = ROOT / "tests" / "c"
-
-# The flags of setup.py; here a warning of the kernels is an error.
-FLAGS = ["-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wconversion"]
-ISA_FLAGS = {"baseline": []}
-if platform.machine().lower() in ("x86_64", "amd64"):
-    FLAGS += ["-DSEGLOSS_X86"]
-    ISA_FLAGS["avx2"] = ["-mavx2", "-mfma"]
-    ISA_FLAGS["avx512"] = ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma"]
-    ISA_FLAGS["avx512"] += ["-mprefer-vector-width=512"]
-
-BUILDS = {"plain": ["-O3"], "sanitized": ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]}
-
-
-def run(command, **options):
-    """The output of a command that must succeed."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
-    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}"
-    return done.stdout
+FUZZ_SECONDS = 3
+CPU_FLAGS = {"baseline": [], "avx2": ["avx2", "fma"], "avx512": ["avx512f", "avx512vl", "avx512dq", "avx512bw", "fma"]}
 
 
 def error_bounds():
@@ -39,46 +32,88 @@ def error_bounds():
     return [f"-DEXP_BOUND={exp}", f"-DLOG_BOUND={log}", f"-DLOG1P_BOUND={log1p}"]
 
 
-def objects():
-    """Object file, source and its own flags."""
-    yield "test_kernels.o", TESTS / "test_kernels.c", error_bounds()
-    yield "dispatch.o", KERNELS / "dispatch.c", ["-Werror"]
-    for isa, flags in ISA_FLAGS.items():
-        yield f"kernels_{isa}.o", KERNELS / f"kernels_{isa}.c", [*flags, "-Werror"]
+def program_sources(flags):
+    """Sanitizers are to look at the kernels and what is of their templates, not at the references."""
+    yield "test_kernels.o", C_TESTS / "test_kernels.c", ["-O2", *error_bounds()]
+    for isa, isa_flags in ISA_FLAGS.items():
         names = [f'-DISA="{isa}"', f"-DELEMENTARY=elementary_{isa}"]
-        yield f"elementary_{isa}.o", TESTS / "elementary.c", flags + names
+        yield f"elementary_{isa}.o", C_TESTS / "elementary.c", [*flags, *isa_flags, *names]
 
 
-def build(compiler, flags, directory):
-    """The test program."""
+def check_tables(output):
+    """The test program must have run the tables of all instruction sets that this processor has."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        has = set(cpuinfo.read_text().split())
+        names = [isa if has.issuperset(CPU_FLAGS[isa]) else f"{isa} (not on this processor)" for isa in CPU_FLAGS]
+        assert output.splitlines()[0] == f"tables: {' '.join(names)}"
 
-    def compile_object(name, source, own_flags):
-        command = [compiler, *FLAGS, *flags, *own_flags, f"-I{KERNELS}", "-c", source, "-o", directory / name]
-        run(command)
-        return directory / name
+
+def run_program(compiler, flags, kernels, directory):
+    """The test program with the kernels' object files."""
+    objects = compile_objects(compiler, [], program_sources(flags), directory)
+    output = run([link(compiler, flags, [*objects, *kernels], directory / "test_kernels")], env=SANITIZER_ENV)
+    print(output)  # the measured errors, with pytest -s
+    check_tables(output)
+    assert output.rstrip().endswith("ok")
+
+
+@pytest.fixture(scope="module")
+def plain_kernels(tmp_path_factory):
+    return compile_objects("cc", ["-O3", "-g"], kernel_sources(), tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory):
+    """Compiler, flags and the kernels' object files: what can be fuzzed, too, where there is libFuzzer."""
+    directory = tmp_path_factory.mktemp("sanitized")
+    fuzzed = (fuzz_kernels.COMPILER, fuzz_kernels.INSTRUMENT)
+    for compiler, flags in (fuzzed, ("cc", ["-O1", "-g", *SANITIZE])):
+        if can_link(compiler, fuzz_kernels.LINK if flags is fuzz_kernels.INSTRUMENT else flags, directory):
+            return compiler, flags, compile_objects(compiler, flags, kernel_sources(), directory)
+    pytest.skip("no compiler on PATH links the address and the undefined-behaviour sanitizer")
+
+
+def test_kernels_equal_slow_references(plain_kernels, tmp_path):
+    run_program("cc", ["-O3"], plain_kernels, tmp_path)
+
+
+def test_kernels_of_clang_equal_slow_references(tmp_path):
+    if not can_link("clang", [], tmp_path):
+        pytest.skip("clang is not on PATH")
+    run_program("clang", ["-O3"], compile_objects("clang", ["-O3"], kernel_sources(), tmp_path), tmp_path)
+
+
+def test_sanitizers_find_nothing_in_the_test_program(sanitized, tmp_path):
+    compiler, flags, kernels = sanitized
+    run_program(compiler, flags, kernels, tmp_path)
+
+
+def test_fuzzer_finds_nothing_in_seconds(sanitized, tmp_path):
+    _, flags, kernels = sanitized
+    if flags is not fuzz_kernels.INSTRUMENT:
+        pytest.skip("there is no clang with libFuzzer on PATH")
+    programs = fuzz_kernels.build_fuzzers(kernels, tmp_path)
+
+    def fuzz_family(family):
+        options = ["-seed=1", f"-max_total_time={FUZZ_SECONDS}"]
+        return fuzz_kernels.fuzz(programs[family], family, tmp_path / family, options)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        names = list(pool.map(lambda arguments: compile_object(*arguments), objects()))
-    run([compiler, *flags, *names, "-lm", "-o", directory / "test_kernels"])
-    return directory / "test_kernels"
+        for status, output in pool.map(fuzz_family, fuzz_kernels.FAMILIES):
+            assert status == 0, output
+            assert int(re.search(r"#(\d+)\s+DONE", output)[1]) > 100
 
 
-def need_compiler(compiler, flags, directory):
-    """Skips where the compiler, or the library of its sanitizers, is not installed."""
-    if not shutil.which(compiler):
-        pytest.skip(f"{compiler} is not on PATH")
-    (directory / "empty.c").write_text("int main(void) { return 0; }\n")
-    command = [compiler, *flags, directory / "empty.c", "-o", directory / "empty"]
-    if subprocess.run(command, capture_output=True).returncode != 0:
-        pytest.skip(f"{compiler} cannot link {' '.join(flags)}")
-
-
-@pytest.mark.parametrize(("compiler", "kind"), [("cc", "plain"), ("cc", "sanitized"), ("clang", "plain")])
-def test_kernels_equal_slow_references(compiler, kind, tmp_path):
-    flags = BUILDS[kind]
-    need_compiler(compiler, flags, tmp_path)
-    program = build(compiler, flags, tmp_path)
-    # Leaks are looked for by ptrace, which containers forbid.
-    output = run([program], env=os.environ | {"ASAN_OPTIONS": "detect_leaks=0"})
-    print(output)  # the measured errors, with pytest -s
-    assert output.rstrip().endswith("ok")
+@pytest.mark.parametrize("family", fuzz_kernels.FAMILIES)
+def test_valgrind_finds_nothing_in_the_corpus(plain_kernels, family, tmp_path):
+    """Without AVX-512, which valgrind does not know and hides from the program."""
+    if not shutil.which("valgrind"):
+        pytest.skip("valgrind is not on PATH")
+    source = ("replay.o", C_TESTS / "replay.c", ["-O2", "-g", "-Wno-unused-function", f"-DFAMILY=fuzz_{family}"])
+    objects = compile_objects("cc", [], [source], tmp_path)
+    program = link("cc", [], [*objects, *plain_kernels], tmp_path / "replay")
+    corpus = fuzz_kernels.CORPUS / f"{family}.txt"
+    command = ["valgrind", "--quiet", "--error-exitcode=9", program, corpus, "10"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
