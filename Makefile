@@ -1,4 +1,4 @@
-# make demo | test | test-isas | sanitize | lint | bench | bench-full. Each sets up .venv on its first run.
+# make demo | test | test-isas | fuzz | sanitize | lint | bench | bench-full. Each sets up .venv on its first run.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -13,7 +13,7 @@ SANITIZED := build/sanitized
 UNSANITIZED := $(patsubst %,--ignore=tests/test_%.py,kernels compile benchmarks leaks large example)
 UNSANITIZED += -k "not peak_memory and not another_instruction_set"
 
-.PHONY: demo test test-isas sanitize lint bench bench-full clean
+.PHONY: demo test test-isas fuzz sanitize lint bench bench-full clean
 
 demo: .venv/.built
 	$(BIN)/python examples/mni152.py
@@ -25,6 +25,10 @@ test-isas: .venv/.built
 	for isa in baseline avx2 avx512; do \
 		OMP_NUM_THREADS=1 SEGLOSS_ISA=$$isa $(BIN)/python -m pytest $(NUMBERS:%=tests/test_%.py) || exit 1; \
 	done
+
+# The C kernels by clang's libFuzzer, a minute for each family.
+fuzz: .venv/.installed
+	$(BIN)/python tests/fuzz_kernels.py --seconds 60
 
 # libstdc++ comes after libasan, or the first C++ exception aborts. Python itself leaks at exit.
 sanitize: .venv/.installed
@@ -39,6 +43,7 @@ lint: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(LINTED_C)
+	$(BIN)/python tests/lint_kernels.py
 
 bench: .venv/.built .venv/.peers
 	$(BIN)/python benchmarks/bench.py --quick
