@@ -189,6 +189,7 @@ static ROWS FN(output_of_chunk)(VOXELS* v, const struct segloss_tensor* t, int64
 /* Interleaved results of a whole block in one piece: they are interleaved in a buffer first, for only whole lines can
  * go past the caches. */
 static void FN(stream_interleaved)(VOXELS* v, const struct segloss_tensor* t, const struct plane* to, int num_classes) {
+    assert(t->dtype <= SEGLOSS_BFLOAT16);
     const size_t bytes = (size_t)num_classes * SEGLOSS_BLOCK * (size_t)dtype_size(t->dtype);
     char* staged = (char*)v->activations.values;
     const struct plane interleaved = {staged, 1, num_classes};
