@@ -277,7 +277,7 @@ VoxelLosses voxel_terms(const Tensor& input, const Tensor& target, const Optiona
 // The loss and the mean's denominator.
 std::tuple<Tensor, Tensor> composite(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                                      const OptionalTensor& voxel_weight, const Options& options) {
-    const auto kind = classify_target(options.op, input, target, options.dim);
+    const auto kind = check_operator_arguments(input, target, weight, voxel_weight, options);
     const auto [losses, shares] = voxel_terms(input, target, weight, voxel_weight, kind, options);
     const auto total_weight = shares.sum();
     if (options.reduction == at::Reduction::None) {
@@ -393,7 +393,6 @@ std::tuple<Tensor, Tensor, Tensor> forward_autograd(const Tensor& input, const T
     const Options options{std::string(op),   dim,        reduction, ignore_index, label_smoothing, gamma,
                           log_probabilities, empty_zero, dtype};
     if (has_tangent({input, target, weight, voxel_weight}) || compute_requires_grad(target, or_undefined(weight))) {
-        check_operator_arguments(input, target, weight, voxel_weight, options);
         const auto [loss, total_weight] = composite(input, target, weight, voxel_weight, options);
         return {loss, total_weight.to(widest_dtype(input)), at::empty({0}, input.options())};
     }

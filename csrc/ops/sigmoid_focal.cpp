@@ -124,7 +124,7 @@ Tensor backward_meta(const Tensor& /*grad_loss*/, c10::string_view op, const Ten
 
 Tensor composite(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                  const OptionalTensor& voxel_weight, const Options& options) {
-    const auto kind = classify_target(options.op, input, target, options.dim, /*takes_masks=*/true);
+    const auto kind = check_arguments(input, target, weight, voxel_weight, options);
     const auto voxels = read_voxels(options.op, input, target, voxel_weight, kind, options.dim, options.ignore_index,
                                     compute_dtype(options.dtype));
     const auto losses = binary_losses(voxels, kind, weight, options.dim, /*label_smoothing=*/0, options.gamma);
@@ -193,7 +193,6 @@ Tensor forward_autograd(c10::string_view op, const Tensor& input, const Tensor& 
                         ScalarType dtype) {
     const Options options{std::string(op), dim, ignore_index, gamma, dtype};
     if (has_tangent({input, target, weight, voxel_weight}) || compute_requires_grad(target, or_undefined(weight))) {
-        check_arguments(input, target, weight, voxel_weight, options);
         return composite(input, target, weight, voxel_weight, options);
     }
     const auto losses = [&] {

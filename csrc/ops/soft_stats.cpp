@@ -336,7 +336,7 @@ Tensor sum_by_label(const Tensor& values, const Tensor& labels, const c10::SymIn
 Results composite(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                   const OptionalTensor& voxel_weight, const Options& options) {
     const auto dim = options.dim;
-    const auto kind = classify_target(options.op, input, target, dim, /*takes_masks=*/!options.is_softmax());
+    const auto kind = check_operator_arguments(input, target, weight, voxel_weight, options);
     const auto num_classes = input.sym_size(dim);
     const auto voxels = read_voxels(options.op, input, target, voxel_weight, kind, dim, options.ignore_index,
                                     compute_dtype(input.scalar_type()));
@@ -447,14 +447,23 @@ Tensor call_backward(const variable_list& grads, const Tensor& input, const Tens
     static const auto op = c10::Dispatcher::singleton()
                                .findSchemaOrThrow("segloss::soft_stats_backward", "")
                                .typed<decltype(backward_cpu)>();
-    const auto or_zeros = [&](const Tensor& grad, c10::SymIntArrayRef sizes) {
-        return grad.defined() ? grad : input.new_zeros_symint(sizes, widest_dtype(input)); // a DTensor beside one
-    };
-    const auto samples = num_samples(input, o.dim);
-    const c10::SymDimVector sizes{samples, input.sym_size(o.dim)};
-    return op.call(or_zeros(grads[0], sizes), or_zeros(grads[1], sizes), or_zeros(grads[2], {samples}), o.op, input,
-                   target, weight, voxel_weight, o.dim, o.activation, o.squared, o.ignore_index, o.voxel_loss, o.gamma,
-                   o.label_smoothing);
+    return op.call(grads[0], grads[1], grads[2], o.op, input, target, weight, voxel_weight, o.dim, o.activation,
+                   o.squared, o.ignore_index, o.voxel_loss, o.gamma, o.label_smoothing);
+}
+
+// A gradient, of zeros where nothing depends on what it belongs to.
+Tensor or_zeros(const Tensor& grad, c10::SymIntArrayRef sizes, const Tensor& input) {
+    return grad.defined() ? grad : input.new_zeros_symint(sizes, widest_dtype(input)); // a DTensor beside one
+}
+
+// From the gradients of intersection, prediction and loss to that of input.
+Tensor backward_of_input(const variable_list& grads, const variable_list& saved, const Options& options) {
+    const auto& input = saved[0];
+    const auto samples = num_samples(input, options.dim);
+    const c10::SymDimVector sizes{samples, input.sym_size(options.dim)};
+    return call_backward(
+        {or_zeros(grads[0], sizes, input), or_zeros(grads[1], sizes, input), or_zeros(grads[2], {samples}, input)},
+        input, saved[1], defined_or_none(saved[2]), defined_or_none(saved[3]), options);
 }
 
 Results forward_autograd(c10::string_view op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
@@ -462,7 +471,6 @@ Results forward_autograd(c10::string_view op, const Tensor& input, const Tensor&
                          int64_t ignore_index, bool voxel_loss, double gamma, double label_smoothing) {
     const Options options{std::string(op), dim, activation, squared, ignore_index, voxel_loss, gamma, label_smoothing};
     if (has_tangent({input, target, weight, voxel_weight}) || compute_requires_grad(target, or_undefined(weight))) {
-        check_operator_arguments(input, target, weight, voxel_weight, options);
         return composite(input, target, weight, voxel_weight, options);
     }
     const auto results = [&] {
@@ -474,8 +482,7 @@ Results forward_autograd(c10::string_view op, const Tensor& input, const Tensor&
         record("SoftStatsBackward", {intersection, prediction, loss}, {input},
                {input, target, or_undefined(weight), or_undefined(voxel_weight)},
                [options](const variable_list& grads, const variable_list& saved) {
-                   return variable_list{call_backward(grads, saved[0], saved[1], defined_or_none(saved[2]),
-                                                      defined_or_none(saved[3]), options)};
+                   return variable_list{backward_of_input(grads, saved, options)};
                });
     }
     return results;
@@ -514,9 +521,8 @@ public:
     }
 
     static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-        const auto saved = ctx->get_saved_variables();
-        const auto gradient = call_backward({grads[0], grads[1], grads[3]}, saved[0], saved[1],
-                                            defined_or_none(saved[2]), defined_or_none(saved[3]), saved_options(ctx));
+        const variable_list differentiable{grads[0], grads[1], grads[3]};
+        const auto gradient = backward_of_input(differentiable, ctx->get_saved_variables(), saved_options(ctx));
         return {gradient, Tensor(), Tensor(), Tensor(), Tensor()};
     }
 
