@@ -2,6 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# By files, whose tests share what is slow to set up. Waiting threads do not spin: processes would take the cores from each other.
+PYTEST := OMP_WAIT_POLICY=passive $(CURDIR)/$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+	--no-loadscope-reorder
 SOURCES := $(shell find csrc -name '*.[ch]' -o -name '*.cpp') setup.py pyproject.toml
 LINTED_C := $(shell find csrc tests/c benchmarks -name '*.[ch]' -o -name '*.cpp')
 # The tests of values and gradients.
@@ -19,11 +22,11 @@ demo: .venv/.built
 	$(BIN)/python examples/mni152.py
 
 test: .venv/.built
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-isas: .venv/.built
 	for isa in baseline avx2 avx512; do \
-		OMP_NUM_THREADS=1 SEGLOSS_ISA=$$isa $(BIN)/python -m pytest $(NUMBERS:%=tests/test_%.py) || exit 1; \
+		SEGLOSS_ISA=$$isa $(PYTEST) $(NUMBERS:%=tests/test_%.py) || exit 1; \
 	done
 
 # The C kernels by clang's libFuzzer, a minute for each family.
@@ -34,9 +37,9 @@ fuzz: .venv/.installed
 sanitize: .venv/.installed
 	SEGLOSS_DEBUG=1 $(BIN)/python setup.py --quiet build --build-base $(SANITIZED) --build-lib $(SANITIZED)
 	ln -sfn $(addprefix $(CURDIR)/,tests csrc pyproject.toml README.md) $(SANITIZED)
-	cd $(SANITIZED) && ASAN_OPTIONS=detect_leaks=0 OMP_WAIT_POLICY=passive \
+	cd $(SANITIZED) && ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
-		$(CURDIR)/$(BIN)/python -m pytest $(UNSANITIZED)
+		$(PYTEST) $(UNSANITIZED)
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

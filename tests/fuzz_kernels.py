@@ -51,7 +51,9 @@ def fuzz(program, family, found, options):
     found.mkdir(parents=True, exist_ok=True)
     for i, seed in enumerate(read_corpus(family)):
         (found / f"seed{i}").write_bytes(seed)
-    command = [program, *options, f"-max_len={MAX_INPUT}", "-len_control=0", f"-artifact_prefix={found}-", found]
+    # Memory is limited by the allocation: what a process used at most counts what its parent did before it.
+    limits = [f"-max_len={MAX_INPUT}", "-len_control=0", "-rss_limit_mb=0", "-malloc_limit_mb=2048"]
+    command = [program, *options, *limits, f"-artifact_prefix={found}-", found]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=SANITIZER_ENV)
     return done.returncode, done.stdout
 

@@ -330,7 +330,7 @@ Tensor is_ignored(const Tensor& labels, int64_t ignore_index) {
     }
     if (labels.is_floating_point()) {
         const auto wide = labels.to(at::promote_types(labels.scalar_type(), at::kFloat));
-        return same.logical_and(wide.abs().lt(0x1p63)); // nor are those beyond int64 numbers of it
+        return same.logical_and(wide.ge(-0x1p63)).logical_and(wide.lt(0x1p63)); // nor are those beyond int64 in it
     }
     return same;
 }

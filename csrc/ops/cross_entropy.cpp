@@ -418,6 +418,7 @@ Tensor backward_autograd(const Tensor& grad_loss, const Tensor& input, const Ten
                          bool log_probabilities, ScalarType dtype, c10::string_view op) {
     const Options options{std::string(op),   dim,   reduction, ignore_index, label_smoothing, gamma,
                           log_probabilities, false, dtype};
+    check_operator_arguments(input, target, weight, voxel_weight, options); // before a graph is made of them
     const auto loss = [options](const variable_list& arguments) {
         return variable_list{std::get<0>(composite(arguments[0], arguments[1], defined_or_none(arguments[2]),
                                                    defined_or_none(arguments[3]), options))};

@@ -214,6 +214,7 @@ Tensor backward_autograd(const Tensor& grad_loss, c10::string_view op, const Ten
                          const OptionalTensor& weight, const OptionalTensor& voxel_weight, int64_t dim,
                          int64_t ignore_index, double gamma, ScalarType dtype) {
     const Options options{std::string(op), dim, ignore_index, gamma, dtype};
+    check_arguments(input, target, weight, voxel_weight, options); // before a graph is made of them
     const auto losses = [options](const variable_list& arguments) {
         return variable_list{composite(arguments[0], arguments[1], defined_or_none(arguments[2]),
                                        defined_or_none(arguments[3]), options)};

@@ -493,6 +493,7 @@ Tensor backward_autograd(const Tensor& grad_intersection, const Tensor& grad_pre
                          const OptionalTensor& voxel_weight, int64_t dim, int64_t activation, bool squared,
                          int64_t ignore_index, bool voxel_loss, double gamma, double label_smoothing) {
     const Options options{std::string(op), dim, activation, squared, ignore_index, voxel_loss, gamma, label_smoothing};
+    check_operator_arguments(input, target, weight, voxel_weight, options); // before a graph is made of them
     const auto stats = [options](const variable_list& arguments) {
         const auto [intersection, prediction, targets, loss, loss_weight] = composite(
             arguments[0], arguments[1], defined_or_none(arguments[2]), defined_or_none(arguments[3]), options);
