@@ -276,10 +276,12 @@ def test_per_sample_means_of_class_probabilities_have_denominators_of_their_own(
     assert_close(torch.func.vmap(loss)(x, p), torch.stack([loss(*each) for each in zip(x, p, strict=True)]))
 
 
+@pytest.mark.parametrize("not_counted", [-100, 2])
 @pytest.mark.parametrize("empty", ["nan", "zero"])
-def test_per_sample_means_without_a_voxel_that_counts_are_empty(empty):
-    x, labels = logits(2, 1, 3, 2), torch.tensor([[[0, 1]], [[-100, -100]]])
-    loss = with_options(segloss.cross_entropy, empty=empty)
+def test_per_sample_means_without_a_voxel_that_counts_are_empty(empty, not_counted):
+    """Its label is ignored, or has no weight."""
+    x, labels = logits(2, 1, 3, 2), torch.tensor([[[0, 1]], [[not_counted, not_counted]]])
+    loss = with_options(segloss.cross_entropy, empty=empty, weight=torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64))
     per_sample_losses = torch.func.vmap(loss)(x, labels)
     assert_close(per_sample_losses, torch.stack([loss(x[0], labels[0]), loss(x[1], labels[1])]))
     assert not torch.func.vmap(torch.func.grad(loss))(x, labels)[1].any()
