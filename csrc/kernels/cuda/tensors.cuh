@@ -1,0 +1,118 @@
+// Tensors of any dtype and strides, read and written one element at a time.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+#include "launchers.h"
+
+namespace {
+
+template <typename T> __device__ T element(const segloss_tensor& t, int64_t offset) {
+    return static_cast<const T*>(t.data)[offset];
+}
+
+__device__ inline double number(double x) { return x; }
+__device__ inline float number(float x) { return x; }
+__device__ inline float number(__half x) { return __half2float(x); }
+__device__ inline float number(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+__device__ inline void assign(double& to, double x) { to = x; }
+__device__ inline void assign(float& to, double x) { to = static_cast<float>(x); }
+__device__ inline void assign(__half& to, double x) { to = __float2half(static_cast<float>(x)); }
+__device__ inline void assign(__nv_bfloat16& to, double x) { to = __float2bfloat16(static_cast<float>(x)); }
+
+template <typename Real> __device__ Real load(const segloss_tensor& t, int64_t offset) {
+    switch (t.dtype) {
+    case SEGLOSS_FLOAT32:
+        return static_cast<Real>(element<float>(t, offset));
+    case SEGLOSS_FLOAT64:
+        return static_cast<Real>(element<double>(t, offset));
+    case SEGLOSS_FLOAT16:
+        return static_cast<Real>(number(element<__half>(t, offset)));
+    case SEGLOSS_BFLOAT16:
+        return static_cast<Real>(number(element<__nv_bfloat16>(t, offset)));
+    case SEGLOSS_UINT8:
+        return static_cast<Real>(element<uint8_t>(t, offset));
+    case SEGLOSS_INT8:
+        return static_cast<Real>(element<int8_t>(t, offset));
+    case SEGLOSS_UINT16:
+        return static_cast<Real>(element<uint16_t>(t, offset));
+    case SEGLOSS_INT16:
+        return static_cast<Real>(element<int16_t>(t, offset));
+    case SEGLOSS_UINT32:
+        return static_cast<Real>(element<uint32_t>(t, offset));
+    case SEGLOSS_INT32:
+        return static_cast<Real>(element<int32_t>(t, offset));
+    case SEGLOSS_UINT64:
+        return static_cast<Real>(element<uint64_t>(t, offset));
+    default:
+        return static_cast<Real>(element<int64_t>(t, offset));
+    }
+}
+
+// For a floating tensor.
+__device__ inline void store(const segloss_tensor& t, int64_t offset, double x) {
+    switch (t.dtype) {
+    case SEGLOSS_FLOAT32:
+        return assign(static_cast<float*>(t.data)[offset], x);
+    case SEGLOSS_FLOAT64:
+        return assign(static_cast<double*>(t.data)[offset], x);
+    case SEGLOSS_FLOAT16:
+        return assign(static_cast<__half*>(t.data)[offset], x);
+    default:
+        return assign(static_cast<__nv_bfloat16*>(t.data)[offset], x);
+    }
+}
+
+// SEGLOSS_NO_LABEL where x is no integer of int64; false for nan.
+__device__ inline int64_t integer_of(double x) {
+    const bool representable = x >= -0x1p63 && x < 0x1p63;
+    const int64_t integer = representable ? static_cast<int64_t>(x) : 0;
+    return representable && static_cast<double>(integer) == x ? integer : SEGLOSS_NO_LABEL;
+}
+
+__device__ inline int64_t load_integer(const segloss_tensor& t, int64_t offset) {
+    switch (t.dtype) {
+    case SEGLOSS_INT64:
+        return element<int64_t>(t, offset);
+    case SEGLOSS_UINT64: {
+        const uint64_t x = element<uint64_t>(t, offset);
+        return x <= INT64_MAX ? static_cast<int64_t>(x) : SEGLOSS_NO_LABEL;
+    }
+    default:
+        return integer_of(load<double>(t, offset)); // exact for all others
+    }
+}
+
+// Where a position lies in each of some tensors.
+template <int N>
+__device__ void find_offsets(const segloss_positions& positions, int64_t position,
+                             const segloss_tensor* const (&tensors)[N], int64_t (&offsets)[N]) {
+    for (int k = 0; k < N; ++k) {
+        offsets[k] = 0;
+    }
+    for (int d = positions.num_dims - 1; d >= 0; --d) {
+        const int64_t index = d > 0 ? position % positions.sizes[d] : position;
+        position = d > 0 ? position / positions.sizes[d] : 0;
+        for (int k = 0; k < N; ++k) {
+            offsets[k] += index * tensors[k]->strides[d];
+        }
+    }
+}
+
+enum : int64_t { IGNORED = -1, BAD = -2 };
+
+// The class of a label, IGNORED or BAD.
+__device__ inline int64_t load_class(const segloss_tensor& t, int64_t offset, int64_t num_classes,
+                                     int64_t ignore_index) {
+    const int64_t label = load_integer(t, offset);
+    if (label == ignore_index && (label != SEGLOSS_NO_LABEL || t.dtype == SEGLOSS_INT64)) {
+        return IGNORED;
+    }
+    return label >= 0 && label < num_classes ? label : BAD;
+}
+
+} // namespace

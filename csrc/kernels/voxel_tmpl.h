@@ -1,0 +1,123 @@
+/* One voxel in REAL; the formulas are in kernels.h, and what keeps the digits of a confident voxel in softmax_tmpl.h.
+ *
+ * q_c is what multiplies -log p_c in the loss, and Q = sum_c q_c. */
+
+/* factor * nll, but 0 for a zero factor even at nll = inf. */
+VOXEL_FUNCTION REAL FN(weighted)(REAL factor, REAL nll) {
+    return factor == 0 && nll == (REAL)INFINITY ? 0 : factor * nll;
+}
+
+/* A softmax and what losses need of it. Over thousands of classes a plain sum in REAL loses digits: the tail is summed
+ * with what rounding took from it (Kahan), the sums that may be infinite in double. */
+struct STRUCT(softmax) {
+    REAL max;      /* the largest logit so far */
+    REAL tail;     /* sum of exp(x_c - max) over the classes but one largest; -1: no class yet */
+    REAL lost;     /* what rounding added to it */
+    double spread; /* sum of q_c (max - x_c) */
+    double mass;   /* sum of q_c */
+};
+
+/* The largest logit starts from the lowest finite number, so that all logits -inf leave a tail of -1. */
+VOXEL_FUNCTION void FN(start_softmax)(struct STRUCT(softmax) * s) {
+    s->max = REAL_LOWEST;
+    s->tail = -1;
+    s->lost = 0;
+    s->spread = s->mass = 0;
+}
+
+/* Log probabilities are relative to 0: -log p_c = (0 - x_c) + log1p(0). */
+VOXEL_FUNCTION void FN(start_log_probabilities)(struct STRUCT(softmax) * s) {
+    s->max = s->tail = s->lost = 0;
+    s->spread = s->mass = 0;
+}
+
+/* A larger maximum scales 1 + tail down and makes it part of the new tail. */
+VOXEL_FUNCTION void FN(add_logit)(struct STRUCT(softmax) * s, REAL x) {
+    if (x > s->max) {
+        s->tail = (1 + s->tail) * MATH(exp)(s->max - x);
+        s->lost = 0;
+        s->max = x;
+    } else {
+        const REAL e = MATH(exp)(x - s->max) - s->lost;
+        const REAL tail = s->tail + e;
+        s->lost = (tail - s->tail) - e;
+        s->tail = tail;
+    }
+}
+
+/* Makes the tail nan where the softmax is: a logit nan or +inf, or all of them -inf. */
+VOXEL_FUNCTION void FN(finish_softmax)(struct STRUCT(softmax) * s) {
+    const REAL tail = s->tail + (s->max - s->max);
+    s->tail = tail < 0 ? (REAL)NAN : tail;
+}
+
+/* A class's part of the losses, once the softmax is finished. */
+VOXEL_FUNCTION void FN(add_factor)(struct STRUCT(softmax) * s, REAL x, REAL q) {
+    const REAL below = s->max - x;
+    s->mass += (double)q;
+    s->spread += q == 0 && below == (REAL)INFINITY ? 0 : (double)q * (double)below;
+}
+
+/* What focal loss multiplies -log p_y by, (1 - p)^gamma; or, for the gradient, what it multiplies the gradient of
+ * -log p_y by, (1 - p)^gamma (1 + gamma p -log p / (1 - p)), where the quotient is 0 for p = 0 and counts for nothing
+ * for p = 1. */
+VOXEL_FUNCTION REAL FN(focal_factor)(const struct STRUCT(softmax) * s, REAL x_y, REAL gamma, int of_gradient) {
+    const REAL e = MATH(exp)(x_y - s->max), others = (1 - e) + s->tail, log_sum = MATH(log1p)(s->tail);
+    const REAL power = MATH(exp)(gamma * (MATH(log)(others) - log_sum));
+    const REAL quotient = e != 0 && others != 0 ? e * ((s->max - x_y) + log_sum) / others : 0;
+    return of_gradient ? power * (1 + gamma * quotient) : power;
+}
+
+/* The loss for v = 1: `sharp` at the label, and the q_c that were added. */
+VOXEL_FUNCTION REAL FN(softmax_loss)(const struct STRUCT(softmax) * s, REAL x_y, REAL sharp) {
+    const REAL log_sum = MATH(log1p)(s->tail);
+    return FN(weighted)(sharp, (s->max - x_y) + log_sum) + (REAL)(s->spread + s->mass * (double)log_sum);
+}
+
+/* 1 / (1 + tail), so that p_c = exp(x_c - max) share. */
+VOXEL_FUNCTION REAL FN(softmax_share)(const struct STRUCT(softmax) * s) { return 1 / (1 + s->tail); }
+
+VOXEL_FUNCTION REAL FN(softmax_probability)(const struct STRUCT(softmax) * s, REAL share, REAL x) {
+    return MATH(exp)(x - s->max) * share;
+}
+
+/* The gradient for v = 1, Q p_c - q_c, as p_c (Q - q_c) - q_c (1 - p_c). */
+VOXEL_FUNCTION REAL FN(softmax_grad)(const struct STRUCT(softmax) * s, REAL share, REAL x, REAL q, REAL total) {
+    const REAL e = MATH(exp)(x - s->max);
+    return share * (e * (total - q) - q * ((1 - e) + s->tail));
+}
+
+/* ---- sigmoids: the formulas are in binary_tmpl.h ---- */
+
+VOXEL_FUNCTION REAL FN(sigmoid)(REAL x) {
+    const REAL e = MATH(exp)(-MATH(fabs)(x));
+    return (x >= 0 ? 1 : e) / (1 + e);
+}
+
+/* log(1 + exp(x)); nan for nan. */
+VOXEL_FUNCTION REAL FN(softplus)(REAL x) { return (x < 0 ? 0 : x) + MATH(log1p)(MATH(exp)(-MATH(fabs)(x))); }
+
+/* The loss of one class with the smoothed target h, for v = w_c = 1. */
+VOXEL_FUNCTION REAL FN(binary_loss)(REAL x, REAL h, REAL gamma) {
+    const REAL minus_log_p = FN(softplus)(-x), minus_log_q = FN(softplus)(x);
+    const REAL factor_p = gamma == 0 ? h : h * MATH(exp)(-gamma * minus_log_q);
+    const REAL factor_q = gamma == 0 ? 1 - h : (1 - h) * MATH(exp)(-gamma * minus_log_p);
+    return FN(weighted)(factor_p, minus_log_p) + FN(weighted)(factor_q, minus_log_q);
+}
+
+VOXEL_FUNCTION REAL FN(binary_grad)(REAL x, REAL h, REAL gamma) {
+    const REAL p = FN(sigmoid)(x), q = FN(sigmoid)(-x);
+    if (gamma == 0) {
+        return (1 - h) * p - h * q;
+    }
+    const REAL minus_log_p = FN(softplus)(-x), minus_log_q = FN(softplus)(x);
+    const REAL falling = MATH(exp)(-gamma * minus_log_q) * (gamma * FN(weighted)(p, minus_log_p) + q);
+    const REAL rising = MATH(exp)(-gamma * minus_log_p) * (gamma * FN(weighted)(q, minus_log_q) + p);
+    return (1 - h) * rising - h * falling;
+}
+
+#undef REAL
+#undef STRUCT
+#undef FN
+#undef MATH
+#undef REAL_LOWEST

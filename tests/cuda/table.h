@@ -1,0 +1,186 @@
+/* The CUDA kernels as a table like those of the processor, so that the same tests run them. */
+#ifndef SEGLOSS_TEST_CUDA_TABLE_H
+#define SEGLOSS_TEST_CUDA_TABLE_H
+
+#include "harness.h"
+#include "launchers.h"
+
+/* What the last call refused. */
+static struct segloss_refusal refusal;
+
+static struct segloss_cuda_call begin_call(enum segloss_real real, int64_t begin, int64_t end, int64_t num_classes) {
+    const size_t size = segloss_cuda_workspace(num_classes);
+    const struct segloss_cuda_call call = {real, begin, end, 0, malloc(size), &refusal, NULL};
+    if (!call.workspace) {
+        fail("no memory");
+    }
+    memset(call.workspace, GUARD_BYTE, size); /* device memory holds anything */
+    refusal = (struct segloss_refusal){0};
+    return call;
+}
+
+/* The position that was refused, or -1. */
+static int64_t end_call(const struct segloss_cuda_call* call, int error) {
+    free(call->workspace);
+    if (error != 0) {
+        fail("a launch returned %d", error);
+    }
+    return refusal.count > 0 ? refusal.position : -1;
+}
+
+static int64_t run_forward(enum segloss_real real, const struct segloss_cross_entropy* args, int64_t begin, int64_t end,
+                           struct segloss_sums* sums) {
+    const struct segloss_cuda_call call = begin_call(real, begin, end, args->num_classes);
+    return end_call(&call, segloss_cuda_cross_entropy_forward(args, &call, sums));
+}
+
+static int64_t run_backward(enum segloss_real real, const struct segloss_cross_entropy* args, int64_t begin,
+                            int64_t end) {
+    const struct segloss_cuda_call call = begin_call(real, begin, end, args->num_classes);
+    return end_call(&call, segloss_cuda_cross_entropy_backward(args, &call, NULL));
+}
+
+/* The processor's kernels write the gradient in their forward pass, too. */
+static int64_t run_both(enum segloss_real real, const struct segloss_cross_entropy* args, int64_t begin, int64_t end,
+                        struct segloss_sums* sums) {
+    const int64_t refused = args->grad_logits.data ? run_backward(real, args, begin, end) : -1;
+    const int64_t position = run_forward(real, args, begin, end, sums);
+    if (args->grad_logits.data && position != refused) {
+        fail("forward refused position %lld, backward %lld", (long long)position, (long long)refused);
+    }
+    return position;
+}
+
+/* Sums are handed over in one lane each. */
+static int64_t run_soft_forward(enum segloss_real real, const struct segloss_soft_stats* args, int64_t begin,
+                                int64_t end, double* lanes, struct segloss_sums* sums) {
+    const int64_t num_stats = 3 * args->voxels.num_classes;
+    const struct segloss_cuda_call call = begin_call(real, begin, end, args->voxels.num_classes);
+    double* stats = malloc((size_t)num_stats * sizeof *stats);
+    const int error = segloss_cuda_soft_stats_forward(args, &call, stats, sums);
+    for (int64_t i = 0; i < num_stats * SEGLOSS_SUM_LANES; ++i) {
+        lanes[i] = i % SEGLOSS_SUM_LANES == 0 ? stats[i / SEGLOSS_SUM_LANES] : 0;
+    }
+    free(stats);
+    if (!args->with_loss) {
+        sums->loss = sums->weight = 0;
+    }
+    return end_call(&call, error);
+}
+
+static int64_t run_soft_backward(enum segloss_real real, const struct segloss_soft_stats* args, int64_t begin,
+                                 int64_t end) {
+    const struct segloss_cuda_call call = begin_call(real, begin, end, args->voxels.num_classes);
+    return end_call(&call, segloss_cuda_soft_stats_backward(args, &call, NULL));
+}
+
+static int64_t run_confusion(enum segloss_real real, const struct segloss_confusion* args, int64_t begin, int64_t end,
+                             int64_t* counts) {
+    const struct segloss_cuda_call call = begin_call(real, begin, end, args->num_classes);
+    return end_call(&call, segloss_cuda_confusion(args, &call, counts));
+}
+
+/* ---- the entries: nothing may be written of what is refused, so the position is asked for first ---- */
+
+static int64_t weight_entry(enum segloss_real real, const struct segloss_cross_entropy* args, int64_t begin,
+                            int64_t end, struct segloss_sums* sums) {
+    struct segloss_cross_entropy without_outputs = *args;
+    without_outputs.loss.data = NULL;
+    return run_forward(real, &without_outputs, begin, end, sums);
+}
+
+static int64_t forward_entry(enum segloss_real real, const struct segloss_cross_entropy* args, int64_t begin,
+                             int64_t end, struct segloss_sums* sums) {
+    const int64_t refused = weight_entry(real, args, begin, end, sums);
+    return refused >= 0 ? refused : run_both(real, args, begin, end, sums);
+}
+
+static int64_t backward_entry(enum segloss_real real, const struct segloss_cross_entropy* args, int64_t begin,
+                              int64_t end) {
+    struct segloss_sums sums;
+    const int64_t refused = weight_entry(real, args, begin, end, &sums);
+    return refused >= 0 ? refused : run_backward(real, args, begin, end);
+}
+
+static int64_t soft_backward_entry(enum segloss_real real, const struct segloss_soft_stats* args, int64_t begin,
+                                   int64_t end) {
+    const size_t num_lanes = (size_t)args->voxels.num_classes * 3 * SEGLOSS_SUM_LANES;
+    double* lanes = malloc(num_lanes * sizeof *lanes);
+    struct segloss_sums sums;
+    const int64_t refused = run_soft_forward(real, args, begin, end, lanes, &sums);
+    free(lanes);
+    return refused >= 0 ? refused : run_soft_backward(real, args, begin, end);
+}
+
+static int64_t forward_float(const struct segloss_cross_entropy* args, int64_t begin, int64_t end,
+                             struct segloss_sums* sums) {
+    return forward_entry(SEGLOSS_REAL_FLOAT, args, begin, end, sums);
+}
+
+static int64_t forward_double(const struct segloss_cross_entropy* args, int64_t begin, int64_t end,
+                              struct segloss_sums* sums) {
+    return forward_entry(SEGLOSS_REAL_DOUBLE, args, begin, end, sums);
+}
+
+static int64_t weight_float(const struct segloss_cross_entropy* args, int64_t begin, int64_t end,
+                            struct segloss_sums* sums) {
+    return weight_entry(SEGLOSS_REAL_FLOAT, args, begin, end, sums);
+}
+
+static int64_t weight_double(const struct segloss_cross_entropy* args, int64_t begin, int64_t end,
+                             struct segloss_sums* sums) {
+    return weight_entry(SEGLOSS_REAL_DOUBLE, args, begin, end, sums);
+}
+
+static int64_t backward_float(const struct segloss_cross_entropy* args, int64_t begin, int64_t end) {
+    return backward_entry(SEGLOSS_REAL_FLOAT, args, begin, end);
+}
+
+static int64_t backward_double(const struct segloss_cross_entropy* args, int64_t begin, int64_t end) {
+    return backward_entry(SEGLOSS_REAL_DOUBLE, args, begin, end);
+}
+
+static int64_t soft_forward_float(const struct segloss_soft_stats* args, int64_t begin, int64_t end, double* lanes,
+                                  struct segloss_sums* sums) {
+    return run_soft_forward(SEGLOSS_REAL_FLOAT, args, begin, end, lanes, sums);
+}
+
+static int64_t soft_forward_double(const struct segloss_soft_stats* args, int64_t begin, int64_t end, double* lanes,
+                                   struct segloss_sums* sums) {
+    return run_soft_forward(SEGLOSS_REAL_DOUBLE, args, begin, end, lanes, sums);
+}
+
+static int64_t soft_backward_float(const struct segloss_soft_stats* args, int64_t begin, int64_t end) {
+    return soft_backward_entry(SEGLOSS_REAL_FLOAT, args, begin, end);
+}
+
+static int64_t soft_backward_double(const struct segloss_soft_stats* args, int64_t begin, int64_t end) {
+    return soft_backward_entry(SEGLOSS_REAL_DOUBLE, args, begin, end);
+}
+
+static int64_t confusion_float(const struct segloss_confusion* args, int64_t begin, int64_t end, int64_t* counts) {
+    return run_confusion(SEGLOSS_REAL_FLOAT, args, begin, end, counts);
+}
+
+static int64_t confusion_double(const struct segloss_confusion* args, int64_t begin, int64_t end, int64_t* counts) {
+    return run_confusion(SEGLOSS_REAL_DOUBLE, args, begin, end, counts);
+}
+
+/* There is no largest_label on a GPU: that of the processor stands for it. */
+static int64_t largest_label_of_processor(const struct segloss_confusion* args, int64_t begin, int64_t end,
+                                          int64_t* largest) {
+    return segloss_kernels_baseline.largest_label(args, begin, end, largest);
+}
+
+static const struct segloss_kernels cuda_table = {
+    .isa = "cuda",
+    .cross_entropy_weight = {weight_float, weight_double},
+    .cross_entropy_forward = {forward_float, forward_double},
+    .cross_entropy_backward = {backward_float, backward_double},
+    .soft_stats_forward = {soft_forward_float, soft_forward_double},
+    .soft_stats_backward = {soft_backward_float, soft_backward_double},
+    .confusion = {confusion_float, confusion_double},
+    .largest_label = largest_label_of_processor,
+};
+
+#endif

@@ -1,0 +1,283 @@
+/* Tests of the CUDA kernels without a GPU: cases of the processor's kernels, and what only a GPU's have, on an emulated
+ * one. Cases go over every size once; the options and dtypes are drawn.
+ *
+ * Prints one line for each group and returns 1 at the first failure, which names its case. */
+
+#include "label_tests.h"
+#include "soft_stats_tests.h"
+#include "table.h"
+#include "voxel_tests.h"
+
+/* The order in which the emulation's blocks and threads take turns; 0: one after the other. */
+void set_order(unsigned order);
+
+/* ---- against the references ---- */
+
+static void test_cross_entropy_on_gpu(void) {
+    int num_cases = 0;
+    for (size_t kind = 0; kind < sizeof target_kinds / sizeof target_kinds[0]; ++kind) {
+        for (int i = 0; i < NUM_COUNTS * NUM_CLASS_COUNTS; ++i) {
+            random_state = (uint64_t)num_cases;
+            set_order((unsigned)num_cases);
+            const int64_t num_positions = counts[i % NUM_COUNTS];
+            const int64_t num_classes = class_counts[i / NUM_COUNTS];
+            const struct number_pair numbers = number_pairs[num_cases++ % NUM_PAIRS];
+            const struct test_case t = draw_case(num_positions, num_classes, numbers, target_kinds[kind]);
+            run_case(&t);
+        }
+    }
+    printf("cross entropy: %d cases: ok\n", num_cases);
+}
+
+static const struct soft_kind {
+    enum segloss_activation activation;
+    const struct target_kind* kind;
+} soft_kinds[] = {
+    {SEGLOSS_SOFTMAX, &labels_kind}, {SEGLOSS_SOFTMAX, &probabilities_kind},  {SEGLOSS_SIGMOID, &labels_kind},
+    {SEGLOSS_SIGMOID, &masks_kind},  {SEGLOSS_SIGMOID, &probabilities_kind},  {SEGLOSS_IDENTITY, &labels_kind},
+    {SEGLOSS_IDENTITY, &masks_kind}, {SEGLOSS_IDENTITY, &probabilities_kind},
+};
+
+static void test_soft_stats_on_gpu(void) {
+    static const int64_t few_class_counts[] = {1, 2, 3, 65}; /* the block adds up class after class */
+    int num_cases = 0;
+    for (size_t kind = 0; kind < sizeof soft_kinds / sizeof soft_kinds[0]; ++kind) {
+        for (int i = 0; i < NUM_COUNTS * 4; ++i) {
+            random_state = (uint64_t)num_cases;
+            set_order((unsigned)num_cases);
+            const struct number_pair numbers = number_pairs[num_cases++ % NUM_PAIRS];
+            const struct test_case voxels =
+                draw_case(counts[i % NUM_COUNTS], few_class_counts[i / NUM_COUNTS], numbers, *soft_kinds[kind].kind);
+            const struct soft_case s = draw_soft_case(voxels, soft_kinds[kind].activation);
+            run_soft_case(&s);
+        }
+    }
+    printf("soft statistics: %d cases: ok\n", num_cases);
+}
+
+/* ---- sums have the same bits in any order of blocks and threads ---- */
+
+enum { BITS_POSITIONS = 3000, BITS_CLASSES = 3 };
+
+struct sums_of_order {
+    struct segloss_sums cross_entropy, losses;
+    double stats[3 * BITS_CLASSES * SEGLOSS_SUM_LANES];
+};
+
+static void sum_in_order(const struct soft_case* s, const struct soft_inputs* in, unsigned order,
+                         struct sums_of_order* sums) {
+    const struct outputs none = {0};
+    const struct soft_outputs no_outputs = {0};
+    const enum segloss_real real = s->voxels.numbers.real;
+    const struct segloss_cross_entropy args = arguments_of(&s->voxels, &in->voxels, &none);
+    const struct segloss_soft_stats soft_args = soft_arguments_of(s, in, &no_outputs);
+    set_order(order);
+    check_accepted(cuda_table.cross_entropy_forward[real](&args, 0, BITS_POSITIONS, &sums->cross_entropy));
+    check_accepted(cuda_table.soft_stats_forward[real](&soft_args, 0, BITS_POSITIONS, sums->stats, &sums->losses));
+}
+
+static void test_bits_in_any_order(void) {
+    enum { ORDERS = 5 };
+    for (int k = 0; k < NUM_PAIRS; ++k) {
+        random_state = (uint64_t)k;
+        struct test_case voxels = draw_case(BITS_POSITIONS, BITS_CLASSES, number_pairs[k], labels_kind);
+        voxels.is_reduced = 1;
+        voxels.values = ORDINARY;
+        const struct soft_case s = {voxels, SEGLOSS_SOFTMAX, 0, 1, 0};
+        struct soft_inputs in;
+        struct sums_of_order first, other;
+        describe_soft_case(&s, "cuda");
+        create_soft_inputs(&s, &in);
+        sum_in_order(&s, &in, 0, &first);
+        for (unsigned order = 1; order < ORDERS; ++order) {
+            sum_in_order(&s, &in, order, &other);
+            if (memcmp(&first, &other, sizeof first) != 0) {
+                fail("the sums depend on the order of the threads");
+            }
+        }
+        free_soft_inputs(&in);
+    }
+    printf("sums in %d orders of blocks and threads: same bits: ok\n", ORDERS);
+}
+
+/* ---- more voxels than threads ---- */
+
+/* Past the largest grid, in which a thread owns one voxel, or of soft statistics four. */
+static const int64_t many_positions = 1024 * 128 * 4 + 77;
+
+static void check_many_counts(const struct test_case* t, const struct inputs* in) {
+    const struct confusion_case c = {t, in, NULL, 1};
+    const struct segloss_positions cells = {1, {count_cells(&c) + 1}};
+    const struct memory expected = allocate_counts(&cells);
+    count_slowly(&c, &expected);
+    check_counts(&cuda_table, &c, &expected);
+    free(expected.bytes);
+}
+
+static void test_many_positions(void) {
+    random_state = 1;
+    struct test_case voxels = draw_case(many_positions, 2, number_pairs[0], labels_kind);
+    voxels.is_reduced = 1;
+    voxels.values = ORDINARY;
+    voxels.gamma = voxels.label_smoothing = 0;
+    const struct soft_case s = {voxels, SEGLOSS_SOFTMAX, 0, 1, 0};
+    const struct outputs none = {0};
+    struct term grad[MAX_CLASSES];
+    struct soft_sums expected;
+    struct soft_inputs in;
+    struct soft_outputs out;
+    struct segloss_sums sums;
+    describe_soft_case(&s, "cuda");
+    set_order(0);
+    create_soft_inputs(&s, &in);
+    create_soft_outputs(&s, &out);
+    memset(&expected, 0, sizeof expected);
+    const struct segloss_soft_stats args = soft_arguments_of(&s, &in, &out);
+    const struct soft_problem problem = soft_problem_of(&s, &in, &args);
+    for (int64_t p = 0; p < many_positions; ++p) {
+        reference_soft_voxel(&problem, p, &expected, grad);
+    }
+    const struct tolerance tolerance = tolerance_of_sums(&voxels);
+    check_accepted(run_soft_forward(SEGLOSS_REAL_FLOAT, &args, 0, many_positions, out.stats.view.data, &sums));
+    check_stats(&s, &out.stats, &sums, &tolerance, &expected);
+    const struct segloss_cross_entropy of_voxels = arguments_of(&voxels, &in.voxels, &none);
+    check_accepted(run_forward(SEGLOSS_REAL_FLOAT, &of_voxels, 0, many_positions, &sums));
+    check_near(&tolerance, sums.loss, expected.loss.value, expected.loss.magnitude, "sum of the losses", -1, -1);
+    check_many_counts(&voxels, &in.voxels);
+    free_soft_inputs(&in);
+    free_soft_outputs(&out);
+    printf("%lld positions: ok\n", (long long)many_positions);
+}
+
+/* ---- the gradient of a mean ---- */
+
+/* Backward divides by a weight that only the device knows as if its inverse was the factor. */
+static void check_mean_gradient(const struct test_case* t, const struct inputs* in, double total_weight) {
+    struct outputs by_weight, by_scale;
+    create_outputs(t, &by_weight);
+    create_outputs(t, &by_scale);
+    const struct segloss_cross_entropy args = arguments_of(t, in, &by_weight);
+    struct segloss_cross_entropy scaled = arguments_of(t, in, &by_scale);
+    scaled.grad_scale = total_weight == 0 ? 0 : args.grad_scale / total_weight;
+    const struct segloss_cuda_call call = begin_call(t->numbers.real, 0, t->num_positions, t->num_classes);
+    check_accepted(end_call(&call, segloss_cuda_cross_entropy_backward(&args, &call, &total_weight)));
+    check_accepted(run_backward(t->numbers.real, &scaled, 0, t->num_positions));
+    for (int64_t p = 0; p < t->num_positions; ++p) {
+        for (int64_t c = 0; c < t->num_classes; ++c) {
+            if (get(&by_weight.grad, p, c) != get(&by_scale.grad, p, c)) {
+                fail("total_weight %g: grad %Lg at position %lld, class %lld, expected %Lg", total_weight,
+                     get(&by_weight.grad, p, c), (long long)p, (long long)c, get(&by_scale.grad, p, c));
+            }
+        }
+    }
+    free_outputs(&by_weight);
+    free_outputs(&by_scale);
+}
+
+static void test_mean_gradients(void) {
+    static const double total_weights[] = {0, 0.75, 3, 1e6};
+    for (int k = 0; k < NUM_PAIRS; ++k) {
+        random_state = (uint64_t)k;
+        struct test_case t = draw_case(SEGLOSS_BLOCK + 1, 3, number_pairs[k], labels_kind);
+        struct inputs in;
+        t.values = ORDINARY;
+        describe_case(&t, "cuda");
+        create_inputs(&t, &in);
+        for (size_t i = 0; i < sizeof total_weights / sizeof total_weights[0]; ++i) {
+            check_mean_gradient(&t, &in, total_weights[i]);
+        }
+        free_inputs(&in);
+    }
+    printf("gradients of means: ok\n");
+}
+
+/* ---- refused labels ---- */
+
+/* nan at the voxels in question, and there only. */
+static void check_nan_at(const struct outputs* out, int64_t num_classes, int64_t p, int expected) {
+    int num_nan = isnan(get(&out->loss, p, 0));
+    for (int64_t c = 0; c < num_classes; ++c) {
+        num_nan += isnan(get(&out->grad, p, c));
+    }
+    if (num_nan != (expected ? 1 + num_classes : 0)) {
+        fail("%d of the losses and gradients at position %lld are nan", num_nan, (long long)p);
+    }
+}
+
+static void check_report(int64_t count, int64_t position, int64_t label, double value) {
+    if (refusal.count != count || refusal.position != position || refusal.label != label ||
+        !same_number(refusal.value, value) || refusal.is_prediction) {
+        fail("reported: %lld labels, the first at %lld: %lld, %g", (long long)refusal.count,
+             (long long)refusal.position, (long long)refusal.label, refusal.value);
+    }
+}
+
+/* A second refusal leaves the first one's report. */
+static void check_first_report_stays(const struct segloss_cross_entropy* args, enum segloss_real real, int64_t end) {
+    struct segloss_sums sums;
+    struct segloss_cuda_call call = begin_call(real, 0, end, args->num_classes);
+    refusal = (struct segloss_refusal){.count = 1, .position = 5};
+    end_call(&call, segloss_cuda_cross_entropy_forward(args, &call, &sums));
+    if (refusal.count != 1 || refusal.position != 5) {
+        fail("a report was overwritten");
+    }
+}
+
+static void test_refused_label(enum segloss_dtype dtype, double value, int64_t label) {
+    enum { POSITIONS = 2 * SEGLOSS_BLOCK, FIRST = 70, SECOND = SEGLOSS_BLOCK + 3, CLASSES = 3 };
+    struct test_case t = draw_case(POSITIONS, CLASSES, number_pairs[random_below(NUM_PAIRS)], labels_kind);
+    struct inputs in;
+    struct outputs out;
+    struct segloss_sums sums;
+    t.values = ORDINARY;
+    t.target_dtype = dtype;
+    t.ignore_index = 0;
+    t.is_reduced = 0;
+    describe_case(&t, "cuda");
+    create_inputs(&t, &in);
+    create_outputs(&t, &out);
+    set(&in.target, FIRST, 0, value);
+    set(&in.target, SECOND, 0, value);
+    const struct segloss_cross_entropy args = arguments_of(&t, &in, &out);
+    run_both(t.numbers.real, &args, 0, POSITIONS, &sums);
+    check_report(2, FIRST, label, value);
+    if (!isnan(sums.loss) || !isnan(sums.weight)) {
+        fail("the sums are %g and %g, expected nan", sums.loss, sums.weight);
+    }
+    for (int64_t p = 0; p < POSITIONS; ++p) {
+        check_nan_at(&out, CLASSES, p, p == FIRST || p == SECOND);
+    }
+    check_guards(&out.loss, "loss");
+    check_guards(&out.grad, "grad");
+    check_first_report_stays(&args, t.numbers.real, POSITIONS);
+    free_inputs(&in);
+    free_outputs(&out);
+}
+
+static void test_refusals(void) {
+    random_state = 1;
+    test_refused_label(SEGLOSS_UINT8, 255, 255);
+    test_refused_label(SEGLOSS_INT8, -7, -7);
+    test_refused_label(SEGLOSS_INT64, -0x1p62, INT64_MIN / 2);
+    test_refused_label(SEGLOSS_FLOAT32, 3, 3);
+    test_refused_label(SEGLOSS_FLOAT16, 0.5, SEGLOSS_NO_LABEL);
+    test_refused_label(SEGLOSS_FLOAT64, NAN, SEGLOSS_NO_LABEL);
+    printf("what is refused: count, position and label of the first, nan and no more: ok\n");
+}
+
+int main(void) {
+    setvbuf(stdout, NULL, _IOLBF, 0); /* what was printed stays, should a sanitizer end the program */
+    tables[num_tables++] = &cuda_table;
+    test_voxels();
+    test_cross_entropy_on_gpu();
+    test_soft_stats_on_gpu();
+    test_confusion();
+    test_bad_labels();
+    test_bad_predictions();
+    test_bad_soft_targets();
+    test_refusals();
+    test_mean_gradients();
+    test_bits_in_any_order();
+    test_many_positions();
+    return 0;
+}

@@ -1,0 +1,172 @@
+"""Compiles the CUDA kernels for an emulated GPU, with a C++ compiler, and runs them: nothing here needs a GPU."""
+
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.cpp_extension import include_paths, library_paths
+
+import segloss
+
+ROOT = Path(__file__).parent.parent
+KERNELS = ROOT / "csrc" / "kernels"
+TESTS = ROOT / "tests" / "cuda"
+
+# Order: the emulation's headers stand for those of CUDA.
+INCLUDES = [f"-I{path}" for path in (TESTS / "include", TESTS, ROOT / "tests" / "c", KERNELS, KERNELS / "cuda")]
+FLAGS = ["-O1", "-g0", "-fPIC", "-Wall", "-Wextra", "-Werror", *INCLUDES]
+C_FLAGS = ["cc", "-std=gnu11", "-Wno-unused-function", "-Wno-unused-const-variable", *FLAGS]  # not every shared test
+CXX_FLAGS = ["c++", "-std=c++17", *FLAGS, "-x", "c++"]
+TORCH_FLAGS = ["c++", "-std=c++20", "-O1", "-g0", "-fPIC", *(f"-isystem{path}" for path in include_paths())]
+
+GPU = [*sorted((KERNELS / "cuda").glob("*.cu")), TESTS / "emulation.cpp"]
+PROGRAM = [TESTS / "test_cuda_kernels.c", KERNELS / "kernels_baseline.c"]
+OPERATORS = [ROOT / "csrc" / "ops" / "cuda.cpp"]
+COMMANDS = dict.fromkeys(GPU, CXX_FLAGS) | dict.fromkeys(PROGRAM, C_FLAGS) | dict.fromkeys(OPERATORS, TORCH_FLAGS)
+COMMANDS[KERNELS / "kernels_baseline.c"] = [*C_FLAGS, "-O0"]  # one small function of it is called
+
+pytestmark = [
+    pytest.mark.skipif(not (shutil.which("cc") and shutil.which("c++")), reason="cc or c++ is not on PATH"),
+    pytest.mark.xdist_group("cuda"),  # in one process, which compiles once
+]
+
+
+def run(command, **options):
+    """The output of a command that must succeed."""
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}"
+    return done.stdout
+
+
+def objects(sources, directory):
+    """Compiles what is not compiled yet."""
+
+    def compile_source(source):
+        target = directory / f"{source.stem}.o"
+        if not target.exists():
+            run([*COMMANDS[source], "-c", source, "-o", target])
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(compile_source, sources))
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    return tmp_path_factory.mktemp("cuda")
+
+
+def test_cuda_kernels_equal_slow_references(directory):
+    run(["c++", *objects(GPU + PROGRAM, directory), "-lm", "-o", directory / "test_cuda_kernels"])
+    output = run([directory / "test_cuda_kernels"])
+    print(output)
+    assert output.rstrip().endswith("ok")
+
+
+@pytest.fixture(scope="module")
+def library(directory):
+    """The operators of CUDA tensors, for the emulated GPU."""
+    extension = Path(segloss._C.__file__)
+    target = directory / "segloss_cuda.so"
+    libraries = [f"-L{path}" for path in library_paths()] + ["-ltorch_cpu", "-lc10"]
+    extension_flags = [f"-L{extension.parent}", f"-l:{extension.name}", f"-Wl,-rpath,{extension.parent}"]
+    run(["c++", "-shared", *objects(GPU + OPERATORS, directory), "-o", target, *extension_flags, *libraries])
+    return target
+
+
+def run_python(library, script, *arguments, **environment):
+    load = f"import segloss, sys, torch; torch.ops.load_library({str(library)!r})\n"
+    settings = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    return run([sys.executable, "-c", load + script, *arguments], env=settings, cwd=ROOT / "tests")
+
+
+def test_operators_of_an_emulated_gpu_equal_those_of_the_cpu(library):
+    """The tests of devices without kernels, whose tensors then have some."""
+    script = "import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    selected = "ignored_voxels or masks or samples or last or bad"
+    options = ["-q", "-n0", "-pno:cacheprovider", "test_devices.py", "-k", selected]
+    output = run_python(library, script, *options, SEGLOSS_SYNC_CHECKS="1")
+    assert " passed" in output  # pytest exits with 1 where one fails
+
+
+REPORT = """
+from torch._C import DispatchKey, DispatchKeySet
+def loss(y):
+    arguments = (torch.zeros(1, 2, 5), y, None, None, 1, 1, -100, 0.0, 0.0, False, False, False, torch.float32, "loss")
+    return torch.ops.segloss.cross_entropy_forward.default.redispatch(DispatchKeySet(DispatchKey.CUDA), *arguments)[0]
+good, bad = torch.tensor([[0, 1, 1, 0, 1]]), torch.tensor([[0, 1, 7, 0, 8]])
+"""
+
+
+def test_bad_labels_make_nan_and_the_next_call_raises(library):
+    script = """
+print(loss(good).item(), loss(bad).item())
+for _ in range(2):
+    try:
+        print(loss(good).item())
+    except IndexError as error:
+        print(error)
+"""
+    first, second, third = run_python(library, REPORT + script).splitlines()[-3:]
+    assert first.split() == [str(torch.tensor(2.0).log().item()), "nan"]
+    assert second.startswith("loss: an earlier call on this device had labels or masks out of bounds: 2 of them, ")
+    assert "the first 7 at voxel 2," in second
+    assert third == str(torch.tensor(2.0).log().item())
+
+
+def test_a_reported_voxel_is_counted_from_the_first_sample_on(library):
+    script = """
+arguments = (torch.zeros(3, 2, 5), torch.tensor([[0] * 5, [1, 1, 0, 9, 0], [0] * 5]), None, None)
+options = (1, 0, False, -100, False, 0.0, 0.0)
+torch.ops.segloss.soft_stats_forward.default.redispatch(DispatchKeySet(DispatchKey.CUDA), "dice", *arguments, *options)
+try:
+    loss(good)
+except IndexError as error:
+    print(error)
+"""
+    assert "1 of them, the first 9 at voxel 8," in run_python(library, REPORT + script)
+
+
+def test_a_gradient_of_another_shape_is_refused(library):
+    script = """
+y, total = good, torch.tensor(5.0, dtype=torch.float64)
+for gradient, reduction in ((torch.ones(1, 4), 0), (torch.ones(5), 1)):
+    try:
+        arguments = (gradient, torch.zeros(1, 2, 5), y, None, None, total, 1, reduction, -100, 0.0, 0.0, False)
+        operator = torch.ops.segloss.cross_entropy_backward.default
+        operator.redispatch(DispatchKeySet(DispatchKey.CUDA), *arguments, torch.float32, "loss")
+    except RuntimeError as error:
+        print(str(error).splitlines()[0])
+for shapes in (((1, 3), (1, 2), (1,)), ((1, 2), (2, 2), (1,)), ((1, 2), (1, 2), ())):
+    try:
+        gradients = [torch.ones(shape) for shape in shapes]
+        arguments = ("dice", torch.zeros(1, 2, 5), y, None, None, 1, 0, False, -100, True, 0.0, 0.0)
+        operator = torch.ops.segloss.soft_stats_backward.default
+        operator.redispatch(DispatchKeySet(DispatchKey.CUDA), *gradients, *arguments)
+    except RuntimeError as error:
+        print(str(error).splitlines()[0])
+"""
+    expected = [("loss", "grad_loss", [1, 4]), ("loss", "grad_loss", [5]), ("dice", "grad_intersection", [1, 3])]
+    expected += [("dice", "grad_prediction", [2, 2]), ("dice", "grad_loss", [])]
+    assert run_python(library, REPORT + script).splitlines()[-5:] == [
+        f"{op} backward: expected {name} of the forward pass's shape, got {shape} for input [1, 2, 5]"
+        for op, name, shape in expected
+    ]
+
+
+def test_bad_labels_raise_at_once_with_sync_checks(library):
+    script = """
+try:
+    loss(bad)
+except IndexError as error:
+    print(error)
+print(loss(good).item())
+"""
+    error, value = run_python(library, REPORT + script, SEGLOSS_SYNC_CHECKS="1").splitlines()[-2:]
+    assert "Target 7 is out of bounds: 2 labels are outside [0, 2), the first at index [0, 2]" in error
+    assert value == str(torch.tensor(2.0).log().item())
