@@ -2,6 +2,7 @@
 
 import os
 import platform
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +15,8 @@ OPS = Path("csrc/ops")
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 DEBUG = os.environ.get("SEGLOSS_DEBUG", "0") == "1"  # asserts, and the address and undefined-behaviour sanitizers
+
+CUDA = os.environ.get("SEGLOSS_CUDA", "0") == "1"  # kernels for GPUs, too: no GPU has run them yet
 
 # -fno-trapping-math lets the exponential's comparisons become vector selects; -std=gnu11 (not c11) lets a * b + c
 # become one fused instruction; -fno-wrapv takes back a default of Python's build that makes the gradient slower.
@@ -53,19 +56,34 @@ libraries += [kernel_library(isa, f"kernels_{isa}.c", flags) for isa, flags in I
 
 extension = CppExtension(
     name="segloss._C",
-    sources=[str(path) for path in sorted(OPS.glob("*.cpp"))],
+    sources=[str(path) for path in sorted(OPS.glob("*.cpp")) if CUDA or path.stem != "cuda"],
     depends=[str(path) for path in [*sorted(OPS.glob("*.h")), KERNELS / "kernels.h"]],
     extra_compile_args=CXX_FLAGS,
     extra_link_args=LINK_FLAGS,
 )
 
 
+def link_cuda_kernels(directory: Path) -> None:
+    """Makes a library of the CUDA kernels, for every architecture, beside the extension: nvcc, which knows its own
+    runtime, needs nothing of torch."""
+    directory.mkdir(parents=True, exist_ok=True)
+    sources = sorted((KERNELS / "cuda").glob("*.cu"))
+    options = ["-shared", "-std=c++17", "-arch=all-major", "-Xcompiler=-fPIC"]
+    subprocess.run(["nvcc", *options, *sources, "-o", directory / "libsegloss_cuda.so"], check=True)
+    extension.libraries.append("segloss_cuda")
+    extension.library_dirs.append(str(directory))
+    extension.runtime_library_dirs.append("$ORIGIN")
+
+
 class Build(BuildExtension):
     """Leaves the version of torch beside the extension: segloss/_extension.py compares it before it loads it."""
 
     def run(self) -> None:
+        directory = Path(self.get_ext_fullpath("segloss._C")).parent
+        if CUDA:
+            link_cuda_kernels(directory)
         super().run()
-        Path(self.get_ext_fullpath("segloss._C")).with_name("_C.torch").write_text(torch.__version__)
+        (directory / "_C.torch").write_text(torch.__version__)
 
 
 setup(libraries=libraries, ext_modules=[extension], cmdclass={"build_ext": Build})
