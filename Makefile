@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST := OMP_WAIT_POLICY=passive $(CURDIR)/$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
 	--no-loadscope-reorder
 SOURCES := $(shell find csrc -name '*.[ch]' -o -name '*.cpp') setup.py pyproject.toml
-LINTED_C := $(shell find csrc tests/c benchmarks -name '*.[ch]' -o -name '*.cpp')
+LINTED_C := $(shell find csrc tests/c tests/cuda benchmarks -name '*.[ch]' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 # The tests of values and gradients.
 NUMBERS := contract layouts targets focal soft_stats region metrics accuracy topk total_weight dice_classes regressions
 # A tree like this one, whose segloss is built with sanitizers.

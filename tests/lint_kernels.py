@@ -1,6 +1,10 @@
-"""Static analysis of the kernels: warnings of cc, clang-tidy, cppcheck. Prints what they find and exits with 1."""
+"""Static analysis of the kernels: warnings of cc, clang-tidy, cppcheck, and of nvcc where it is installed.
+
+Prints what they find and exits with 1.
+"""
 
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +34,8 @@ def commands():
         yield [BIN / "cppcheck", *CPPCHECK, *defines, source]
     for _, source, flags in kernel_sources():
         yield ["cc", *FLAGS, *flags, "-fsyntax-only", source]
+    for source in (KERNELS / "cuda").glob("*.cu") if shutil.which("nvcc") else ():
+        yield ["nvcc", "-std=c++17", "-arch=sm_80", "-Werror", "all-warnings", "--cubin", source, "-o", os.devnull]
 
 
 def run(command):

@@ -30,10 +30,7 @@ OPERATORS = [ROOT / "csrc" / "ops" / "cuda.cpp"]
 COMMANDS = dict.fromkeys(GPU, CXX_FLAGS) | dict.fromkeys(PROGRAM, C_FLAGS) | dict.fromkeys(OPERATORS, TORCH_FLAGS)
 COMMANDS[KERNELS / "kernels_baseline.c"] = [*C_FLAGS, "-O0"]  # one small function of it is called
 
-pytestmark = [
-    pytest.mark.skipif(not (shutil.which("cc") and shutil.which("c++")), reason="cc or c++ is not on PATH"),
-    pytest.mark.xdist_group("cuda"),  # in one process, which compiles once
-]
+pytestmark = pytest.mark.skipif(not (shutil.which("cc") and shutil.which("c++")), reason="cc or c++ is not on PATH")
 
 
 def run(command, **options):
