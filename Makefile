@@ -11,9 +11,9 @@ LINTED_C := $(shell find csrc tests/c tests/cuda benchmarks -name '*.[ch]' -o -n
 NUMBERS := contract layouts targets focal soft_stats region metrics accuracy topk total_weight dice_classes regressions
 # A tree like this one, whose segloss is built with sanitizers.
 SANITIZED := build/sanitized
-# What does not go with them: files that start compilers (kernels, compile), measure time (benchmarks) or memory (leaks,
+# What does not go with them: files that start compilers (kernels, cuda_kernels, compile), measure time (benchmarks) or memory (leaks,
 # large) or train (example), and tests that measure memory or have their turn anyway.
-UNSANITIZED := $(patsubst %,--ignore=tests/test_%.py,kernels compile benchmarks leaks large example)
+UNSANITIZED := $(patsubst %,--ignore=tests/test_%.py,kernels cuda_kernels compile benchmarks leaks large example)
 UNSANITIZED += -k "not peak_memory and not another_instruction_set"
 
 .PHONY: demo test test-isas fuzz sanitize lint bench bench-full clean
