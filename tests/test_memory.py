@@ -57,7 +57,7 @@ TRANSFORMS = {
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("transform", TRANSFORMS)
-def test_transforms_take_the_memory_of_the_gradient(transform):
+def test_the_peak_memory_of_transforms_is_that_of_the_gradient(transform):
     script = f"""
         import torch, segloss
         from pathlib import Path
