@@ -155,7 +155,9 @@ static int64_t FN(soft_stats_forward)(const struct segloss_soft_stats* s, int64_
     const REAL total_class_weight = FN(total_class_weight)(&s->voxels);
     double loss_sums[SEGLOSS_SUM_LANES] = {0}, weight_sums[SEGLOSS_SUM_LANES] = {0};
     VOXELS v;
-    memset(stats, 0, (size_t)s->voxels.num_classes * 3 * SEGLOSS_SUM_LANES * sizeof *stats);
+    for (int64_t i = 0; i < s->voxels.num_classes * 3 * SEGLOSS_SUM_LANES; ++i) { // memset takes no null of no class
+        stats[i] = 0;
+    }
     for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
         const int bad = FN(read_voxels)(&v, &s->voxels, p, end);
         if (bad >= 0) {
