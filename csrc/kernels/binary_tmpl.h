@@ -84,7 +84,8 @@ static inline VEC FN(binary_grad)(const struct segloss_cross_entropy* a, int64_t
 /* Every class's losses of a range of positions, each by itself. */
 static int64_t FN(binary_forward)(const struct segloss_cross_entropy* a, int64_t begin, int64_t end) {
     assert_range(&a->positions, begin, end);
-    assert(a->target.data && a->loss.data && !a->log_probabilities);
+    assert(a->num_classes == 0 || (a->target.data && a->loss.data));
+    assert(!a->log_probabilities);
     ALIGNED REAL buffer[SEGLOSS_BLOCK];
     VOXELS v;
     for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
@@ -112,7 +113,8 @@ static int64_t FN(binary_forward)(const struct segloss_cross_entropy* a, int64_t
 
 static int64_t FN(binary_backward)(const struct segloss_cross_entropy* a, int64_t begin, int64_t end) {
     assert_range(&a->positions, begin, end);
-    assert(a->target.data && a->grad_loss.data && !a->log_probabilities);
+    assert(a->num_classes == 0 || (a->target.data && a->grad_loss.data));
+    assert(!a->log_probabilities);
     ALIGNED REAL buffer[SEGLOSS_BLOCK], scale[SEGLOSS_BLOCK];
     VOXELS v;
     for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {

@@ -355,7 +355,7 @@ static void FN(block_grad)(const struct segloss_cross_entropy* a, VOXELS* v, REA
 
 static void FN(assert_cross_entropy)(const struct segloss_cross_entropy* a, int64_t begin, int64_t end) {
     assert_range(&a->positions, begin, end);
-    assert(a->target.data && a->target_kind != SEGLOSS_MASKS);
+    assert((a->num_classes == 0 || a->target.data) && a->target_kind != SEGLOSS_MASKS);
     assert(!a->log_probabilities || a->label_smoothing == 0);
     assert(!a->grad_logits.data || a->grad_loss.data);
     (void)a;
@@ -422,7 +422,7 @@ static int64_t FN(cross_entropy_forward)(const struct segloss_cross_entropy* a, 
 
 static int64_t FN(cross_entropy_backward)(const struct segloss_cross_entropy* a, int64_t begin, int64_t end) {
     FN(assert_cross_entropy)(a, begin, end);
-    assert(a->grad_logits.data);
+    assert(a->num_classes == 0 || a->grad_logits.data);
     const REAL total_class_weight = FN(total_class_weight)(a);
     VOXELS v;
     for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {

@@ -141,7 +141,7 @@ static void FN(add_block_stats)(const struct segloss_soft_stats* s, VOXELS* v, R
 
 static void FN(assert_soft_stats)(const struct segloss_soft_stats* s, int64_t begin, int64_t end) {
     assert_range(&s->voxels.positions, begin, end);
-    assert(s->voxels.target.data && !s->voxels.log_probabilities);
+    assert((s->voxels.num_classes == 0 || s->voxels.target.data) && !s->voxels.log_probabilities);
     assert(!s->with_loss || s->activation != SEGLOSS_IDENTITY);
     assert(s->activation != SEGLOSS_SOFTMAX || s->voxels.target_kind != SEGLOSS_MASKS);
     (void)s;
@@ -339,7 +339,8 @@ static void FN(block_stats_grad)(const struct segloss_soft_stats* s, VOXELS* v, 
 
 static int64_t FN(soft_stats_backward)(const struct segloss_soft_stats* s, int64_t begin, int64_t end) {
     FN(assert_soft_stats)(s, begin, end);
-    assert(s->grad_intersection && s->grad_prediction && (!s->with_loss || s->voxels.grad_loss.data));
+    assert(s->voxels.num_classes == 0 || (s->grad_intersection && s->grad_prediction));
+    assert(!s->with_loss || s->voxels.grad_loss.data);
     const REAL total_class_weight = FN(total_class_weight)(&s->voxels);
     VOXELS v;
     for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
