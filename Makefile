@@ -33,13 +33,14 @@ test-isas: .venv/.built
 fuzz: .venv/.installed
 	$(BIN)/python tests/fuzz_kernels.py --seconds 60
 
-# libstdc++ comes after libasan, or the first C++ exception aborts. Python itself leaks at exit.
+# libstdc++ comes after libasan, or the first C++ exception aborts. Python itself leaks at exit. A sanitizer ends the process:
+# pytest-xdist then names the test and goes on, but by files it would wait forever.
 sanitize: .venv/.installed
 	SEGLOSS_DEBUG=1 $(BIN)/python setup.py --quiet build --build-base $(SANITIZED) --build-lib $(SANITIZED)
 	ln -sfn $(addprefix $(CURDIR)/,tests csrc pyproject.toml README.md) $(SANITIZED)
 	cd $(SANITIZED) && ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
-		$(PYTEST) $(UNSANITIZED)
+		$(PYTEST) --dist load $(UNSANITIZED)
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
