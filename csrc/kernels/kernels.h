@@ -48,7 +48,7 @@ struct segloss_positions {
     int64_t sizes[SEGLOSS_MAX_DIMS];
 };
 
-/* A tensor as it lies in memory, strides in elements. data == NULL: the optional tensor is absent, or has no element. */
+/* A tensor as it lies in memory, strides in elements. data == NULL: it is optional and absent, or has no element. */
 struct segloss_tensor {
     void* data;
     enum segloss_dtype dtype;
