@@ -1,7 +1,7 @@
 """How the operators act on tensors with a dimension that torch.vmap hides: it becomes one more dimension of the batch.
 
-What is not mapped is the same for each member of the hidden dimension, by a view that takes no memory. Class weights
-that are mapped are the exception: a kernel takes one row of them, so it is called for each.
+What is not mapped is the same for each member of the hidden dimension, by a view; soft statistics of several samples
+copy it. Class weights that are mapped are the exception: a kernel takes one row of them, so it is called for each.
 """
 
 from collections.abc import Callable
