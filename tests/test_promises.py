@@ -156,6 +156,51 @@ def test_a_forked_process_gives_the_same_bits_after_the_threads_were_used(how):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the allocator of torch is left alone")
+def test_a_fork_while_another_thread_took_memory_for_a_gradient_locked_it_in_the_child():
+    """A few of a hundred children waited forever."""
+    done = run(
+        """
+        import os, signal, threading
+        import torch, segloss
+
+        def backward(num_voxels):
+            logits, labels = torch.zeros(1, 2, num_voxels), torch.zeros(1, num_voxels, dtype=torch.uint8)
+            tensors = torch.ones(()), logits, labels, None, None, torch.ones((), dtype=torch.double)
+            options = 1, 2, -100, 0.0, 0.0, False, torch.float, "loss"
+            return lambda: torch.ops.segloss.cross_entropy_backward(*tensors, *options)
+
+        small, large = backward(2**18), backward(2**19)
+
+        def alternate():  # memory of the one is given back to the system for the other
+            while not done:
+                large()
+                small()
+
+        def fork():
+            child = os.fork()
+            if child == 0:
+                signal.alarm(20)
+                small()
+                os._exit(0)
+            return child
+
+        torch.set_num_threads(1)
+        done = False
+        threads = [threading.Thread(target=alternate) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        children = [fork() for _ in range(100)]
+        done = True
+        for thread in threads:
+            thread.join()
+        assert not any(os.waitpid(child, 0)[1] for child in children)
+        """,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 # ---- import ----
 
 

@@ -9,6 +9,7 @@
 #endif
 #ifdef __linux__
 #include <c10/core/CPUAllocator.h>
+#include <pthread.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -63,6 +64,10 @@ public:
         return *recycler;
     }
 
+    // Around a fork no other thread is in here: the child would have its lock, and never the thread that frees it.
+    static void lock() { instance().mutex_.lock(); }
+    static void unlock() { instance().mutex_.unlock(); }
+
 private:
     Block take(size_t size) {
         const std::lock_guard<std::mutex> lock(mutex_);
@@ -105,6 +110,8 @@ private:
     size_t in_use_ = 0;
     size_t most_in_use_ = 0;
 };
+
+[[maybe_unused]] const int watching_forks = pthread_atfork(Recycler::lock, Recycler::unlock, Recycler::unlock);
 
 } // namespace
 
