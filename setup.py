@@ -63,12 +63,18 @@ extension = CppExtension(
 )
 
 
+def cuda_architectures() -> list[str]:
+    """nvcc's options for what torch was built for, or for every generation where it was built without CUDA."""
+    pairs = [name.split("_") for name in torch.cuda.get_arch_list()]  # such as sm_90, or compute_120 for PTX
+    return [f"-gencode=arch=compute_{number},code={kind}_{number}" for kind, number in pairs] or ["-arch=all-major"]
+
+
 def link_cuda_kernels(directory: Path) -> None:
-    """Makes a library of the CUDA kernels, for every architecture, beside the extension: nvcc, which knows its own
-    runtime, needs nothing of torch."""
+    """Makes a library of the CUDA kernels beside the extension: nvcc, which knows its own runtime, needs nothing of
+    torch."""
     directory.mkdir(parents=True, exist_ok=True)
     sources = sorted((KERNELS / "cuda").glob("*.cu"))
-    options = ["-shared", "-std=c++17", "-arch=all-major", "-Xcompiler=-fPIC"]
+    options = ["-shared", "-std=c++17", "-Xcompiler=-fPIC", "--threads=0", *cuda_architectures()]
     subprocess.run(["nvcc", *options, *sources, "-o", directory / "libsegloss_cuda.so"], check=True)
     extension.libraries.append("segloss_cuda")
     extension.library_dirs.append(str(directory))

@@ -111,14 +111,14 @@ for _ in range(2):
 """
     first, second, third = run_python(library, REPORT + script).splitlines()[-3:]
     assert first.split() == [str(torch.tensor(2.0).log().item()), "nan"]
-    assert second.startswith("loss: an earlier call on this device had labels or masks out of bounds: 2 of them, ")
-    assert "the first 7 at voxel 2," in second
+    assert second.startswith("loss: Target 7 is out of bounds, the first of 2, at index [0, 2] of labels [1, 5]. Expected ")
+    assert "labels 0 to 1, masks of 0 and 1, or ignore_index=-100. The call was an earlier one" in second
     assert third == str(torch.tensor(2.0).log().item())
 
 
-def test_a_reported_voxel_is_counted_from_the_first_sample_on(library):
+def test_the_report_names_the_operator_and_the_index_in_its_labels(library):
     script = """
-arguments = (torch.zeros(3, 2, 5), torch.tensor([[0] * 5, [1, 1, 0, 9, 0], [0] * 5]), None, None)
+arguments = (torch.zeros(3, 2, 5), torch.tensor([[[0] * 5], [[1, 1, 0, 9, 0]], [[0] * 5]]), None, None)
 options = (1, 0, False, -100, False, 0.0, 0.0)
 torch.ops.segloss.soft_stats_forward.default.redispatch(DispatchKeySet(DispatchKey.CUDA), "dice", *arguments, *options)
 try:
@@ -126,7 +126,9 @@ try:
 except IndexError as error:
     print(error)
 """
-    assert "1 of them, the first 9 at voxel 8," in run_python(library, REPORT + script)
+    report = run_python(library, REPORT + script)
+    assert "dice: Target 9 is out of bounds, the first of 1, at index [1, 0, 3] of labels [3, 1, 5]. " in report
+    assert "and loss is the first to see it" in report
 
 
 def test_a_gradient_of_another_shape_is_refused(library):

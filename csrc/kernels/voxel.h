@@ -14,6 +14,8 @@
 #define VOXEL_FUNCTION static inline
 #endif
 
+enum { VOXEL_GROUP = 32 }; /* of classes, summed plainly */
+
 #define REAL float
 #define STRUCT(name) name##_float
 #ifdef __cplusplus

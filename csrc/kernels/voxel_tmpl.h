@@ -7,47 +7,53 @@ VOXEL_FUNCTION REAL FN(weighted)(REAL factor, REAL nll) {
     return factor == 0 && nll == (REAL)INFINITY ? 0 : factor * nll;
 }
 
-/* A softmax and what losses need of it. Over thousands of classes a plain sum in REAL loses digits: the tail is summed
- * with what rounding took from it (Kahan), the sums that may be infinite in double. */
+/* A softmax and what losses need of it. Over thousands of classes a plain sum in REAL loses digits: classes are summed
+ * by groups, and the groups with what rounding took from their sum (Kahan). Sums that may be infinite are double. */
 struct STRUCT(softmax) {
-    REAL max;      /* the largest logit so far */
-    REAL tail;     /* sum of exp(x_c - max) over the classes but one largest; -1: no class yet */
-    REAL lost;     /* what rounding added to it */
-    double spread; /* sum of q_c (max - x_c) */
-    double mass;   /* sum of q_c */
+    REAL max;    /* the largest logit so far */
+    REAL tail;   /* of this group, relative to max */
+    REAL groups; /* of the groups before, relative to groups_max */
+    REAL groups_max;
+    REAL groups_lost; /* what rounding added to it */
+    double spread;    /* sum of q_c (max - x_c) */
+    double mass;      /* sum of q_c */
 };
 
-/* The largest logit starts from the lowest finite number, so that all logits -inf leave a tail of -1. */
+/* The tail is the sum of exp(x_c - max) over the classes but one largest; -1: no class yet. The largest logit starts
+ * from the lowest finite number, so that all logits -inf leave a tail of -1. */
 VOXEL_FUNCTION void FN(start_softmax)(struct STRUCT(softmax) * s) {
-    s->max = REAL_LOWEST;
+    s->max = s->groups_max = REAL_LOWEST;
     s->tail = -1;
-    s->lost = 0;
+    s->groups = s->groups_lost = 0;
     s->spread = s->mass = 0;
 }
 
 /* Log probabilities are relative to 0: -log p_c = (0 - x_c) + log1p(0). */
 VOXEL_FUNCTION void FN(start_log_probabilities)(struct STRUCT(softmax) * s) {
-    s->max = s->tail = s->lost = 0;
-    s->spread = s->mass = 0;
+    FN(start_softmax)(s);
+    s->max = s->tail = 0;
 }
 
-/* A larger maximum scales 1 + tail down and makes it part of the new tail. */
+/* A larger maximum scales 1 + tail down and makes it part of the new tail: one exponential and no branch for both. */
 VOXEL_FUNCTION void FN(add_logit)(struct STRUCT(softmax) * s, REAL x) {
-    if (x > s->max) {
-        s->tail = (1 + s->tail) * MATH(exp)(s->max - x);
-        s->lost = 0;
-        s->max = x;
-    } else {
-        const REAL e = MATH(exp)(x - s->max) - s->lost;
-        const REAL tail = s->tail + e;
-        s->lost = (tail - s->tail) - e;
-        s->tail = tail;
-    }
+    const REAL above = x - s->max, e = MATH(exp)(-MATH(fabs)(above));
+    s->tail = s->tail * (above > 0 ? e : 1) + e;
+    s->max = above > 0 ? x : s->max;
 }
 
-/* Makes the tail nan where the softmax is: a logit nan or +inf, or all of them -inf. */
+/* After VOXEL_GROUP classes at most. */
+VOXEL_FUNCTION void FN(finish_group)(struct STRUCT(softmax) * s) {
+    const REAL scale = MATH(exp)(s->groups_max - s->max);
+    const REAL before = s->groups * scale, added = s->tail - s->groups_lost * scale;
+    s->groups = before + added;
+    s->groups_lost = (s->groups - before) - added;
+    s->groups_max = s->max;
+    s->tail = 0;
+}
+
+/* Makes the tail that of all groups, and nan where the softmax is: a logit nan or +inf, or all of them -inf. */
 VOXEL_FUNCTION void FN(finish_softmax)(struct STRUCT(softmax) * s) {
-    const REAL tail = s->tail + (s->max - s->max);
+    const REAL tail = s->groups + (s->max - s->max);
     s->tail = tail < 0 ? (REAL)NAN : tail;
 }
 
@@ -85,6 +91,12 @@ VOXEL_FUNCTION REAL FN(softmax_probability)(const struct STRUCT(softmax) * s, RE
 VOXEL_FUNCTION REAL FN(softmax_grad)(const struct STRUCT(softmax) * s, REAL share, REAL x, REAL q, REAL total) {
     const REAL e = MATH(exp)(x - s->max);
     return share * (e * (total - q) - q * ((1 - e) + s->tail));
+}
+
+/* The same for a label alone, where Q is q_y and all other q_c are 0, divided by Q. */
+VOXEL_FUNCTION REAL FN(label_grad)(const struct STRUCT(softmax) * s, REAL share, REAL x, int is_label) {
+    const REAL e = MATH(exp)(x - s->max);
+    return share * (is_label ? -((1 - e) + s->tail) : e);
 }
 
 /* ---- sigmoids: the formulas are in binary_tmpl.h ---- */

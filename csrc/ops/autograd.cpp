@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 #include <ATen/SavedTensorHooks.h>
 #include <ATen/autocast_mode.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
@@ -80,7 +81,10 @@ at::ScalarType dtype_of_loss(const Tensor& input) {
 bool is_compiled_from_composite(const Tensor& tensor) {
     using c10::impl::TorchDispatchModeKey;
     using c10::impl::TorchDispatchModeTLS;
-    const bool has_kernel = tensor.is_cpu() || tensor.is_meta();
+    static const bool has_cuda_kernels = c10::Dispatcher::singleton()
+                                             .findSchemaOrThrow("segloss::cross_entropy_forward", "")
+                                             .hasKernelForDispatchKey(c10::DispatchKey::CUDA);
+    const bool has_kernel = tensor.is_cpu() || tensor.is_meta() || (tensor.is_cuda() && has_cuda_kernels);
     return !has_kernel && (TorchDispatchModeTLS::get_mode(TorchDispatchModeKey::PROXY) ||
                            TorchDispatchModeTLS::get_mode(TorchDispatchModeKey::FUNCTIONAL));
 }

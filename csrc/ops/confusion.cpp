@@ -1,5 +1,7 @@
 // Predicted classes against labels: the confusion matrix, and the scores that follow from counts per class.
 
+#include "confusion.h"
+
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
@@ -94,23 +96,13 @@ segloss_confusion kernel_arguments(const Tensor& input, const Tensor& target, in
     return args;
 }
 
-[[noreturn]] void raise_refused(const std::string& op, const Tensor& input, const Tensor& target, int64_t num_classes,
-                                int64_t ignore_index) {
-    check_label_values(op, target, num_classes, ignore_index);
-    check_predicted_values(op, input, target, num_classes, ignore_index);
-    TORCH_CHECK_INDEX(false, op, ": a label of input ", input.sizes(), " or target ", target.sizes(),
-                      " is outside [0, ", num_classes, ")");
-}
-
 // Logits or a label map against labels; `dim` counted from the front, not used for maps. int64 [C, C], row = label,
 // column = prediction; or per class [3, C]: true positives, false positives, false negatives.
 Tensor confusion_counts_cpu(c10::string_view op_name, const Tensor& input, const Tensor& target,
                             c10::SymInt sym_num_classes, int64_t ignore_index, int64_t dim, bool per_class) {
     const std::string op(op_name);
-    check_operator_arguments(op, input, target, dim);
-    const auto num_classes = checked_num_classes(op, sym_num_classes, input, dim);
-    auto args = kernel_arguments(input, target, num_classes, ignore_index, dim);
-    args.per_class = per_class;
+    const auto args = confusion_for_kernel(op, input, target, sym_num_classes, ignore_index, dim, per_class);
+    const auto num_classes = args.num_classes;
 
     // A table for each thread: integers add up to the same in any order. No two tables share a line of the cache.
     constexpr int64_t kLine = 16;
@@ -125,7 +117,7 @@ Tensor confusion_counts_cpu(c10::string_view op_name, const Tensor& input, const
         return kernel(&args, begin, end, cells + at::get_thread_num() * tables.stride(0));
     });
     if (!accepted) {
-        raise_refused(op, input, target, num_classes, ignore_index);
+        raise_refused_labels(op, input, target, num_classes, ignore_index);
     }
     return tables.narrow(1, 0, num_cells).sum(0).view({num_rows, num_classes});
 }
@@ -142,7 +134,7 @@ Tensor num_label_classes_cpu(c10::string_view op_name, const Tensor& input, cons
         return kernels().largest_label(&args, begin, end, &largest[chunk]);
     });
     if (!accepted) {
-        raise_refused(op, input, target, args.num_classes, ignore_index);
+        raise_refused_labels(op, input, target, args.num_classes, ignore_index);
     }
     return at::scalar_tensor(largest.empty() ? 0 : *std::max_element(largest.begin(), largest.end()) + 1, at::kLong);
 }
@@ -316,6 +308,23 @@ Tensor accuracy(const Tensor& input, const Tensor& target, int64_t ignore_index,
 }
 
 } // namespace
+
+segloss_confusion confusion_for_kernel(const std::string& op, const Tensor& input, const Tensor& target,
+                                       const c10::SymInt& num_classes, int64_t ignore_index, int64_t dim,
+                                       bool per_class) {
+    check_operator_arguments(op, input, target, dim);
+    auto args = kernel_arguments(input, target, checked_num_classes(op, num_classes, input, dim), ignore_index, dim);
+    args.per_class = per_class;
+    return args;
+}
+
+void raise_refused_labels(const std::string& op, const Tensor& input, const Tensor& target, int64_t num_classes,
+                          int64_t ignore_index) {
+    check_label_values(op, target, num_classes, ignore_index);
+    check_predicted_values(op, input, target, num_classes, ignore_index);
+    TORCH_CHECK_INDEX(false, op, ": a label of input ", input.sizes(), " or target ", target.sizes(),
+                      " is outside [0, ", num_classes, ")");
+}
 
 TORCH_LIBRARY_FRAGMENT(segloss, m) {
     const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};

@@ -12,8 +12,10 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdlib>
+#include <iterator>
 #include <limits>
 #include <map>
 #include <mutex>
@@ -22,9 +24,11 @@
 #include <string>
 #include <tuple>
 #include <utility>
+#include <vector>
 
 #include "../kernels/cuda/launchers.h"
 #include "checks.h"
+#include "confusion.h"
 #include "layout.h"
 #include "targets.h"
 
@@ -48,23 +52,37 @@ segloss_refusal* refusal_of(c10::Device device) {
     return static_cast<segloss_refusal*>(record.mutable_data_ptr());
 }
 
+// The index of a voxel in a tensor of labels.
+std::vector<int64_t> index_of(int64_t position, at::IntArrayRef sizes) {
+    std::vector<int64_t> index(sizes.size());
+    for (size_t d = sizes.size(); d-- > 0;) {
+        index[d] = position % sizes[d];
+        position /= sizes[d];
+    }
+    return index;
+}
+
+std::string value_of(const segloss_refusal& refusal) {
+    std::ostringstream text;
+    refusal.label == SEGLOSS_NO_LABEL ? text << refusal.value : text << refusal.label;
+    return text.str();
+}
+
 // Raises what the device has reported.
 void raise_refused(const std::string& op, segloss_refusal* record) {
     if (*static_cast<volatile int64_t*>(&record->count) == 0) {
         return;
     }
     const auto refusal = std::exchange(*record, {});
-    std::ostringstream value;
-    if (refusal.label == SEGLOSS_NO_LABEL) {
-        value << refusal.value;
-    } else {
-        value << refusal.label;
-    }
-    TORCH_CHECK_INDEX(false, op, ": an earlier call on this device had ",
-                      refusal.is_prediction ? "predicted labels" : "labels or masks", " out of bounds: ", refusal.count,
-                      " of them, the first ", value.str(), " at voxel ", refusal.position,
-                      ", counted over all dimensions but the classes'. Its results are nan or meaningless. "
-                      "SEGLOSS_SYNC_CHECKS=1 makes the call itself raise");
+    const auto& origin = refusal.origin;
+    const at::IntArrayRef sizes(origin.sizes, origin.num_dims);
+    TORCH_CHECK_INDEX(false, origin.op, ": ", refusal.is_prediction ? "Predicted label " : "Target ", value_of(refusal),
+                      " is out of bounds, the first of ", refusal.count, ", at index ",
+                      at::IntArrayRef(index_of(refusal.position, sizes)), " of labels ", sizes,
+                      ". Expected labels 0 to ", origin.num_classes - 1,
+                      ", masks of 0 and 1, or ignore_index=", origin.ignore_index,
+                      ". The call was an earlier one on this device, its results are nan or ", "meaningless, and ", op,
+                      " is the first to see it. SEGLOSS_SYNC_CHECKS=1 lets it raise itself");
 }
 
 bool checks_at_once() {
@@ -77,17 +95,30 @@ bool checks_at_once() {
 // One operator's kernels on the current stream of a device. Raises what earlier ones refused.
 class Launches {
 public:
-    Launches(std::string op, const Tensor& input, int64_t num_classes, ScalarType dtype)
-        : op_(std::move(op)), guard_(input.device()), device_(input.device()), refusal_(refusal_of(device_)),
-          workspace_(
-              at::empty({static_cast<int64_t>(segloss_cuda_workspace(num_classes))}, input.options().dtype(at::kByte))),
-          real_(real_of(dtype)) {
+    Launches(std::string op, const Tensor& input)
+        : op_(std::move(op)), guard_(input.device()), device_(input.device()), refusal_(refusal_of(device_)) {
         raise_refused(op_, refusal_);
     }
 
-    // Positions [0, num_positions), of which the first is that of the whole input.
-    segloss_cuda_call call(int64_t num_positions, int64_t first_position = 0) const {
-        return {real_, 0, num_positions, first_position, workspace_.mutable_data_ptr(), refusal_, native_stream()};
+    // All voxels of labels of the given sizes, whose first dimension are the samples where there are sums per class.
+    template <typename Arguments>
+    segloss_cuda_call call(const Arguments& args, at::IntArrayRef sizes, ScalarType dtype, int64_t num_samples = 1,
+                           bool has_class_sums = false) {
+        segloss_cuda_call call{};
+        call.real = real_of(dtype);
+        call.end = c10::multiply_integers(sizes);
+        call.num_samples = num_samples;
+        const auto size = segloss_cuda_workspace(call.end, num_samples, has_class_sums ? args.num_classes : 0);
+        workspace_ = at::empty({static_cast<int64_t>(size)}, at::TensorOptions(device_).dtype(at::kByte));
+        call.workspace = workspace_.mutable_data_ptr();
+        call.refusal = refusal_;
+        call.stream = native_stream();
+        op_.copy(call.origin.op, sizeof call.origin.op - 1);
+        call.origin.num_classes = args.num_classes;
+        call.origin.ignore_index = args.ignore_index;
+        call.origin.num_dims = static_cast<int>(std::min(sizes.size(), std::size(call.origin.sizes)));
+        std::copy_n(sizes.begin(), call.origin.num_dims, call.origin.sizes);
+        return call;
     }
 
     void check(int error) const {
@@ -116,7 +147,6 @@ private:
     c10::Device device_;
     segloss_refusal* refusal_;
     Tensor workspace_;
-    segloss_real real_;
 };
 
 // Calls an operator's code for another key.
@@ -129,9 +159,6 @@ auto redispatch(c10::DispatchKey key, const char* name, Function* /*signature*/,
 // The code for shapes and dtypes, on whatever device: all checks, and fresh results.
 constexpr auto kChecks = c10::DispatchKey::Meta;
 
-// A device without kernels, whose code is that of ATen's operators.
-constexpr auto kSlabs = c10::DispatchKey::XPU;
-
 // What a forward pass or autograd hands to a backward operator, of which the code for shapes knows nothing.
 void check_handed_over(c10::string_view op, const char* name, const Tensor& tensor, bool has_shape,
                        const Tensor& input) {
@@ -140,6 +167,11 @@ void check_handed_over(c10::string_view op, const char* name, const Tensor& tens
     TORCH_CHECK(has_shape, op, " backward: expected ", name, " of the forward pass's shape, got ", tensor.sizes(),
                 " for input ", input.sizes());
     check_same_device(std::string(op), input, tensor, name);
+}
+
+// The sizes in which a voxel has its index: those of the labels as they are, or else those of the voxels.
+at::IntArrayRef label_sizes(const Tensor& target, Target kind, at::IntArrayRef voxels) {
+    return kind == Target::labels ? target.sizes() : voxels;
 }
 
 segloss_cross_entropy voxel_arguments(const Tensor& input, Target kind, const Tensor& class_weight, int64_t dim,
@@ -181,8 +213,8 @@ Tensor cross_entropy_backward_cuda(const Tensor& grad_loss, const Tensor& input,
                                {&voxel_weights, &args.voxel_weight},
                                {&grad_loss, &args.grad_loss},
                                {&grad_input, &args.grad_logits}});
-    const Launches launches(std::string(op), input, args.num_classes, dtype);
-    const auto call = launches.call(c10::multiply_integers(sizes));
+    Launches launches(std::string(op), input);
+    const auto call = launches.call(args, label_sizes(target, kind, sizes), dtype);
     const bool is_mean = reduction == at::Reduction::Mean;
     launches.check(
         segloss_cuda_cross_entropy_backward(&args, &call, is_mean ? total_weight.const_data_ptr<double>() : nullptr));
@@ -223,8 +255,8 @@ cross_entropy_forward_cuda(const Tensor& input, const Tensor& target, const Opti
     args.positions = describe(
         sizes, dim,
         {{&input, &args.logits}, {&target, &args.target}, {&voxel_weights, &args.voxel_weight}, {&losses, &args.loss}});
-    const Launches launches(std::string(op), input, args.num_classes, dtype);
-    const auto call = launches.call(c10::multiply_integers(sizes));
+    Launches launches(std::string(op), input);
+    const auto call = launches.call(args, label_sizes(target, kind, sizes), dtype);
     launches.check(
         segloss_cuda_cross_entropy_forward(&args, &call, static_cast<segloss_sums*>(sums.mutable_data_ptr())));
     if (launches.refused_at_once()) {
@@ -243,34 +275,16 @@ cross_entropy_forward_cuda(const Tensor& input, const Tensor& target, const Opti
 
 // ---- soft statistics ------------------------------------------------------------------------------------------------
 
-// What each sample is made of; the input of one voxel [C] is one sample.
-struct SampleTensors {
-    Tensor input, target, voxel_weight, grad_loss, grad_input;
-    int64_t dim;
-};
+// The input of one voxel [C] is one sample.
+int64_t num_samples_of(const Tensor& input, int64_t dim) { return input.dim() > 1 ? input.size(dim == 0 ? 1 : 0) : 1; }
 
-SampleTensors sample_of(const SampleTensors& all, int64_t n) {
-    if (all.input.dim() == 1) {
-        return all;
+// One value per sample as one per voxel.
+Tensor of_voxels(const Tensor& of_samples, at::IntArrayRef sizes) {
+    std::vector<int64_t> first(sizes.size(), 1);
+    if (!first.empty()) {
+        first[0] = sizes[0];
     }
-    const auto select = [&](const Tensor& tensor) {
-        const bool has_samples = tensor.defined() && tensor.dim() > 0;
-        return has_samples ? tensor.select(tensor.dim() == all.input.dim() && all.dim == 0 ? 1 : 0, n) : tensor;
-    };
-    return {select(all.input),     select(all.target),     select(all.voxel_weight),
-            select(all.grad_loss), select(all.grad_input), all.dim > 0 ? all.dim - 1 : 0};
-}
-
-// Describes a sample in `args`; returns its number of positions.
-int64_t describe_sample(const SampleTensors& sample, segloss_cross_entropy& args) {
-    const auto sizes = position_sizes(sample.input, sample.dim);
-    args.positions = describe(sizes, sample.dim,
-                              {{&sample.input, &args.logits},
-                               {&sample.target, &args.target},
-                               {&sample.voxel_weight, &args.voxel_weight},
-                               {&sample.grad_loss, &args.grad_loss},
-                               {&sample.grad_input, &args.grad_logits}});
-    return c10::multiply_integers(sizes);
+    return of_samples.view(first).expand(sizes);
 }
 
 segloss_soft_stats soft_stats_arguments(const segloss_cross_entropy& voxels, int64_t activation, bool squared,
@@ -285,48 +299,37 @@ segloss_soft_stats soft_stats_arguments(const segloss_cross_entropy& voxels, int
 
 using SoftStats = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-// Each sample is a launch of its own: more of them, small then, are left to ATen's operators.
-constexpr int64_t kMaxSamples = 256;
-
-bool has_many_samples(const Tensor& input, int64_t dim) {
-    return input.dim() > 1 && input.size(dim == 0 ? 1 : 0) > kMaxSamples;
-}
-
 SoftStats soft_stats_forward_cuda(c10::string_view op, const Tensor& input, const Tensor& target,
                                   const OptionalTensor& weight, const OptionalTensor& voxel_weight, int64_t dim,
                                   int64_t activation, bool squared, int64_t ignore_index, bool voxel_loss, double gamma,
                                   double label_smoothing) {
-    if (has_many_samples(input, dim)) {
-        return redispatch(kSlabs, "segloss::soft_stats_forward", &soft_stats_forward_cuda, op, input, target, weight,
-                          voxel_weight, dim, activation, squared, ignore_index, voxel_loss, gamma, label_smoothing);
-    }
-    const auto results =
-        redispatch(kChecks, "segloss::soft_stats_forward", &soft_stats_forward_cuda, op, input, target, weight,
-                   voxel_weight, dim, activation, squared, ignore_index, voxel_loss, gamma, label_smoothing);
+    redispatch(kChecks, "segloss::soft_stats_forward", &soft_stats_forward_cuda, op, input, target, weight,
+               voxel_weight, dim, activation, squared, ignore_index, voxel_loss, gamma, label_smoothing);
     const auto kind = classify_target(std::string(op), input, target, dim, activation != SEGLOSS_SOFTMAX);
     const auto dtype = input.scalar_type();
     const auto class_weight = class_weight_for_kernel(weight, dtype);
-    const SampleTensors all{input, target, voxel_weight_for_kernel(voxel_weight, dtype), {}, {}, dim};
+    const auto voxel_weights = voxel_weight_for_kernel(voxel_weight, dtype);
     auto args =
         soft_stats_arguments(voxel_arguments(input, kind, class_weight, dim, ignore_index, label_smoothing, gamma),
                              activation, squared, voxel_loss);
-    const auto num_samples = std::get<0>(results).size(0);
-    const auto doubles = input.options().dtype(at::kDouble);
-    const auto stats = at::empty({num_samples, 3, args.voxels.num_classes}, doubles);
-    const auto sums = at::empty({num_samples, 2}, doubles);
-    const Launches launches(std::string(op), input, args.voxels.num_classes, dtype);
-    for (int64_t n = 0; n < num_samples; ++n) {
-        const auto num_positions = describe_sample(sample_of(all, n), args.voxels);
-        const auto call = launches.call(num_positions, n * num_positions);
-        launches.check(
-            segloss_cuda_soft_stats_forward(&args, &call, stats.select(0, n).mutable_data_ptr<double>(),
-                                            static_cast<segloss_sums*>(sums.select(0, n).mutable_data_ptr())));
+    const auto sizes = position_sizes(input, dim);
+    args.voxels.positions = describe(
+        sizes, dim,
+        {{&input, &args.voxels.logits}, {&target, &args.voxels.target}, {&voxel_weights, &args.voxels.voxel_weight}});
+    const auto num_samples = num_samples_of(input, dim), num_classes = args.voxels.num_classes;
+    const auto stats = at::zeros({num_samples, 3, num_classes}, input.options().dtype(at::kDouble));
+    const auto sums = at::zeros({num_samples, 2}, stats.options());
+    Launches launches(std::string(op), input);
+    if (num_samples > 0) {
+        const auto call = launches.call(args.voxels, label_sizes(target, kind, sizes), dtype, num_samples, true);
+        launches.check(segloss_cuda_soft_stats_forward(&args, &call, stats.mutable_data_ptr<double>(),
+                                                       static_cast<segloss_sums*>(sums.mutable_data_ptr())));
     }
     if (launches.refused_at_once()) {
-        raise_refused_target(std::string(op), target, kind, args.voxels.num_classes, ignore_index);
+        raise_refused_target(std::string(op), target, kind, num_classes, ignore_index);
     }
-    const auto of_samples = stats.transpose(0, 1).contiguous();
-    return {of_samples[0].clone(), of_samples[1].clone(), of_samples[2].clone(), sums.select(1, 0).clone(),
+    const auto of_statistics = stats.transpose(0, 1).contiguous();
+    return {of_statistics[0].clone(), of_statistics[1].clone(), of_statistics[2].clone(), sums.select(1, 0).clone(),
             sums.select(1, 1).clone()};
 }
 
@@ -335,43 +338,60 @@ Tensor soft_stats_backward_cuda(const Tensor& grad_intersection, const Tensor& g
                                 const OptionalTensor& weight, const OptionalTensor& voxel_weight, int64_t dim,
                                 int64_t activation, bool squared, int64_t ignore_index, bool voxel_loss, double gamma,
                                 double label_smoothing) {
-    if (has_many_samples(input, dim)) {
-        return redispatch(kSlabs, "segloss::soft_stats_backward", &soft_stats_backward_cuda, grad_intersection,
-                          grad_prediction, grad_loss, op, input, target, weight, voxel_weight, dim, activation, squared,
-                          ignore_index, voxel_loss, gamma, label_smoothing);
-    }
     const auto grad_input =
         redispatch(kChecks, "segloss::soft_stats_backward", &soft_stats_backward_cuda, grad_intersection,
                    grad_prediction, grad_loss, op, input, target, weight, voxel_weight, dim, activation, squared,
                    ignore_index, voxel_loss, gamma, label_smoothing);
-    const auto num_samples = input.dim() > 1 ? input.size(dim == 0 ? 1 : 0) : 1;
-    const std::array<int64_t, 2> sizes{num_samples, input.size(dim)};
-    check_handed_over(op, "grad_intersection", grad_intersection, grad_intersection.sizes() == sizes, input);
-    check_handed_over(op, "grad_prediction", grad_prediction, grad_prediction.sizes() == sizes, input);
+    const auto num_samples = num_samples_of(input, dim);
+    const std::array<int64_t, 2> per_class{num_samples, input.size(dim)};
+    check_handed_over(op, "grad_intersection", grad_intersection, grad_intersection.sizes() == per_class, input);
+    check_handed_over(op, "grad_prediction", grad_prediction, grad_prediction.sizes() == per_class, input);
     check_handed_over(op, "grad_loss", grad_loss, grad_loss.sizes() == at::IntArrayRef{num_samples}, input);
     const auto kind = classify_target(std::string(op), input, target, dim, activation != SEGLOSS_SOFTMAX);
     const auto dtype = input.scalar_type();
     const auto class_weight = class_weight_for_kernel(weight, dtype);
+    const auto voxel_weights = voxel_weight_for_kernel(voxel_weight, dtype);
     const auto by_intersection = grad_intersection.to(compute_dtype(dtype)).contiguous();
     const auto by_prediction = grad_prediction.to(compute_dtype(dtype)).contiguous();
-    const SampleTensors all{
-        input,      target, voxel_weight_for_kernel(voxel_weight, dtype), voxel_loss ? grad_loss : Tensor(),
-        grad_input, dim};
     auto args =
         soft_stats_arguments(voxel_arguments(input, kind, class_weight, dim, ignore_index, label_smoothing, gamma),
                              activation, squared, voxel_loss);
-    const Launches launches(std::string(op), input, args.voxels.num_classes, dtype);
-    for (int64_t n = 0; n < num_samples; ++n) {
-        const auto num_positions = describe_sample(sample_of(all, n), args.voxels);
-        const auto call = launches.call(num_positions, n * num_positions);
-        args.grad_intersection = by_intersection.select(0, n).const_data_ptr();
-        args.grad_prediction = by_prediction.select(0, n).const_data_ptr();
+    const auto sizes = position_sizes(input, dim);
+    const auto by_loss = voxel_loss ? of_voxels(grad_loss, sizes) : Tensor();
+    args.grad_intersection = by_intersection.const_data_ptr();
+    args.grad_prediction = by_prediction.const_data_ptr();
+    args.voxels.positions = describe(sizes, dim,
+                                     {{&input, &args.voxels.logits},
+                                      {&target, &args.voxels.target},
+                                      {&voxel_weights, &args.voxels.voxel_weight},
+                                      {&by_loss, &args.voxels.grad_loss},
+                                      {&grad_input, &args.voxels.grad_logits}});
+    Launches launches(std::string(op), input);
+    if (num_samples > 0) {
+        const auto call = launches.call(args.voxels, label_sizes(target, kind, sizes), dtype, num_samples);
         launches.check(segloss_cuda_soft_stats_backward(&args, &call, nullptr));
     }
     if (launches.refused_at_once()) {
         raise_refused_target(std::string(op), target, kind, args.voxels.num_classes, ignore_index);
     }
     return grad_input;
+}
+
+// ---- counts ---------------------------------------------------------------------------------------------------------
+
+Tensor confusion_counts_cuda(c10::string_view op_name, const Tensor& input, const Tensor& target,
+                             c10::SymInt num_classes, int64_t ignore_index, int64_t dim, bool per_class) {
+    const std::string op(op_name);
+    const auto args = confusion_for_kernel(op, input, target, num_classes, ignore_index, dim, per_class);
+    const auto counts =
+        at::zeros({per_class ? 3 : args.num_classes, args.num_classes}, input.options().dtype(at::kLong));
+    Launches launches(op, input);
+    const auto call = launches.call(args, target.sizes(), input.scalar_type());
+    launches.check(segloss_cuda_confusion(&args, &call, counts.mutable_data_ptr<int64_t>()));
+    if (launches.refused_at_once()) {
+        raise_refused_labels(op, input, target, args.num_classes, ignore_index);
+    }
+    return counts;
 }
 
 } // namespace
@@ -381,6 +401,7 @@ TORCH_LIBRARY_IMPL(segloss, CUDA, m) {
     m.impl("cross_entropy_backward", TORCH_FN(cross_entropy_backward_cuda));
     m.impl("soft_stats_forward", TORCH_FN(soft_stats_forward_cuda));
     m.impl("soft_stats_backward", TORCH_FN(soft_stats_backward_cuda));
+    m.impl("confusion_counts", TORCH_FN(confusion_counts_cuda));
 }
 
 } // namespace segloss

@@ -1,7 +1,31 @@
-// What the kernels' tests, in C, need of the emulation.
+// What the kernels' tests, in C, need of the emulation, and the shared memory that the kernels declare.
 
 #include <cuda_runtime.h>
 
+namespace {
+
+constexpr size_t MAX_SHARED_BYTES = 64 << 10; // as the smallest of GPUs
+constexpr size_t GUARD_BYTES = 1 << 10;
+constexpr unsigned char GARBAGE = 0xA5;
+
+} // namespace
+
+thread_local uint4 segloss_shared[(MAX_SHARED_BYTES + GUARD_BYTES) / sizeof(uint4)];
+
 unsigned emulation::order;
+
+void emulation::begin_block(size_t shared_bytes) {
+    if (shared_bytes > MAX_SHARED_BYTES) {
+        fail("a block asks for more shared memory than it gets");
+    }
+    std::memset(segloss_shared, GARBAGE, shared_bytes + GUARD_BYTES);
+}
+
+void emulation::end_block(size_t shared_bytes) {
+    const auto guard = reinterpret_cast<unsigned char*>(segloss_shared) + shared_bytes;
+    if (!std::all_of(guard, guard + GUARD_BYTES, [](auto byte) { return byte == GARBAGE; })) {
+        fail("a block wrote past its shared memory");
+    }
+}
 
 extern "C" void set_order(unsigned order) { emulation::order = order; }

@@ -9,8 +9,16 @@
 static struct segloss_refusal refusal;
 
 static struct segloss_cuda_call begin_call(enum segloss_real real, int64_t begin, int64_t end, int64_t num_classes) {
-    const size_t size = segloss_cuda_workspace(num_classes);
-    const struct segloss_cuda_call call = {real, begin, end, 0, malloc(size), &refusal, NULL};
+    const size_t size = segloss_cuda_workspace(end - begin, 1, num_classes);
+    const struct segloss_cuda_call call = {
+        .real = real,
+        .begin = begin,
+        .end = end,
+        .num_samples = 1,
+        .workspace = malloc(size),
+        .refusal = &refusal,
+        .origin = {"test", num_classes, 0, 1, {end}},
+    };
     if (!call.workspace) {
         fail("no memory");
     }

@@ -39,7 +39,7 @@ static const struct soft_kind {
 };
 
 static void test_soft_stats_on_gpu(void) {
-    static const int64_t few_class_counts[] = {1, 2, 3, 65}; /* the block adds up class after class */
+    static const int64_t few_class_counts[] = {1, 3, 65, 129}; /* the last one has no room in shared memory */
     int num_cases = 0;
     for (size_t kind = 0; kind < sizeof soft_kinds / sizeof soft_kinds[0]; ++kind) {
         for (int i = 0; i < NUM_COUNTS * 4; ++i) {
@@ -100,10 +100,139 @@ static void test_bits_in_any_order(void) {
     printf("sums in %d orders of blocks and threads: same bits: ok\n", ORDERS);
 }
 
+/* ---- results have the same bits in every layout ---- */
+
+enum { LAYOUT_POSITIONS = 300, LAYOUT_CLASSES = 129 };
+
+struct results_of_layout {
+    struct sums_of_order sums;
+    double grads[2][LAYOUT_POSITIONS][LAYOUT_CLASSES];
+};
+
+static void find_results_of_layout(struct soft_case s, enum layout layout, struct results_of_layout* results) {
+    const enum segloss_real real = s.voxels.numbers.real;
+    const int64_t num_classes = s.voxels.num_classes;
+    struct soft_inputs in;
+    struct soft_outputs out;
+    random_state = 1;
+    s.voxels.logits_layout = s.voxels.grad_layout = layout;
+    describe_soft_case(&s, "cuda");
+    create_soft_inputs(&s, &in);
+    create_soft_outputs(&s, &out);
+    memset(results, 0, sizeof *results);
+    const struct segloss_soft_stats args = soft_arguments_of(&s, &in, &out);
+    check_accepted(run_forward(real, &args.voxels, 0, LAYOUT_POSITIONS, &results->sums.cross_entropy));
+    check_accepted(run_soft_forward(real, &args, 0, LAYOUT_POSITIONS, out.stats.view.data, &results->sums.losses));
+    memcpy(results->sums.stats, out.stats.view.data, sizeof results->sums.stats);
+    for (int k = 0; k < 2; ++k) {
+        check_accepted(k == 0 ? run_backward(real, &args.voxels, 0, LAYOUT_POSITIONS)
+                              : run_soft_backward(real, &args, 0, LAYOUT_POSITIONS));
+        for (int64_t i = 0; i < LAYOUT_POSITIONS * num_classes; ++i) {
+            results->grads[k][i / num_classes][i % num_classes] =
+                (double)get(&out.grad, i / num_classes, i % num_classes);
+        }
+    }
+    free_soft_inputs(&in);
+    free_soft_outputs(&out);
+}
+
+static void test_bits_in_any_layout(void) {
+    static const int64_t few_or_many[] = {BITS_CLASSES, LAYOUT_CLASSES};
+    static struct results_of_layout planar, other;
+    for (int k = 0; k < 2 * NUM_PAIRS; ++k) {
+        random_state = (uint64_t)k;
+        struct test_case voxels = draw_case(LAYOUT_POSITIONS, few_or_many[k % 2], number_pairs[k / 2], labels_kind);
+        voxels.values = ORDINARY;
+        voxels.gamma = voxels.label_smoothing = 0;
+        const struct soft_case s = {voxels, SEGLOSS_SOFTMAX, 0, 1, 0};
+        find_results_of_layout(s, PLANAR, &planar);
+        for (enum layout layout = PLANAR + 1; layout < NUM_NAMED_LAYOUTS; ++layout) {
+            find_results_of_layout(s, layout, &other);
+            if (memcmp(&planar, &other, sizeof planar) != 0) {
+                fail("results differ from those of planar logits");
+            }
+        }
+    }
+    printf("results in %d layouts: same bits: ok\n", NUM_NAMED_LAYOUTS);
+}
+
+/* ---- samples ---- */
+
+enum { SAMPLES = 3, SAMPLE_SIZE = 300, SAMPLE_CLASSES = 5 };
+
+/* A sample's own gradients of the statistics, in a fresh block of memory. */
+static void* repeated(const struct memory* of_classes, enum segloss_real real) {
+    const size_t size = SAMPLE_CLASSES * (real == SEGLOSS_REAL_DOUBLE ? sizeof(double) : sizeof(float));
+    char* bytes = malloc(SAMPLES * size);
+    for (int n = 0; n < SAMPLES; ++n) {
+        memcpy(bytes + (size_t)n * size, of_classes->view.data, size);
+        memset(bytes + (size_t)n * size, 0, n * size / SAMPLE_CLASSES); /* no two samples have the same */
+    }
+    return bytes;
+}
+
+static void check_samples(const struct soft_case* s, const struct soft_inputs* in) {
+    const enum segloss_real real = s->voxels.numbers.real;
+    const size_t real_size = real == SEGLOSS_REAL_DOUBLE ? sizeof(double) : sizeof(float);
+    const size_t grad_size = (size_t)(SAMPLES * SAMPLE_SIZE * SAMPLE_CLASSES);
+    double stats[SAMPLES][3 * SAMPLE_CLASSES], expected[3 * SAMPLE_CLASSES];
+    struct segloss_sums sums[SAMPLES], expected_sums;
+    struct soft_outputs whole, alone;
+    create_soft_outputs(s, &whole);
+    create_soft_outputs(s, &alone);
+    struct segloss_soft_stats args = soft_arguments_of(s, in, &whole), one = soft_arguments_of(s, in, &alone);
+    char* const by_intersection = repeated(&in->grad_intersection, real);
+    char* const by_prediction = repeated(&in->grad_prediction, real);
+    struct segloss_cuda_call call = begin_call(real, 0, SAMPLES * SAMPLE_SIZE, SAMPLE_CLASSES);
+    args.grad_intersection = by_intersection;
+    args.grad_prediction = by_prediction;
+    call.num_samples = SAMPLES;
+    free(call.workspace);
+    call.workspace = malloc(segloss_cuda_workspace(call.end, SAMPLES, SAMPLE_CLASSES));
+    segloss_cuda_soft_stats_forward(&args, &call, stats[0], sums);
+    check_accepted(end_call(&call, segloss_cuda_soft_stats_backward(&args, &call, NULL)));
+    for (int n = 0; n < SAMPLES; ++n) {
+        struct segloss_cuda_call single = begin_call(real, n * SAMPLE_SIZE, (n + 1) * SAMPLE_SIZE, SAMPLE_CLASSES);
+        one.grad_intersection = by_intersection + (size_t)n * SAMPLE_CLASSES * real_size;
+        one.grad_prediction = by_prediction + (size_t)n * SAMPLE_CLASSES * real_size;
+        segloss_cuda_soft_stats_forward(&one, &single, expected, &expected_sums);
+        check_accepted(end_call(&single, segloss_cuda_soft_stats_backward(&one, &single, NULL)));
+        if (memcmp(stats[n], expected, sizeof expected) != 0 ||
+            memcmp(&sums[n], &expected_sums, sizeof expected_sums) != 0) {
+            fail("sample %d has other sums than alone", n);
+        }
+    }
+    for (size_t i = 0; i < grad_size; ++i) {
+        const int64_t p = (int64_t)i / SAMPLE_CLASSES, c = (int64_t)i % SAMPLE_CLASSES;
+        if (get(&whole.grad, p, c) != get(&alone.grad, p, c)) {
+            fail("position %lld has another gradient than in its sample alone", (long long)p);
+        }
+    }
+    free(by_intersection);
+    free(by_prediction);
+    free_soft_outputs(&whole);
+    free_soft_outputs(&alone);
+}
+
+static void test_samples(void) {
+    for (int k = 0; k < NUM_PAIRS; ++k) {
+        random_state = (uint64_t)k;
+        struct test_case voxels = draw_case(SAMPLES * SAMPLE_SIZE, SAMPLE_CLASSES, number_pairs[k], labels_kind);
+        voxels.values = ORDINARY;
+        const struct soft_case s = {voxels, SEGLOSS_SOFTMAX, 1, 1, 0};
+        struct soft_inputs in;
+        describe_soft_case(&s, "cuda");
+        create_soft_inputs(&s, &in);
+        check_samples(&s, &in);
+        free_soft_inputs(&in);
+    }
+    printf("%d samples in one launch, each as alone: ok\n", SAMPLES);
+}
+
 /* ---- more voxels than threads ---- */
 
-/* Past the largest grid, in which a thread owns one voxel, or of soft statistics four. */
-static const int64_t many_positions = 1024 * 128 * 4 + 77;
+/* Past the largest grid. */
+static const int64_t many_positions = 1024 * 128 * 2 + 77;
 
 static void check_many_counts(const struct test_case* t, const struct inputs* in) {
     const struct confusion_case c = {t, in, NULL, 1};
@@ -278,6 +407,8 @@ int main(void) {
     test_refusals();
     test_mean_gradients();
     test_bits_in_any_order();
+    test_bits_in_any_layout();
+    test_samples();
     test_many_positions();
     return 0;
 }

@@ -9,6 +9,9 @@ static REAL FN(loss_of_voxel)(const struct problem* problem, int64_t p, long dou
     FN(start_softmax)(&s);
     for (int64_t c = 0; c < a->num_classes; ++c) {
         FN(add_logit)(&s, (REAL)get(problem->logits, p, c));
+        if ((c + 1) % VOXEL_GROUP == 0 || c + 1 == a->num_classes) {
+            FN(finish_group)(&s);
+        }
     }
     FN(finish_softmax)(&s);
     for (int64_t c = 0; c < a->num_classes && !has_labels; ++c) {
@@ -18,10 +21,11 @@ static REAL FN(loss_of_voxel)(const struct problem* problem, int64_t p, long dou
     const REAL w = has_labels ? (REAL)reference_factor(problem, p, label) : 0;
     const REAL slope = gamma == 0 ? w : w * FN(focal_factor)(&s, x_y, gamma, 1);
     for (int64_t c = 0; c < a->num_classes; ++c) {
-        const REAL at_label = c == label ? slope : 0;
-        const REAL q = has_labels ? at_label : (REAL)reference_factor(problem, p, c);
+        const REAL q = has_labels ? 0 : (REAL)reference_factor(problem, p, c);
         const REAL x = (REAL)get(problem->logits, p, c);
-        grad[c] = FN(softmax_grad)(&s, FN(softmax_share)(&s), x, q, has_labels ? slope : (REAL)s.mass);
+        const REAL share = FN(softmax_share)(&s);
+        grad[c] = has_labels ? slope * FN(label_grad)(&s, share, x, c == label)
+                             : FN(softmax_grad)(&s, share, x, q, (REAL)s.mass);
     }
     return FN(softmax_loss)(&s, x_y, gamma == 0 ? w : w * FN(focal_factor)(&s, x_y, gamma, 0));
 }

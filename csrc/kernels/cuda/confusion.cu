@@ -1,17 +1,21 @@
 // Argmax and counting of (label, predicted class) in one walk; a thread owns a voxel.
 
-#include "sums.cuh"
+#include "launch.cuh"
 
 namespace {
 
-constexpr int SHARED_CELLS = 2048; // up to so many are counted in shared memory first
+constexpr int64_t SHARED_CELLS = 2048; // up to so many are counted in shared memory first
+
+using PairWalk = Walk<2>;
+
+__device__ PairWalk walk_of(const segloss_confusion& a) { return {a.positions, {&a.prediction, &a.target}}; }
 
 // The first class with the largest logit; nan counts as larger than any number.
-template <typename T> __device__ int64_t argmax(const segloss_tensor& logits, int64_t offset, int64_t num_classes) {
-    auto best = number(element<T>(logits, offset));
+template <typename Logits> __device__ int64_t argmax(const Logits& logits, int64_t num_classes) {
+    auto best = number(logits[0]);
     int64_t predicted = 0;
     for (int64_t c = 1; c < num_classes; ++c) {
-        const auto x = number(element<T>(logits, offset + c * logits.stride_class));
+        const auto x = number(logits[c]);
         if (!(x <= best) && best == best) {
             best = x;
             predicted = c;
@@ -33,40 +37,53 @@ __device__ void count_voxel(const segloss_confusion& a, int64_t label, int64_t p
     }
 }
 
-template <typename T, typename Cell>
-__device__ void visit_voxel(const segloss_confusion& a, int64_t position, Cell* cells, Totals* mine) {
-    const segloss_tensor* const tensors[] = {&a.prediction, &a.target};
-    int64_t offsets[2];
-    find_offsets(a.positions, position, tensors, offsets);
-    const int64_t label = load_class(a.target, offsets[1], a.num_classes, a.ignore_index);
-    if (label == IGNORED) {
-        return;
-    }
-    const int64_t predicted = a.prediction_is_labels ? load_integer(a.prediction, offsets[0])
-                                                     : argmax<T>(a.prediction, offsets[0], a.num_classes);
-    if (label == BAD || predicted < 0 || predicted >= a.num_classes) {
+template <typename Cell>
+__device__ void visit_voxel(const segloss_confusion& a, int64_t position, int64_t label, int64_t predicted, Cell* cells,
+                            Totals* mine) {
+    if (label == BAD || (label != IGNORED && (predicted < 0 || predicted >= a.num_classes))) {
         mine->refuse(position);
-    } else {
+    } else if (label != IGNORED) {
         count_voxel(a, label, predicted, cells);
     }
 }
 
+// What is predicted for this thread's voxel; without classes nothing is.
+template <typename T, bool TILED>
+__device__ int64_t predict(const segloss_confusion& a, Tile<T>* tile, int64_t offset, int count) {
+    const int thread = static_cast<int>(threadIdx.x);
+    if (a.prediction_is_labels || a.num_classes == 0) {
+        return thread < count && a.num_classes > 0 ? load_integer(a.prediction, offset) : 0;
+    }
+    if constexpr (TILED) {
+        tile->load(a.prediction, offset, count);
+        return thread < count ? argmax(tile->voxel(thread), a.num_classes) : 0;
+    }
+    const Classes<const T, int64_t> logits{static_cast<const T*>(a.prediction.data) + offset,
+                                           a.prediction.stride_class};
+    return thread < count ? argmax(logits, a.num_classes) : 0;
+}
+
 // Counts in integers, so that atomics give the same in any order.
-template <typename T>
-__global__ void count(const __grid_constant__ segloss_confusion a, int64_t begin, int64_t end, int64_t num_cells,
-                      unsigned long long* counts, Totals* of_blocks) {
+template <typename T, bool TILED>
+__global__ void __launch_bounds__(THREADS)
+    count(const __grid_constant__ segloss_confusion a, int64_t begin, int64_t end, int64_t num_cells,
+          unsigned long long* counts, Totals* of_blocks) {
     __shared__ unsigned cells[SHARED_CELLS];
     const int64_t num_shared = num_cells <= SHARED_CELLS ? num_cells : 0;
     for (int64_t i = threadIdx.x; i < num_shared; i += THREADS) {
         cells[i] = 0;
     }
     __syncthreads();
+    Tile<T> tile(a.num_classes);
     Totals mine;
-    for_each_position(begin, end, [&](int64_t p) {
+    for_each_tile(walk_of(a), begin, end, [&](const PairWalk& at, int count) {
+        const bool exists = static_cast<int>(threadIdx.x) < count;
+        const int64_t label = exists ? load_class(a.target, at[1], a.num_classes, a.ignore_index) : IGNORED;
+        const int64_t predicted = predict<T, TILED>(a, &tile, at[0], count);
         if (num_shared > 0) {
-            visit_voxel<T>(a, p, cells, &mine);
+            visit_voxel(a, at.position(), label, predicted, cells, &mine);
         } else {
-            visit_voxel<T>(a, p, counts, &mine);
+            visit_voxel(a, at.position(), label, predicted, counts, &mine);
         }
     });
     __syncthreads();
@@ -75,37 +92,35 @@ __global__ void count(const __grid_constant__ segloss_confusion a, int64_t begin
             atomicAdd(&counts[i], static_cast<unsigned long long>(cells[i]));
         }
     }
-    write_totals(mine, of_blocks);
+    write_totals(mine, of_blocks + blockIdx.x);
 }
 
 __global__ void finish_count(const __grid_constant__ segloss_confusion a,
-                             const __grid_constant__ segloss_cuda_call call, const Totals* of_blocks, int num_totals) {
-    Totals total;
-    if (add_totals(call, of_blocks, num_totals, nullptr, &total)) {
-        const segloss_tensor* const tensors[] = {&a.prediction, &a.target};
-        int64_t offsets[2];
-        find_offsets(a.positions, total.first_refused, tensors, offsets);
-        const bool is_prediction = load_class(a.target, offsets[1], a.num_classes, a.ignore_index) != BAD;
-        report(call, total, is_prediction ? a.prediction : a.target, offsets[is_prediction ? 0 : 1], is_prediction);
+                             const __grid_constant__ segloss_cuda_call call, const Totals* of_blocks,
+                             int64_t num_totals) {
+    const Totals total = sum_of_blocks(of_blocks, num_totals, 1);
+    if (is_news(call, total)) {
+        auto walk = walk_of(a);
+        walk.start(total.first_refused);
+        const bool is_prediction = load_class(a.target, walk[1], a.num_classes, a.ignore_index) != BAD;
+        report(call, total, is_prediction ? a.prediction : a.target, walk[is_prediction ? 0 : 1], is_prediction);
     }
-}
-
-template <typename T>
-cudaError_t count_on(const segloss_confusion& args, const segloss_cuda_call& call, int64_t* counts) {
-    const int blocks = num_blocks(call.end - call.begin, THREADS);
-    const auto totals = static_cast<Totals*>(call.workspace);
-    const int64_t num_cells = args.num_classes * (args.per_class ? 3 : args.num_classes);
-    const auto error = launch(call, blocks, count<T>, args, call.begin, call.end, num_cells,
-                              reinterpret_cast<unsigned long long*>(counts), totals);
-    return error != cudaSuccess ? error : launch(call, 1, finish_count, args, call, totals, blocks);
 }
 
 } // namespace
 
 extern "C" int segloss_cuda_confusion(const segloss_confusion* args, const segloss_cuda_call* call, int64_t* counts) {
-    if (args->prediction_is_labels) {
-        return count_on<float>(*args, *call, counts); // without logits any type will do
-    }
-    return with_types(SEGLOSS_REAL_DOUBLE, args->prediction.dtype,
-                      [&](auto, auto element) { return count_on<decltype(element)>(*args, *call, counts); });
+    const int64_t num_classes = args->num_classes, num_cells = num_classes * (args->per_class ? 3 : num_classes);
+    const int64_t blocks = num_blocks(call->end - call->begin, 1);
+    const auto totals = static_cast<Totals*>(call->workspace);
+    const auto dtype = args->prediction_is_labels ? SEGLOSS_FLOAT32 : args->prediction.dtype; // of maps any will do
+    constexpr int64_t CELLS = SHARED_CELLS * sizeof(unsigned);
+    return with_types(SEGLOSS_REAL_DOUBLE, dtype, num_classes, CELLS, [&](auto, auto element, auto tiled) {
+        using T = decltype(element);
+        const bool needs_tile = tiled() && !args->prediction_is_labels;
+        const auto error =
+            launch(*call, {blocks, 1, needs_tile ? tile_bytes<T>(num_classes) : 0}, count<T, tiled()>, *args,
+                   call->begin, call->end, num_cells, reinterpret_cast<unsigned long long*>(counts), totals);
+        return error != cudaSuccess ? error : launch(*call, {}, finish_count, *args, *call, totals, blocks);
+    });
 }

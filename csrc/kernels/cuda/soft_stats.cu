@@ -1,30 +1,33 @@
 // Soft statistics, the losses summed along with them, and their gradient. The formulas are in kernels.h.
 
+#include "launch.cuh"
 #include "voxels.cuh"
 
 namespace {
 
-constexpr int VOXELS_PER_THREAD = 4; // a class's sums are added over the block once for all of them
-constexpr int64_t PER_BLOCK = VOXELS_PER_THREAD * THREADS;
-constexpr int64_t MAX_CLASS_SUMS = 1 << 20; // of all blocks, for few classes; bounds the workspace
+// Of a class, in one sample.
+struct ClassSums {
+    double intersection = 0;
+    double prediction = 0;
+    double target = 0;
 
-int num_stats_blocks(int64_t num_positions, int64_t num_classes) {
-    const int64_t affordable = MAX_CLASS_SUMS / (num_classes > 0 ? num_classes : 1);
-    const int64_t blocks = num_blocks(num_positions, PER_BLOCK);
-    return static_cast<int>(blocks < affordable ? blocks : affordable > 32 ? affordable : blocks < 32 ? blocks : 32);
-}
+    __device__ void add(const ClassSums& other) {
+        intersection += other.intersection;
+        prediction += other.prediction;
+        target += other.target;
+    }
+};
 
 // A voxel with what gives its p_c.
-template <typename Real, typename T> struct Activated {
-    Voxel<Real, T> v;
-    typename SoftmaxOf<Real>::type softmax;
-    Real share;
+template <typename V> struct Activated {
+    using Real = typename V::Number;
+
+    const V& v;
     segloss_activation activation;
+    typename V::Softmax softmax;
+    Real share;
 
-    Activated() = default;
-
-    __device__ Activated(const segloss_soft_stats& s, int64_t position)
-        : v(s.voxels, position), activation(s.activation) {
+    __device__ Activated(const segloss_soft_stats& s, const V& voxel) : v(voxel), activation(s.activation) {
         if (v.weight != 0 && activation == SEGLOSS_SOFTMAX) {
             softmax = v.read_softmax(s.with_loss && v.has_factors());
             share = softmax_share(&softmax);
@@ -54,11 +57,9 @@ template <typename Real, typename T> struct Activated {
     }
 };
 
-template <typename Real, typename T>
-__device__ void add_losses(const segloss_soft_stats& s, const Activated<Real, T>& voxel, int64_t position,
-                           Totals* mine) {
+template <typename V> __device__ void add_losses(const segloss_soft_stats& s, const Activated<V>& voxel, Totals* mine) {
     if (voxel.v.is_refused()) {
-        mine->refuse(position);
+        mine->refuse(voxel.v.position);
         mine->loss = mine->weight = NAN;
     }
     if (!s.with_loss || voxel.v.weight == 0) {
@@ -69,81 +70,115 @@ __device__ void add_losses(const segloss_soft_stats& s, const Activated<Real, T>
     mine->weight += static_cast<double>(is_softmax ? voxel.v.share_of_mean() : voxel.v.weight);
 }
 
-// v p g, v p and v g of a class; with `squared` p^2 and g^2 in the last two. All nan of a refused voxel.
-template <typename Real, typename T>
-__device__ void add_class(const segloss_soft_stats& s, const Activated<Real, T>& voxel, int64_t c, ClassSums* mine) {
-    if (voxel.v.is_refused()) {
-        mine->intersection = mine->prediction = mine->target = NAN;
+// Adds v p g, v p and v g of a class, with `squared` p^2 and g^2 in the last two, over the voxels of a warp; all nan of
+// a refused voxel. In most warps no voxel has a given label.
+template <typename V>
+__device__ void add_class(const segloss_soft_stats& s, const Activated<V>& voxel, int64_t c, ClassSums* of_warp) {
+    using Real = typename V::Number;
+    const Real bad = voxel.v.is_refused() ? static_cast<Real>(NAN) : 0;
+    Real intersection = bad, prediction = bad, target = bad;
+    if (voxel.v.weight != 0) {
+        const Real v = voxel.v.weight, p = voxel.probability(c), g = voxel.v.target(c);
+        intersection = v * weighted(g, p);
+        prediction = v * p * (s.squared ? p : 1);
+        target = v * g * (s.squared ? g : 1);
     }
-    if (voxel.v.weight == 0) {
-        return;
+    ClassSums sums;
+    if (__any_sync(~0u, intersection != 0 || target != 0)) {
+        sums.intersection = static_cast<double>(sum_of_warp(intersection));
+        sums.target = static_cast<double>(sum_of_warp(target));
     }
-    const Real v = voxel.v.weight, p = voxel.probability(c), g = voxel.v.target(c);
-    mine->intersection += static_cast<double>(v * weighted(g, p));
-    mine->prediction += static_cast<double>(v * p * (s.squared ? p : 1));
-    mine->target += static_cast<double>(v * g * (s.squared ? g : 1));
+    sums.prediction = static_cast<double>(sum_of_warp(prediction));
+    if (threadIdx.x % LANES == 0) {
+        of_warp->add(sums);
+    }
 }
 
-// stats [C] of this block; those of its first voxels are written, those of further ones added.
-template <typename Real, typename T>
-__global__ void forward(const __grid_constant__ segloss_soft_stats s, int64_t begin, int64_t end, ClassSums* of_blocks,
-                        Totals* totals_of_blocks) {
-    __shared__ Shared<ClassSums> shared;
-    ClassSums* const sums = of_blocks + blockIdx.x * s.voxels.num_classes;
-    const int64_t first = begin + blockIdx.x * PER_BLOCK;
+// What a block's warps have of each class: in shared memory behind the tile or, without one, in a row for each warp.
+template <typename Real, typename T, bool TILED>
+__device__ void add_sample(const segloss_soft_stats& s, int64_t begin, int64_t end, ClassSums* rows, Totals* totals) {
+    using V = Voxel<Real, T, TILED>;
+    const int thread = static_cast<int>(threadIdx.x);
+    const int64_t num_classes = s.voxels.num_classes;
+    const auto shared = reinterpret_cast<unsigned char*>(segloss_shared) + (TILED ? tile_bytes<T>(num_classes) : 0);
+    ClassSums* const of_warps = TILED ? reinterpret_cast<ClassSums*>(shared) : rows;
+    ClassSums* const of_warp = of_warps + thread / LANES * num_classes;
+    for (int64_t i = thread; i < WARPS * num_classes; i += THREADS) {
+        of_warps[i] = {};
+    }
+    __syncthreads();
     Totals mine;
-    for (int64_t tile = first; tile < end || tile == first; tile += gridDim.x * PER_BLOCK) {
-        Activated<Real, T> voxels[VOXELS_PER_THREAD];
-        for (int k = 0; k < VOXELS_PER_THREAD; ++k) {
-            const int64_t position = tile + k * THREADS + threadIdx.x;
-            voxels[k].v.label = IGNORED;
-            voxels[k].v.weight = 0;
-            if (position < end) {
-                voxels[k] = Activated<Real, T>(s, position);
-                add_losses(s, voxels[k], position, &mine);
-            }
+    for_each_voxel<false, V, T>(s.voxels, begin, end, [&](const V& v) {
+        const Activated<V> voxel(s, v);
+        add_losses(s, voxel, &mine);
+        for (int64_t c = 0; c < num_classes; ++c) {
+            add_class(s, voxel, c, of_warp + c);
         }
-        for (int64_t c = 0; c < s.voxels.num_classes; ++c) {
-            ClassSums of_class;
-            for (int k = 0; k < VOXELS_PER_THREAD; ++k) {
-                add_class(s, voxels[k], c, &of_class);
-            }
-            ClassSums total = sum_of_block(of_class, shared.sums());
-            if (threadIdx.x == 0) {
-                if (tile != first) {
-                    total.add(sums[c]);
-                }
-                sums[c] = total;
-            }
+    });
+    write_totals(mine, totals); // and waits for all warps
+    for (int64_t c = thread; TILED && c < num_classes; c += THREADS) {
+        ClassSums sum;
+        for (int warp = 0; warp < WARPS; ++warp) {
+            sum.add(of_warps[warp * num_classes + c]);
         }
+        rows[c] = sum;
     }
-    write_totals(mine, totals_of_blocks);
+    __syncthreads();
 }
 
-// A thread adds up a class.
-__global__ void add_class_sums(const ClassSums* of_blocks, int count, int64_t num_classes, double* stats) {
-    for_each_position(0, num_classes, [&](int64_t c) {
-        ClassSums total;
-        for (int i = 0; i < count; ++i) {
-            total.add(of_blocks[i * num_classes + c]);
+// The grid's second dimension are the samples. Each block leaves one row of sums, or one for each warp.
+template <typename Real, typename T, bool TILED>
+__global__ void __launch_bounds__(THREADS)
+    forward(const __grid_constant__ segloss_soft_stats s, int64_t begin, int64_t sample_size, int64_t num_samples,
+            ClassSums* rows, Totals* totals) {
+    const int64_t row_size = s.voxels.num_classes * (TILED ? 1 : WARPS);
+    for (int64_t n = blockIdx.y; n < num_samples; n += gridDim.y) {
+        const int64_t block = n * gridDim.x + blockIdx.x, first = begin + n * sample_size;
+        add_sample<Real, T, TILED>(s, first, first + sample_size, rows + block * row_size, totals + block);
+    }
+}
+
+// A block adds up the rows of a class, one more block the totals, of each sample.
+__global__ void add_rows(const ClassSums* rows, int64_t rows_per_sample, const Totals* totals,
+                         int64_t blocks_per_sample, int64_t num_samples, int64_t num_classes, double losses_per_voxel,
+                         double* stats, segloss_sums* sums) {
+    const int64_t c = blockIdx.x;
+    for (int64_t n = blockIdx.y; n < num_samples; n += gridDim.y) {
+        if (c == num_classes) {
+            const Totals total = sum_of_blocks(totals + n * blocks_per_sample, blocks_per_sample, 1);
+            if (threadIdx.x == 0) {
+                sums[n] = {total.loss, total.weight * losses_per_voxel};
+            }
+            continue;
         }
-        stats[c] = total.intersection;
-        stats[num_classes + c] = total.prediction;
-        stats[2 * num_classes + c] = total.target;
-    });
+        const ClassSums total =
+            sum_of_blocks(rows + n * rows_per_sample * num_classes + c, rows_per_sample, num_classes);
+        if (threadIdx.x == 0) {
+            double* const of_sample = stats + n * 3 * num_classes + c;
+            of_sample[0] = total.intersection;
+            of_sample[num_classes] = total.prediction;
+            of_sample[2 * num_classes] = total.target;
+        }
+    }
 }
 
 // With d_c = a_c g_c + b_c, times 2 p_c if squared, where a and b are grad_intersection and grad_prediction:
 // v p_c (d_c - sum_k p_k d_k) for a softmax, v p_c (1 - p_c) d_c for a sigmoid and v d_c for p itself. Under a softmax
 // the d_c are taken relative to the label's, so that the gradient of a confident voxel keeps its digits.
-template <typename Real, typename T> struct StatsGrad {
+template <typename V> struct StatsGrad {
+    using Real = typename V::Number;
+
     const segloss_soft_stats& s;
-    const Activated<Real, T>& voxel;
+    const Activated<V>& voxel;
+    const Real* by_intersection; // of the voxel's sample
+    const Real* by_prediction;
     Real origin = 0;
     Real mean = 0;
 
-    __device__ StatsGrad(const segloss_soft_stats& stats, const Activated<Real, T>& activated)
-        : s(stats), voxel(activated) {
+    __device__ StatsGrad(const segloss_soft_stats& stats, const Activated<V>& activated, int64_t sample)
+        : s(stats), voxel(activated),
+          by_intersection(static_cast<const Real*>(s.grad_intersection) + sample * s.voxels.num_classes),
+          by_prediction(static_cast<const Real*>(s.grad_prediction) + sample * s.voxels.num_classes) {
         if (s.activation != SEGLOSS_SOFTMAX) {
             return;
         }
@@ -159,9 +194,8 @@ template <typename Real, typename T> struct StatsGrad {
     }
 
     __device__ Real slope(int64_t c, Real p) const {
-        const Real a = static_cast<const Real*>(s.grad_intersection)[c];
-        const Real b = static_cast<const Real*>(s.grad_prediction)[c];
-        return a * voxel.v.target(c) + (s.squared ? 2 * b * p : b);
+        const Real b = by_prediction[c];
+        return by_intersection[c] * voxel.v.target(c) + (s.squared ? 2 * b * p : b);
     }
 
     __device__ Real operator()(int64_t c) const {
@@ -173,99 +207,137 @@ template <typename Real, typename T> struct StatsGrad {
     }
 };
 
-template <typename Real, typename T>
-__device__ void write_softmax_grad(const segloss_soft_stats& s, const Activated<Real, T>& voxel, Real scale) {
-    const StatsGrad<Real, T> of_stats(s, voxel);
-    const LossGrad<Real, T> of_losses(voxel.v, voxel.softmax, scale);
-    for (int64_t c = 0; c < s.voxels.num_classes; ++c) {
-        voxel.v.write_grad(c, of_stats(c) + (s.with_loss ? of_losses(c) : 0));
+template <typename V> __device__ void write_softmax_grad(const StatsGrad<V>& of_stats, typename V::Number scale) {
+    using Real = typename V::Number;
+    const auto& voxel = of_stats.voxel;
+    if (of_stats.s.with_loss) {
+        const LossGrad<V> of_losses(voxel.v, voxel.softmax, scale);
+        of_losses.for_each([&](int64_t c, Real value) { voxel.v.write_grad(c, of_stats(c) + value); });
+        return;
+    }
+    for (int64_t c = 0; c < voxel.v.a->num_classes; ++c) {
+        voxel.v.write_grad(c, of_stats(c));
     }
 }
 
-template <typename Real, typename T>
-__device__ void write_class_grads(const segloss_soft_stats& s, const Activated<Real, T>& voxel, Real scale) {
-    const StatsGrad<Real, T> of_stats(s, voxel);
-    for (int64_t c = 0; c < s.voxels.num_classes; ++c) {
+template <typename V> __device__ void write_class_grads(const StatsGrad<V>& of_stats, typename V::Number scale) {
+    using Real = typename V::Number;
+    const auto& voxel = of_stats.voxel;
+    for (int64_t c = 0; c < voxel.v.a->num_classes; ++c) {
         Real grad = of_stats(c);
-        if (s.with_loss) {
-            const Real slope = binary_grad(voxel.v.logit(c), voxel.smoothed(c), static_cast<Real>(s.voxels.gamma));
+        if (of_stats.s.with_loss) {
+            const Real slope = binary_grad(voxel.v.logit(c), voxel.smoothed(c), static_cast<Real>(voxel.v.a->gamma));
             grad += scale * voxel.v.class_weight(c) * slope;
         }
         voxel.v.write_grad(c, grad);
     }
 }
 
-template <typename Real, typename T>
-__device__ void write_voxel_grad(const segloss_soft_stats& s, int64_t position, const double* total_weight,
+template <typename V>
+__device__ void write_voxel_grad(const segloss_soft_stats& s, const V& v, int64_t sample, const double* total_weight,
                                  Totals* mine) {
-    const Activated<Real, T> voxel(s, position);
-    const Real scale = voxel.v.weight == 0 ? 0 : voxel.v.grad_scale(total_weight);
-    if (voxel.v.is_refused()) {
-        mine->refuse(position);
-        voxel.v.fill_grad(static_cast<Real>(NAN));
-    } else if (voxel.v.weight == 0) {
-        voxel.v.fill_grad(0);
-    } else if (s.activation == SEGLOSS_SOFTMAX) {
-        write_softmax_grad(s, voxel, scale);
-    } else {
-        write_class_grads(s, voxel, scale);
+    using Real = typename V::Number;
+    if (v.is_refused()) {
+        mine->refuse(v.position);
+        v.fill_grad(static_cast<Real>(NAN));
+    } else if (v.weight != 0) {
+        const Activated<V> voxel(s, v);
+        const StatsGrad<V> of_stats(s, voxel, sample);
+        const Real scale = v.grad_scale(total_weight);
+        s.activation == SEGLOSS_SOFTMAX ? write_softmax_grad(of_stats, scale) : write_class_grads(of_stats, scale);
+    } else if (v.exists) {
+        v.fill_grad(0);
     }
 }
 
-template <typename Real, typename T>
-__global__ void backward(const __grid_constant__ segloss_soft_stats s, int64_t begin, int64_t end,
-                         const double* total_weight, Totals* of_blocks) {
-    Totals mine;
-    for_each_position(begin, end, [&](int64_t p) { write_voxel_grad<Real, T>(s, p, total_weight, &mine); });
-    write_totals(mine, of_blocks);
+template <typename Real, typename T, bool TILED>
+__global__ void __launch_bounds__(THREADS)
+    backward(const __grid_constant__ segloss_soft_stats s, int64_t begin, int64_t sample_size, int64_t num_samples,
+             const double* total_weight, Totals* totals) {
+    using V = Voxel<Real, T, TILED>;
+    for (int64_t n = blockIdx.y; n < num_samples; n += gridDim.y) {
+        const int64_t first = begin + n * sample_size;
+        Totals mine;
+        for_each_voxel<true, V, T>(s.voxels, first, first + sample_size,
+                                   [&](const V& v) { write_voxel_grad(s, v, n, total_weight, &mine); });
+        write_totals(mine, totals + n * gridDim.x + blockIdx.x);
+    }
 }
 
-Totals* totals_of(const segloss_cuda_call& call) { return static_cast<Totals*>(call.workspace); }
+// ---- launching ----
 
-ClassSums* class_sums_of(const segloss_cuda_call& call) {
-    return reinterpret_cast<ClassSums*>(totals_of(call) + MAX_BLOCKS);
+constexpr int64_t MAX_CLASS_SUMS = 1 << 18; // of a warp of each block; bounds the workspace
+constexpr int64_t MAX_GRID_Y = 65535;
+
+int num_stats_blocks(int64_t num_positions, int64_t num_samples, int64_t num_classes) {
+    const int64_t affordable = MAX_CLASS_SUMS / (num_samples * (num_classes > 0 ? num_classes : 1));
+    const int blocks = num_blocks(num_positions, num_samples);
+    return affordable < 1 ? 1 : blocks < affordable ? blocks : static_cast<int>(affordable);
+}
+
+struct Samples {
+    int64_t size, count, rows; // rows of the grid
+
+    explicit Samples(const segloss_cuda_call& call)
+        : size((call.end - call.begin) / call.num_samples), count(call.num_samples),
+          rows(count < MAX_GRID_Y ? count : MAX_GRID_Y) {}
+};
+
+// Behind all totals.
+ClassSums* class_sums_of(const segloss_cuda_call& call, const Samples& samples) {
+    const auto num_totals = num_blocks(samples.size, samples.count) * samples.count;
+    return reinterpret_cast<ClassSums*>(static_cast<Totals*>(call.workspace) + num_totals);
 }
 
 } // namespace
 
-// Totals, then the sums of the classes.
-extern "C" size_t segloss_cuda_workspace(int64_t num_classes) {
-    const auto num_sums = static_cast<size_t>(num_stats_blocks(INT64_MAX / 2, num_classes)) * num_classes;
-    return MAX_BLOCKS * sizeof(Totals) + num_sums * sizeof(ClassSums);
+extern "C" size_t segloss_cuda_workspace(int64_t num_positions, int64_t num_samples, int64_t num_classes) {
+    const int64_t size = num_positions / num_samples;
+    const auto num_totals = static_cast<size_t>(num_blocks(size, num_samples) * num_samples);
+    const auto num_rows = static_cast<size_t>(num_stats_blocks(size, num_samples, num_classes) * num_samples * WARPS);
+    return num_totals * sizeof(Totals) + num_rows * static_cast<size_t>(num_classes) * sizeof(ClassSums);
 }
 
 extern "C" int segloss_cuda_soft_stats_forward(const segloss_soft_stats* args, const segloss_cuda_call* call,
                                                double* stats, segloss_sums* sums) {
-    const int64_t num_classes = args->voxels.num_classes;
-    const int blocks = num_stats_blocks(call->end - call->begin, num_classes);
+    const Samples samples(*call);
+    const int64_t num_classes = args->voxels.num_classes, sum_bytes = num_classes * WARPS * sizeof(ClassSums);
+    const int64_t blocks = num_stats_blocks(samples.size, samples.count, num_classes);
     const double losses_per_voxel = args->activation == SEGLOSS_SOFTMAX ? 1 : static_cast<double>(num_classes);
-    const ClassSums* const class_sums = class_sums_of(*call);
-    return with_types(call->real, args->voxels.logits.dtype, [&](auto real, auto element) {
-        using Real = decltype(real);
-        using T = decltype(element);
-        auto error = launch(*call, blocks, forward<Real, T>, *args, call->begin, call->end, class_sums_of(*call),
-                            totals_of(*call));
-        if (error == cudaSuccess) {
-            error =
-                launch(*call, num_blocks(num_classes, THREADS), add_class_sums, class_sums, blocks, num_classes, stats);
-        }
-        return error != cudaSuccess ? error
-                                    : launch(*call, 1, finish<Real, T>, args->voxels, *call, totals_of(*call), blocks,
-                                             losses_per_voxel, sums);
-    });
+    const auto totals = static_cast<Totals*>(call->workspace);
+    ClassSums* const rows = class_sums_of(*call, samples);
+    return with_types(
+        call->real, args->voxels.logits.dtype, num_classes, sum_bytes, [&](auto real, auto element, auto tiled) {
+            using Real = decltype(real);
+            using T = decltype(element);
+            const int64_t shared_bytes = tiled() ? tile_bytes<T>(num_classes) + sum_bytes : 0;
+            auto error = launch(*call, {blocks, samples.rows, shared_bytes}, forward<Real, T, tiled()>, *args,
+                                call->begin, samples.size, samples.count, rows, totals);
+            if (error == cudaSuccess) {
+                error = launch(*call, {num_classes + 1, samples.rows}, add_rows, rows, blocks * (tiled() ? 1 : WARPS),
+                               totals, blocks, samples.count, num_classes, losses_per_voxel, stats, sums);
+            }
+            segloss_sums* const no_sums = nullptr;
+            return error != cudaSuccess
+                       ? error
+                       : launch(*call, {}, finish<Real>, args->voxels, *call, totals, blocks * samples.count, no_sums);
+        });
 }
 
 extern "C" int segloss_cuda_soft_stats_backward(const segloss_soft_stats* args, const segloss_cuda_call* call,
                                                 const double* total_weight) {
-    const int blocks = num_blocks(call->end - call->begin, THREADS);
-    segloss_sums* const no_sums = nullptr;
-    return with_types(call->real, args->voxels.logits.dtype, [&](auto real, auto element) {
+    const Samples samples(*call);
+    const int64_t num_classes = args->voxels.num_classes, blocks = num_blocks(samples.size, samples.count);
+    const auto totals = static_cast<Totals*>(call->workspace);
+    return with_types(call->real, args->voxels.logits.dtype, num_classes, 0, [&](auto real, auto element, auto tiled) {
         using Real = decltype(real);
         using T = decltype(element);
-        const auto error =
-            launch(*call, blocks, backward<Real, T>, *args, call->begin, call->end, total_weight, totals_of(*call));
+        const int64_t shared_bytes = tiled() ? tile_bytes<T>(num_classes) : 0;
+        const auto error = launch(*call, {blocks, samples.rows, shared_bytes}, backward<Real, T, tiled()>, *args,
+                                  call->begin, samples.size, samples.count, total_weight, totals);
+        segloss_sums* const no_sums = nullptr;
         return error != cudaSuccess
                    ? error
-                   : launch(*call, 1, finish<Real, T>, args->voxels, *call, totals_of(*call), blocks, 1.0, no_sums);
+                   : launch(*call, {}, finish<Real>, args->voxels, *call, totals, blocks * samples.count, no_sums);
     });
 }

@@ -1,18 +1,19 @@
 // Sums over voxels in a fixed order: a tree over the threads of a block, then one block over the blocks' sums.
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include "tensors.cuh"
 
 namespace {
 
 constexpr int THREADS = 128;
-constexpr int64_t MAX_BLOCKS = 1024; // what follows from it is part of a sum's bits: not the device's size
+constexpr int LANES = 32; // of a warp
+constexpr int WARPS = THREADS / LANES;
+constexpr int64_t MAX_BLOCKS = 1024; // the grid is part of a sum's bits: not the device's size
 
-inline int num_blocks(int64_t num_positions, int64_t per_block) {
-    const int64_t blocks = (num_positions + per_block - 1) / per_block;
-    return static_cast<int>(blocks < 1 ? 1 : blocks < MAX_BLOCKS ? blocks : MAX_BLOCKS);
+// Of one sample: a thread owns a voxel.
+inline int num_blocks(int64_t num_positions, int64_t num_samples) {
+    const int64_t wanted = (num_positions + THREADS - 1) / THREADS, most = MAX_BLOCKS / num_samples;
+    return static_cast<int>(wanted < 1 || most < 1 ? 1 : wanted < most ? wanted : most);
 }
 
 // Of some voxels.
@@ -35,77 +36,68 @@ struct Totals {
     }
 };
 
-struct ClassSums {
-    double intersection = 0;
-    double prediction = 0;
-    double target = 0;
-
-    __device__ void add(const ClassSums& other) {
-        intersection += other.intersection;
-        prediction += other.prediction;
-        target += other.target;
+// What the threads of a warp have, together; for all of them.
+template <typename Real> __device__ Real sum_of_warp(Real x) {
+    for (int lanes = LANES / 2; lanes > 0; lanes /= 2) {
+        x += __shfl_xor_sync(~0u, x, lanes);
     }
-};
+    return x;
+}
 
-// What the threads of a block have, together; for thread 0. All of them call it, and `shared` may be used again.
-template <typename Sum> __device__ Sum sum_of_block(const Sum& mine, Sum* shared) {
-    const int thread = static_cast<int>(threadIdx.x);
-    shared[thread] = mine;
-    for (int half = THREADS / 2; half > 0; half /= 2) {
-        __syncthreads();
-        if (thread < half) {
-            shared[thread].add(shared[thread + half]);
-        }
+template <typename Sum> __device__ Sum of_other_lane(const Sum& mine, int lanes) {
+    static_assert(sizeof(Sum) % sizeof(double) == 0);
+    union {
+        double words[sizeof(Sum) / sizeof(double)];
+        Sum sum;
+    } copy = {};
+    copy.sum = mine;
+    for (auto& word : copy.words) {
+        word = __shfl_xor_sync(~0u, word, lanes);
     }
-    const Sum total = shared[0];
+    return copy.sum;
+}
+
+// What the threads of a block have, together; for thread 0. All of them call it.
+template <typename Sum> __device__ Sum sum_of_block(Sum mine) {
+    __shared__ double memory[WARPS * sizeof(Sum) / sizeof(double)]; // shared memory has no constructors
+    const auto of_warps = reinterpret_cast<Sum*>(memory);
+    for (int lanes = LANES / 2; lanes > 0; lanes /= 2) {
+        mine.add(of_other_lane(mine, lanes));
+    }
+    __syncthreads(); // whoever summed before is done
+    if (threadIdx.x % LANES == 0) {
+        of_warps[threadIdx.x / LANES] = mine;
+    }
     __syncthreads();
-    return total;
-}
-
-// Shared memory has no constructors.
-template <typename Sum> struct Shared {
-    alignas(Sum) unsigned char bytes[THREADS * sizeof(Sum)];
-    __device__ Sum* sums() { return reinterpret_cast<Sum*>(bytes); }
-};
-
-// The voxels of this thread: for_each(begin, end, f) calls f(position).
-template <typename Function> __device__ void for_each_position(int64_t begin, int64_t end, const Function& f) {
-    const int64_t step = static_cast<int64_t>(gridDim.x) * THREADS;
-    for (int64_t p = begin + static_cast<int64_t>(blockIdx.x) * THREADS + threadIdx.x; p < end; p += step) {
-        f(p);
+    for (int warp = 1; warp < WARPS && threadIdx.x == 0; ++warp) {
+        mine.add(of_warps[warp]);
     }
+    return mine;
 }
 
-// Adds up a block's totals into its place.
-__device__ inline void write_totals(const Totals& mine, Totals* of_blocks) {
-    __shared__ Shared<Totals> shared;
-    const Totals total = sum_of_block(mine, shared.sums());
+// Adds up a block's totals into their place.
+__device__ inline void write_totals(const Totals& mine, Totals* of_block) {
+    const Totals total = sum_of_block(mine);
     if (threadIdx.x == 0) {
-        of_blocks[blockIdx.x] = total;
+        *of_block = total;
     }
 }
 
-// One block: adds the blocks' totals. `sums`: the losses and the weights, may be null. True for the thread that has
-// the total, where something was refused that is to be reported.
-__device__ inline bool add_totals(const segloss_cuda_call& call, const Totals* of_blocks, int count, segloss_sums* sums,
-                                  Totals* total) {
-    __shared__ Shared<Totals> shared;
-    Totals mine;
-    for (int i = static_cast<int>(threadIdx.x); i < count; i += THREADS) {
-        mine.add(of_blocks[i]);
+// One block: adds up what others left, for thread 0.
+template <typename Sum> __device__ Sum sum_of_blocks(const Sum* of_blocks, int64_t count, int64_t stride) {
+    Sum mine;
+    for (int64_t i = threadIdx.x; i < count; i += THREADS) {
+        mine.add(of_blocks[i * stride]);
     }
-    *total = sum_of_block(mine, shared.sums());
-    if (threadIdx.x == 0 && sums) {
-        *sums = {total->loss, total->weight};
-    }
-    return threadIdx.x == 0 && total->num_refused > 0 && call.refusal->count == 0;
+    return sum_of_block(mine);
 }
 
-// The count comes last: who sees it sees the rest.
+// The count comes last: who sees it sees the rest. The first report stays until the host has seen it.
 __device__ inline void report(const segloss_cuda_call& call, const Totals& total, const segloss_tensor& tensor,
                               int64_t offset, bool is_prediction) {
     segloss_refusal* const refusal = call.refusal;
-    refusal->position = call.first_position + total.first_refused;
+    refusal->origin = call.origin;
+    refusal->position = total.first_refused;
     refusal->label = load_integer(tensor, offset);
     refusal->value = load<double>(tensor, offset);
     refusal->is_prediction = is_prediction;
@@ -113,32 +105,9 @@ __device__ inline void report(const segloss_cuda_call& call, const Totals& total
     refusal->count = total.num_refused;
 }
 
-// Calls f(Real(), T()) with what a call computes in and the type of its logits; float never computes for double logits.
-template <typename Function> cudaError_t with_types(segloss_real real, segloss_dtype logits, const Function& f) {
-    const bool is_double = real == SEGLOSS_REAL_DOUBLE;
-    switch (logits) {
-    case SEGLOSS_FLOAT32:
-        return is_double ? f(double(), float()) : f(float(), float());
-    case SEGLOSS_FLOAT16:
-        return is_double ? f(double(), __half()) : f(float(), __half());
-    case SEGLOSS_BFLOAT16:
-        return is_double ? f(double(), __nv_bfloat16()) : f(float(), __nv_bfloat16());
-    case SEGLOSS_FLOAT64:
-        return is_double ? f(double(), double()) : cudaErrorInvalidValue;
-    default:
-        return cudaErrorInvalidValue;
-    }
-}
-
-// Puts kernel(arguments...) on the stream of a call.
-template <typename... Parameters, typename... Arguments>
-cudaError_t launch(const segloss_cuda_call& call, int blocks, void (*kernel)(Parameters...),
-                   const Arguments&... arguments) {
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(static_cast<unsigned>(blocks));
-    config.blockDim = dim3(THREADS);
-    config.stream = static_cast<cudaStream_t>(call.stream);
-    return cudaLaunchKernelEx(&config, kernel, arguments...);
+// For thread 0: whether the totals are to be reported.
+__device__ inline bool is_news(const segloss_cuda_call& call, const Totals& total) {
+    return threadIdx.x == 0 && total.num_refused > 0 && call.refusal->count == 0;
 }
 
 } // namespace

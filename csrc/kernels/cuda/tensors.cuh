@@ -87,21 +87,52 @@ __device__ inline int64_t load_integer(const segloss_tensor& t, int64_t offset) 
     }
 }
 
-// Where a position lies in each of some tensors.
-template <int N>
-__device__ void find_offsets(const segloss_positions& positions, int64_t position,
-                             const segloss_tensor* const (&tensors)[N], int64_t (&offsets)[N]) {
-    for (int k = 0; k < N; ++k) {
-        offsets[k] = 0;
-    }
-    for (int d = positions.num_dims - 1; d >= 0; --d) {
-        const int64_t index = d > 0 ? position % positions.sizes[d] : position;
-        position = d > 0 ? position / positions.sizes[d] : 0;
+// Where positions lie in each of some tensors. Most steps stay in the last dimension, and are additions.
+template <int N> class Walk {
+public:
+    __device__ Walk(const segloss_positions& positions, const segloss_tensor* const (&tensors)[N])
+        : positions_(positions) {
         for (int k = 0; k < N; ++k) {
-            offsets[k] += index * tensors[k]->strides[d];
+            tensors_[k] = tensors[k];
         }
     }
-}
+
+    __device__ void start(int64_t position) {
+        position_ = position;
+        for (int k = 0; k < N; ++k) {
+            offsets_[k] = 0;
+        }
+        for (int d = positions_.num_dims - 1; d >= 0; --d) {
+            const int64_t index = d > 0 ? position % positions_.sizes[d] : position;
+            position = d > 0 ? position / positions_.sizes[d] : 0;
+            last_ = d == positions_.num_dims - 1 ? index : last_;
+            for (int k = 0; k < N; ++k) {
+                offsets_[k] += index * tensors_[k]->strides[d];
+            }
+        }
+    }
+
+    __device__ void step(int64_t positions) {
+        const int d = positions_.num_dims - 1;
+        if (d > 0 && last_ + positions >= positions_.sizes[d]) {
+            start(position_ + positions);
+            return;
+        }
+        position_ += positions;
+        last_ += positions;
+        for (int k = 0; k < N; ++k) {
+            offsets_[k] += positions * tensors_[k]->strides[d];
+        }
+    }
+
+    __device__ int64_t position() const { return position_; }
+    __device__ int64_t operator[](int tensor) const { return offsets_[tensor]; }
+
+private:
+    const segloss_positions& positions_;
+    const segloss_tensor* tensors_[N];
+    int64_t position_, last_, offsets_[N];
+};
 
 enum : int64_t { IGNORED = -1, BAD = -2 };
 

@@ -1,8 +1,10 @@
 // One voxel of cross entropy or soft statistics: what is read of it, its softmax and what the losses need of it.
 #pragma once
 
+#include <type_traits>
+
 #include "../voxel.h"
-#include "sums.cuh"
+#include "tile.cuh"
 
 namespace {
 
@@ -14,33 +16,39 @@ template <> struct SoftmaxOf<double> {
     using type = softmax_double;
 };
 
-// `Real` is what is computed in, `T` the elements of logits and gradient.
-template <typename Real, typename T> struct Voxel {
+using VoxelWalk = Walk<6>;
+
+__device__ inline VoxelWalk walk_of(const segloss_cross_entropy& a) {
+    return {a.positions, {&a.logits, &a.target, &a.voxel_weight, &a.loss, &a.grad_loss, &a.grad_logits}};
+}
+
+// `Real` is what is computed in, `T` the elements of logits and gradient, which a tile holds where `TILED`, or else
+// their tensors.
+template <typename Real, typename T, bool TILED> struct Voxel {
+    using Number = Real;
     using Softmax = typename SoftmaxOf<Real>::type;
+    using Stride = std::conditional_t<TILED, int, int64_t>;
+    static constexpr bool IS_TILED = TILED;
 
     const segloss_cross_entropy* a;
-    int64_t logits_at, target_at, weight_at, loss_at, grad_loss_at, grad_at;
-    int64_t label; // 0 where the target is probabilities or masks
-    Real weight;   // v; 0 where the voxel does not count
+    int64_t position, target_at, weight_at, loss_at, grad_loss_at;
+    int64_t label = IGNORED; // 0 where the target is probabilities or masks
+    Real weight = 0;         // v; 0 where the voxel does not count
+    bool exists;             // false past the end
+    Classes<T, Stride> logits, grad;
 
-    Voxel() = default;
-
-    __device__ Voxel(const segloss_cross_entropy& args, int64_t position) : a(&args) {
-        const segloss_tensor* const tensors[] = {&a->logits, &a->target,    &a->voxel_weight,
-                                                 &a->loss,   &a->grad_loss, &a->grad_logits};
-        int64_t offsets[6];
-        find_offsets(a->positions, position, tensors, offsets);
-        logits_at = offsets[0], target_at = offsets[1], weight_at = offsets[2];
-        loss_at = offsets[3], grad_loss_at = offsets[4], grad_at = offsets[5];
-        label = read_label();
-        weight = label < 0 ? 0 : a->voxel_weight.data ? load<Real>(a->voxel_weight, weight_at) : 1;
+    __device__ Voxel(const segloss_cross_entropy& args, const VoxelWalk& at, bool is_inside)
+        : a(&args), position(at.position()), target_at(at[1]), weight_at(at[2]), loss_at(at[3]), grad_loss_at(at[4]),
+          exists(is_inside) {
+        if (exists) {
+            label = read_label();
+            weight = label < 0 ? 0 : a->voxel_weight.data ? load<Real>(a->voxel_weight, weight_at) : 1;
+        }
     }
 
     __device__ bool is_refused() const { return label == BAD; }
 
-    __device__ Real logit(int64_t c) const {
-        return static_cast<Real>(number(element<T>(a->logits, logits_at + c * a->logits.stride_class)));
-    }
+    __device__ Real logit(int64_t c) const { return static_cast<Real>(number(logits[c])); }
 
     __device__ Real target(int64_t c) const {
         return a->target_kind == SEGLOSS_LABELS ? static_cast<Real>(c == label)
@@ -55,9 +63,7 @@ template <typename Real, typename T> struct Voxel {
         return a->class_weight ? static_cast<const Real*>(a->class_weight)[c] : 1;
     }
 
-    __device__ void write_grad(int64_t c, Real value) const {
-        assign(static_cast<T*>(a->grad_logits.data)[grad_at + c * a->grad_logits.stride_class], value);
-    }
+    __device__ void write_grad(int64_t c, Real value) const { assign(grad[c], static_cast<double>(value)); }
 
     __device__ void fill_grad(Real value) const {
         for (int64_t c = 0; c < a->num_classes; ++c) {
@@ -65,7 +71,7 @@ template <typename Real, typename T> struct Voxel {
         }
     }
 
-    // What multiplies the gradient of the losses for v = 1: grad_loss * grad_scale * v / total_weight.
+    // What multiplies the gradient of the losses for v = 1, grad_loss * grad_scale * v / total_weight.
     __device__ Real grad_scale(const double* total_weight) const {
         if (!a->grad_loss.data || (total_weight && *total_weight == 0)) {
             return 0;
@@ -92,11 +98,7 @@ template <typename Real, typename T> struct Voxel {
         if (a->log_probabilities) {
             start_log_probabilities(&s);
         } else {
-            start_softmax(&s);
-            for (int64_t c = 0; c < a->num_classes; ++c) {
-                add_logit(&s, logit(c));
-            }
-            finish_softmax(&s);
+            read_logits(&s);
         }
         for (int64_t c = 0; c < a->num_classes && with_factors; ++c) {
             add_factor(&s, logit(c), factor(c));
@@ -122,6 +124,18 @@ template <typename Real, typename T> struct Voxel {
     }
 
 private:
+    __device__ void read_logits(Softmax* s) const {
+        start_softmax(s);
+        for (int64_t group = 0; group < a->num_classes; group += VOXEL_GROUP) {
+            const int64_t end = group + VOXEL_GROUP < a->num_classes ? group + VOXEL_GROUP : a->num_classes;
+            for (int64_t c = group; c < end; ++c) {
+                add_logit(s, logit(c));
+            }
+            finish_group(s);
+        }
+        finish_softmax(s);
+    }
+
     __device__ int64_t read_label() const {
         if (a->target_kind == SEGLOSS_LABELS) {
             return load_class(a->target, target_at, a->num_classes, a->ignore_index);
@@ -145,31 +159,68 @@ private:
     }
 };
 
+// Calls visit(voxel) for this thread's voxels in [begin, end). With GRADIENT it writes the gradients of them all. The
+// threads of a block go through it together, those past the end too.
+template <bool GRADIENT, typename V, typename T, typename Function>
+__device__ void for_each_voxel(const segloss_cross_entropy& a, int64_t begin, int64_t end, const Function& visit) {
+    Tile<T> tile(a.num_classes);
+    for_each_tile(walk_of(a), begin, end, [&](const VoxelWalk& at, int count) {
+        const int thread = static_cast<int>(threadIdx.x);
+        V voxel(a, at, thread < count);
+        if constexpr (V::IS_TILED) {
+            tile.load(a.logits, at[0], count);
+            voxel.logits = voxel.grad = tile.voxel(thread);
+        } else {
+            voxel.logits = {static_cast<T*>(a.logits.data) + at[0], a.logits.stride_class};
+            voxel.grad = {static_cast<T*>(a.grad_logits.data) + at[5], a.grad_logits.stride_class};
+        }
+        visit(voxel);
+        if constexpr (V::IS_TILED && GRADIENT) {
+            tile.store(a.grad_logits, at[5], count);
+        }
+    });
+}
+
 // The gradient of the losses of one voxel, class by class, times v and grad_loss.
-template <typename Real, typename T> struct LossGrad {
-    using Softmax = typename SoftmaxOf<Real>::type;
+template <typename V> struct LossGrad {
+    using Real = typename V::Number;
 
-    const Voxel<Real, T>& v;
-    const Softmax& s;
+    const V& v;
+    const typename V::Softmax& s;
     Real share, scale, sharp, total;
-    bool has_factors;
 
-    __device__ LossGrad(const Voxel<Real, T>& voxel, const Softmax& softmax, Real grad_scale)
+    __device__ LossGrad(const V& voxel, const typename V::Softmax& softmax, Real grad_scale)
         : v(voxel), s(softmax), share(softmax_share(&softmax)), scale(grad_scale),
-          sharp(voxel.sharp_factor(softmax, true)), total(static_cast<Real>(softmax.mass) + sharp),
-          has_factors(voxel.has_factors()) {}
+          sharp(voxel.sharp_factor(softmax, true)), total(static_cast<Real>(softmax.mass) + sharp) {}
 
-    __device__ Real operator()(int64_t c) const {
+    // Calls visit(c, gradient) for every class.
+    template <typename Function> __device__ void for_each(const Function& visit) const {
+        if (v.has_factors() || v.a->log_probabilities) {
+            for (int64_t c = 0; c < v.a->num_classes; ++c) {
+                visit(c, with_factors(c));
+            }
+            return;
+        }
+        const Real of_label = scale * sharp;
+        for (int64_t c = 0; c < v.a->num_classes; ++c) {
+            visit(c, of_label * label_grad(&s, share, v.logit(c), c == v.label));
+        }
+    }
+
+private:
+    __device__ Real with_factors(int64_t c) const {
         const Real at_label = v.a->target_kind == SEGLOSS_LABELS && c == v.label ? sharp : 0;
-        const Real q = has_factors ? v.factor(c) + at_label : at_label;
+        const Real q = v.has_factors() ? v.factor(c) + at_label : at_label;
         return scale * (v.a->log_probabilities ? -q : softmax_grad(&s, share, v.logit(c), q, total));
     }
 };
 
 // Of the first refused voxel the label, or its first refused mask.
-template <typename Real, typename T>
+template <typename Real>
 __device__ void report_target(const segloss_cuda_call& call, const segloss_cross_entropy& a, const Totals& total) {
-    const Voxel<Real, T> v(a, total.first_refused);
+    auto walk = walk_of(a);
+    walk.start(total.first_refused);
+    const Voxel<Real, Real, false> v(a, walk, true); // whose logits are not looked at
     int64_t offset = v.target_at;
     if (a.target_kind == SEGLOSS_MASKS) {
         int64_t c = 0;
@@ -181,15 +232,16 @@ __device__ void report_target(const segloss_cuda_call& call, const segloss_cross
     report(call, total, a.target, offset, false);
 }
 
-template <typename Real, typename T>
+// One block. `sums` may be null.
+template <typename Real>
 __global__ void finish(const __grid_constant__ segloss_cross_entropy a, const __grid_constant__ segloss_cuda_call call,
-                       const Totals* of_blocks, int count, double losses_per_voxel, segloss_sums* sums) {
-    Totals total;
-    if (add_totals(call, of_blocks, count, sums, &total)) {
-        report_target<Real, T>(call, a, total);
-    }
+                       const Totals* of_blocks, int64_t count, segloss_sums* sums) {
+    const Totals total = sum_of_blocks(of_blocks, count, 1);
     if (threadIdx.x == 0 && sums) {
-        sums->weight *= losses_per_voxel;
+        *sums = {total.loss, total.weight};
+    }
+    if (is_news(call, total)) {
+        report_target<Real>(call, a, total);
     }
 }
 

@@ -1,17 +1,19 @@
 // CUDA's runtime on a CPU, as far as the kernels use it: a C++ compiler compiles them against this header, and a launch
 // runs the grid there and then.
 //
-// Each thread of a block is a fiber that runs until the next barrier. Blocks, and the threads between two barriers,
-// take turns in an order that `order` decides: what depends on it is a race. A barrier that some threads of a block
-// reach and others do not ends the program.
+// Each thread of a block is a fiber that runs until the next barrier, of its block or of its warp. Blocks, and the
+// threads between two barriers, take turns in an order that `order` decides: what depends on it is a race. A barrier
+// that some threads reach and others do not ends the program, and so does a block that writes past its shared memory.
 #pragma once
 
 #include <setjmp.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <numeric>
@@ -21,17 +23,23 @@
 #define __host__
 #define __device__
 #define __global__
-#define __shared__ static // blocks run one after the other
+#define __shared__ thread_local // blocks run one after the other, in one thread
 #define __grid_constant__
+#define __launch_bounds__(threads)
 
 struct dim3 {
-    unsigned x, y = 1, z = 1;
-    dim3(unsigned size = 1) : x(size) {}
+    unsigned x, y, z = 1;
+    dim3(unsigned width = 1, unsigned height = 1) : x(width), y(height) {}
+};
+
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
 };
 
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize };
 using cudaStream_t = void*;
 
 struct cudaLaunchConfig_t {
@@ -43,9 +51,23 @@ struct cudaLaunchConfig_t {
 namespace emulation {
 
 extern unsigned order;
+constexpr size_t GRANTED_SHARED_BYTES = 48 << 10;
+inline size_t granted_shared_bytes = GRANTED_SHARED_BYTES;
+
+// The dynamic shared memory of a block: filled with garbage, and looked at for what was written past its end.
+void begin_block(size_t shared_bytes);
+void end_block(size_t shared_bytes);
+
+[[noreturn]] inline void fail(const char* text) {
+    std::printf("FAILED: %s\n", text);
+    std::exit(1);
+}
 
 class Block {
 public:
+    static constexpr unsigned WARP = 32;
+    enum State { READY, AT_WARP_BARRIER, AT_BLOCK_BARRIER, DONE };
+
     explicit Block(unsigned num_threads) : fibers_(num_threads) {
         for (auto& fiber : fibers_) {
             create(&fiber);
@@ -56,28 +78,25 @@ public:
     void run(const std::function<void()>& kernel, std::minstd_rand& random) {
         kernel_ = &kernel;
         for (auto& fiber : fibers_) {
-            fiber.is_done = false;
+            fiber.state = READY;
         }
         std::vector<unsigned> turns(fibers_.size());
         std::iota(turns.begin(), turns.end(), 0u);
-        for (unsigned num_done = 0; num_done < fibers_.size();) {
+        do {
             shuffle(&turns, random);
-            num_done = 0;
             for (const unsigned thread : turns) {
-                resume(thread);
-                num_done += fibers_[thread].is_done;
+                if (fibers_[thread].state == READY) {
+                    resume(thread);
+                }
             }
-            if (num_done > 0 && num_done < fibers_.size()) {
-                std::puts("FAILED: some threads of a block wait at a barrier that others do not reach");
-                std::exit(1);
-            }
-        }
+        } while (release());
     }
 
-    static void wait() {
-        if (_setjmp(current_->running_->place) == 0) {
-            _longjmp(current_->scheduler_, 1);
-        }
+    // Leaves the running fiber at a barrier, until all others that it waits for are there.
+    static void wait(State barrier) {
+        const dim3 thread = threadIdx;
+        current_->suspend(barrier);
+        threadIdx = thread;
     }
 
     static void shuffle(std::vector<unsigned>* turns, std::minstd_rand& random) {
@@ -92,15 +111,21 @@ private:
     struct Fiber {
         jmp_buf place; // where it waits
         std::unique_ptr<char[]> stack;
-        bool is_done;
+        State state;
     };
+
+    void suspend(State state) {
+        running_->state = state;
+        if (_setjmp(running_->place) == 0) {
+            _longjmp(scheduler_, 1);
+        }
+    }
 
     // A fiber's stack is made by ucontext; from then on jumps are enough, which leave the signals' masks alone.
     static void enter() {
         for (;;) {
-            wait();
+            current_->suspend(DONE);
             (*current_->kernel_)();
-            current_->running_->is_done = true;
         }
     }
 
@@ -128,6 +153,34 @@ private:
         }
     }
 
+    bool all(State state, size_t begin, size_t end) const {
+        return std::all_of(fibers_.begin() + begin, fibers_.begin() + end,
+                           [&](const Fiber& fiber) { return fiber.state == state; });
+    }
+
+    void set_ready(size_t begin, size_t end) {
+        std::for_each(fibers_.begin() + begin, fibers_.begin() + end, [](Fiber& fiber) { fiber.state = READY; });
+    }
+
+    // Lets the threads go on whose barrier is complete. False at the end of the block.
+    bool release() {
+        bool has_ready = false;
+        for (size_t warp = 0; warp < fibers_.size(); warp += WARP) {
+            if (all(AT_WARP_BARRIER, warp, warp + WARP)) {
+                set_ready(warp, warp + WARP);
+                has_ready = true;
+            }
+        }
+        if (has_ready || all(DONE, 0, fibers_.size())) {
+            return has_ready;
+        }
+        if (!all(AT_BLOCK_BARRIER, 0, fibers_.size())) {
+            fail("some threads wait at a barrier that others do not reach");
+        }
+        set_ready(0, fibers_.size());
+        return true;
+    }
+
     inline static Block* current_;
     std::vector<Fiber> fibers_;
     jmp_buf scheduler_;
@@ -135,12 +188,57 @@ private:
     const std::function<void()>* kernel_;
 };
 
+// What threads hand to each other at barriers of one kind, by turns in two places: a thread that goes on to the next
+// barrier leaves what others still read.
+struct Exchange {
+    static constexpr unsigned MAX_THREADS = 1024;
+    Block::State barrier;
+    unsigned char slots[2][MAX_THREADS][8] = {};
+    unsigned char turns[MAX_THREADS] = {};
+
+    // Returns what read(get) returns, where get(thread) is what another thread of the barrier has.
+    template <typename T, typename Read> auto operator()(T mine, const Read& read) {
+        static_assert(sizeof mine <= sizeof slots[0][0]);
+        auto& place = slots[turns[threadIdx.x] ^= 1];
+        std::memcpy(place[threadIdx.x], &mine, sizeof mine);
+        Block::wait(barrier);
+        return read([&](unsigned thread) {
+            T other;
+            std::memcpy(&other, place[thread], sizeof other);
+            return other;
+        });
+    }
+};
+
+inline Exchange of_block{Block::AT_BLOCK_BARRIER}, of_warp{Block::AT_WARP_BARRIER};
+
 } // namespace emulation
 
-inline void __syncthreads() {
-    const dim3 thread = threadIdx;
-    emulation::Block::wait();
-    threadIdx = thread;
+inline void __syncthreads() { emulation::Block::wait(emulation::Block::AT_BLOCK_BARRIER); }
+
+inline int __syncthreads_and(int mine) {
+    return emulation::of_block(mine, [](const auto& get) {
+        int all = 1;
+        for (unsigned thread = 0; thread < blockDim.x; ++thread) {
+            all &= get(thread) != 0;
+        }
+        return all;
+    });
+}
+
+inline int __any_sync(unsigned /*all lanes*/, int mine) {
+    return emulation::of_warp(mine, [](const auto& get) {
+        const unsigned first = threadIdx.x / emulation::Block::WARP * emulation::Block::WARP;
+        int any = 0;
+        for (unsigned lane = 0; lane < emulation::Block::WARP; ++lane) {
+            any |= get(first + lane) != 0;
+        }
+        return any;
+    });
+}
+
+template <typename T> T __shfl_xor_sync(unsigned /*all lanes*/, T mine, int lanes) {
+    return emulation::of_warp(mine, [&](const auto& get) { return get(threadIdx.x ^ static_cast<unsigned>(lanes)); });
 }
 
 inline void __threadfence_system() {}
@@ -151,19 +249,30 @@ template <typename T> T atomicAdd(T* address, T value) {
     return before;
 }
 
+inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int shared_bytes) {
+    emulation::granted_shared_bytes = static_cast<size_t>(shared_bytes);
+    return cudaSuccess;
+}
+
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                const Arguments&... arguments) {
     static emulation::Block block(config->blockDim.x); // every launch has blocks of one size
+    if (config->dynamicSmemBytes > emulation::granted_shared_bytes) {
+        return cudaErrorInvalidValue;
+    }
+    emulation::granted_shared_bytes = emulation::GRANTED_SHARED_BYTES; // it is granted to one kernel
     std::minstd_rand random(emulation::order + 1);
-    std::vector<unsigned> turns(config->gridDim.x);
+    std::vector<unsigned> turns(config->gridDim.x * config->gridDim.y);
     std::iota(turns.begin(), turns.end(), 0u);
     emulation::Block::shuffle(&turns, random);
     gridDim = config->gridDim;
     blockDim = config->blockDim;
     for (const unsigned index : turns) {
-        blockIdx = dim3(index);
+        blockIdx = dim3(index % gridDim.x, index / gridDim.x);
+        emulation::begin_block(config->dynamicSmemBytes);
         block.run([&] { kernel(arguments...); }, random);
+        emulation::end_block(config->dynamicSmemBytes);
     }
     return cudaSuccess;
 }
