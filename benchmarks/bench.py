@@ -18,8 +18,8 @@ import memory
 import report
 import torch
 from cases import IMAGE_LIKE, Call, Case, cases, variants
-from limits import read_once, read_twice_and_write, read_twice_and_write_fresh
-from timing import Run, compare
+from limits import gpu_bandwidth, read_once, read_twice_and_write, read_twice_and_write_fresh
+from timing import Comparison, Run, compare
 from torch import Tensor
 
 import segloss
@@ -37,7 +37,7 @@ TOLERANCE_BFLOAT16 = 1e-2  # the result has 8 bits
 
 def forward(call: Call, logits: Tensor, labels: Tensor) -> Run:
     inputs = logits.detach(), labels
-    return Run(lambda: call(*inputs), before=read_once(logits))
+    return Run(lambda: call(*inputs), before=read_once(logits), on_gpu=logits.is_cuda)
 
 
 def forward_backward(call: Call, logits: Tensor, labels: Tensor) -> Run:
@@ -45,7 +45,7 @@ def forward_backward(call: Call, logits: Tensor, labels: Tensor) -> Run:
         torch.autograd.backward(call(logits, labels))
         logits.grad = None  # each pays for giving back its own gradient
 
-    return Run(run, before=read_once(logits))
+    return Run(run, before=read_once(logits), on_gpu=logits.is_cuda)
 
 
 PASSES = {"forward": forward, "forward + backward": forward_backward}
@@ -53,6 +53,7 @@ LIMITS = {
     "forward": {"limit": read_once},
     "forward + backward": {"limit": read_twice_and_write_fresh, "limit, memory at hand": read_twice_and_write},
 }
+GPU_TRAFFIC = {"forward": 1, "forward + backward": 3}  # times the logits' bytes: what those loops read and write
 
 # ---- do they compute the same? ----
 
@@ -106,7 +107,7 @@ def time_case(case: Case, budget: float) -> list[Row]:
         }
         results = compare(pairs, budget)
         if case.problem.num_bytes >= LARGE:  # on their own: fresh memory is slow for a while after peers freed theirs
-            results |= compare(beside_limits(name, plain, logits, labels), budget)
+            results |= beside_limits(name, plain, logits, labels, budget)
         rows.append(
             {
                 "loss": case.loss,
@@ -120,9 +121,13 @@ def time_case(case: Case, budget: float) -> list[Row]:
     return rows
 
 
-def beside_limits(name: str, call: Call, logits: Tensor, labels: Tensor) -> dict[str, tuple[Run, Run]]:
+def beside_limits(name: str, call: Call, logits: Tensor, labels: Tensor, budget: float) -> dict[str, Comparison]:
     ours = PASSES[name](call, logits, labels)
-    return {limit: (ours, Run(make(logits), before=read_once(logits))) for limit, make in LIMITS[name].items()}
+    if logits.is_cuda:
+        taken, limit = compare({"": (ours, ours)}, budget)[""].ours, GPU_TRAFFIC[name] * logits.nbytes / gpu_bandwidth()
+        return {"limit": Comparison(taken, limit, limit / taken)}
+    pairs = {limit: (ours, Run(make(logits), before=read_once(logits))) for limit, make in LIMITS[name].items()}
+    return compare(pairs, budget)
 
 
 def time_variants(case: Case, budget: float) -> list[Row]:
@@ -142,14 +147,15 @@ def measure_memory(case: Case) -> list[Row]:
     if not peers:
         return []
     sides = {"segloss": (peers[0], 0)} | {name: (name, 1) for name in peers}
-    taken = {who: asdict(memory.in_own_process(case, *side)) for who, side in sides.items()}
+    taken = {who: asdict(memory.taken(case, *side)) for who, side in sides.items()}
     return [{"loss": case.loss, **case.columns(), "memory": taken}]
 
 
-def time_sizes(full: bool, budget: float) -> list[Row]:
+def time_sizes(full: bool, budget: float, device: str) -> list[Row]:
     """Cross entropy, forward and backward, from 10^4 voxels and 2 classes on."""
     most_logits = 512 * 10**6 if full else 40 * 10**6  # of four bytes
-    memory_of_logits, memory_of_labels = torch.empty(most_logits).normal_(), torch.empty(10**8, dtype=torch.int16)
+    memory_of_logits = torch.empty(most_logits, device=device).normal_()
+    memory_of_labels = torch.empty(10**8, dtype=torch.int16, device=device)
     rows = []
     for classes in (2**n for n in range(1, 10)) if full else (2, 8, 32, 128, 512):
         memory_of_labels.random_(classes)
@@ -157,35 +163,40 @@ def time_sizes(full: bool, budget: float) -> list[Row]:
             if classes * voxels <= most_logits:
                 logits = memory_of_logits[: classes * voxels].view(1, classes, voxels).requires_grad_()
                 labels = memory_of_labels[:voxels].view(1, 1, voxels)
-                beside = beside_limits("forward + backward", segloss.cross_entropy, logits, labels)
-                results = compare(beside, budget)
-                rows.append({"voxels": voxels, "classes": classes, **asdict(results["limit, memory at hand"])})
+                *_, result = beside_limits("forward + backward", segloss.cross_entropy, logits, labels, budget).values()
+                rows.append({"voxels": voxels, "classes": classes, **asdict(result)})
                 memory_of_logits.requires_grad_(False)
     return rows
 
 
-def machine() -> Row:
+def machine(device: str) -> Row:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
     return {
-        "processor": processor or platform.machine(),
+        "processor": torch.cuda.get_device_name() if device == "cuda" else processor or platform.machine(),
         "threads": torch.get_num_threads(),
-        "isa": segloss.get_isa(),
+        "isa": gpu_kernels() if device == "cuda" else segloss.get_isa(),
         "torch": torch.__version__,
         "load": os.getloadavg()[0],  # a machine that does something else gives other figures
     }
 
 
-def jobs(full: bool, budget: float) -> dict[str, Job]:
+def gpu_kernels() -> str:
+    built = torch._C._dispatch_has_kernel_for_dispatch_key("segloss::cross_entropy_forward", "CUDA")
+    return "segloss's CUDA" if built else "ATen's"
+
+
+def jobs(full: bool, budget: float, device: str = "cpu") -> dict[str, Job]:
     """By name; the first word of it is the table that the rows go to."""
-    by_name: dict[str, Job] = {f"speed {case.name}": partial(time_case, case, budget) for case in cases(full)}
+    chosen = cases(full, device)
+    by_name: dict[str, Job] = {f"speed {case.name}": partial(time_case, case, budget) for case in chosen}
     for loss, problem in itertools.product(("cross_entropy", "dice_ce_loss"), IMAGE_LIKE if full else IMAGE_LIKE[1:3]):
-        case = Case(loss, problem)
+        case = Case(loss, replace(problem, device=device))
         by_name[f"variants {case.name}"] = partial(time_variants, case, budget)
-    for case in cases(full):
+    for case in chosen:
         if case.problem.is_plain and case.problem.num_bytes >= LARGE:
             by_name[f"memory {case.name}"] = partial(measure_memory, replace(case, compiled=False))
-    by_name["sizes"] = partial(time_sizes, full, budget / 4)
+    by_name["sizes"] = partial(time_sizes, full, budget / 4, device)
     return by_name
 
 
@@ -196,15 +207,22 @@ def arguments() -> argparse.Namespace:
     form.add_argument("--full", action="store_true", help="every shape in every dtype and layout")
     parser.add_argument("--only", metavar="SUBSTRING", default="", help="only what has it in its name; writes no files")
     parser.add_argument("--seconds", type=float, help="for each ratio (default: 0.5, full: 1)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: a GPU, and larger shapes, too")
     parser.add_argument("--threads", type=int, help="default: what torch takes")
-    parser.add_argument("--json", type=Path, help="default: results/quick.json or full.json")
+    parser.add_argument("--json", type=Path, help="default: results/quick.json or full.json; quick_cuda.json")
     parser.add_argument("--plot", type=Path, help="default: results/quick.png or full.png; by size: *_sizes.png")
     args = parser.parse_args()
+    if args.device == "cuda" and not torch.cuda.is_available():
+        found = f"torch {torch.__version__} finds none (torch.cuda.is_available() is False)"
+        parser.exit(
+            2, f"{parser.prog}: --device cuda: expected a GPU, {found}. Run it where one is, or without --device\n"
+        )
     args.form = "full" if args.full else "quick"
     args.seconds = args.seconds if args.seconds is not None else (1.0 if args.full else 0.5)
     if not args.only:
-        args.json = args.json or RESULTS / f"{args.form}.json"
-        args.plot = args.plot or RESULTS / f"{args.form}.png"
+        stem = args.form if args.device == "cpu" else f"{args.form}_{args.device}"
+        args.json = args.json or RESULTS / f"{stem}.json"
+        args.plot = args.plot or RESULTS / f"{stem}.png"
     return args
 
 
@@ -214,8 +232,8 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     for path in filter(None, (args.json, args.plot)):
         path.parent.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {"form": args.form, "machine": machine()}
-    for name, job in jobs(args.full, args.seconds).items():
+    results: dict[str, Any] = {"form": args.form, "machine": machine(args.device)}
+    for name, job in jobs(args.full, args.seconds, args.device).items():
         if args.only in name:
             print(name, file=sys.stderr)
             results.setdefault(name.split()[0], []).extend(job())

@@ -31,6 +31,7 @@ class Problem:
     ignore_index: int = -100
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
+    device: str = "cpu"
 
     @property
     def num_classes(self) -> int:
@@ -56,10 +57,11 @@ class Problem:
         layout = torch.contiguous_format
         if self.channels_last:
             layout = torch.channels_last if len(self.shape) == 4 else torch.channels_last_3d
-        logits = torch.empty(self.shape, dtype=self.dtype, memory_format=layout).normal_().requires_grad_()
+        logits = torch.empty(self.shape, dtype=self.dtype, device=self.device, memory_format=layout)
+        logits.normal_().requires_grad_()
         spatial = self.shape[2:] if self.dim == 1 else self.shape[1:-1]
         sizes = (self.shape[0], 1, *spatial) if self.dim == 1 and spatial else (self.shape[0], *spatial)
-        labels = torch.empty(sizes, dtype=self.labels).random_(self.num_classes)
+        labels = torch.empty(sizes, dtype=self.labels, device=self.device).random_(self.num_classes)
         if self.ignore_index >= 0:
             labels.view(-1)[::16] = self.ignore_index
         return logits, labels
@@ -76,11 +78,13 @@ class Case:
         return " ".join([self.loss, *self.columns().values()])
 
     def columns(self) -> dict[str, str]:
+        device = self.problem.device
         return {
             "logits": str(list(self.problem.shape)),
             "labels": str(self.problem.labels).removeprefix("torch."),
             "dtype": str(self.problem.dtype).removeprefix("torch."),
             "layout": "channels_last" if self.problem.channels_last else "contiguous",
+            **({} if device == "cpu" else {"device": device}),
         }
 
     def calls(self) -> Pairs:
@@ -264,6 +268,10 @@ SEQUENCE = Problem((4, 28, 128), torch.int64, dim=-1)
 IMAGES = Problem((32, 1000), torch.int64)
 TEXT = Problem((256, 32000), torch.int64)
 SMALL = Problem((4, 3, 4, 4), torch.int64)
+# For GPUs alone; no voxel is ignored, as MONAI's DiceCELoss cannot.
+PATCHES = Problem((2, 4, 128, 128, 128), torch.uint8)
+STREETS = Problem((2, 19, 1024, 2048), torch.uint8)
+WHOLE_BODY = Problem((1, 105, 128, 128, 128), torch.uint8)
 
 IMAGE_LIKE = [VOLUME, PATCH, STREET, BODY]
 
@@ -275,7 +283,23 @@ def variants(problem: Problem) -> list[Problem]:
     return [replace(problem, dtype=dtype, channels_last=last) for last in layouts for dtype in dtypes]
 
 
-def cases(full: bool) -> list[Case]:
+def cases(full: bool, device: str = "cpu") -> list[Case]:
+    """On a GPU those of the CPU, and larger ones."""
+    chosen = of_every_device(full) + (of_gpus() if device == "cuda" else [])
+    return [replace(case, problem=replace(case.problem, device=device)) for case in chosen]
+
+
+def of_gpus() -> list[Case]:
+    problems = [variant for problem in (PATCHES, STREETS, WHOLE_BODY) for variant in variants(problem)]
+    problems = [problem for problem in problems if not problem.channels_last]
+    return [
+        Case(loss, problem, loss == "cross_entropy")
+        for loss in ("cross_entropy", "dice_ce_loss")
+        for problem in problems
+    ]
+
+
+def of_every_device(full: bool) -> list[Case]:
     rows = [("cross_entropy", problem) for problem in [*IMAGE_LIKE, SEQUENCE, IMAGES, TEXT]]
     rows += [("dice_ce_loss", problem) for problem in (IMAGE_LIKE if full else [PATCH, BODY])]
     plain = [Case("cross_entropy", SMALL), *(Case(loss, CROP) for loss in OTHER_LOSSES)]

@@ -1,4 +1,6 @@
-"""The limits of limits.c, compiled for this machine and called on the very tensors that the losses get."""
+"""The limits of limits.c, compiled for this machine and called on the very tensors that the losses get; of a GPU, what
+it copies in a second.
+"""
 
 import mmap
 import os
@@ -8,11 +10,14 @@ from collections.abc import Callable
 from ctypes import CDLL, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
+from statistics import median
 
 import torch
+from timing import Run, seconds
 from torch import Tensor
 
 WORD = 8  # bytes that limits.c reads at once
+COPIED = 1 << 30  # bytes, many times a GPU's caches
 
 
 @cache
@@ -27,8 +32,19 @@ def library() -> CDLL:
 
 
 def read_once(logits: Tensor) -> Callable[[], object]:
+    if logits.is_cuda:
+        return logits.detach().sum
     function, words, threads = library().read_once, logits.nbytes // WORD, torch.get_num_threads()
     return lambda: function(c_void_p(logits.data_ptr()), c_int64(words), threads)
+
+
+@cache
+def gpu_bandwidth() -> float:
+    """Bytes that a GPU's memory gives and takes in a second, both counted."""
+    source, target = torch.empty(2, COPIED, dtype=torch.uint8, device="cuda")
+    copy = Run(lambda: target.copy_(source), before=lambda: None, on_gpu=True)
+    seconds(copy)  # warms up
+    return 2 * COPIED / median(seconds(copy) for _ in range(9))
 
 
 def read_twice_and_write(logits: Tensor) -> Callable[[], object]:

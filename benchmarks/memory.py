@@ -1,4 +1,6 @@
-"""Memory that a loss takes, read from /proc in a process of its own, because the peak is that of a whole process."""
+"""Memory that a loss takes: of a CPU read from /proc in a process of its own, because the peak is that of a whole
+process; of a GPU as torch's allocator counts it.
+"""
 
 import ctypes
 import multiprocessing
@@ -32,18 +34,28 @@ def return_freed_memory() -> None:
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
 
 
+def held(device: str) -> int:
+    return torch.cuda.memory_allocated() if device == "cuda" else process_bytes("VmRSS")
+
+
+def most_held(device: str) -> int:
+    return torch.cuda.max_memory_allocated() if device == "cuda" else process_bytes("VmHWM")
+
+
 def measure(case: Case, peer: str, side: int) -> Memory:
     """The first call at this size in this process, so that the peak is what it took."""
-    return_freed_memory()
+    device = case.problem.device
     call = case.calls()[peer][side]
     logits, labels = case.problem.with_sizes(WARM_UP_SIZE).tensors()
     run_backward(call(logits, labels))  # code and thread pools are not what the call takes
     logits, labels = case.problem.tensors()
-    before = process_bytes("VmRSS")
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # it need not be the first call there
+    before = held(device)
     result = call(logits, labels)
-    saved = process_bytes("VmRSS") - before
+    saved = held(device) - before
     run_backward(result)
-    peak = process_bytes("VmHWM") - before
+    peak = most_held(device) - before
     return Memory(peak / logits.nbytes, saved / logits.nbytes)
 
 
@@ -52,9 +64,14 @@ def run_backward(result: Tensor) -> None:
         torch.autograd.backward(result)
 
 
+def taken(case: Case, peer: str, side: int) -> Memory:
+    """By ``side`` of the pair of calls: 0 segloss, 1 the peer."""
+    return (measure if case.problem.device == "cuda" else in_own_process)(case, peer, side)
+
+
 def in_own_process(case: Case, peer: str, side: int) -> Memory:
-    """``side`` of the pair of calls: 0 segloss, 1 the peer. The process is forked from one that has run nothing yet."""
+    """The process is forked from one that has run nothing yet."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", "monai.losses", "kornia.losses"])  # what takes long to import
-    with context.Pool(1) as pool:
+    with context.Pool(1, initializer=return_freed_memory) as pool:
         return pool.apply(measure, (case, peer, side))

@@ -79,13 +79,25 @@ def names(rows: list[Row], key: str) -> list[str]:
     return list(dict.fromkeys(name for row in rows for name in row[key]))
 
 
+LIMITS = {
+    "cpu": "a plain C loop on the same threads that\n"
+    "reads the logits once (forward), or reads them twice and writes a gradient (forward + backward), into fresh\n"
+    "memory or into memory at hand, which segloss keeps from the gradient before.",
+    "cuda": "the bytes of the logits once (forward),\n"
+    "or three times, read twice and a gradient written (forward + backward), at the rate of a copy within the\n"
+    "memory of the GPU.",
+}
+
+
+def device_of(rows: list[Row]) -> str:
+    return rows[0].get("device", "cpu")
+
+
 def speed_tables(rows: list[Row]) -> list[str]:
     texts = [
         "## Speed\n\n"
         "A peer's cell says how many times as fast segloss is (2.0x: in half the time) and what the peer takes.\n"
-        "The last columns are the time of segloss divided by that of a limit: a plain C loop on the same threads that\n"
-        "reads the logits once (forward), or reads them twice and writes a gradient (forward + backward), into fresh\n"
-        "memory or into memory at hand, which segloss keeps from the gradient before."
+        f"The last columns are the time of segloss divided by that of a limit: {LIMITS[device_of(rows)]}"
     ]
     for loss in dict.fromkeys(row["loss"] for row in rows):
         texts.append(f"### {loss}")
@@ -142,10 +154,11 @@ def memory_tables(rows: list[Row]) -> list[str]:
         ]
         for row in rows
     ]
+    how = {"cpu": "Each in a process of its own.", "cuda": "As torch's allocator counts."}
     return [
         "## Memory\n\n"
         "Beyond logits and labels, in units of the logits' bytes: the peak of forward + backward, where the gradient\n"
-        "itself is 1, and in brackets what is kept from forward to backward. Each in a process of its own.",
+        f"itself is 1, and in brackets what is kept from forward to backward. {how[device_of(rows)]}",
         table(["loss", "logits, labels", *who], cells),
     ]
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from itertools import chain
 from statistics import median
 
+import torch
+
 MIN_ROUNDS = 5
 
 
@@ -13,6 +15,7 @@ MIN_ROUNDS = 5
 class Run:
     call: Callable[[], object]
     before: Callable[[], object]  # untimed: what is in the caches must not depend on who ran last
+    on_gpu: bool = False
 
 
 @dataclass(frozen=True)
@@ -24,9 +27,21 @@ class Comparison:
 
 def seconds(run: Run) -> float:
     run.before()
+    if run.on_gpu:
+        return seconds_on_gpu(run.call)
     start = time.perf_counter()
     run.call()
     return time.perf_counter() - start
+
+
+def seconds_on_gpu(call: Callable[[], object]) -> float:
+    """Between two events on its stream: a call returns before its work is done."""
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1e3
 
 
 def compare(pairs: dict[str, tuple[Run, Run]], budget: float) -> dict[str, Comparison]:

@@ -2,12 +2,17 @@
 
 import importlib
 import json
+import re
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
+
+pytestmark = pytest.mark.cpu_only
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -25,6 +30,39 @@ def test_peers_agree_with_segloss_in_every_case(module):
         logits, labels = small.problem.tensors()
         for ours, theirs in small.calls().values():
             bench.check_agreement(ours, theirs, logits, labels)
+
+
+def test_every_tensor_of_a_case_is_on_its_device(module):
+    for case in module("cases").cases(full=False):
+        on_device = replace(case.problem, device="meta")
+        assert {tensor.device.type for tensor in on_device.tensors()} == {"meta"}
+
+
+def test_a_gpu_has_larger_shapes_in_two_dtypes_beside_those_of_the_cpu(module):
+    of_cpu, of_gpu = (module("cases").cases(full=True, device=device) for device in ("cpu", "cuda"))
+    assert {case.problem.device for case in of_gpu} == {"cuda"}
+    assert [case.name + " cuda" for case in of_cpu] == [case.name for case in of_gpu[: len(of_cpu)]]
+    larger = of_gpu[len(of_cpu) :]
+    shapes = [(2, 4, 128, 128, 128), (2, 19, 1024, 2048), (1, 105, 128, 128, 128)]
+    peers = {"cross_entropy": ["torch"], "dice_ce_loss": ["MONAI", "nnU-Net"]}
+    assert [(case.loss, case.problem.shape, case.problem.dtype) for case in larger] == list(
+        product(peers, shapes, (torch.float32, torch.bfloat16))
+    )
+    for case in larger:
+        assert list(replace(case, compiled=False).calls()) == peers[case.loss]
+        assert case.compiled == (case.loss == "cross_entropy")
+
+
+def test_a_gpu_where_torch_finds_none_is_an_error_of_one_line(module, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--device", "cuda"])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as ended:
+        module("bench").main()
+    assert ended.value.code == 2
+    line = capsys.readouterr().err
+    assert re.fullmatch(
+        r"bench\.py: --device cuda: expected a GPU, torch \S+ finds none .*\. Run it where one is.*\n", line
+    )
 
 
 def test_limits_read_all_logits(module):
