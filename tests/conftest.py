@@ -1,13 +1,63 @@
 """What every test file has."""
 
+from copy import deepcopy
+
 import pytest
 import torch
+from torch import nn
+from torch.utils._pytree import tree_map_only
 
 import segloss
 
 
 def pytest_report_header():
     return f"segloss: {segloss.__path__[0]}, kernels: {segloss.get_isa()}"
+
+
+# ---- a GPU's turn ----
+
+
+def pytest_generate_tests(metafunc):
+    """Where there is a GPU, a test is run on the CPU and there, unless it is marked cpu_only or sets threads."""
+    is_of_the_cpu = metafunc.definition.get_closest_marker("cpu_only") or "num_threads" in metafunc.fixturenames
+    if torch.cuda.is_available() and not is_of_the_cpu:
+        metafunc.parametrize("device", ["cpu", "cuda"], indirect=True)
+
+
+def moved(tree, device):
+    """With its tensors and modules on that device."""
+
+    def move(each):
+        return (deepcopy(each) if isinstance(each, nn.Module) else each).to(device)  # a module moves in place
+
+    return tree_map_only((torch.Tensor, nn.Module), move, tree)
+
+
+@pytest.fixture(autouse=True)
+def device(request, monkeypatch):
+    """Where the test makes its tensors; those of the module's constants go there."""
+    device = getattr(request, "param", "cpu")
+    if device == "cpu":
+        yield device
+        return
+    monkeypatch.setenv("SEGLOSS_SYNC_CHECKS", "1")  # a bad label is the call's own error, as on the CPU
+    constants = {name: value for name, value in vars(request.module).items() if name.isupper()}
+    for name, value in constants.items():
+        monkeypatch.setattr(request.module, name, moved(value, device))
+    torch.set_default_device(device)
+    yield device
+    torch.set_default_device(None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """Parameters and fixtures of a module were made before the test had a device."""
+    device = pyfuncitem.funcargs["device"]
+    if device != "cpu":
+        pyfuncitem.funcargs = moved(pyfuncitem.funcargs, device)
+
+
+# ---- fixtures ----
 
 
 @pytest.fixture(autouse=True)

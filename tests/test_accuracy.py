@@ -21,11 +21,11 @@ NAN = float("nan")
 
 
 def randn(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=torch.Generator(torch.get_default_device()).manual_seed(seed))
 
 
 def randint(classes, *shape, seed=1):
-    return torch.randint(classes, shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(classes, shape, generator=torch.Generator(torch.get_default_device()).manual_seed(seed))
 
 
 def assert_accuracy(actual, expected):

@@ -77,7 +77,7 @@ class Case:
 
 @st.composite
 def cases(draw, activations=("softmax", "sigmoid", None), targets=("labels", "masks", "soft"), options=None) -> Case:
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    generator = torch.Generator(torch.get_default_device()).manual_seed(draw(st.integers(0, 2**32)))
     activation = draw(st.sampled_from(activations))
     # MONAI leaves out the softmax, the one-hot coding and the dropping of the background of a single channel.
     num_classes = draw(st.integers(2 if activation == "softmax" else 1, 6))
@@ -113,7 +113,9 @@ def value_and_gradient(loss, case: Case) -> tuple[Tensor, Tensor]:
     tolerance."""
     x = case.input.clone().requires_grad_()
     value = loss(x)
-    incoming = torch.randn(value.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    incoming = torch.randn(
+        value.shape, generator=torch.Generator(torch.get_default_device()).manual_seed(0), dtype=torch.float64
+    )
     scale = case.num_voxels if case.options["reduction"] == "mean" else 1
     (gradient,) = torch.autograd.grad((value * incoming).sum() * scale, x)
     return value.detach(), gradient
@@ -317,7 +319,7 @@ def test_dice_focal_loss_equals_monai(case, weighted):
 def test_deep_supervision_loss_equals_monai(sizes, label_dtype):
     """Up to the sum of MONAI's weights, and for labels in blocks: MONAI takes the voxel at the centre (nearest-exact),
     segloss the first one (nearest). MONAI's labels are of the dtypes that interpolate takes."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     target = torch.randint(3, (2, 1, *(size // 4 for size in sizes)), generator=generator).to(label_dtype)
     for axis in range(2, target.dim()):
         target = target.repeat_interleave(4, axis)

@@ -77,7 +77,7 @@ def random_weight(kind, num_classes, generator) -> Tensor | None:
 
 @st.composite
 def cases(draw, target_kinds=("labels", "probabilities"), smoothing=True) -> Case:
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    generator = torch.Generator(torch.get_default_device()).manual_seed(draw(st.integers(0, 2**32)))
     num_classes = draw(st.sampled_from([1, 2, 3, 7, 130]))
     rank = draw(st.integers(1, 6))
     sizes = draw(st.lists(st.sampled_from([1, 2, 3, 5]), min_size=rank - 1, max_size=rank - 1))

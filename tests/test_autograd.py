@@ -19,7 +19,9 @@ VOXEL_WEIGHT = torch.tensor([[0.5, 0.0], [2.0, 1.0]])
 
 
 def logits_of(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype).requires_grad_()
+    return torch.randn(
+        shape, generator=torch.Generator(torch.get_default_device()).manual_seed(seed), dtype=dtype
+    ).requires_grad_()
 
 
 def probabilities_of(*shape, seed=1):
@@ -462,7 +464,9 @@ def test_a_checkpointed_loss_has_the_same_gradient():
 def test_saved_tensors_may_be_packed_and_unpacked():
     x = logits_of(2, 3, 2)
     expected = torch.autograd.grad(segloss.cross_entropy(x, LABELS, WEIGHT), x)[0]
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.numpy(force=True), torch.from_numpy):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: t.numpy(force=True), lambda a: torch.from_numpy(a).to(x.device)
+    ):
         loss = segloss.cross_entropy(x, LABELS, WEIGHT)
     assert torch.equal(torch.autograd.grad(loss, x)[0], expected)
 

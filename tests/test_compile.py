@@ -168,7 +168,7 @@ def test_a_compiled_step_under_autocast_has_a_float32_loss(name):
     criterion, target_of = CRITERIA[name]
     module, batch = Scored(criterion), batch_of(SHAPES[0], target_of)
     compiled = torch.compile(module, backend="aot_eager", fullgraph=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         actual, expected = (loss_and_gradients(step, module, *batch) for step in (compiled, module))
     assert actual[0].dtype == torch.float32
     assert_same(actual, expected)

@@ -509,7 +509,7 @@ def test_a_result_is_rounded_to_the_nearest_number_of_a_half_type_ties_to_even(d
 def test_under_autocast_the_result_is_float32(kind, reduction, dtype):
     x = torch.randn(2, 3, 4).to(dtype).requires_grad_()
     target = torch.randint(3, (2, 4)) if kind == "labels" else torch.rand(2, 3, 4).to(dtype)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         value = segloss.cross_entropy(x, target, reduction=reduction)
     value.sum().backward()
     expected, expected_grad = reference.value_and_gradient(reference.cross_entropy, x, target, reduction=reduction)
@@ -520,7 +520,7 @@ def test_under_autocast_the_result_is_float32(kind, reduction, dtype):
 
 
 def test_under_autocast_float64_stays_float64():
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         value = segloss.cross_entropy(torch.randn(2, 3, dtype=torch.float64), torch.tensor([0, 1]))
         assert value.dtype == torch.float64
         assert F.cross_entropy(torch.randn(2, 3, dtype=torch.float64), torch.tensor([0, 1])).dtype == torch.float64
@@ -530,7 +530,7 @@ def test_under_autocast_the_logits_are_not_cast():
     x, labels = torch.randn(2, 3, 4, dtype=torch.bfloat16).requires_grad_(), torch.randint(3, (2, 4))
     saved = []
     with (
-        torch.autocast("cpu", dtype=torch.bfloat16),
+        torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16),
         torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t),
     ):
         segloss.cross_entropy(x, labels)
@@ -545,7 +545,10 @@ MARGINS = torch.cat([torch.linspace(0, 80, 161), torch.rand(95) * 80])
 
 def confident(margin, offset, num_classes, seed=0):
     """Logits [margins, C] whose class 1 leads the best of the others by `margin`, all moved by `offset`."""
-    others = -torch.rand(len(margin), num_classes, generator=torch.Generator().manual_seed(seed)) * 3
+    others = (
+        -torch.rand(len(margin), num_classes, generator=torch.Generator(torch.get_default_device()).manual_seed(seed))
+        * 3
+    )
     others[:, 0] = 0
     x = others + offset
     x[:, 1] = offset + margin
@@ -607,7 +610,7 @@ def test_a_confident_voxel_keeps_its_digits_where_probabilities_have_a_gradient(
 def test_a_confident_voxel_of_a_half_type_has_a_float32_loss_under_autocast(dtype):
     x = confident(MARGINS, 0.0, 3).to(dtype)
     labels = torch.ones(len(x), dtype=torch.int64)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         losses = segloss.cross_entropy(x, labels, reduction="none")
     assert_relative(losses, reference.cross_entropy(x, labels, reduction="none"), CONFIDENT_RTOL)
 
@@ -666,7 +669,10 @@ def test_a_label_smoothing_outside_its_range_is_refused(kind, smoothing):
 
 
 def legacy_results(loss, size_average, reduce):
-    x, labels = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 2])
+    x, labels = (
+        torch.randn(2, 3, generator=torch.Generator(torch.get_default_device()).manual_seed(0)),
+        torch.tensor([0, 2]),
+    )
     with pytest.warns(UserWarning, match="size_average and reduce args will be deprecated"):
         return loss(x, labels, size_average=size_average, reduce=reduce)
 
@@ -856,7 +862,7 @@ def test_the_gradient_has_the_strides_of_input(dtype, kind, shape, memory_format
 
 @pytest.fixture(scope="module")
 def many_voxels():
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     x = torch.randn(1, 2, 3_000_001, generator=generator) * 4
     return x, torch.randint(2, (1, 3_000_001), generator=generator).to(torch.uint8)
 
@@ -886,7 +892,7 @@ def test_a_sum_of_equal_losses_does_not_drift():
 
 
 def determinism_cases():
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     shape = (2, 5, 37, 41, 30)
     x = torch.randn(shape, generator=generator)
     labels = torch.randint(5, (2, 1, 37, 41, 30), generator=generator).to(torch.uint8)

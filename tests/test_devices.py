@@ -16,6 +16,8 @@ from torch.utils._pytree import tree_leaves
 
 import segloss
 
+pytestmark = pytest.mark.cpu_only
+
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 LOSSES = {
     "cross_entropy": segloss.cross_entropy,

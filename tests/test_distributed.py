@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import segloss
 
+pytestmark = pytest.mark.cpu_only
+
 WEIGHT = torch.tensor([0.3, 1.0, 2.5], dtype=torch.float64)
 IGNORED = {"ignore_index": 255}
 BATCH = {"batch": True}

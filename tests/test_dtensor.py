@@ -20,6 +20,8 @@ from torch.distributed.tensor.debug import CommDebugMode
 
 import segloss
 
+pytestmark = pytest.mark.cpu_only
+
 RANKS = 2
 SIZES = (3, 4, 5, 6)  # [N, C, H, W]: samples and rows do not divide evenly
 WEIGHT = {"weight": torch.tensor([0.3, 1.0, 2.5, 0.0], dtype=torch.float64)}

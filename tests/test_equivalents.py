@@ -275,7 +275,7 @@ def random_labels(generator: torch.Generator, num_classes: int = 4) -> Tensor:
 
 
 def random_data(package: str, seed: int = 0) -> dict:
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     labels = random_labels(generator)
     x = torch.randn(2, 4, 12, 8, generator=generator, dtype=torch.float64) * 2
     ignored = torch.rand(2, 1, 12, 8, generator=generator) < 0.2
@@ -330,7 +330,7 @@ def test_line_of_the_table(line):
 @pytest.mark.parametrize("sizes", [(6, 5), (4, 3, 5)])
 def test_nnunet_dice_and_cross_entropy(batch, background, smooth, ignored, sizes):
     """`ignored` is the share of ignored voxels. With all of them, a loss that is not smoothed is 0 / 0."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     x = torch.randn(2, 3, *sizes, generator=generator, dtype=torch.float64, requires_grad=True)
     y = torch.randint(3, (2, 1, *sizes), generator=generator).float()
     weight = torch.rand(3, generator=generator, dtype=torch.float64)
@@ -370,7 +370,9 @@ def lines_with(remark: str, package: str | None = None) -> list:
 
 
 def random_logits(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(
+        shape, generator=torch.Generator(torch.get_default_device()).manual_seed(seed), dtype=torch.float64
+    )
 
 
 @shows("`soft_label=True`: min(p, g) there, p g here")

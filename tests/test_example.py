@@ -11,6 +11,8 @@ import pytest
 import torch
 from tolerances import assert_close
 
+pytestmark = pytest.mark.cpu_only
+
 EXAMPLE = Path(__file__).parent.parent / "examples" / "mni152.py"
 CLASSES = ["background", "CSF and rest", "grey matter", "white matter"]
 

@@ -435,7 +435,7 @@ def test_nan_in_one_class_of_a_sigmoid_is_seen_there_alone():
 
 @pytest.fixture(scope="module")
 def image():
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     labels = torch.randint(4, (1, 1, 512, 512), generator=generator).to(torch.uint8)
     return 3 * torch.randn(1, 4, 512, 512, generator=generator), labels
 
@@ -463,7 +463,7 @@ def test_half_logits_of_an_image_give_the_float32_answer_rounded(activation, dty
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_under_autocast_the_result_is_float32(reduction, activation):
     x, labels = torch.randn(2, 3, 8).bfloat16(), torch.randint(3, (2, 8))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         value, gradient = focal(x, labels, activation=activation, reduction=reduction)
     assert (value.dtype, gradient.dtype) == (torch.float32, torch.bfloat16)
     assert_close(value, reference.focal_loss(x, labels, activation=activation, reduction=reduction), torch.bfloat16)

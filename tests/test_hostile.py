@@ -105,7 +105,7 @@ HOSTILE_INTS = [0, 1, 2, 3, -1, -100, 127, 128, 255, 256, 2**15, 2**31 - 1, 2**3
 
 def filled(dtype: torch.dtype, shape: list[int], kind: str, seed: int) -> Tensor:
     """Logits or labels of three classes, or anything that the dtype can hold."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     if kind == "usual":
         is_real = dtype.is_floating_point or dtype.is_complex
         usual = torch.randn(shape, generator=generator) if is_real else torch.randint(3, shape, generator=generator)
@@ -131,7 +131,7 @@ LAYOUTS = {
     "negated later": lambda x: torch._neg_view(x) if x.is_floating_point() else x,
     "sparse": lambda x: x if x.dtype in WIDE_UNSIGNED else x.to_sparse(),
     "meta": lambda x: x.to("meta"),
-    "mkldnn": lambda x: x.to_mkldnn() if x.dtype == torch.float32 else x,
+    "mkldnn": lambda x: x.cpu().to_mkldnn() if x.dtype == torch.float32 else x,
     "nested": lambda x: torch.nested.nested_tensor([x, x]),
 }
 USUAL_LAYOUTS = ["contiguous"] * 4 + ["last dimension first", "every other", "expanded", "flipped", "negated later"]
@@ -385,13 +385,13 @@ class Disguised:
 
 
 def of_bytes(x: Tensor) -> Tensor:
-    return torch.frombuffer(bytes(x.contiguous().numpy()), dtype=x.dtype).view(x.shape)
+    return torch.frombuffer(bytes(x.cpu().contiguous().numpy()), dtype=x.dtype).view(x.shape).to(x.device)
 
 
 def read_only(x: Tensor) -> Tensor:
-    array = x.numpy().copy()
+    array = x.cpu().numpy().copy()
     array.setflags(write=False)
-    return torch.from_numpy(array)
+    return torch.from_numpy(array).to(x.device)
 
 
 # The same numbers, held otherwise.
@@ -399,7 +399,7 @@ KINDS = {
     "subclass": lambda x: x.as_subclass(Subclass),
     "MetaTensor": MetaTensor,
     "parameter": lambda x: nn.Parameter(x, requires_grad=False),
-    "numpy's memory": lambda x: torch.from_numpy(x.numpy().copy()),
+    "numpy's memory": lambda x: torch.from_numpy(x.cpu().numpy().copy()).to(x.device),
     "read-only memory": read_only,
     "memory of bytes": of_bytes,
     "memory of a view": lambda x: torch.cat([x.flatten(), x.flatten()])[x.numel() :].view(x.shape),
@@ -434,14 +434,14 @@ def test_a_metatensor_and_a_parameter_have_a_gradient(name):
 
 NOT_DENSE = {
     "sparse": lambda x: x.to_sparse(),
-    "mkldnn": lambda x: x.float().to_mkldnn(),
+    "mkldnn": lambda x: x.cpu().float().to_mkldnn(),
     "nested": lambda x: torch.nested.nested_tensor([x, x]),
     "jagged": lambda x: torch.nested.nested_tensor([x, x], layout=torch.jagged),
     "quantized": lambda x: torch.quantize_per_tensor(x.float(), 0.1, 0, torch.qint8),
     "complex": lambda x: x.to(torch.complex64),
     "float8": lambda x: x.to(torch.float8_e4m3fn),
     "of another device": lambda x: x.to("meta"),
-    "no tensor": lambda x: x.numpy(),
+    "no tensor": lambda x: x.cpu().numpy(),
     "none": lambda x: None,
 }
 

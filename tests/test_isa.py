@@ -13,6 +13,8 @@ import pytest
 
 import segloss
 
+pytestmark = pytest.mark.cpu_only
+
 ISAS = ["baseline", "avx2", "avx512"]
 NEEDS = {"baseline": [], "avx2": ["avx2", "fma"], "avx512": ["avx512f", "avx512vl", "avx512dq", "avx512bw", "fma"]}
 

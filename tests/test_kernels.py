@@ -22,6 +22,8 @@ from kernel_build import (
     run,
 )
 
+pytestmark = pytest.mark.cpu_only
+
 FUZZ_SECONDS = 3
 CPU_FLAGS = {"baseline": [], "avx2": ["avx2", "fma"], "avx512": ["avx512f", "avx512vl", "avx512dq", "avx512bw", "fma"]}
 

@@ -1,7 +1,7 @@
 """Logits of more than 2^31 elements, which an int cannot count: values and gradients at both ends and in between.
 
-Zeros take no memory until they are written to, so that a few voxels have logits of their own, the others zeros, and the
-memory is that of the gradient.
+A few voxels have logits of their own, the others zeros. Of the CPU's memory zeros take none until they are written to:
+what is needed there is that of the gradient.
 """
 
 from pathlib import Path
@@ -15,19 +15,33 @@ from tolerances import CONFIDENT_RTOL, SUM_RTOL, assert_close, assert_relative
 import segloss
 
 NUM_ELEMENTS = 2_300_000_016
-NEEDED = 8 * 2**30  # the gradient, and nearly as much for others
+NEEDED = {"cpu": 8 * 2**30, "cuda": 16 * 2**30}  # the gradient, of a GPU the logits, and nearly as much for others
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*lower precision:UserWarning")
 
 
-@pytest.fixture(autouse=True)
-def _memory():
+def available_memory(device):
+    if device == "cuda":
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info()[0]
     meminfo = Path("/proc/meminfo")
     if not meminfo.exists():
         pytest.skip("how much memory is available is read from /proc/meminfo, which Linux has")
-    available = 1024 * int(meminfo.read_text().split("MemAvailable:")[1].split()[0])
-    if available < NEEDED:
-        pytest.skip(f"{NEEDED >> 30} GiB of memory are needed, {available >> 30} GiB are available")
+    return 1024 * int(meminfo.read_text().split("MemAvailable:")[1].split()[0])
+
+
+@pytest.fixture(autouse=True)
+def _memory(device):
+    needed, available = NEEDED[device], available_memory(device)
+    if available < needed:
+        pytest.skip(f"{needed >> 30} GiB of memory are needed, {available >> 30} GiB are available")
+
+
+def zeros(sizes, dtype):
+    """What torch.zeros writes, numpy asks of the system."""
+    if torch.get_default_device().type == "cpu":
+        return torch.from_numpy(np.zeros(sizes, dtype=f"u{dtype.itemsize}")).view(dtype)
+    return torch.zeros(sizes, dtype=dtype)
 
 
 class Problem:
@@ -39,9 +53,9 @@ class Problem:
     def __init__(self, num_classes, memory):
         self.num_classes, self.num_voxels = num_classes, NUM_ELEMENTS // num_classes
         sizes = (num_classes, self.num_voxels) if memory == "planar" else (self.num_voxels, num_classes)
-        zeros = torch.from_numpy(np.zeros(sizes, dtype=np.uint16)).view(torch.bfloat16)
-        self.x = (zeros if memory == "planar" else zeros.T).unsqueeze(0)
-        self.labels = torch.from_numpy(np.zeros((1, 1, self.num_voxels), dtype=np.uint8))
+        x = zeros(sizes, torch.bfloat16)
+        self.x = (x if memory == "planar" else x.T).unsqueeze(0)
+        self.labels = zeros((1, 1, self.num_voxels), torch.uint8)
         passes = 2**31 % self.num_voxels if memory == "planar" else 2**31 // num_classes  # an offset of 2^31 elements
         starts = (0, self.num_voxels // 2, passes - 100, self.num_voxels - 200)
         self.chosen = torch.cat([torch.arange(start, start + 200) for start in starts])
@@ -75,7 +89,7 @@ def test_cross_entropy(memory):
     """Planar: each class has fewer than 2^31 voxels, and only the offset of the last ones is beyond."""
     problem = Problem(24, memory)
     x = problem.x.requires_grad_()
-    with torch.autocast("cpu", dtype=torch.bfloat16):  # a float32 loss
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):  # a float32 loss
         loss = segloss.cross_entropy(x, problem.labels, reduction="sum")
     losses = reference.cross_entropy(*problem.small(), reduction="none")
     assert_relative(loss.detach(), problem.total(losses.sum(), losses[..., -1].sum()), SUM_RTOL)

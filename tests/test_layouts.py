@@ -11,11 +11,13 @@ FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 
 def randn(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        shape, generator=torch.Generator(torch.get_default_device()).manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def randint(classes, *shape, seed=1):
-    return torch.randint(classes, shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(classes, shape, generator=torch.Generator(torch.get_default_device()).manual_seed(seed))
 
 
 def value_and_gradient(input, target, **keywords):
@@ -232,6 +234,7 @@ def test_sixteen_dimensions_that_lie_apart():
     assert_same_bits(value_and_gradient(laid_out, labels), value_and_gradient(x, labels))
 
 
+@pytest.mark.cpu_only
 def test_more_dimensions_that_lie_apart_are_refused():
     order = list(range(19))[::-1]
     x = torch.zeros([2] * 19).permute(order).contiguous().permute(order)
@@ -348,6 +351,7 @@ NO_COPY = {
 }
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("layout", NO_COPY)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_loss_alone_allocates_nothing_of_the_size_of_the_logits(dtype, layout):
@@ -358,6 +362,7 @@ def test_the_loss_alone_allocates_nothing_of_the_size_of_the_logits(dtype, layou
     assert sum(made) <= 1024
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("layout", NO_COPY)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_loss_and_gradient_allocate_the_gradient_and_nothing_else_of_its_size(dtype, layout):
@@ -367,6 +372,7 @@ def test_loss_and_gradient_allocate_the_gradient_and_nothing_else_of_its_size(dt
     assert sum(made) <= x.numel() * x.element_size() + 1024
 
 
+@pytest.mark.cpu_only
 def test_expanded_logits_are_not_materialised():
     """1 GiB of logits, were they not expanded from one number."""
     x, labels = torch.zeros(1).expand(64, 2**22), torch.zeros(64, dtype=torch.uint8)
@@ -374,6 +380,7 @@ def test_expanded_logits_are_not_materialised():
     assert_close(segloss.cross_entropy(x, labels), torch.tensor(2.0**22).log())
 
 
+@pytest.mark.cpu_only
 def test_a_copy_would_have_been_seen():
     x = randn(2, 64, 32, 32).transpose(2, 3)
     assert sum(allocations(x.contiguous)) >= x.numel() * 4

@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+pytestmark = [pytest.mark.cpu_only, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 
 SETUP = """
     import gc, random

@@ -9,6 +9,8 @@ import torch
 
 import segloss
 
+pytestmark = pytest.mark.cpu_only
+
 LARGE = (1, 3, 128, 64, 64)  # 6 MiB, above the 2 MiB from which on it is kept
 
 

@@ -19,17 +19,21 @@ IGNORE_INDEX = 255
 
 @pytest.fixture
 def logits() -> Tensor:
-    return torch.randn(2, NUM_CLASSES, 5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return torch.randn(
+        2, NUM_CLASSES, 5, 6, generator=torch.Generator(torch.get_default_device()).manual_seed(0), dtype=torch.float64
+    )
 
 
 @pytest.fixture
 def labels() -> Tensor:
-    return torch.randint(NUM_CLASSES, (2, 1, 5, 6), generator=torch.Generator().manual_seed(1))
+    return torch.randint(
+        NUM_CLASSES, (2, 1, 5, 6), generator=torch.Generator(torch.get_default_device()).manual_seed(1)
+    )
 
 
 @pytest.fixture
 def with_ignored(labels) -> Tensor:
-    ignored = torch.rand(labels.shape, generator=torch.Generator().manual_seed(2)) < 0.6
+    ignored = torch.rand(labels.shape, generator=torch.Generator(torch.get_default_device()).manual_seed(2)) < 0.6
     return labels.masked_fill(ignored, IGNORE_INDEX)
 
 

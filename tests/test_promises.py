@@ -61,7 +61,7 @@ NAMES = [*LOSSES, *METRICS]
 @pytest.fixture(scope="module")
 def volume():
     """Logits and labels of two samples, in several chunks for several threads."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     x = torch.randn(2, 3, 40, 45, 50, generator=generator)
     labels = torch.randint(3, (2, 1, 40, 45, 50), generator=generator).to(torch.uint8)
     labels[:, :, 3] = 255
@@ -95,6 +95,7 @@ def test_the_same_bits_for_any_number_of_threads_any_memory_format_and_again(nam
         assert_same_bits(bits(name, channels_last, labels), expected)
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_bits_from_two_python_threads_at_once(name, volume):
     x, labels = volume
@@ -129,6 +130,7 @@ FORKS = {
 }
 
 
+@pytest.mark.cpu_only
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS forks no process by default, Windows none at all")
 @pytest.mark.parametrize("how", FORKS)
 def test_a_forked_process_gives_the_same_bits_after_the_threads_were_used(how):
@@ -204,6 +206,7 @@ def test_a_fork_while_another_thread_took_memory_for_a_gradient_locked_it_in_the
 # ---- import ----
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("version", ["2.12.1", "2.14.0a0+git123"])
 def test_another_torch_than_the_extension_was_built_with_is_named(version):
     """Without this the loader names a symbol that is missing, or the process ends."""
@@ -222,12 +225,14 @@ def test_another_torch_than_the_extension_was_built_with_is_named(version):
     assert done.stdout == expected, done.stderr
 
 
+@pytest.mark.cpu_only
 def test_another_patch_of_the_same_torch_is_welcome():
     version = ".".join(torch.__version__.split(".")[:2]) + ".99+cu126"
     done = run(f"import torch; torch.__version__ = {version!r}; import segloss; print(segloss.get_isa())")
     assert done.stdout.strip() == segloss.get_isa(), done.stderr
 
 
+@pytest.mark.cpu_only
 def test_a_source_tree_that_is_not_built_says_how_to_build_it(tmp_path):
     source = Path(segloss.__file__).parent
     shutil.copytree(source, tmp_path / "segloss", ignore=shutil.ignore_patterns("_C.*"))

@@ -36,7 +36,7 @@ def assert_same(ours, recipe, logits):
 
 @pytest.fixture(scope="module")
 def volume():
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     logits = torch.randn(4, 3, 64, 64, 64, generator=generator)
     return logits, torch.randint(3, (4, 1, 64, 64, 64), generator=generator)
 
@@ -98,7 +98,7 @@ def test_nll_loss_of_log_softmax_equals_cross_entropy_on_four_pixels():
 
 @pytest.fixture(scope="module")
 def text():
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(1)
     return torch.randn(4, 28, 128, generator=generator), torch.randint(128, (4, 28), generator=generator)
 
 
@@ -136,7 +136,7 @@ def test_text_one_hot_equals_labels(text, dtype):
 
 @pytest.fixture(scope="module")
 def image():
-    generator = torch.Generator().manual_seed(2)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(2)
     return torch.randn(4, 2, 28, 28, generator=generator), torch.randint(2, (4, 1, 28, 28), generator=generator)
 
 
@@ -190,7 +190,7 @@ class SegNet(nn.Module):
 
 def street_batches(num_batches):
     """Images and uint8 labels as a loader gives them, a third of the pixels unlabelled."""
-    generator = torch.Generator().manual_seed(3)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(3)
     for _ in range(num_batches):
         images = torch.randn(2, 3, 16, 24, generator=generator)
         labels = torch.randint(NUM_CLASSES, (2, 16, 24), generator=generator, dtype=torch.uint8)

@@ -532,7 +532,7 @@ def test_the_loss_does_not_change_where_all_voxel_weights_are_multiplied(name):
 @pytest.fixture(scope="module")
 def image():
     """Logits of 512 x 512 and labels of one sample in four classes."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     labels = torch.randint(4, (1, 1, 512, 512), generator=generator).to(torch.uint8)
     return 3 * torch.randn(1, 4, 512, 512, generator=generator), labels
 
@@ -570,7 +570,7 @@ def test_the_gradient_of_half_logits_is_the_float32_one_rounded(name, dtype, ima
 @pytest.mark.parametrize("name", LOSSES)
 def test_under_autocast_the_result_is_float32_and_nothing_is_cast(name, dtype):
     x, labels = torch.randn(2, 3, 8, 8).to(dtype), torch.randint(3, (2, 8, 8))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         value, gradient = value_and_gradient(name, x, labels)
     assert (value.dtype, gradient.dtype) == (torch.float32, dtype)
     assert_close(value, getattr(segloss, name)(x.float(), labels))

@@ -28,7 +28,9 @@ INF, NAN = float("inf"), float("nan")
 
 
 def random(*shape, seed=0, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        shape, generator=torch.Generator(torch.get_default_device()).manual_seed(seed), dtype=torch.float64
+    ).to(dtype)
 
 
 def logits_of(*shape, activation="softmax", seed=0, dtype=torch.float32):
@@ -38,7 +40,7 @@ def logits_of(*shape, activation="softmax", seed=0, dtype=torch.float32):
 
 
 def labels_of(*shape, classes=3, seed=1):
-    return torch.randint(classes, shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(classes, shape, generator=torch.Generator(torch.get_default_device()).manual_seed(seed))
 
 
 def mask_of(*shape, seed=1):
@@ -632,7 +634,7 @@ def test_a_sum_of_equal_probabilities_does_not_drift():
 
 @pytest.fixture(scope="module")
 def large():
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     labels = torch.randint(5, (2, 1, 37, 41, 30), generator=generator).to(torch.uint8)
     labels[:, :, 3] = 255
     return torch.randn(2, 5, 37, 41, 30, generator=generator), labels
@@ -1056,6 +1058,7 @@ def allocations(call):
     return [event.nbytes() for event in events if event.name() == "[memory]" and event.nbytes() > 0]
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -1067,6 +1070,7 @@ def test_the_forward_allocates_nothing_of_the_size_of_the_logits(layout, dtype, 
     assert sum(made) <= x.numel() * x.element_size() / 4
 
 
+@pytest.mark.cpu_only
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_the_backward_allocates_the_gradient_and_nothing_else_of_its_size(activation):
     x = logits_of(2, 64, 32, 32, activation=activation).requires_grad_()

@@ -22,11 +22,11 @@ REDUCTIONS = ["mean", "sum", "none"]
 
 
 def logits_of(*shape, seed=0):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=torch.Generator(torch.get_default_device()).manual_seed(seed))
 
 
 def labels_of(*shape, classes=3, seed=1):
-    return torch.randint(classes, shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randint(classes, shape, generator=torch.Generator(torch.get_default_device()).manual_seed(seed))
 
 
 def gradient(loss, input, *args, **keywords):

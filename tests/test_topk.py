@@ -279,7 +279,7 @@ def test_half_logits_of_an_image_give_the_float32_answer_rounded(dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_under_autocast_the_result_is_float32(dtype):
     x, labels = torch.randn(2, 3, 50).to(dtype), torch.randint(3, (2, 50))
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):
         value, gradient = topk(x, labels)
     assert (value.dtype, gradient.dtype) == (torch.float32, dtype)
     assert_close(value, reference.topk_loss(x, labels), torch.float32)

@@ -326,7 +326,7 @@ def test_probabilities_and_class_weights_have_gradients_within_a_transform(loss)
 @EACH_LOSS
 def test_autocast_casts_no_logits_and_gives_a_float32_loss(name):
     x = logits(2, 3, 2).log_softmax(1).to(torch.bfloat16).requires_grad_()
-    with torch.autocast("cpu", dtype=torch.bfloat16), Calls() as calls:
+    with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16), Calls() as calls:
         loss = loss_of(name)(x)
         loss.backward()
     assert (loss.dtype, x.grad.dtype) == (torch.float32, torch.bfloat16)
@@ -344,13 +344,14 @@ def cuda_autocast():
     torch.set_autocast_enabled("cuda", before)
 
 
+@pytest.mark.cpu_only  # fake tensors, of either device
 @pytest.mark.usefixtures("cuda_autocast")
-@pytest.mark.parametrize(("device", "dtype"), [("cuda", torch.float32), ("cpu", torch.bfloat16)])
+@pytest.mark.parametrize(("place", "dtype"), [("cuda", torch.float32), ("cpu", torch.bfloat16)])
 @pytest.mark.parametrize("loss", [segloss.cross_entropy, segloss.dice_ce_loss])
-def test_autocast_of_one_device_is_not_that_of_another(loss, device, dtype):
+def test_autocast_of_one_device_is_not_that_of_another(loss, place, dtype):
     with FakeTensorMode():
-        x = torch.empty(2, 3, 4, device=device, dtype=torch.bfloat16)
-        labels = torch.empty(2, 4, device=device, dtype=torch.uint8)
+        x = torch.empty(2, 3, 4, device=place, dtype=torch.bfloat16)
+        labels = torch.empty(2, 4, device=place, dtype=torch.uint8)
         assert loss(x, labels).dtype == dtype
 
 
@@ -369,7 +370,9 @@ def test_a_checkpointed_loss_has_the_same_gradient(name, use_reentrant):
 @EACH_LOSS
 def test_saved_tensors_may_be_packed_and_unpacked(name):
     loss, x = loss_of(name), logits(2, 3, 2).requires_grad_()
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.numpy(force=True), torch.from_numpy):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: t.numpy(force=True), lambda a: torch.from_numpy(a).to(x.device)
+    ):
         value = loss(x)
     assert torch.equal(torch.autograd.grad(value, x)[0], gradient_of(loss, x))
 

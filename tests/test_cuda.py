@@ -1,0 +1,110 @@
+"""What a GPU alone can show, skipped without one. The other tests have a turn there, too: see conftest.py."""
+
+import pytest
+import torch
+from tolerances import assert_close
+
+import segloss
+
+HAS_KERNELS = torch._C._dispatch_has_kernel_for_dispatch_key("segloss::cross_entropy_forward", "CUDA")
+OF_KERNELS = pytest.mark.skipif(not HAS_KERNELS, reason="segloss is built without its CUDA kernels: SEGLOSS_CUDA=1")
+LOSSES = pytest.mark.parametrize("loss", [segloss.cross_entropy, segloss.dice_ce_loss])
+SHAPE = (2, 5, 40, 65, 70)
+
+
+@pytest.fixture(autouse=True)
+def _gpu(device):
+    if device == "cpu":
+        pytest.skip("a GPU's turn, where torch finds one")
+
+
+@pytest.fixture
+def without_checks_at_once(monkeypatch):
+    """As users have it; conftest.py sets it for the tests of errors."""
+    monkeypatch.delenv("SEGLOSS_SYNC_CHECKS")
+
+
+@pytest.fixture
+def deterministic():
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+def logits_and_labels():
+    return torch.randn(SHAPE, requires_grad=True), torch.randint(SHAPE[1], (SHAPE[0], 1, *SHAPE[2:])).to(torch.uint8)
+
+
+def value_and_gradient(loss, x, y):
+    value = loss(x, y)
+    return value.detach(), torch.autograd.grad(value, x)[0]
+
+
+@LOSSES
+@pytest.mark.usefixtures("deterministic")
+def test_deterministic_algorithms_give_the_same_bits_again(loss):
+    x, y = logits_and_labels()
+    first, second = value_and_gradient(loss, x, y), value_and_gradient(loss, x, y)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@LOSSES
+@pytest.mark.usefixtures("without_checks_at_once")
+def test_a_bad_label_is_an_index_error_and_the_device_lives_on(loss):
+    x, y = logits_and_labels()
+    x, bad = x.detach(), y.clone()
+    bad[1, 0, 3, 4, 5] = 200
+    if HAS_KERNELS:
+        assert loss(x, bad).isnan().item()  # which waits for the device
+        with pytest.raises(IndexError, match=r"an earlier call on this device had labels .* 1 of them, the first 200 "):
+            loss(x, y)
+    else:
+        with pytest.raises(IndexError, match=r"Target 200 is out of bounds: 1 label .* index \[1, 0, 3, 4, 5\]"):
+            loss(x, bad)
+    assert_close(loss(x, y), loss(x.cpu(), y.cpu()).to(x.device))
+
+
+@OF_KERNELS
+@LOSSES
+@pytest.mark.usefixtures("without_checks_at_once")
+def test_a_cuda_graph_gives_the_value_and_the_gradient_of_other_logits(loss):
+    x, y = logits_and_labels()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # torch asks for a first call on a stream that is not captured
+        value_and_gradient(loss, x, y)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        actual = value_and_gradient(loss, x, y)
+    x.detach().copy_(torch.randn(SHAPE))
+    graph.replay()
+    for a, e in zip(actual, value_and_gradient(loss, x, y), strict=True):
+        assert_close(a, e)
+
+
+@OF_KERNELS
+@LOSSES
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
+@pytest.mark.usefixtures("without_checks_at_once")
+def test_the_host_does_not_wait_for_the_device(loss):
+    x, y = logits_and_labels()
+    value_and_gradient(loss, x, y)  # the first call takes pinned memory
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        value_and_gradient(loss, x, y)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@OF_KERNELS
+@LOSSES
+@pytest.mark.usefixtures("without_checks_at_once")
+def test_peak_memory_is_hardly_more_than_the_gradient(loss):
+    x, y = logits_and_labels()
+    value_and_gradient(loss, x, y)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    value_and_gradient(loss, x, y)
+    assert torch.cuda.max_memory_allocated() - before < 1.1 * x.nbytes
