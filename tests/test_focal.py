@@ -6,7 +6,7 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as F
-from tolerances import CONFIDENT_RTOL, ROUNDING_RTOL, SUM_RTOL, assert_close, assert_relative
+from tolerances import CONFIDENT_RTOL, ROUNDING_RTOL, SUM_RTOL, assert_close, assert_relative, assert_same_bits
 from torch.autograd import gradcheck, gradgradcheck
 
 import segloss
@@ -38,11 +38,6 @@ def assert_is_reference(input, target, **options):
         assert actual.shape == wanted.shape
         assert actual.dtype == input.dtype
         assert_close(actual, wanted)
-
-
-def assert_same_bits(actual, expected):
-    for a, e in zip(actual, expected, strict=True):
-        assert torch.equal(a, e)
 
 
 def test_names_and_defaults_of_the_keywords():

@@ -98,6 +98,7 @@ def test_accuracy_of_a_float_one_hot_target_could_not_be_compiled():
     assert_close(compiled(x, one_hot), segloss.accuracy(x, one_hot))
 
 
+@pytest.mark.cpu_only
 def test_float64_overflowed_the_stack_of_a_small_thread():
     x = torch.randn(2, 130, 70, dtype=torch.float64, requires_grad=True)
     before = threading.stack_size(256 * 1024)

@@ -3,7 +3,7 @@
 import pytest
 import reference
 import torch
-from tolerances import SUM_RTOL, assert_close, assert_relative
+from tolerances import SUM_RTOL, assert_close, assert_relative, assert_same_bits
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn.functional import one_hot
 
@@ -80,11 +80,6 @@ def assert_is_reference(input, target, expected_target=None, **options):
     for a, e in zip(actual, expected, strict=True):
         assert a.shape == e.shape
         assert_close(a, e, input.dtype)
-
-
-def assert_same_bits(actual, expected):
-    for a, e in zip(actual, expected, strict=True):
-        assert torch.equal(a, e)
 
 
 # ---- what it returns ----

@@ -1,5 +1,7 @@
 """Every tolerance of the tests, each with its reason."""
 
+from collections.abc import Iterable
+
 import torch
 
 # Two float implementations of log and exp of the same logits differ by a few units in the last place per voxel, and the
@@ -14,6 +16,15 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtyp
     torch.testing.assert_close(
         actual.double(), expected.double(), rtol=RTOL[dtype], atol=ATOL[dtype], equal_nan=True, check_stride=False
     )
+
+
+def assert_same_bits(actual: Iterable[torch.Tensor], expected: Iterable[torch.Tensor]) -> None:
+    """Promised of the CPU; a GPU may add up in another order in another layout."""
+    for a, e in zip(actual, expected, strict=True):
+        if e.is_cuda:
+            assert_close(a, e)
+        else:
+            assert torch.equal(a, e)
 
 
 # A confident voxel's loss and the gradient at its target hardly differ from 0, so that only a relative bound says
