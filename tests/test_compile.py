@@ -218,6 +218,7 @@ def test_an_exported_module_is_saved_loaded_and_takes_every_shape(name, tmp_path
         assert_same(loss_and_gradients(loaded, loaded, *batch), loss_and_gradients(module, module, *batch))
 
 
+@pytest.mark.cpu_only  # of a GPU it takes CUDA's headers
 def test_a_module_with_a_loss_is_packaged_by_aot_inductor(tmp_path):
     module = Scored(segloss.CrossEntropyLoss(WEIGHT, ignore_index=1, label_smoothing=0.1))
     with torch.no_grad():
