@@ -38,6 +38,7 @@ LOSSES = {
 }
 EVERY_LOSS = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 SMALL, TWO_SLABS = (2, 3, 5, 4, 3), (1, 4, 8, 256, 128)
+SMALL_AND_SLABS = pytest.mark.parametrize("shape", [SMALL, TWO_SLABS], ids=["small", "slabs"])
 
 
 # CUDA's own kernels, where they are built, cannot read what lies in the memory of the CPU.
@@ -101,24 +102,26 @@ def test_probabilities(name, dtype):
     assert_same_without_kernels(LOSSES[name], x, y.to(dtype), voxel_weight=torch.rand(2, 5, 4, 3))
 
 
+@SMALL_AND_SLABS
 @pytest.mark.parametrize("name", [name for name in LOSSES if name.startswith("sigmoid")])
-def test_masks_of_two_slabs(name):
-    x, y = torch.randn(TWO_SLABS), torch.randint(2, TWO_SLABS, dtype=torch.uint8)
+def test_masks(name, shape):
+    x, y = torch.randn(shape), torch.randint(2, shape, dtype=torch.uint8)
     y[:, 2, 3] = 255
     assert_same_without_kernels(LOSSES[name], x, y, ignore_index=255)
 
 
-@pytest.mark.parametrize("shape", [(2**18, 4), (4,), (3, 4), (0, 4), (2, 4, 0)])
+@pytest.mark.parametrize("shape", [pytest.param((2**18, 4), id="slabs"), (4,), (3, 4), (0, 4), (2, 4, 0)])
 @pytest.mark.parametrize("name", ["cross_entropy", "cross_entropy of each voxel", "dice_ce_loss"])
-def test_slabs_of_samples_one_voxel_and_none(name, shape):
+def test_samples_of_one_voxel_and_none(name, shape):
     y = torch.randint(4, shape[:1] + shape[2:] if len(shape) > 1 else ())
     assert_same_without_kernels(LOSSES[name], torch.randn(shape), y, empty="nan")
 
 
+@SMALL_AND_SLABS
 @pytest.mark.parametrize("dim", [0, -1])
 @pytest.mark.parametrize("name", ["cross_entropy of each voxel", "dice_ce_loss", "sigmoid focal_loss of each voxel"])
-def test_classes_first_or_last(name, dim):
-    x, y = torch.randn(TWO_SLABS[1:]).movedim(0, dim), torch.randint(4, TWO_SLABS[2:])
+def test_classes_first_or_last(name, dim, shape):
+    x, y = torch.randn(shape[1:]).movedim(0, dim), torch.randint(shape[1], shape[2:])
     assert_same_without_kernels(LOSSES[name], x, y, dim=dim)
 
 
