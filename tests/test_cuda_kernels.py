@@ -172,3 +172,38 @@ print(loss(good).item())
     error, value = run_python(library, REPORT + script, SEGLOSS_SYNC_CHECKS="1").splitlines()[-2:]
     assert "Target 7 is out of bounds: 2 labels are outside [0, 2), the first at index [0, 2]" in error
     assert value == str(torch.tensor(2.0).log().item())
+
+
+def test_counts_of_an_emulated_gpu_equal_those_of_the_cpu(library):
+    script = """
+from itertools import product
+counts = torch.ops.segloss.confusion_counts.default
+x, y = torch.randn(2, 3, 40, 50), torch.randint(3, (2, 1, 40, 50), dtype=torch.uint8)
+y[0, 0, :3] = 255
+maps = x.argmax(1, keepdim=True)
+for (input, dim), per_class in product([(x, 1), (x[:, :, 0], 1), (maps, 0)], [False, True]):
+    target = y[:, :, 0] if input.dim() == 3 else y
+    arguments = "accuracy", input, target, 3, 255, dim, per_class
+    print(torch.equal(counts.redispatch(DispatchKeySet(DispatchKey.CUDA), *arguments), counts(*arguments)))
+maps[1, 0, 5, 6] = 3
+counts.redispatch(DispatchKeySet(DispatchKey.CUDA), "dice_score", maps, y, 3, 255, 0, True)
+try:
+    loss(good)
+except IndexError as error:
+    print(error)
+"""
+    *equal, report = run_python(library, REPORT + script).splitlines()[-7:]
+    assert equal == 6 * ["True"]
+    assert report.startswith("dice_score: Predicted label 3 is out of bounds, the first of 1, at index [1, 0, 5, 6] ")
+
+
+def test_compiled_code_calls_the_kernels(library):
+    script = """
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+with FakeTensorMode():
+    x, y = torch.zeros(1, 2, 5, device="cuda"), torch.zeros(1, 5, dtype=torch.uint8, device="cuda")
+graph = make_fx(lambda x, y: segloss.cross_entropy(x, y))(x, y).graph
+print(*(node.target for node in graph.nodes if node.op == "call_function" and "getitem" not in str(node)))
+"""
+    assert run_python(library, script).splitlines()[-1] == "segloss.cross_entropy_forward.default"
