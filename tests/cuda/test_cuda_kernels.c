@@ -278,6 +278,33 @@ static void test_many_positions(void) {
     printf("%lld positions: ok\n", (long long)many_positions);
 }
 
+/* ---- more classes than a plain sum bears ---- */
+
+static void test_tail_of_many_classes_on_gpu(void) {
+    enum { CLASSES = 50000 };
+    const struct tolerance tolerance = {1e-6L, 0, formats[SEGLOSS_FLOAT32].max};
+    float* const logits = calloc(CLASSES, sizeof *logits);
+    int64_t label = 0;
+    long double tail = 0;
+    struct segloss_sums sums;
+    for (int c = 1; c < CLASSES; ++c) {
+        logits[c] = -(float)(c % 7) - 0.1f;
+        tail += expl(logits[c]);
+    }
+    const struct segloss_cross_entropy args = {
+        .positions = {1, {1}},
+        .num_classes = CLASSES,
+        .logits = {.data = logits, .dtype = SEGLOSS_FLOAT32, .stride_class = 1},
+        .target = {.data = &label, .dtype = SEGLOSS_INT64},
+        .ignore_index = -100,
+    };
+    snprintf(current_case, sizeof current_case, "cuda: %d classes", CLASSES);
+    check_accepted(run_forward(SEGLOSS_REAL_FLOAT, &args, 0, 1, &sums));
+    check_near(&tolerance, expm1l(sums.loss), tail, tail, "tail", 0, -1);
+    free(logits);
+    printf("%d classes: ok\n", CLASSES);
+}
+
 /* ---- the gradient of a mean ---- */
 
 /* Backward divides by a weight that only the device knows as if its inverse was the factor. */
@@ -410,5 +437,6 @@ int main(void) {
     test_bits_in_any_layout();
     test_samples();
     test_many_positions();
+    test_tail_of_many_classes_on_gpu();
     return 0;
 }

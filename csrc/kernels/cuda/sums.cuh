@@ -45,9 +45,9 @@ template <typename Real> __device__ Real sum_of_warp(Real x) {
 }
 
 template <typename Sum> __device__ Sum of_other_lane(const Sum& mine, int lanes) {
-    static_assert(sizeof(Sum) % sizeof(double) == 0);
+    static_assert(sizeof(Sum) % sizeof(int64_t) == 0);
     union {
-        double words[sizeof(Sum) / sizeof(double)];
+        int64_t words[sizeof(Sum) / sizeof(int64_t)];
         Sum sum;
     } copy = {};
     copy.sum = mine;
