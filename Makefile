@@ -47,7 +47,7 @@ lint: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(LINTED_C)
-	$(BIN)/python tests/lint_kernels.py
+	$(BIN)/python tests/static_analysis.py
 
 bench: .venv/.built .venv/.peers
 	$(BIN)/python benchmarks/bench.py --quick

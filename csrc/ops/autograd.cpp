@@ -142,7 +142,8 @@ Tensor composite_gradient(const std::function<variable_list(const Tensor&)>& com
 
 Tensor gradient_by_input(const Composite& composite, const variable_list& arguments, const variable_list& grads,
                          const std::function<Tensor()>& compute) {
-    const auto by_composite = [composite, num_arguments = arguments.size()](const variable_list& all) {
+    const auto by_composite = [composite,
+                               num_arguments = static_cast<int64_t>(arguments.size())](const variable_list& all) {
         const auto first_grad = all.begin() + num_arguments;
         const auto of_input = [&](const Tensor& input) {
             variable_list arguments(all.begin(), first_grad);

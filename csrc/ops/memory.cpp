@@ -116,11 +116,11 @@ private:
 } // namespace
 
 at::Tensor empty_output_like(const at::Tensor& tensor) {
-    const auto num_bytes = static_cast<size_t>(tensor.numel() * tensor.element_size());
+    const auto num_bytes = tensor.numel() * static_cast<int64_t>(tensor.itemsize());
     const at::DimVector strides(tensor.is_non_overlapping_and_dense()
                                     ? tensor.strides()
                                     : at::infer_dense_strides(tensor.sizes(), tensor.strides()));
-    if (num_bytes < kHugePage) {
+    if (num_bytes < static_cast<int64_t>(kHugePage)) {
         return at::detail::empty_strided_cpu(tensor.sizes(), strides, tensor.scalar_type());
     }
     c10::Storage storage(c10::Storage::use_byte_size_t(), num_bytes, &Recycler::instance(), /*resizable=*/true);

@@ -1,4 +1,5 @@
-"""Static analysis of the kernels: warnings of cc, clang-tidy, cppcheck, and of nvcc where it is installed.
+"""What compilers and analyzers find without running: cc, clang-tidy and cppcheck in the kernels, nvcc in those for GPUs
+where it is installed, clang-tidy in the operators.
 
 Prints what they find and exits with 1.
 """
@@ -7,10 +8,12 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from kernel_build import FLAGS, KERNELS, ROOT, kernel_sources
+from torch.utils.cpp_extension import include_paths
 
 BIN = Path(sys.executable).parent  # where pip puts the commands of its packages
 
@@ -25,6 +28,10 @@ CPPCHECK = [
 # The kernels are templates, and clang's analyzer leaves functions of headers out unless it is told not to.
 ANALYZE_HEADERS = ["-Xclang", "-analyzer-opt-analyze-headers"]
 
+# The analyzer would go through torch's headers, for minutes.
+OPERATORS = ["--quiet", "--checks=-clang-analyzer-*", "--header-filter=csrc/ops"]
+TORCH = [f"-isystem{path}" for path in [*include_paths(), sysconfig.get_path("include")]]
+
 
 def commands():
     """Warnings of every table; paths through one of them, for the tables differ in their vectors alone."""
@@ -34,6 +41,8 @@ def commands():
         yield [BIN / "cppcheck", *CPPCHECK, *defines, source]
     for _, source, flags in kernel_sources():
         yield ["cc", *FLAGS, *flags, "-fsyntax-only", source]
+    for source in (ROOT / "csrc" / "ops").glob("*.cpp"):
+        yield [BIN / "clang-tidy", *OPERATORS, source, "--", "-std=c++20", *TORCH]
     for source in (KERNELS / "cuda").glob("*.cu") if shutil.which("nvcc") else ():
         yield ["nvcc", "-std=c++17", "-arch=sm_80", "-Werror", "all-warnings", "--cubin", source, "-o", os.devnull]
 
