@@ -39,7 +39,10 @@ LOSSES = {
 EVERY_LOSS = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 SMALL, TWO_SLABS = (2, 3, 5, 4, 3), (1, 4, 8, 256, 128)
 SMALL_AND_SLABS = pytest.mark.parametrize("shape", [SMALL, TWO_SLABS], ids=["small", "slabs"])
-
+WITH_KERNELS = [
+    *(f"{name}_{way}" for name in ("cross_entropy", "soft_stats", "sigmoid_focal") for way in ("forward", "backward")),
+    *("total_weight", "one_hot_labels", "confusion_counts", "num_label_classes"),
+]
 
 # CUDA's own kernels, where they are built, cannot read what lies in the memory of the CPU.
 OTHER = DispatchKey.XPU if torch.cuda.is_available() else DispatchKey.CUDA
@@ -51,10 +54,9 @@ def without_kernels():
     other = DispatchKeySet(OTHER)
     with warnings.catch_warnings(), torch.library._scoped_library("segloss", "IMPL") as library:
         warnings.simplefilter("ignore")  # that a kernel is overridden
-        for name in ("cross_entropy", "soft_stats", "sigmoid_focal"):
-            for direction in ("forward", "backward"):
-                operator = getattr(torch.ops.segloss, f"{name}_{direction}").default
-                library.impl(operator, partial(operator.redispatch, other), "CPU", allow_override=True)
+        for name in WITH_KERNELS:
+            operator = getattr(torch.ops.segloss, name).default
+            library.impl(operator, partial(operator.redispatch, other), "CPU", allow_override=True)
         yield
 
 
@@ -152,6 +154,46 @@ def test_second_derivatives():
     y = torch.tensor([[0, 1, 2, 0], [1, -100, 2, 2]])
     with without_kernels():
         assert torch.autograd.gradgradcheck(lambda x: segloss.dice_ce_loss(x, y, empty="nan"), x)
+
+
+# ---- no class ----
+
+
+@pytest.mark.parametrize("shape", [(2, 0, 4), (2, 0, 0), (0, 0, 4), (0,)])
+@EVERY_LOSS
+def test_no_class_spoke_of_amax_or_narrow(loss, shape):
+    y = torch.full(shape[:1] + shape[2:] if len(shape) > 1 else (), -100)
+    assert_same_without_kernels(loss, torch.zeros(shape), y)
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if "generalized" not in name])
+def test_no_class_with_class_weights_spoke_of_an_index_out_of_range(name):
+    x, y = torch.zeros(2, 0, 4), torch.full((2, 4), -100)
+    assert_same_without_kernels(LOSSES[name], x, y, weight=torch.zeros(0), voxel_weight=torch.rand(2, 4))
+
+
+@pytest.mark.parametrize("name", ["smoothed cross_entropy", "dice_ce_loss", "sigmoid dice_ce_loss"])
+def test_probabilities_of_no_class_spoke_of_argmax_or_narrow(name):
+    assert_same_without_kernels(LOSSES[name], torch.zeros(2, 0, 4), torch.zeros(2, 0, 4))
+
+
+def test_log_probabilities_of_no_class_spoke_of_narrow():
+    x = torch.zeros(2, 0, 4)
+    with without_kernels():
+        value, gradient = value_and_gradient(segloss.nll_loss, x, x, reduction="none")
+    assert torch.equal(value, torch.zeros(2, 4))
+    assert gradient.shape == x.shape
+
+
+@EVERY_LOSS
+def test_forward_mode_of_no_class_spoke_of_amax_or_narrow(loss):
+    x, y = torch.zeros(2, 0, 4), torch.full((2, 4), -100)
+    assert_close(torch.func.jvp(lambda x: loss(x, y), (x,), (x,))[0], loss(x, y))
+
+
+def test_total_weight_of_no_class_with_class_weights_spoke_of_an_index_out_of_range():
+    with without_kernels():
+        assert segloss.total_weight(torch.full((2, 4), -100), torch.zeros(0)) == 0
 
 
 # ---- shape, dtype and device, of tensors that have no data ----

@@ -80,7 +80,7 @@ Tensor negative_log_softmax(const Tensor& input, int64_t dim) {
 
 VoxelLosses label_losses(const Voxels& voxels, bool log_probabilities, const OptionalTensor& weight, int64_t dim,
                          double label_smoothing, double gamma) {
-    const auto& [input, labels, voxel_weight, ignored] = voxels;
+    const auto& [kind, input, labels, voxel_weight, ignored] = voxels;
     const auto label_weight = weight ? weight->to(input.scalar_type()).index_select(0, labels.flatten()).view_as(labels)
                                      : at::ones_like(labels, input.options());
     if (label_smoothing != 0) {
@@ -137,7 +137,7 @@ Tensor binary_loss(const Tensor& x, double g, double gamma) {
 
 Voxels read_voxels(const std::string& op, const Tensor& input, const Tensor& target, const OptionalTensor& voxel_weight,
                    Target kind, int64_t dim, int64_t ignore_index, at::ScalarType dtype) {
-    Voxels voxels{input.to(dtype), {}, {}, {}};
+    Voxels voxels{kind, input.to(dtype), {}, {}, {}};
     const bool has_ignored = kind != Target::probabilities && can_hold(target.scalar_type(), ignore_index);
     if (kind == Target::labels) {
         voxels.target = keep_class_dim(class_labels(op, target, input.sym_size(dim), ignore_index), input, dim);
@@ -162,6 +162,10 @@ Voxels read_voxels(const std::string& op, const Tensor& input, const Tensor& tar
         voxels.input = voxels.input.masked_fill(*voxels.ignored, 0); // no nan from voxels that do not count
         voxels.target = voxels.target.masked_fill(*voxels.ignored, 0);
     }
+    if (kind == Target::labels && input.sym_size(dim) == 0) { // no voxel counts
+        voxels.kind = Target::probabilities;
+        voxels.target = at::zeros_like(voxels.input);
+    }
     return voxels;
 }
 
@@ -170,19 +174,30 @@ Tensor weighted_values(const Voxels& voxels, const Tensor& values) {
     return voxels.ignored ? product.masked_fill(*voxels.ignored, 0) : product;
 }
 
+c10::SymDimVector voxel_sizes(const Tensor& input, int64_t dim) {
+    c10::SymDimVector sizes(input.sym_sizes().begin(), input.sym_sizes().end());
+    sizes[dim] = 1;
+    return sizes;
+}
+
 Tensor counted_weight(const Voxels& voxels, int64_t dim) {
-    return weighted_values(voxels, at::ones_like(voxels.input.narrow_symint(dim, 0, 1)));
+    return weighted_values(voxels, voxels.input.new_ones_symint(voxel_sizes(voxels.input, dim)));
 }
 
-VoxelLosses cross_entropy_losses(const Voxels& voxels, Target kind, bool log_probabilities,
-                                 const OptionalTensor& weight, int64_t dim, double label_smoothing, double gamma) {
-    return kind == Target::labels ? label_losses(voxels, log_probabilities, weight, dim, label_smoothing, gamma)
-                                  : probability_losses(voxels, log_probabilities, weight, dim, label_smoothing);
+VoxelLosses cross_entropy_losses(const Voxels& voxels, bool log_probabilities, const OptionalTensor& weight,
+                                 int64_t dim, double label_smoothing, double gamma) {
+    if (voxels.input.sym_size(dim) == 0) {
+        const auto zeros = voxels.input.sum({dim}, /*keepdim=*/true);
+        const double softmax = log_probabilities ? 0 : std::numeric_limits<double>::quiet_NaN(); // of nothing
+        return {zeros + softmax, at::ones_like(zeros)};
+    }
+    return voxels.kind == Target::labels ? label_losses(voxels, log_probabilities, weight, dim, label_smoothing, gamma)
+                                         : probability_losses(voxels, log_probabilities, weight, dim, label_smoothing);
 }
 
-Tensor binary_losses(const Voxels& voxels, Target kind, const OptionalTensor& weight, int64_t dim,
-                     double label_smoothing, double gamma) {
-    const auto& [x, target, voxel_weight, ignored] = voxels;
+Tensor binary_losses(const Voxels& voxels, const OptionalTensor& weight, int64_t dim, double label_smoothing,
+                     double gamma) {
+    const auto& [kind, x, target, voxel_weight, ignored] = voxels;
     const double least = label_smoothing / 2; // what smoothing makes of 0
     Tensor losses;
     if (kind == Target::labels) {

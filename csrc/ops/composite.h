@@ -16,6 +16,7 @@ namespace segloss {
 // What a loss reads, ready to multiply: `dim` is kept everywhere, and voxels that do not count stand at harmless
 // values.
 struct Voxels {
+    Target kind;            // not labels where there is no class for them: then target has input's shape
     Tensor input;           // in the dtype that is computed in
     Tensor target;          // int64 labels, or one value for each class in input's dtype
     OptionalTensor weight;  // v
@@ -28,7 +29,10 @@ Voxels read_voxels(const std::string& op, const Tensor& input, const Tensor& tar
 // values * v, 0 in voxels that do not count.
 Tensor weighted_values(const Voxels& voxels, const Tensor& values);
 
-// v of each voxel, 0 where it does not count: as large as input's other dimensions.
+// Input's sizes, but 1 for the classes.
+c10::SymDimVector voxel_sizes(const Tensor& input, int64_t dim);
+
+// v of each voxel, 0 where it does not count: of voxel_sizes.
 Tensor counted_weight(const Voxels& voxels, int64_t dim);
 
 struct VoxelLosses {
@@ -37,12 +41,12 @@ struct VoxelLosses {
 };
 
 // Cross entropy of softmax(input), or of log probabilities, or the focal loss of it.
-VoxelLosses cross_entropy_losses(const Voxels& voxels, Target kind, bool log_probabilities,
-                                 const OptionalTensor& weight, int64_t dim, double label_smoothing, double gamma);
+VoxelLosses cross_entropy_losses(const Voxels& voxels, bool log_probabilities, const OptionalTensor& weight,
+                                 int64_t dim, double label_smoothing, double gamma);
 
 // Binary cross entropy of each class's logit by itself, or the focal loss of it: one per voxel and class, without v.
-Tensor binary_losses(const Voxels& voxels, Target kind, const OptionalTensor& weight, int64_t dim,
-                     double label_smoothing, double gamma);
+Tensor binary_losses(const Voxels& voxels, const OptionalTensor& weight, int64_t dim, double label_smoothing,
+                     double gamma);
 
 // The slabs of a batch, along its longest dimension but that of the classes: on devices without a kernel a walk over
 // the logits is the composite of one slab after the other, whose memory is a fraction of the logits'.

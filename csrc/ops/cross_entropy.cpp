@@ -269,7 +269,7 @@ VoxelLosses voxel_terms(const Tensor& input, const Tensor& target, const Optiona
                         const OptionalTensor& voxel_weight, Target kind, const Options& options) {
     const auto voxels = read_voxels(options.op, input, target, voxel_weight, kind, options.dim, options.ignore_index,
                                     compute_dtype(options.dtype));
-    const auto [losses, shares] = cross_entropy_losses(voxels, kind, options.log_probabilities, weight, options.dim,
+    const auto [losses, shares] = cross_entropy_losses(voxels, options.log_probabilities, weight, options.dim,
                                                        options.label_smoothing, options.gamma);
     return {weighted_values(voxels, losses), weighted_values(voxels, shares)};
 }
@@ -314,7 +314,7 @@ Tensor backward_slabs(const Tensor& grad_loss, const Tensor& input, const Tensor
         };
         const auto grad = reduction == at::Reduction::None ? slabs.of(scale, k) : scale;
         const auto by_voxel = grad.dim() + 1 == x.dim() ? grad.unsqueeze(dim) : grad;
-        slabs.of(grad_input, k).copy_(slab_gradient(losses, x, {by_voxel.expand_as(x.narrow(dim, 0, 1))}));
+        slabs.of(grad_input, k).copy_(slab_gradient(losses, x, {by_voxel.expand_symint(voxel_sizes(x, dim))}));
     }
     return grad_input;
 }

@@ -127,7 +127,7 @@ Tensor composite(const Tensor& input, const Tensor& target, const OptionalTensor
     const auto kind = check_arguments(input, target, weight, voxel_weight, options);
     const auto voxels = read_voxels(options.op, input, target, voxel_weight, kind, options.dim, options.ignore_index,
                                     compute_dtype(options.dtype));
-    const auto losses = binary_losses(voxels, kind, weight, options.dim, /*label_smoothing=*/0, options.gamma);
+    const auto losses = binary_losses(voxels, weight, options.dim, /*label_smoothing=*/0, options.gamma);
     return weighted_values(voxels, losses).to(options.dtype);
 }
 

@@ -349,7 +349,7 @@ Results composite(const Tensor& input, const Tensor& target, const OptionalTenso
     const auto sum = [&](const Tensor& values) { return sum_of_samples(weighted_values(voxels, values), dim); };
     Tensor intersection;
     Tensor targets;
-    if (kind == Target::labels) {
+    if (voxels.kind == Target::labels) {
         intersection = sum_by_label(weighted_values(voxels, p.gather(dim, g)), g, num_classes, dim);
         targets = sum_by_label(v, g, num_classes, dim);
     } else {
@@ -359,12 +359,12 @@ Results composite(const Tensor& input, const Tensor& target, const OptionalTenso
     auto loss = at::zeros_symint({num_samples(input, dim)}, p.options());
     auto loss_weight = at::zeros_like(loss);
     if (options.voxel_loss && options.is_softmax()) {
-        const auto [losses, shares] = cross_entropy_losses(voxels, kind, /*log_probabilities=*/false, weight, dim,
+        const auto [losses, shares] = cross_entropy_losses(voxels, /*log_probabilities=*/false, weight, dim,
                                                            options.label_smoothing, options.gamma);
         loss = sum(losses).sum(1);
         loss_weight = sum(shares).sum(1);
     } else if (options.voxel_loss) {
-        const auto losses = binary_losses(voxels, kind, weight, dim, options.label_smoothing, options.gamma);
+        const auto losses = binary_losses(voxels, weight, dim, options.label_smoothing, options.gamma);
         loss = sum(losses).sum(1);
         loss_weight = sum_of_samples(v, dim).sum(1) * num_classes;
     }

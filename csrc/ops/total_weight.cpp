@@ -77,7 +77,7 @@ Tensor total_weight_composite(c10::string_view op_view, const Tensor& target, co
     const auto labels = class_labels(op, target, num_classes, ignore_index);
     const auto is_valid = labels.ge(0);
     auto weights = is_valid.to(dtype);
-    if (weight) {
+    if (weight && num_classes > 0) { // without a class no label is valid
         weights = weights * weight->to(dtype).index_select(0, labels.clamp_min(0).flatten()).view_as(labels);
     }
     if (voxel_weight) {
