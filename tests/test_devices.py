@@ -37,6 +37,8 @@ LOSSES = {
     "dice_focal_loss": segloss.dice_focal_loss,
 }
 EVERY_LOSS = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+FOCAL_LOSSES = {name: loss for name, loss in LOSSES.items() if "focal" in name}
+INF = float("inf")
 SMALL, TWO_SLABS = (2, 3, 5, 4, 3), (1, 4, 8, 256, 128)
 SMALL_AND_SLABS = pytest.mark.parametrize("shape", [SMALL, TWO_SLABS], ids=["small", "slabs"])
 WITH_KERNELS = [
@@ -194,6 +196,27 @@ def test_forward_mode_of_no_class_spoke_of_amax_or_narrow(loss):
 def test_total_weight_of_no_class_with_class_weights_spoke_of_an_index_out_of_range():
     with without_kernels():
         assert segloss.total_weight(torch.full((2, 4), -100), torch.zeros(0)) == 0
+
+
+# ---- infinite and huge logits ----
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 2.0])
+@pytest.mark.parametrize("extreme", [INF, -INF, 3e38, -3e38])
+@pytest.mark.parametrize("name", FOCAL_LOSSES)
+def test_the_gradient_of_focal_loss_at_an_infinite_or_huge_logit_was_nan(name, extreme, gamma):
+    x, y = torch.tensor([[extreme, 1.0, 0.5], [1.0, extreme, 0.5]]), torch.tensor([0, 0])
+    assert_same_without_kernels(FOCAL_LOSSES[name], x, y, gamma=gamma, weight=torch.tensor([2.0, 0.5, 1.0]))
+
+
+@pytest.mark.parametrize(("activation", "y"), [("softmax", torch.tensor([1])), ("sigmoid", torch.tensor([[1, 1, 0]]))])
+def test_further_derivatives_of_focal_loss_at_an_infinite_logit_were_nan(activation, y):
+    """Forward mode and second derivatives, which the kernels do not have."""
+    x, direction = torch.tensor([[1.0, -INF, 0.5]]), torch.tensor([[0.3, 1.0, 0.7]])
+    loss = partial(segloss.focal_loss, target=y, activation=activation, reduction="sum")
+    gradient = torch.autograd.grad(loss(x.requires_grad_()), x)[0]
+    assert_close(torch.func.jvp(loss, (x.detach(),), (direction,))[1], (gradient * direction).sum())
+    assert torch.autograd.functional.hessian(loss, x).isfinite().all()
 
 
 # ---- shape, dtype and device, of tensors that have no data ----

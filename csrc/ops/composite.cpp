@@ -68,6 +68,17 @@ Tensor log_odds_against(const Tensor& input, const Tensor& labels, int64_t dim) 
     return value + (carrier - constant.masked_fill(constant.isposinf(), 0));
 }
 
+// nll * (1 - p)^gamma, from log(1 - p) - log p. Where p = exp(-nll) is 0 that power is 1 and its derivatives are 0, but
+// their products with nll, which may overflow or be infinite, would be nan.
+Tensor focal(const Tensor& nll, const Tensor& odds_against, double gamma) {
+    if (gamma == 0) {
+        return nll;
+    }
+    const auto power = (at::log_sigmoid(odds_against) * gamma).exp(); // derivatives are finite at p = 1
+    const auto p_is_zero = nll.gt(746); // the largest whose exp(-nll) is not 0 in float64 is 745.1
+    return at::where(p_is_zero, nll, nll.masked_fill(p_is_zero, 0) * power);
+}
+
 // log(1 + exp(x)), to the last digit of a double.
 Tensor log1p_exp(const Tensor& x) { return at::softplus(x, /*beta=*/1, /*threshold=*/40); }
 
@@ -91,12 +102,8 @@ VoxelLosses label_losses(const Voxels& voxels, bool log_probabilities, const Opt
         return {losses + smooth.sum({dim}, /*keepdim=*/true) * share, label_weight};
     }
     const auto odds = log_probabilities ? Tensor() : log_odds_against(input, labels, dim);
-    auto losses = log_probabilities ? input.gather(dim, labels).neg() : log1p_exp(odds);
-    losses = weight ? weighted(label_weight, losses) : losses;
-    if (gamma != 0) {
-        losses = losses * (at::log_sigmoid(odds) * gamma).exp(); // (1 - p_y)^gamma: derivatives are finite at p_y = 1
-    }
-    return {losses, label_weight};
+    const auto losses = log_probabilities ? input.gather(dim, labels).neg() : focal(log1p_exp(odds), odds, gamma);
+    return {weight ? weighted(label_weight, losses) : losses, label_weight};
 }
 
 VoxelLosses probability_losses(const Voxels& voxels, bool log_probabilities, const OptionalTensor& weight, int64_t dim,
@@ -115,10 +122,7 @@ VoxelLosses probability_losses(const Voxels& voxels, bool log_probabilities, con
 }
 
 // -log p, p = sigmoid(x), or the focal loss of it.
-Tensor loss_of_ones(const Tensor& x, double gamma) {
-    const auto nll = at::log_sigmoid(x).neg();
-    return gamma == 0 ? nll : nll * (at::log_sigmoid(x.neg()) * gamma).exp();
-}
+Tensor loss_of_ones(const Tensor& x, double gamma) { return focal(at::log_sigmoid(x).neg(), x.neg(), gamma); }
 
 // Of targets g.
 Tensor binary_loss(const Tensor& x, const Tensor& g, double gamma) {
