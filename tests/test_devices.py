@@ -219,6 +219,13 @@ def test_further_derivatives_of_focal_loss_at_an_infinite_logit_were_nan(activat
     assert torch.autograd.functional.hessian(loss, x).isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_loss_of_a_huge_finite_logit_was_inf(dtype):
+    lowest = torch.finfo(dtype).min
+    x, y = torch.tensor([[lowest, 1.0, 0.5], [0.8 * lowest, 0.0, 0.0]], dtype=dtype), torch.tensor([0, 0])
+    assert_same_without_kernels(segloss.cross_entropy, x, y, reduction="none")
+
+
 # ---- shape, dtype and device, of tensors that have no data ----
 
 

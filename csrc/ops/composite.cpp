@@ -54,11 +54,12 @@ double lowest_of(const Tensor& tensor) {
 //
 // An offset takes the y-th logit out of the softmax, since derivatives pass through a sum unchanged: then those of
 // -log_softmax at y are the ones wanted, of every order, and its output is all that is saved of input's size. Its value
-// is that offset, nearly, and is exchanged for the right one. Where it is inf, so is the right one.
+// is that offset, nearly, and is exchanged for the right one. A logit that is as far below already gets no offset,
+// which would make it -inf. Where the value is inf, so is the right one.
 Tensor log_odds_against(const Tensor& input, const Tensor& labels, int64_t dim) {
     const auto largest = input.detach().amax(dim, /*keepdim=*/true);
     const auto at_label = input.detach().gather(dim, labels) - largest;
-    const auto offset = at::full_like(labels, lowest_of(input) / 4, input.options());
+    const auto offset = at::full_like(at_label, lowest_of(input) / 4).masked_fill(at_label.lt(lowest_of(input) / 2), 0);
     auto others = (input - largest).scatter_add(dim, labels, offset);
     const auto log_others = others.log_softmax(dim);
     const auto value = (others.detach().amax(dim, true) - at_label) - log_others.detach().amax(dim, /*keepdim=*/true);
