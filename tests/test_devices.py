@@ -181,10 +181,7 @@ def test_probabilities_of_no_class_spoke_of_argmax_or_narrow(name):
 
 def test_log_probabilities_of_no_class_spoke_of_narrow():
     x = torch.zeros(2, 0, 4)
-    with without_kernels():
-        value, gradient = value_and_gradient(segloss.nll_loss, x, x, reduction="none")
-    assert torch.equal(value, torch.zeros(2, 4))
-    assert gradient.shape == x.shape
+    assert_same_without_kernels(segloss.nll_loss, x, x, reduction="none")
 
 
 @EVERY_LOSS

@@ -367,3 +367,9 @@ def test_a_backward_operator_took_a_gradient_that_is_not_dense_and_floating(stra
         torch.ops.segloss.soft_stats_backward(
             strange, torch.ones(2, 3), one, "op", x, labels, None, None, 1, 0, False, -100, True, 0.0, 0.0
         )
+
+
+@pytest.mark.parametrize("num_voxels", [4, 1000])
+def test_the_nll_of_probabilities_of_no_class_was_what_the_stack_held(num_voxels):
+    x = torch.zeros(2, 0, num_voxels)
+    assert torch.equal(segloss.nll_loss(x, x, reduction="none"), torch.zeros(2, num_voxels))

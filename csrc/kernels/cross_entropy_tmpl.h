@@ -125,7 +125,7 @@ static void FN(label_losses)(const struct segloss_cross_entropy* a, VOXELS* v, R
 }
 
 static void FN(probability_losses)(const struct segloss_cross_entropy* a, VOXELS* v, REAL* loss) {
-    ALIGNED REAL spread[SEGLOSS_BLOCK], mass[SEGLOSS_BLOCK];
+    ALIGNED REAL spread[SEGLOSS_BLOCK] = {0}, mass[SEGLOSS_BLOCK] = {0}; /* what they are without a class */
     ALIGNED REAL part_of_spread[SEGLOSS_BLOCK], part_of_mass[SEGLOSS_BLOCK];
     ALIGNED double spread_sum[SEGLOSS_BLOCK], mass_sum[SEGLOSS_BLOCK];
     for (int64_t first = 0; first < a->num_classes; first += CLASS_CHUNK) {

@@ -19,19 +19,20 @@ struct STRUCT(softmax) {
     double mass;      /* sum of q_c */
 };
 
-/* The tail is the sum of exp(x_c - max) over the classes but one largest; -1: no class yet. The largest logit starts
- * from the lowest finite number, so that all logits -inf leave a tail of -1. */
+/* The tail is the sum of exp(x_c - max) over the classes but one largest. The first largest logit is the lowest finite
+ * number, as if there were a class of it, which the sum of the groups takes back: without a class, or with all logits
+ * -inf, it stays -1. */
 VOXEL_FUNCTION void FN(start_softmax)(struct STRUCT(softmax) * s) {
     s->max = s->groups_max = REAL_LOWEST;
-    s->tail = -1;
-    s->groups = s->groups_lost = 0;
+    s->groups = -1;
+    s->tail = s->groups_lost = 0;
     s->spread = s->mass = 0;
 }
 
 /* Log probabilities are relative to 0: -log p_c = (0 - x_c) + log1p(0). */
 VOXEL_FUNCTION void FN(start_log_probabilities)(struct STRUCT(softmax) * s) {
     FN(start_softmax)(s);
-    s->max = s->tail = 0;
+    s->max = 0;
 }
 
 /* A larger maximum scales 1 + tail down and makes it part of the new tail: one exponential and no branch for both. */
@@ -51,7 +52,7 @@ VOXEL_FUNCTION void FN(finish_group)(struct STRUCT(softmax) * s) {
     s->tail = 0;
 }
 
-/* Makes the tail that of all groups, and nan where the softmax is: a logit nan or +inf, or all of them -inf. */
+/* Makes the tail that of all groups, and nan where the softmax is: a logit nan or +inf, all of them -inf, or none. */
 VOXEL_FUNCTION void FN(finish_softmax)(struct STRUCT(softmax) * s) {
     const REAL tail = s->groups + (s->max - s->max);
     s->tail = tail < 0 ? (REAL)NAN : tail;

@@ -115,7 +115,8 @@ template <typename Real, typename T, bool TILED> struct Voxel {
     }
 
     __device__ Real loss(const Softmax& s) const {
-        return weight * softmax_loss(&s, logit(label), sharp_factor(s, false));
+        const Real x_y = a->target_kind == SEGLOSS_LABELS ? logit(label) : s.max; // there may be no class
+        return weight * softmax_loss(&s, x_y, sharp_factor(s, false));
     }
 
     // What the voxel adds to the mean's denominator.
