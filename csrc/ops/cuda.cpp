@@ -169,23 +169,30 @@ void check_handed_over(c10::string_view op, const char* name, const Tensor& tens
     check_same_device(std::string(op), input, tensor, name);
 }
 
-// The sizes in which a voxel has its index: those of the labels as they are, or else those of the voxels.
-at::IntArrayRef label_sizes(const Tensor& target, Target kind, at::IntArrayRef voxels) {
-    return kind == Target::labels ? target.sizes() : voxels;
-}
-
-segloss_cross_entropy voxel_arguments(const Tensor& input, Target kind, const Tensor& class_weight, int64_t dim,
-                                      int64_t ignore_index, double label_smoothing, double gamma) {
+// What the kernels are told of a loss, and the tensors behind it.
+struct VoxelArguments {
+    Target kind;
+    Tensor class_weight, voxel_weight;
+    at::DimVector sizes;       // of the voxels
+    at::DimVector label_sizes; // in which a voxel has its index: those of the labels as they are, where there are
     segloss_cross_entropy args{};
-    args.num_classes = input.size(dim);
-    args.target_kind = target_for_kernel(kind);
-    args.class_weight = class_weight.defined() ? class_weight.const_data_ptr() : nullptr;
-    args.ignore_index = ignore_index;
-    args.label_smoothing = label_smoothing;
-    args.gamma = gamma;
-    args.grad_scale = 1;
-    return args;
-}
+
+    VoxelArguments(c10::string_view op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                   const OptionalTensor& voxel_weight, int64_t dim, int64_t ignore_index, double label_smoothing,
+                   double gamma, ScalarType dtype, bool takes_masks = false)
+        : kind(classify_target(std::string(op), input, target, dim, takes_masks)),
+          class_weight(class_weight_for_kernel(weight, dtype)),
+          voxel_weight(voxel_weight_for_kernel(voxel_weight, dtype)), sizes(position_sizes(input, dim)),
+          label_sizes(kind == Target::labels ? at::DimVector(target.sizes()) : sizes) {
+        args.num_classes = input.size(dim);
+        args.target_kind = target_for_kernel(kind);
+        args.class_weight = class_weight.defined() ? class_weight.const_data_ptr() : nullptr;
+        args.ignore_index = ignore_index;
+        args.label_smoothing = label_smoothing;
+        args.gamma = gamma;
+        args.grad_scale = 1;
+    }
+};
 
 // ---- cross entropy --------------------------------------------------------------------------------------------------
 
@@ -201,25 +208,22 @@ Tensor cross_entropy_backward_cuda(const Tensor& grad_loss, const Tensor& input,
     check_handed_over(op, "grad_loss", grad_loss,
                       is_one_value ? grad_loss.dim() == 0 : has_label_shape(input, grad_loss, dim), input);
     check_handed_over(op, "total_weight", total_weight, total_weight.numel() == 1, input);
-    const auto kind = classify_target(std::string(op), input, target, dim);
-    const auto class_weight = class_weight_for_kernel(weight, dtype);
-    const auto voxel_weights = voxel_weight_for_kernel(voxel_weight, dtype);
-    auto args = voxel_arguments(input, kind, class_weight, dim, ignore_index, label_smoothing, gamma);
+    VoxelArguments voxels(op, input, target, weight, voxel_weight, dim, ignore_index, label_smoothing, gamma, dtype);
+    auto& args = voxels.args;
     args.log_probabilities = log_probabilities;
-    const auto sizes = position_sizes(input, dim);
-    args.positions = describe(sizes, dim,
+    args.positions = describe(voxels.sizes, dim,
                               {{&input, &args.logits},
                                {&target, &args.target},
-                               {&voxel_weights, &args.voxel_weight},
+                               {&voxels.voxel_weight, &args.voxel_weight},
                                {&grad_loss, &args.grad_loss},
                                {&grad_input, &args.grad_logits}});
     Launches launches(std::string(op), input);
-    const auto call = launches.call(args, label_sizes(target, kind, sizes), dtype);
+    const auto call = launches.call(args, voxels.label_sizes, dtype);
     const bool is_mean = reduction == at::Reduction::Mean;
     launches.check(
         segloss_cuda_cross_entropy_backward(&args, &call, is_mean ? total_weight.const_data_ptr<double>() : nullptr));
     if (launches.refused_at_once()) {
-        raise_refused_target(std::string(op), target, kind, args.num_classes, ignore_index);
+        raise_refused_target(std::string(op), target, voxels.kind, args.num_classes, ignore_index);
     }
     return grad_input;
 }
@@ -246,21 +250,20 @@ cross_entropy_forward_cuda(const Tensor& input, const Tensor& target, const Opti
     TORCH_CHECK_VALUE(reduce || !with_gradient, op, ": expected with_gradient=False with reduction 0 (none)");
     const auto losses = reduce ? Tensor() : std::get<0>(results);
     const auto sums = at::empty({2}, input.options().dtype(at::kDouble));
-    const auto kind = classify_target(std::string(op), input, target, dim);
-    const auto class_weight = class_weight_for_kernel(weight, dtype);
-    const auto voxel_weights = voxel_weight_for_kernel(voxel_weight, dtype);
-    auto args = voxel_arguments(input, kind, class_weight, dim, ignore_index, label_smoothing, gamma);
+    VoxelArguments voxels(op, input, target, weight, voxel_weight, dim, ignore_index, label_smoothing, gamma, dtype);
+    auto& args = voxels.args;
     args.log_probabilities = log_probabilities;
-    const auto sizes = position_sizes(input, dim);
-    args.positions = describe(
-        sizes, dim,
-        {{&input, &args.logits}, {&target, &args.target}, {&voxel_weights, &args.voxel_weight}, {&losses, &args.loss}});
+    args.positions = describe(voxels.sizes, dim,
+                              {{&input, &args.logits},
+                               {&target, &args.target},
+                               {&voxels.voxel_weight, &args.voxel_weight},
+                               {&losses, &args.loss}});
     Launches launches(std::string(op), input);
-    const auto call = launches.call(args, label_sizes(target, kind, sizes), dtype);
+    const auto call = launches.call(args, voxels.label_sizes, dtype);
     launches.check(
         segloss_cuda_cross_entropy_forward(&args, &call, static_cast<segloss_sums*>(sums.mutable_data_ptr())));
     if (launches.refused_at_once()) {
-        raise_refused_target(std::string(op), target, kind, args.num_classes, ignore_index);
+        raise_refused_target(std::string(op), target, voxels.kind, args.num_classes, ignore_index);
     }
     const auto total_weight = sums.select(0, 1).clone();
     const auto loss = reduce ? reduced(sums, reduction, empty_zero, dtype) : losses;
@@ -305,28 +308,25 @@ SoftStats soft_stats_forward_cuda(c10::string_view op, const Tensor& input, cons
                                   double label_smoothing) {
     redispatch(kChecks, "segloss::soft_stats_forward", &soft_stats_forward_cuda, op, input, target, weight,
                voxel_weight, dim, activation, squared, ignore_index, voxel_loss, gamma, label_smoothing);
-    const auto kind = classify_target(std::string(op), input, target, dim, activation != SEGLOSS_SOFTMAX);
     const auto dtype = input.scalar_type();
-    const auto class_weight = class_weight_for_kernel(weight, dtype);
-    const auto voxel_weights = voxel_weight_for_kernel(voxel_weight, dtype);
-    auto args =
-        soft_stats_arguments(voxel_arguments(input, kind, class_weight, dim, ignore_index, label_smoothing, gamma),
-                             activation, squared, voxel_loss);
-    const auto sizes = position_sizes(input, dim);
-    args.voxels.positions = describe(
-        sizes, dim,
-        {{&input, &args.voxels.logits}, {&target, &args.voxels.target}, {&voxel_weights, &args.voxels.voxel_weight}});
+    const VoxelArguments voxels(op, input, target, weight, voxel_weight, dim, ignore_index, label_smoothing, gamma,
+                                dtype, activation != SEGLOSS_SOFTMAX);
+    auto args = soft_stats_arguments(voxels.args, activation, squared, voxel_loss);
+    args.voxels.positions = describe(voxels.sizes, dim,
+                                     {{&input, &args.voxels.logits},
+                                      {&target, &args.voxels.target},
+                                      {&voxels.voxel_weight, &args.voxels.voxel_weight}});
     const auto num_samples = num_samples_of(input, dim), num_classes = args.voxels.num_classes;
     const auto stats = at::zeros({num_samples, 3, num_classes}, input.options().dtype(at::kDouble));
     const auto sums = at::zeros({num_samples, 2}, stats.options());
     Launches launches(std::string(op), input);
     if (num_samples > 0) {
-        const auto call = launches.call(args.voxels, label_sizes(target, kind, sizes), dtype, num_samples, true);
+        const auto call = launches.call(args.voxels, voxels.label_sizes, dtype, num_samples, true);
         launches.check(segloss_cuda_soft_stats_forward(&args, &call, stats.mutable_data_ptr<double>(),
                                                        static_cast<segloss_sums*>(sums.mutable_data_ptr())));
     }
     if (launches.refused_at_once()) {
-        raise_refused_target(std::string(op), target, kind, num_classes, ignore_index);
+        raise_refused_target(std::string(op), target, voxels.kind, num_classes, ignore_index);
     }
     const auto of_statistics = stats.transpose(0, 1).contiguous();
     return {of_statistics[0].clone(), of_statistics[1].clone(), of_statistics[2].clone(), sums.select(1, 0).clone(),
@@ -347,32 +347,28 @@ Tensor soft_stats_backward_cuda(const Tensor& grad_intersection, const Tensor& g
     check_handed_over(op, "grad_intersection", grad_intersection, grad_intersection.sizes() == per_class, input);
     check_handed_over(op, "grad_prediction", grad_prediction, grad_prediction.sizes() == per_class, input);
     check_handed_over(op, "grad_loss", grad_loss, grad_loss.sizes() == at::IntArrayRef{num_samples}, input);
-    const auto kind = classify_target(std::string(op), input, target, dim, activation != SEGLOSS_SOFTMAX);
     const auto dtype = input.scalar_type();
-    const auto class_weight = class_weight_for_kernel(weight, dtype);
-    const auto voxel_weights = voxel_weight_for_kernel(voxel_weight, dtype);
+    const VoxelArguments voxels(op, input, target, weight, voxel_weight, dim, ignore_index, label_smoothing, gamma,
+                                dtype, activation != SEGLOSS_SOFTMAX);
     const auto by_intersection = grad_intersection.to(compute_dtype(dtype)).contiguous();
     const auto by_prediction = grad_prediction.to(compute_dtype(dtype)).contiguous();
-    auto args =
-        soft_stats_arguments(voxel_arguments(input, kind, class_weight, dim, ignore_index, label_smoothing, gamma),
-                             activation, squared, voxel_loss);
-    const auto sizes = position_sizes(input, dim);
-    const auto by_loss = voxel_loss ? of_voxels(grad_loss, sizes) : Tensor();
+    auto args = soft_stats_arguments(voxels.args, activation, squared, voxel_loss);
+    const auto by_loss = voxel_loss ? of_voxels(grad_loss, voxels.sizes) : Tensor();
     args.grad_intersection = by_intersection.const_data_ptr();
     args.grad_prediction = by_prediction.const_data_ptr();
-    args.voxels.positions = describe(sizes, dim,
+    args.voxels.positions = describe(voxels.sizes, dim,
                                      {{&input, &args.voxels.logits},
                                       {&target, &args.voxels.target},
-                                      {&voxel_weights, &args.voxels.voxel_weight},
+                                      {&voxels.voxel_weight, &args.voxels.voxel_weight},
                                       {&by_loss, &args.voxels.grad_loss},
                                       {&grad_input, &args.voxels.grad_logits}});
     Launches launches(std::string(op), input);
     if (num_samples > 0) {
-        const auto call = launches.call(args.voxels, label_sizes(target, kind, sizes), dtype, num_samples);
+        const auto call = launches.call(args.voxels, voxels.label_sizes, dtype, num_samples);
         launches.check(segloss_cuda_soft_stats_backward(&args, &call, nullptr));
     }
     if (launches.refused_at_once()) {
-        raise_refused_target(std::string(op), target, kind, args.voxels.num_classes, ignore_index);
+        raise_refused_target(std::string(op), target, voxels.kind, args.voxels.num_classes, ignore_index);
     }
     return grad_input;
 }
