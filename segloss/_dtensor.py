@@ -179,3 +179,8 @@ def _one_hot_labels(op: str, target: Any, dim: int) -> list[_Sharding]:
 def _elementwise(op: str, target: Any, *options: Any) -> list[_Sharding]:
     rest = [None] * len(options)
     return [([_shard(d)], [None, _shard(d), *rest]) for d in [None, *range(target.ndim)]]
+
+
+@_rule(_ops.check_range.default)
+def _check_range(op: str, name: str, values: Any, *options: Any) -> list[_Sharding]:
+    return [([Replicate()], [None, None, _shard(d), None, None]) for d in [None, *range(values.ndim)]]

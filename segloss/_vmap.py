@@ -224,6 +224,12 @@ def _class_masks(op: str, target: Tensor, ignore_index: int) -> Tensor:
     return masks
 
 
+# A look at all members together, with one answer for them.
+torch.library.register_vmap(
+    _ops.check_range.default, lambda _, in_dims, *arguments: (_ops.check_range(*arguments), None)
+)
+
+
 @_rule(_ops.one_hot_labels.default)
 def _one_hot_labels(op: str, target: Tensor, dim: int) -> Tensor:
     labels: Tensor = _ops.one_hot_labels(op, target, dim + 1)

@@ -2,6 +2,7 @@
 
 import math
 import reprlib
+import warnings
 from collections.abc import Callable
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Literal
@@ -74,8 +75,10 @@ def cross_entropy(
         target: one of
 
             * class labels ``[N, *]`` or ``[N, 1, *]``: any integer dtype, bool, or floating with integral values;
-            * class probabilities, floating, of input's shape;
+            * class probabilities, floating, of input's shape, each in [0, 1];
             * exact one-hot labels, integer, of input's shape.
+
+            Of one channel the softmax is 1: the loss is 0, as in torch, with a UserWarning.
         weight: a weight for each class ``[C]``, of any floating dtype. Default: 1.
         size_average: deprecated, see ``reduction``.
         ignore_index: label of the voxels that do not count. Class labels only. Default: -100.
@@ -104,8 +107,9 @@ def cross_entropy(
         IndexError: a label is outside [0, C) and not ``ignore_index``, or ``dim`` is not a dimension of input.
         ValueError: the batch sizes of input and target differ, or an option has an unknown value.
         RuntimeError: the shapes do not fit, a floating label is not integral, an integer target of input's shape is
-            not one-hot, ``label_smoothing`` is outside [0, 1], ``ignore_index`` >= 0 with class probabilities, a
-            ``weight`` with class labels or a ``voxel_weight`` requires a gradient, or devices differ.
+            not one-hot, a class probability is nan or outside [0, 1] by more than four times the epsilon of its dtype,
+            ``label_smoothing`` is outside [0, 1], ``ignore_index`` >= 0 with class probabilities, a ``weight`` with
+            class labels or a ``voxel_weight`` requires a gradient, or devices differ.
 
     Equivalent to:
         ``torch.nn.functional.cross_entropy(input, target.squeeze(1).long(), ...)`` for labels ``[N, 1, *]``.
@@ -125,10 +129,12 @@ def cross_entropy(
     if (process_group is not None or is_dtensor(input)) and code != _NONE:
         return _over_ranks(op, process_group, *arguments)
     try:
-        return _cross_entropy(*arguments)
+        loss = _cross_entropy(*arguments)
     except (TypeError, RuntimeError):
         _check_types(op, input, target, weight, voxel_weight, ignore_index, dim)
         raise
+    _warn_of_one_channel(op, input, dim)
+    return loss
 
 
 def nll_loss(
@@ -217,7 +223,8 @@ def focal_loss(
             of input's shape,
 
             * with softmax exact one-hot labels, integer;
-            * with sigmoid a mask for each class, floating, or integer of 0 and 1.
+            * with sigmoid a mask for each class, floating from 0 to 1, or integer of 0 and 1. Of one channel a map of
+              0 and 1 of any shape and dtype is the mask of the foreground.
         gamma: the exponent, from 0 on. Default: 2.
         weight: a weight for each class ``[C]``, of any floating dtype. Default: 1.
         activation: ``"softmax"`` or ``"sigmoid"``. Default: ``"softmax"``.
@@ -262,12 +269,14 @@ def focal_loss(
         arguments = (input, target, weight, voxel_weight, dim, code, ignore_index, 0.0, False, empty_zero, gamma)
         if over_ranks and code != _NONE:
             return _over_ranks(op, process_group, *arguments)
-        return _cross_entropy(*arguments, op)
+        loss = _cross_entropy(*arguments, op)
+        _warn_of_one_channel(op, input, dim)
+        return loss
     if reduction == "none":
         loss = _sigmoid_focal(op, input, target, weight, voxel_weight, dim, ignore_index, gamma)
     else:
         *_, losses, totals = _soft_stats(
-            op, input, target, weight, voxel_weight, dim, activation, False, ignore_index, True, gamma, 0.0
+            op, input, target, weight, voxel_weight, dim, activation, False, ignore_index, True, gamma
         )
         loss, total = losses.sum(), totals.sum()
         if over_ranks:
@@ -339,6 +348,7 @@ def topk_loss(
     losses = _cross_entropy(
         input, target, weight, voxel_weight, dim, 0, ignore_index, label_smoothing, False, False, 0.0, op, dtype
     )
+    _warn_of_one_channel(op, input, dim)
     counts = _counts(losses, target, voxel_weight, ignore_index)
     dtype = torch.float64 if losses.is_cpu else losses.dtype  # not every device has float64
     num_voxels = counts.sum(dtype=dtype)
@@ -431,6 +441,8 @@ def _over_ranks(
     options = (ignore_index, label_smoothing, log_probabilities, empty_zero, gamma, op)
     wide = torch.promote_types(dtype, torch.float32)  # rounded once, when the loss is finished
     loss = _cross_entropy(input, target, weight, voxel_weight, dim, _SUM, *options, wide)
+    if not log_probabilities:
+        _warn_of_one_channel(op, input, dim)
     num_classes = input.shape[dim if input.dim() > 1 else 0]
     if has_probabilities:
         total = _total_voxel_weight(input, num_classes, voxel_weight)
@@ -451,12 +463,28 @@ def _labels(op: str, input: Tensor, target: Tensor, dim: int) -> Tensor:
     """Class labels of a target that has one for each class; others are not touched."""
     if target.shape != input.shape or not -input.dim() <= dim < input.dim() or input.dim() < 2:
         return target
+    has_one_channel = input.shape[dim] == 1
     if target.is_floating_point():
+        advice = "a loss with activation='sigmoid', which takes a mask" if has_one_channel else f"target.argmax({dim})"
         raise RuntimeError(
             f"{op}: expected class labels, got class probabilities, a {target.dtype} target of input's shape "
-            f"{list(input.shape)}. Use target.argmax({dim})"
+            f"{list(input.shape)}. Use {advice}"
         )
-    return target if input.shape[dim] == 1 else _one_hot_labels(op, target, dim % input.dim())
+    return target if has_one_channel else _one_hot_labels(op, target, dim % input.dim())
+
+
+def _warn_of_one_channel(op: str, input: Tensor, dim: int) -> None:
+    """Of a softmax over one channel, which torch takes without a word; ``dim`` is one of input's dimensions."""
+    if not isinstance(input, Tensor):  # what torch itself unwraps
+        return
+    if input.shape[dim if input.dim() > 1 else 0] == 1 and not torch.compiler.is_compiling():
+        warnings.warn(
+            f"{op}: input {list(input.shape)} has one channel, whose softmax is 1: the loss is 0 and has no gradient. "
+            'Use a loss with activation="sigmoid": segloss.focal_loss, with gamma=0 the binary cross entropy, or a '
+            "region loss",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _counts(losses: Tensor, target: Tensor, voxel_weight: Tensor | None, ignore_index: int) -> Tensor:

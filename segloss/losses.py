@@ -233,6 +233,7 @@ class DiceLoss(_Loss):
         include_background: bool = True,
         squared: bool = False,
         jaccard: bool = False,
+        soft_label: bool = False,
         batch: bool = False,
         weight: Tensor | None = None,
         smooth_nr: float = 1e-5,
@@ -265,6 +266,7 @@ class GeneralizedDiceLoss(_Loss):
         w_type: WeightType = "square",
         activation: Activation | None = "softmax",
         include_background: bool = True,
+        soft_label: bool = False,
         batch: bool = False,
         smooth_nr: float = 1e-5,
         smooth_dr: float = 1e-5,
@@ -299,6 +301,7 @@ class TverskyLoss(_Loss):
         gamma: float = 1.0,
         activation: Activation | None = "softmax",
         include_background: bool = True,
+        soft_label: bool = False,
         batch: bool = False,
         weight: Tensor | None = None,
         smooth_nr: float = 1e-5,
@@ -337,6 +340,7 @@ class DiceCELoss(_Loss):
         include_background: bool = True,
         squared: bool = False,
         jaccard: bool = False,
+        soft_label: bool = False,
         batch: bool = False,
         weight: Tensor | None = None,
         smooth_nr: float = 1e-5,
@@ -375,6 +379,7 @@ class DiceFocalLoss(_Loss):
         include_background: bool = True,
         squared: bool = False,
         jaccard: bool = False,
+        soft_label: bool = False,
         batch: bool = False,
         weight: Tensor | None = None,
         smooth_nr: float = 1e-5,
@@ -403,8 +408,8 @@ class BinaryDiceLoss(_Loss):
 
     Called as ``loss(input, target, voxel_weight=None)`` with probabilities ``[N, *]`` (float64, float32, float16 or
     bfloat16), a target of their shape (floating, or integer or bool of 0 and 1) and, if any, a weight for each voxel,
-    of their shape, too. Returns a 0-dim tensor of input's dtype. A target of another shape is a ValueError, one of
-    other integers than 0 and 1 a RuntimeError.
+    of their shape, too. Returns a 0-dim tensor of input's dtype. A target of another shape is a ValueError; one of
+    other integers than 0 and 1, and floating values outside [0, 1] in either, as logits are, a RuntimeError.
 
     Equivalent to:
         ``dice_loss(input.unsqueeze(1), target.unsqueeze(1), activation=None, smooth_nr=smooth, smooth_dr=smooth)``

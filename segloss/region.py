@@ -83,9 +83,13 @@ def soft_stats(
             * class labels ``[N, *]`` or ``[N, 1, *]``: any integer dtype, bool, or floating with integral values;
             * with softmax: class probabilities, floating, or exact one-hot labels, integer, of input's shape;
             * with sigmoid or without activation: a mask for each class, of input's shape: floating, or integer of 0
-              and 1, where a voxel that holds ``ignore_index`` in any class does not count.
-        activation: ``"softmax"`` over the classes, ``"sigmoid"``, or None for input that holds probabilities.
-            Default: ``"softmax"``.
+              and 1, where a voxel that holds ``ignore_index`` in any class does not count. Of one channel a map of 0
+              and 1, ``[N, *]`` or ``[N, 1, *]``, is the mask of the foreground, whatever its dtype.
+
+            Here, but not in the losses, a floating target of input's shape may hold any finite numbers: sums of p times
+            a map are what boundary losses are made of.
+        activation: ``"softmax"`` over two or more classes, ``"sigmoid"``, or None for input that
+            holds probabilities, each in [0, 1]. Default: ``"softmax"``.
         squared: whether P and T are sums of squares. Default: False.
         ignore_index: label of the voxels that do not count. Default: -100.
         voxel_weight: a weight for each voxel, of the labels' shape; voxels of weight 0 do not count. Without gradient.
@@ -97,9 +101,11 @@ def soft_stats(
         and ``fn``; each ``[N, C]``, float64 for float64 input, else float32. The first two are differentiable in input.
 
     Raises:
+        ValueError: a softmax over one channel.
         TypeError, IndexError, ValueError, RuntimeError: as :func:`segloss.cross_entropy`; a RuntimeError, too, for an
-            integer mask of other values than 0 and 1, and for an ``ignore_index`` that its mask cannot hold: 0 or 1
-            in integer masks, any from 0 on in floating targets of input's shape.
+            integer mask of other values than 0 and 1, a map that is not finite, an input outside [0, 1] without
+            activation, and an ``ignore_index`` that its mask cannot hold: 0 or 1 in integer masks, any from 0 on in
+            floating ones.
 
     Example:
         A loss that segloss does not have, one minus the correlation of Matthews (Abhishek and Hamarneh, "Matthews
@@ -120,9 +126,8 @@ def soft_stats(
         >>> print(f"{loss.item():.4f}")
         0.1059
     """
-    stats, _ = _walk(
-        "soft_stats", input, target, None, voxel_weight, dim, activation, ignore_index, True, False, squared=squared
-    )
+    options = (dim, activation, ignore_index, True, False)
+    stats, _ = _walk("soft_stats", input, target, None, voxel_weight, *options, squared=squared, any_finite_target=True)
     dtype = torch.promote_types(input.dtype, torch.float32)
     return SoftStats(*(sums.to(dtype) for sums in stats))
 
@@ -135,6 +140,7 @@ def dice_loss(
     include_background: bool = True,
     squared: bool = False,
     jaccard: bool = False,
+    soft_label: bool = False,
     batch: bool = False,
     weight: Tensor | None = None,
     smooth_nr: float = 1e-5,
@@ -157,13 +163,17 @@ def dice_loss(
     :math:`2 (P_{nc} + T_{nc} - I_{nc}) + \mathrm{smooth\_dr}`.
 
     Args:
-        input, target: as :func:`segloss.soft_stats` takes them.
-        activation: ``"softmax"`` over the classes, ``"sigmoid"``, or None for input that holds probabilities.
-            Default: ``"softmax"``.
+        input, target: as :func:`segloss.soft_stats` takes them; floating masks and class probabilities in [0, 1].
+        activation: ``"softmax"`` over two or more classes, ``"sigmoid"``, or None for input that holds probabilities,
+            each in [0, 1]. Default: ``"softmax"``.
         include_background: whether class 0 is among the terms. It takes part in the softmax in any case, and is kept,
             with a UserWarning, where it is the only class. Default: True.
         squared: whether the denominator sums squares. Default: False.
         jaccard: whether to compute the Jaccard loss instead. Default: False.
+        soft_label: whether I is the sum of :math:`(p + g - |p - g|) / 2`, the smaller one of p and g, instead of
+            :math:`p\, g` where target holds class probabilities :math:`g`. The loss is then smallest at :math:`p = g`;
+            with products a p that is surer than g can have the smaller loss. Labels, integer masks and ``squared`` sums
+            are not affected. Default: False.
         batch: whether a class has one term for the whole batch, of sums over its samples, instead of one for each
             sample. Default: False.
         weight: a weight for each class ``[C]``, which multiplies its terms; that of a class without a term is not used.
@@ -186,6 +196,8 @@ def dice_loss(
 
     Raises:
         ValueError: an option has an unknown value.
+        RuntimeError: a floating mask or class probability is nan or outside [0, 1] by more than four times the epsilon
+            of its dtype.
         TypeError, IndexError, ValueError, RuntimeError: as :func:`segloss.soft_stats`.
 
     Example:
@@ -202,7 +214,7 @@ def dice_loss(
     _check_flags(op, jaccard=jaccard)
     _check_numbers(op, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
     options = (dim, activation, ignore_index, include_background, batch, process_group)
-    stats, _ = _walk(op, input, target, weight, voxel_weight, *options, squared=squared)
+    stats, _ = _walk(op, input, target, weight, voxel_weight, *options, squared=squared, soft_label=soft_label)
     terms = _dice_terms(stats, jaccard, smooth_nr, smooth_dr)
     return _reduced(terms, weight, reduction, batch, process_group).to(_result_dtype(input))
 
@@ -214,6 +226,7 @@ def generalized_dice_loss(
     w_type: WeightType = "square",
     activation: Activation | None = "softmax",
     include_background: bool = True,
+    soft_label: bool = False,
     batch: bool = False,
     smooth_nr: float = 1e-5,
     smooth_dr: float = 1e-5,
@@ -258,7 +271,7 @@ def generalized_dice_loss(
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
     _check_numbers(op, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
     options = (dim, activation, ignore_index, include_background, batch, process_group)
-    stats, _ = _walk(op, input, target, None, voxel_weight, *options)
+    stats, _ = _walk(op, input, target, None, voxel_weight, *options, soft_label=soft_label)
     w = _volume_weights(stats.target, w_type)
     shared = 2 * (w * stats.intersection).sum(-1) + smooth_nr
     sizes = (w * (stats.prediction + stats.target)).sum(-1) + smooth_dr
@@ -274,6 +287,7 @@ def tversky_loss(
     gamma: float = 1.0,
     activation: Activation | None = "softmax",
     include_background: bool = True,
+    soft_label: bool = False,
     batch: bool = False,
     weight: Tensor | None = None,
     smooth_nr: float = 1e-5,
@@ -320,7 +334,7 @@ def tversky_loss(
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
     _check_numbers(op, alpha=alpha, beta=beta, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
     options = (dim, activation, ignore_index, include_background, batch, process_group)
-    stats, _ = _walk(op, input, target, weight, voxel_weight, *options)
+    stats, _ = _walk(op, input, target, weight, voxel_weight, *options, soft_label=soft_label)
     errors = alpha * stats.fp + beta * stats.fn
     terms = 1 - (stats.tp + smooth_nr) / (stats.tp + errors + smooth_dr)
     return _reduced(_power(terms, gamma), weight, reduction, batch, process_group).to(_result_dtype(input))
@@ -338,6 +352,7 @@ def dice_ce_loss(
     include_background: bool = True,
     squared: bool = False,
     jaccard: bool = False,
+    soft_label: bool = False,
     batch: bool = False,
     weight: Tensor | None = None,
     smooth_nr: float = 1e-5,
@@ -393,6 +408,7 @@ def dice_ce_loss(
         include_background,
         squared,
         jaccard,
+        soft_label,
         batch,
         weight,
         smooth_nr,
@@ -418,6 +434,7 @@ def dice_focal_loss(
     include_background: bool = True,
     squared: bool = False,
     jaccard: bool = False,
+    soft_label: bool = False,
     batch: bool = False,
     weight: Tensor | None = None,
     smooth_nr: float = 1e-5,
@@ -468,6 +485,7 @@ def dice_focal_loss(
         include_background,
         squared,
         jaccard,
+        soft_label,
         batch,
         weight,
         smooth_nr,
@@ -493,6 +511,7 @@ def _dice_and(
     include_background: bool,
     squared: bool,
     jaccard: bool,
+    soft_label: bool,
     batch: bool,
     weight: Tensor | None,
     smooth_nr: float,
@@ -523,6 +542,7 @@ def _dice_and(
         voxel_weight,
         *options,
         squared=squared,
+        soft_label=soft_label,
         voxel_loss=True,
         gamma=gamma,
         label_smoothing=label_smoothing,
@@ -546,6 +566,8 @@ def _walk(
     process_group: "ProcessGroup | None" = None,
     *,
     squared: bool = False,
+    soft_label: bool = False,
+    any_finite_target: bool = False,
     voxel_loss: bool = False,
     gamma: float = 0.0,
     label_smoothing: float = 0.0,
@@ -557,7 +579,7 @@ def _walk(
     _check_types(
         op, input, target, weight, voxel_weight, ignore_index, dim, gamma=gamma, label_smoothing=label_smoothing
     )
-    _check_flags(op, include_background=include_background, batch=batch, squared=squared)
+    _check_flags(op, include_background=include_background, batch=batch, squared=squared, soft_label=soft_label)
     check_process_group(op, process_group)
     _check_choice(op, "activation", activation, ("softmax", "sigmoid", None))
     is_sharded = is_dtensor(input)
@@ -574,6 +596,8 @@ def _walk(
         voxel_loss,
         gamma,
         label_smoothing,
+        soft_label,
+        any_finite_target,
     )
     voxel_sums = [losses.sum(), totals.sum()] if voxel_loss else []
     if is_sharded:

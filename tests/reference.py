@@ -178,11 +178,15 @@ def valid_voxels(
     voxel_weight: Tensor | None = None,
     dim: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Which voxels count, as bool [voxels]; and of those the logits and targets [valid, C] and the weights [valid]."""
+    """Which voxels count, as bool [voxels]; and of those the logits and targets [valid, C] and the weights [valid].
+
+    Of one class, labels are its mask.
+    """
     x = rows(input.double(), dim)
     v = torch.ones(len(x), dtype=torch.float64) if voxel_weight is None else voxel_weight.double().reshape(-1)
-    if target.shape == input.shape and (target.is_floating_point() or activation != "softmax"):
-        g = rows(target.double(), dim)
+    is_mask_of_one = x.shape[1] == 1 and activation != "softmax"
+    if is_mask_of_one or (target.shape == input.shape and (target.is_floating_point() or activation != "softmax")):
+        g = target.double().reshape(-1, 1) if is_mask_of_one else rows(target.double(), dim)
         valid = (g.detach() != ignore_index).all(-1) & (v != 0)
         return valid, x[valid], g[valid], v[valid]
     labels = labels_of(input, target, dim)
@@ -197,11 +201,15 @@ def soft_stats(
     *,
     activation: str | None = "softmax",
     squared: bool = False,
+    soft_label: bool = False,
     ignore_index: int = -100,
     voxel_weight: Tensor | None = None,
     dim: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sums of v p g, v p and v g (squared: v p^2 and v g^2) over the voxels of each sample: [N, C]."""
+    """Sums of v p g, v p and v g (squared: v p^2 and v g^2) over the voxels of each sample: [N, C].
+
+    With soft_label and without squares v (p + g - |p - g|) / 2 instead of v p g.
+    """
     dim = 0 if input.dim() == 1 else dim
     valid, x, g, v = valid_voxels(input, target, activation, ignore_index, voxel_weight, dim)
     p = probabilities(x, activation)
@@ -213,7 +221,8 @@ def soft_stats(
         of_samples = [weighted_values[sample[valid] == n].sum(0) for n in range(num_samples)]
         return torch.stack(of_samples) if of_samples else weighted_values
 
-    return sums(p * g), sums(p * p if squared else p), sums(g * g if squared else g)
+    both = (p + g - (p - g).abs()) / 2 if soft_label and not squared else p * g
+    return sums(both), sums(p * p if squared else p), sums(g * g if squared else g)
 
 
 def counted_sums(

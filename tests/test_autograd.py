@@ -526,17 +526,18 @@ def test_opcheck_of_the_forward_and_backward_operators(reduction, with_gradient,
 
 
 @pytest.mark.parametrize("voxel_loss", [False, True])
+@pytest.mark.parametrize("soft_label", [False, True])
 @pytest.mark.parametrize(
     ("activation", "target"),
     [("softmax", "labels"), ("softmax", "soft labels"), ("sigmoid", "labels"), ("sigmoid", "masks")],
 )
-def test_opcheck_of_soft_stats(activation, target, voxel_loss):
+def test_opcheck_of_soft_stats(activation, target, soft_label, voxel_loss):
     x = torch.randn(2, 3, 4, 4)
     targets = {"labels": torch.randint(3, (2, 4, 4)), "soft labels": x.softmax(1), "masks": (x > 0).to(torch.uint8)}
     y, ops = targets[target], torch.ops.segloss
-    options = (1, activation, True, -100, voxel_loss, 0.0, 0.1)
+    options = (1, activation, not soft_label, -100, voxel_loss, 0.0, 0.1, soft_label, False)
     torch.library.opcheck(ops.soft_stats.default, ("op", x.clone().requires_grad_(), y, None, None, *options))
-    beneath = (1, ["softmax", "sigmoid"].index(activation), True, -100, voxel_loss, 0.0, 0.1)
+    beneath = (1, ["softmax", "sigmoid"].index(activation), *options[2:])
     torch.library.opcheck(ops.soft_stats_forward.default, ("op", x, y, None, None, *beneath))
     grads = (torch.ones(2, 3), torch.ones(2, 3), torch.ones(2))
     torch.library.opcheck(ops.soft_stats_backward.default, (*grads, "op", x, y, None, None, *beneath))
@@ -550,6 +551,7 @@ def test_opcheck_of_accuracy_and_one_hot():
     one_hot = torch.nn.functional.one_hot(labels, 3).movedim(-1, 1)
     torch.library.opcheck(torch.ops.segloss.one_hot_labels.default, ("cross_entropy", one_hot, 1))
     torch.library.opcheck(torch.ops.segloss.class_masks.default, ("dice_loss", one_hot, -100))
+    torch.library.opcheck(torch.ops.segloss.check_range.default, ("dice_loss", "target", x.softmax(1), 0.0, 1.0))
 
 
 def test_compile_is_one_graph_with_the_same_bits():

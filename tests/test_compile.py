@@ -242,7 +242,7 @@ def operator_calls(x):
     forward = (x, labels, None, None, 1, 1, *cross_entropy, False, True, x.dtype, "op")
     backward = (one, x, labels, None, None, total, 1, 1, *cross_entropy, x.dtype, "op")
     focal = (None, None, 1, -100, 2.0, x.dtype)
-    region = ("op", x, labels, None, None, 1, 0, False, -100, True, 0.0, 0.0)
+    region = ("op", x, labels, None, None, 1, 0, False, -100, True, 0.0, 0.0, False, False)
     return {
         "cross_entropy_forward": (ops.cross_entropy_forward, forward),
         "cross_entropy_backward": (ops.cross_entropy_backward, backward),

@@ -215,9 +215,11 @@ OPERATORS = {
     "cross_entropy_backward": "ops.cross_entropy_backward("
     "torch.ones(()), x, y, None, None, torch.ones(()), DIM, 1, -100, 0.0, 0.0, False, "
     "torch.float32, 'op')",
-    "soft_stats_forward": "ops.soft_stats_forward('op', x, y, None, None, DIM, 0, False, -100, True, 0.0, 0.0)",
+    "soft_stats_forward": "ops.soft_stats_forward("
+    "'op', x, y, None, None, DIM, 0, False, -100, True, 0.0, 0.0, False, False)",
     "soft_stats_backward": "ops.soft_stats_backward("
-    "torch.ones(2, 3), torch.ones(2, 3), torch.ones(2), 'op', x, y, None, None, DIM, 0, False, -100, True, 0.0, 0.0)",
+    "torch.ones(2, 3), torch.ones(2, 3), torch.ones(2), 'op', x, y, None, None, DIM, 0, False, -100, True, 0.0, 0.0, "
+    "False, False)",
     "confusion_counts": "ops.confusion_counts('accuracy', x, y, 3, -100, DIM, True)",
 }
 

@@ -115,14 +115,15 @@ for _ in range(2):
     first, second, third = run_python(library, REPORT + script).splitlines()[-3:]
     assert first.split() == [str(torch.tensor(2.0).log().item()), "nan"]
     assert second.startswith("loss: Target 7 is out of bounds, the first of 2, at index [0, 2] of labels [1, 5]. ")
-    assert "Expected labels 0 to 1, masks of 0 and 1, or ignore_index=-100. The call was an earlier one" in second
+    expected = "Expected labels 0 to 1, masks of 0 and 1, probabilities in [0, 1], or ignore_index=-100. "
+    assert expected + "The call was an earlier one" in second
     assert third == str(torch.tensor(2.0).log().item())
 
 
 def test_the_report_names_the_operator_and_the_index_in_its_labels(library):
     script = """
 arguments = (torch.zeros(3, 2, 5), torch.tensor([[[0] * 5], [[1, 1, 0, 9, 0]], [[0] * 5]]), None, None)
-options = (1, 0, False, -100, False, 0.0, 0.0)
+options = (1, 0, False, -100, False, 0.0, 0.0, False, False)
 torch.ops.segloss.soft_stats_forward.default.redispatch(DispatchKeySet(DispatchKey.CUDA), "dice", *arguments, *options)
 try:
     loss(good)
@@ -147,7 +148,7 @@ for gradient, reduction in ((torch.ones(1, 4), 0), (torch.ones(5), 1)):
 for shapes in (((1, 3), (1, 2), (1,)), ((1, 2), (2, 2), (1,)), ((1, 2), (1, 2), ())):
     try:
         gradients = [torch.ones(shape) for shape in shapes]
-        arguments = ("dice", torch.zeros(1, 2, 5), y, None, None, 1, 0, False, -100, True, 0.0, 0.0)
+        arguments = ("dice", torch.zeros(1, 2, 5), y, None, None, 1, 0, False, -100, True, 0.0, 0.0, False, False)
         operator = torch.ops.segloss.soft_stats_backward.default
         operator.redispatch(DispatchKeySet(DispatchKey.CUDA), *gradients, *arguments)
     except RuntimeError as error:

@@ -365,3 +365,42 @@ def test_peak_memory_is_not_above_that_of_torch(peaks, dtype, name):
 def test_peak_memory_under_torch_func(peaks):
     """More than torch takes: where voxels can be ignored their gradient is masked, in a tensor of its own."""
     assert peaks["transformed", "float32", "cross_entropy"] < peaks["transformed", "float32", "torch"] + 2
+
+
+# ---- values outside their range ----
+
+
+@SMALL_AND_SLABS
+@pytest.mark.parametrize("name", [name for name in LOSSES if name.split()[-1] not in ("focal_loss", "topk_loss")])
+def test_a_probability_outside_is_named_with_its_index_in_the_whole_target(name, shape):
+    if name in ("dice_focal_loss", "sigmoid focal_loss of each voxel"):
+        pytest.skip("takes labels or masks")
+    x, target, voxel_weight = torch.randn(shape), torch.rand(shape), torch.ones(shape[0], *shape[2:])
+    target[0, 1, 2, 3, 1], voxel_weight[0, 2, 3, 1] = 7, 0
+    index = [each - 1 for each in shape]
+    with without_kernels():
+        LOSSES[name](x, target, voxel_weight=voxel_weight)
+        target[tuple(index)] = 2
+        with pytest.raises(RuntimeError, match=rf"got 2 at index \[{', '.join(map(str, index))}\] of target"):
+            LOSSES[name](x, target, voxel_weight=voxel_weight)
+
+
+@SMALL_AND_SLABS
+def test_an_input_that_holds_no_probabilities_is_refused(shape):
+    x, labels = torch.rand(shape), torch.randint(3, (shape[0], *shape[2:]))
+    x[0, 1, 2, 3, 1] = -2
+    with without_kernels(), pytest.raises(RuntimeError, match=r"got -2 at index \[0, 1, 2, 3, 1\] of input"):
+        segloss.dice_loss(x, labels, activation=None)
+
+
+@pytest.mark.parametrize("loss", [segloss.dice_loss, segloss.dice_ce_loss, segloss.tversky_loss])
+def test_soft_labels_whose_overlap_is_the_smaller_one(loss):
+    x, g = torch.randn(SMALL, dtype=torch.float64), torch.randn(SMALL, dtype=torch.float64).softmax(1)
+    assert_same_without_kernels(loss, x, g, soft_label=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_a_map_of_one_logit_is_its_mask(dtype):
+    x, mask = torch.randn(2, 1, 5, 4), torch.randint(2, (2, 5, 4)).to(dtype)
+    for loss in (segloss.dice_loss, segloss.dice_ce_loss, segloss.focal_loss):
+        assert_same_without_kernels(partial(loss, activation="sigmoid"), x, mask)

@@ -291,6 +291,7 @@ def random_data(package: str, seed: int = 0) -> dict:
         "C": 4,
         "xs": [x, F.avg_pool2d(x, 2), F.avg_pool2d(x, 4)],
         "ys": [labels, labels[..., ::2, ::2], labels[..., ::4, ::4]],
+        "p": torch.rand(x.shape, generator=generator, dtype=torch.float64).softmax(1),
     }
 
 
@@ -373,19 +374,6 @@ def random_logits(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(
         shape, generator=torch.Generator(torch.get_default_device()).manual_seed(seed), dtype=torch.float64
     )
-
-
-@shows("`soft_label=True`: min(p, g) there, p g here")
-def test_monai_takes_the_smaller_of_two_soft_labels_for_their_product():
-    x, g = random_logits(2, 3, 4, 4), random_logits(2, 3, 4, 4, seed=1).softmax(1)
-    p = x.softmax(1)
-
-    def dice(intersection):
-        sums = [s.sum((2, 3)) for s in (intersection, p, g)]
-        return (1 - (2 * sums[0] + 1e-5) / (sums[1] + sums[2] + 1e-5)).mean()
-
-    assert_close(monai.DiceLoss(softmax=True, soft_label=True)(x, g), dice(torch.minimum(p, g)))
-    assert_close(segloss.dice_loss(x, g), dice(p * g))
 
 
 @shows("`to_onehot_y=True`: voxels masked out are background there")

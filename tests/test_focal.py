@@ -97,6 +97,7 @@ def test_every_dtype_and_rank_is_the_reference(activation, spatial, dtype):
     assert_is_reference(x, labels, activation=activation, reduction="sum")
 
 
+@pytest.mark.filterwarnings("ignore:.*has one channel")
 @pytest.mark.parametrize("num_classes", [1, 2, 5, 63, 64, 65, 128, 129, 300])
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("reduction", ["sum", "none"])
@@ -105,6 +106,7 @@ def test_every_number_of_classes_is_the_reference(reduction, activation, num_cla
     assert_is_reference(x, labels, activation=activation, reduction=reduction, gamma=1.5)
 
 
+@pytest.mark.filterwarnings("ignore:.*has one channel")
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
 def test_one_class_has_a_softmax_focal_loss_of_zero(gamma):
     value, gradient = focal(torch.randn(2, 1, 4), torch.zeros(2, 4).long(), gamma=gamma)

@@ -23,6 +23,7 @@ NAN, INF = float("nan"), float("inf")
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The PyTorch API of nested tensors",
     "ignore:.*include_background=False is ignored",
+    "ignore:.*has one channel",
     "ignore:Converting a tensor with requires_grad=True",
     "ignore:The given NumPy array is not writable",
     "ignore:The given buffer is not writable",
@@ -194,6 +195,7 @@ OPTIONS = {
     "include_background": ([True, False], ["no", None, 2]),
     "squared": ([True, False], ["no", None, NAN]),
     "jaccard": ([True, False], ["no", None, 2]),
+    "soft_label": ([True, False], ["no", None, 2]),
     "batch": ([True, False], ["no", None, 2]),
     "smooth_nr": ([1e-5, 0.0, 1], [None, "a", 1j, [1.0], 10**400]),
     "smooth_dr": ([1e-5, 1.0, 0, -1.0, INF, NAN], [None, "a", 1j]),
@@ -288,7 +290,8 @@ def operator_calls(draw):
     }
     if operator._schema.name == "segloss::soft_stats":
         numbers["activation"] = st.sampled_from(["softmax", "sigmoid", "none", "", "relu"])
-    strategies = {**tensors_of, **numbers}
+    numbers |= {"name": st.sampled_from(["input", "target"]), "low": st.just(0.0), "high": st.just(1.0)}
+    strategies = {**tensors_of, "values": tensors(whole, READABLE), **numbers}
     arguments = [draw(strategies.get(each.name, st.booleans())) for each in operator._schema.arguments]
     return operator, arguments
 
@@ -497,7 +500,7 @@ def test_metrics_of_no_voxel_or_class_give_nan_or_an_error_that_says_enough(name
         )
 
 
-@pytest.mark.parametrize("num_classes", [1, 2, 50_000])
+@pytest.mark.parametrize("num_classes", [2, 50_000])
 def test_any_number_of_classes_gives_the_reference(num_classes):
     x, y = torch.randn(2, num_classes, 3), torch.randint(num_classes, (2, 3))
     assert_close(segloss.cross_entropy(x, y), F.cross_entropy(x.double(), y), torch.float32)

@@ -263,6 +263,7 @@ def test_rows_that_end_within_a_block(last):
     assert_is_reference(x, labels, reduction="none")
 
 
+@pytest.mark.filterwarnings("ignore:.*has one channel")
 @pytest.mark.parametrize("num_classes", [1, 2, 3, 4, 5, 127, 128, 129, 255, 256, 257, 1000])
 @pytest.mark.parametrize("memory", ["planar", "interleaved"])
 @pytest.mark.parametrize("kind", ["labels", "probabilities"])
@@ -274,6 +275,7 @@ def test_every_number_of_classes_is_the_reference(kind, memory, num_classes):
     assert_is_reference(x, target, weight=weight, label_smoothing=0.1, reduction="sum")
 
 
+@pytest.mark.filterwarnings("ignore:.*has one channel")
 @pytest.mark.parametrize("num_classes", [1, 127, 128, 129, 257])
 def test_every_class_may_be_the_label_and_the_largest(num_classes):
     x = 5 * torch.eye(num_classes)

@@ -66,6 +66,7 @@ DICE = {
     "include_background": True,
     "squared": False,
     "jaccard": False,
+    "soft_label": False,
     "batch": False,
     "weight": None,
     "smooth_nr": 1e-5,
@@ -157,7 +158,7 @@ def test_the_weights_of_generalized_dice_by_hand(w_type, w):
 
 def random_target(choose, activation, soft_allowed, n, c, spatial):
     """A target [n, c, *] or labels [n, *], and its ignore_index."""
-    labels = torch.randint(max(1, c - choose.randint(0, 1)), (n, *spatial))
+    labels = torch.randint(2 if c == 1 else c - choose.randint(0, 1), (n, *spatial))  # of one class its mask
     kinds = ["labels", "kept"] + (["one-hot"] if c > 1 else [])
     kinds += ["mask", "soft"] if activation != "softmax" else ["soft"] * soft_allowed
     kind = choose.choice(kinds)
@@ -170,15 +171,15 @@ def random_target(choose, activation, soft_allowed, n, c, spatial):
     if kind == "soft":
         return torch.rand(n, c, *spatial), -100
     labels[torch.rand(labels.shape) < 0.2] = 255
-    kept = kind == "kept" and (c > 1 or activation == "softmax")  # of one class [N, 1, *] is a mask
-    return (labels.unsqueeze(1) if kept else labels).to(choose.choice([torch.uint8, torch.int64])), 255
+    return (labels.unsqueeze(1) if kind == "kept" else labels).to(choose.choice([torch.uint8, torch.int64])), 255
 
 
 def random_case(name, seed):
     choose = random.Random(f"{name} {seed}")
     torch.manual_seed(choose.randrange(10**6))
     activation = choose.choice(["softmax", "sigmoid"] + [None] * (name in TERMS))
-    n, c, spatial = choose.randint(1, 3), choose.randint(1, 5), choose.choice([(), (9,), (3, 4), (2, 3, 2)])
+    fewest = 2 if activation == "softmax" else 1
+    n, c, spatial = choose.randint(1, 3), choose.randint(fewest, 5), choose.choice([(), (9,), (3, 4), (2, 3, 2)])
     x = torch.randn(n, c, *spatial, dtype=choose.choice([torch.float64, torch.float32]))
     target, ignore_index = random_target(choose, activation, name != "dice_focal_loss", n, c, spatial)
     smooth_dr = choose.choice([1e-5, 1.0])
@@ -187,6 +188,7 @@ def random_case(name, seed):
         "include_background": c == 1 or choose.random() < 0.6,
         "squared": choose.random() < 0.4,
         "jaccard": choose.random() < 0.4,
+        "soft_label": choose.random() < 0.4,
         "batch": choose.random() < 0.4,
         "weight": choose.choice([None, torch.rand(c)]),
         "smooth_nr": choose.choice([0.0, 0.5]) * smooth_dr,
@@ -822,3 +824,18 @@ def test_an_unknown_choice_is_refused(option, value, name):
 def test_an_unknown_meaning_of_empty_is_refused(name):
     with pytest.raises(ValueError, match=rf"^{name}: expected empty to be 'nan' or 'zero', got 'one'"):
         getattr(segloss, name)(torch.randn(2, 3), torch.tensor([0, 1]), empty="one")
+
+
+# ---- an ignore_index that is a class ----
+
+
+@pytest.mark.parametrize("smooth", [1e-5, 1.0])
+def test_a_class_that_is_ignored_keeps_its_term_of_a_class_without_a_voxel(smooth):
+    x, labels = torch.randn(2, 3, 40, dtype=torch.float64), torch.randint(3, (2, 40))
+    terms = segloss.dice_loss(x, labels, ignore_index=0, reduction="none", smooth_nr=smooth, smooth_dr=smooth)
+    p = (x.softmax(1) * (labels != 0).unsqueeze(1)).sum(2)
+    assert_close(terms[:, 0], 1 - smooth / (p[:, 0] + smooth))
+    others = segloss.dice_loss(
+        x, labels, ignore_index=0, include_background=False, reduction="none", smooth_nr=smooth, smooth_dr=smooth
+    )
+    assert torch.equal(terms[:, 1:], others)

@@ -365,7 +365,7 @@ def test_a_backward_operator_took_a_gradient_that_is_not_dense_and_floating(stra
     x, labels, one = torch.randn(2, 3), torch.tensor([0, 2]), torch.ones(())
     with pytest.raises(TypeError, match=r"op backward: expected a (dense|floating) gradient"):
         torch.ops.segloss.soft_stats_backward(
-            strange, torch.ones(2, 3), one, "op", x, labels, None, None, 1, 0, False, -100, True, 0.0, 0.0
+            strange, torch.ones(2, 3), one, "op", x, labels, None, None, 1, 0, False, -100, True, 0.0, 0.0, False, False
         )
 
 

@@ -137,7 +137,7 @@ def test_floats_of_the_shape_of_input_are_probabilities(dtype, reduction):
 
 
 def test_probabilities_need_not_sum_to_one():
-    assert_same("cross_entropy", logits_of(2, 3, 4), 5 * torch.rand(2, 3, 4))
+    assert_same("cross_entropy", logits_of(2, 3, 4), torch.rand(2, 3, 4))
 
 
 def test_probabilities_of_one_unbatched_voxel():
@@ -443,12 +443,14 @@ def test_an_unknown_empty_is_refused(loss):
 # ---- the smallest sizes ----
 
 
+@pytest.mark.filterwarnings("ignore:.*has one channel")
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("shape", [(2, 4), (2, 1, 4)])
 def test_one_class_has_no_loss(shape, reduction):
     assert_same("cross_entropy", logits_of(2, 1, 4), torch.zeros(shape, dtype=torch.uint8), reduction=reduction)
 
 
+@pytest.mark.filterwarnings("ignore:.*has one channel")
 def test_floats_of_the_shape_of_a_single_class_are_probabilities():
     assert_same("cross_entropy", logits_of(2, 1, 4), torch.rand(2, 1, 4))
 

@@ -89,7 +89,7 @@ static int64_t FN(binary_forward)(const struct segloss_cross_entropy* a, int64_t
     ALIGNED REAL buffer[SEGLOSS_BLOCK];
     VOXELS v;
     for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
-        const int bad = FN(read_voxels)(&v, a, p, end);
+        const int bad = FN(read_block)(&v, a, p, end);
         if (bad >= 0) {
             return p + bad;
         }
@@ -118,7 +118,7 @@ static int64_t FN(binary_backward)(const struct segloss_cross_entropy* a, int64_
     ALIGNED REAL buffer[SEGLOSS_BLOCK], scale[SEGLOSS_BLOCK];
     VOXELS v;
     for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
-        const int bad = FN(read_voxels)(&v, a, p, end);
+        const int bad = FN(read_block)(&v, a, p, end);
         if (bad >= 0) {
             return p + bad;
         }

@@ -56,6 +56,12 @@ struct segloss_tensor {
     int64_t strides[SEGLOSS_MAX_DIMS];
 };
 
+/* What values must lie in, rounded to REAL; of no meaning where low == high. */
+struct segloss_range {
+    double low;
+    double high;
+};
+
 /* Losses summed over a range of positions. */
 struct segloss_sums {
     double loss;
@@ -77,8 +83,10 @@ struct segloss_cross_entropy {
     struct segloss_positions positions;
     int64_t num_classes; /* at most INT32_MAX */
     struct segloss_tensor logits;
+    struct segloss_range logit_range; /* nan is passed on */
     struct segloss_tensor target;
     enum segloss_target target_kind;    /* masks: soft statistics only */
+    struct segloss_range target_range;  /* of probabilities; nan is outside */
     struct segloss_tensor voxel_weight; /* optional, floating */
     const void* class_weight;           /* REAL [C], optional */
     int64_t ignore_index;               /* of labels and masks */
@@ -102,7 +110,8 @@ struct segloss_cross_entropy {
  * The arguments are those of cross entropy; log_probabilities is not used. */
 
 /* The sums over voxels, class by class, that every region loss is made of: v p g, v p and v g for the probability p and
- * the target g (1 at the label's class, else 0); with `squared`, p^2 and g^2 in the last two.
+ * the target g (1 at the label's class, else 0); with `squared`, p^2 and g^2 in the last two; with `soft_label`
+ * v min(p, g) instead of v p g, the same where g is 0 or 1.
  *
  * With `with_loss` the losses of the voxels are summed in the same walk: cross entropy where p is a softmax, binary
  * cross entropy, over all classes, where it is a sigmoid. */
@@ -110,7 +119,8 @@ struct segloss_soft_stats {
     struct segloss_cross_entropy voxels; /* loss and log_probabilities are not used */
     enum segloss_activation activation;
     int squared;
-    int with_loss; /* not with SEGLOSS_IDENTITY */
+    int soft_label; /* target_kind SEGLOSS_PROBABILITIES and not `squared` only */
+    int with_loss;  /* not with SEGLOSS_IDENTITY */
 
     /* Backward, REAL [C]: what multiplies the derivatives of v p g and v p. voxels.grad_loss is that of the losses. */
     const void* grad_intersection;
@@ -148,9 +158,10 @@ struct segloss_one_hot {
 
 /* All kernels of one instruction set. Each returns -1, or the position of the first voxel whose target it refuses: a
  * label outside [0, C) that is not ignore_index, a floating label that is not integral, a target that is not one-hot, a
- * mask that is not 0, 1 or ignore_index, all three rounded to REAL; or, in a block without such a target, a predicted
- * label outside [0, C) at a valid voxel. What was written up to then is meaningless; nothing is written from that
- * voxel's block on. `sums`, `stats` and `largest` are overwritten. */
+ * mask that is not 0, 1 or ignore_index, all three rounded to REAL; or, in a block without such a target, at a voxel
+ * that counts, a predicted label outside [0, C), or a class probability or a logit outside its range, of which the
+ * weight alone knows nothing. What was written up to then is meaningless; nothing is written from that voxel's block
+ * on. `sums`, `stats` and `largest` are overwritten. */
 struct segloss_kernels {
     const char* isa;
     /* Of the sums, the weight alone: what forward gives, without reading the logits. */

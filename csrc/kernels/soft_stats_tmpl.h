@@ -54,7 +54,10 @@ static void FN(add_predictions)(const struct segloss_soft_stats* s, const VOXELS
     }
 }
 
-/* v p g and v g, or v g^2, class by class. */
+/* min(p, g); nan for p = nan. */
+static inline VEC FN(overlap)(VEC p, VEC g) { return FN(select)(g < p, g, p); }
+
+/* v p g (soft_label: v min(p, g)) and v g, or v g^2, class by class. */
 static void FN(add_targets)(const struct segloss_soft_stats* s, VOXELS* v, const REAL* rows, int64_t first, int n,
                             double* stats) {
     ALIGNED REAL buffer[SEGLOSS_BLOCK], intersection[FN(summed_lanes)], truth[FN(summed_lanes)];
@@ -66,7 +69,8 @@ static void FN(add_targets)(const struct segloss_soft_stats* s, VOXELS* v, const
                 const int lane = i + k * WIDTH;
                 const VEC g = FN(load)(target + lane);
                 const VEC weighted = g * FN(load)(v->weight + lane);
-                both[k] = FN(load)(rows + c * ROW_LANES + lane) * FN(load)(v->share + lane) * weighted;
+                const VEC p = FN(load)(rows + c * ROW_LANES + lane) * FN(load)(v->share + lane);
+                both[k] = s->soft_label ? FN(overlap)(p, g) * FN(load)(v->weight + lane) : p * weighted;
                 only[k] = s->squared ? g * weighted : weighted;
             }
             FN(store)(intersection + i / 4, FN(sum_of_four)(both));
@@ -144,6 +148,7 @@ static void FN(assert_soft_stats)(const struct segloss_soft_stats* s, int64_t be
     assert((s->voxels.num_classes == 0 || s->voxels.target.data) && !s->voxels.log_probabilities);
     assert(!s->with_loss || s->activation != SEGLOSS_IDENTITY);
     assert(s->activation != SEGLOSS_SOFTMAX || s->voxels.target_kind != SEGLOSS_MASKS);
+    assert(!s->soft_label || (s->voxels.target_kind == SEGLOSS_PROBABILITIES && !s->squared));
     (void)s;
     (void)begin;
     (void)end;
@@ -159,7 +164,7 @@ static int64_t FN(soft_stats_forward)(const struct segloss_soft_stats* s, int64_
         stats[i] = 0;
     }
     for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
-        const int bad = FN(read_voxels)(&v, &s->voxels, p, end);
+        const int bad = FN(read_block)(&v, &s->voxels, p, end);
         if (bad >= 0) {
             return p + bad;
         }
@@ -174,7 +179,7 @@ static int64_t FN(soft_stats_forward)(const struct segloss_soft_stats* s, int64_
 
 /* ---- gradient: with d_c = a_c g_c + b_c (times 2 p_c if squared), where a and b are grad_intersection and
  * grad_prediction, the statistics' part is v p_c (d_c - sum_k p_k d_k) for a softmax, v p_c (1 - p_c) d_c for a sigmoid
- * and v d_c for p itself ---- */
+ * and v d_c for p itself. With soft_label [p_c < g_c] takes the place of g_c, 1/2 where they are equal ---- */
 
 static inline VEC FN(prediction_slope)(const struct segloss_soft_stats* s, VEC b, VEC p) {
     return s->squared ? 2 * b * p : b;
@@ -241,8 +246,14 @@ static struct FN(slopes)
     return (struct FN(slopes)){FN(target_row)(v, &s->voxels, first, n, c, buffer), a, b};
 }
 
+/* The derivative of min(p, g) by p. */
+static inline VEC FN(overlap_slope)(VEC p, VEC g) {
+    return FN(select)(p < g, FN(splat)(1), FN(only)(p == g, FN(splat)(REAL_C(0.5))));
+}
+
 static inline VEC FN(slope_at)(const struct segloss_soft_stats* s, const struct FN(slopes) * slopes, int i, VEC p) {
-    return slopes->a * FN(load)(slopes->target + i) + FN(prediction_slope)(s, FN(splat)(slopes->b), p);
+    const VEC g = FN(load)(slopes->target + i);
+    return slopes->a * (s->soft_label ? FN(overlap_slope)(p, g) : g) + FN(prediction_slope)(s, FN(splat)(slopes->b), p);
 }
 
 /* sum_k p_k d_k. */
@@ -344,7 +355,7 @@ static int64_t FN(soft_stats_backward)(const struct segloss_soft_stats* s, int64
     const REAL total_class_weight = FN(total_class_weight)(&s->voxels);
     VOXELS v;
     for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
-        const int bad = FN(read_voxels)(&v, &s->voxels, p, end);
+        const int bad = FN(read_block)(&v, &s->voxels, p, end);
         if (bad >= 0) {
             return p + bad;
         }

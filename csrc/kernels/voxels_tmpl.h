@@ -124,6 +124,57 @@ static const REAL* FN(read_target)(VOXELS* v, int64_t first_class, int num_class
     return FN(read_chunk)(&v->target, &v->block, v->active, first_class, num_classes);
 }
 
+/* The first lane of a chunk with a value outside [low, high], or with nan where `finds_nan`; -1: none. */
+static inline int FN(first_outside)(const REAL* rows, int num_classes, REAL low, REAL high, int finds_nan) {
+    MASK any = {0};
+    for (int c = 0; c < num_classes; ++c) {
+        for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+            const VEC x = FN(load)(rows + c * ROW_LANES + i);
+            any |= finds_nan ? ~((x >= low) & (x <= high)) : (x < low) | (x > high);
+        }
+    }
+    int is_any = 0;
+    for (int k = 0; k < WIDTH; ++k) {
+        is_any |= any[k] != 0;
+    }
+    for (int i = 0; is_any && i < SEGLOSS_BLOCK; ++i) {
+        for (int c = 0; c < num_classes; ++c) {
+            const REAL x = rows[c * ROW_LANES + i];
+            if (finds_nan ? !(x >= low && x <= high) : (x < low || x > high)) {
+                return i;
+            }
+        }
+    }
+    return -1;
+}
+
+/* The first lane of a block with a class probability, or else a logit, outside its range; -1: none. Voxels that do not
+ * count hold 0 by now. */
+static int FN(first_refused)(VOXELS* v, const struct segloss_cross_entropy* a, int of_target) {
+    const struct segloss_range range = of_target ? a->target_range : a->logit_range;
+    const REAL low = (REAL)range.low, high = (REAL)range.high;
+    int refused = SEGLOSS_BLOCK;
+    for (int64_t first = 0; range.low < range.high && first < a->num_classes; first += CLASS_CHUNK) {
+        const int n = FN(chunk_length)(first, a->num_classes);
+        const REAL* rows = of_target ? FN(read_target)(v, first, n) : FN(read_input)(v, first, n);
+        const int lane = FN(first_outside)(rows, n, low, high, of_target);
+        refused = lane >= 0 && lane < refused ? lane : refused;
+    }
+    return refused < SEGLOSS_BLOCK ? refused : -1;
+}
+
+/* read_voxels, and a look at the probabilities: what stays in the cache for whoever asks next. */
+static int FN(read_block)(VOXELS* v, const struct segloss_cross_entropy* a, int64_t begin, int64_t end) {
+    int bad = FN(read_voxels)(v, a, begin, end);
+    if (bad < 0 && v->num_active > 0 && a->target_kind == SEGLOSS_PROBABILITIES) {
+        bad = FN(first_refused)(v, a, 1);
+    }
+    if (bad < 0 && v->num_active > 0) {
+        bad = FN(first_refused)(v, a, 0);
+    }
+    return bad;
+}
+
 /* Up to this many classes it is faster to compare each one with all labels than to go from voxel to voxel. */
 enum { FN(few_classes) = 16 };
 

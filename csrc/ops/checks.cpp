@@ -14,7 +14,7 @@ namespace {
 
 constexpr auto kSingleLogit =
     "With a single logit per voxel use torch.nn.functional.binary_cross_entropy_with_logits, or a segloss loss with "
-    "activation='sigmoid' and a mask of input's shape";
+    "activation='sigmoid' and the mask of the foreground as target";
 
 using SymShape = std::vector<c10::SymInt>;
 
@@ -125,8 +125,10 @@ std::string mend(const SymShape& input, const SymShape& target, int64_t dim) {
         return "";
     }
     if (labels == positions) {
-        return c10::str("target.argmax(", dim, ") if target is one-hot, or target.narrow(", dim,
-                        ", 0, 1) if the labels are in its first channel");
+        const auto first_channel = c10::str("target.narrow(", dim, ", 0, 1) if ");
+        return input[dim] == 1 ? first_channel + "its first channel is the mask"
+                               : c10::str("target.argmax(", dim, ") if target is one-hot, or ", first_channel,
+                                          "the labels are in its first channel");
     }
     if (labels[0] == positions[0] && dim == 1 && labels.size() > 1) {
         const auto size = c10::SymIntArrayRef(labels).slice(1);
@@ -153,7 +155,14 @@ std::string mend(const SymShape& input, const SymShape& target, int64_t dim) {
     TORCH_CHECK(false, message);
 }
 
-// The first true element of a mask: its flat position.
+// The label at a flat position, as a message gives it.
+std::string label_text(const Tensor& labels, int64_t flat) {
+    const auto label = labels.flatten()[flat].item();
+    return label.isUnsigned() ? std::to_string(label.toUInt64()) : c10::str(label);
+}
+
+} // namespace
+
 int64_t first_true(const Tensor& mask) { return mask.flatten().to(at::kByte).argmax().item<int64_t>(); }
 
 std::vector<int64_t> index_of(int64_t flat, at::IntArrayRef sizes) {
@@ -164,14 +173,6 @@ std::vector<int64_t> index_of(int64_t flat, at::IntArrayRef sizes) {
     }
     return index;
 }
-
-// The label at a flat position, as a message gives it.
-std::string label_text(const Tensor& labels, int64_t flat) {
-    const auto label = labels.flatten()[flat].item();
-    return label.isUnsigned() ? std::to_string(label.toUInt64()) : c10::str(label);
-}
-
-} // namespace
 
 int64_t class_dim(const std::string& op, const Tensor& input, int64_t dim) {
     TORCH_CHECK(input.dim() > 0, op, ": expected logits [N, C, ...] or [C], got a 0-dim input. ",
@@ -223,10 +224,16 @@ Target classify_target(const std::string& op, const Tensor& input, const Tensor&
     check_same_device(op, input, target, "target");
     const bool has_input_shape = target.dim() == input.dim() && target.sym_sizes() == input.sym_sizes();
     const bool is_label_shape = has_label_shape(input, target, dim);
-    if (has_input_shape && target.is_floating_point()) {
+    const bool is_mask_of_one = takes_masks && is_label_shape && input.sym_size(dim) == 1;
+    TORCH_CHECK(!takes_masks || !has_input_shape || input.dim() > 1 || is_mask_of_one, op,
+                ": expected input [N, C, ...] and a mask for each class of its shape, got input ", input.sym_sizes(),
+                " and target ", target.sym_sizes(), " of one dimension, which may be the classes' or the voxels'. ",
+                "Of the voxels of one mask pass input[None, None] and target[None, None], of one voxel input[None] and "
+                "target[None]");
+    if (target.is_floating_point() && (has_input_shape || is_mask_of_one)) {
         return Target::probabilities;
     }
-    if (has_input_shape && takes_masks) {
+    if (takes_masks && (has_input_shape || is_mask_of_one)) {
         return Target::masks;
     }
     if (is_label_shape) {
@@ -307,8 +314,16 @@ void check_gamma(const std::string& op, double gamma) {
 
 void check_labels_only(const std::string& op, const Tensor& input, int64_t dim, Target kind) {
     TORCH_CHECK(kind != Target::probabilities, op, ": expected class labels, got class probabilities, a floating ",
-                "target of input's shape ", input.sym_sizes(), ". Use target.argmax(", dim,
-                "), or a loss with activation='sigmoid'");
+                "target of input's shape ", input.sym_sizes(), ". Use ",
+                input.sym_size(dim) == 1 ? "" : c10::str("target.argmax(", dim, "), or "),
+                "a loss with activation='sigmoid'");
+}
+
+void check_softmax(const std::string& op, const Tensor& input, int64_t dim) {
+    TORCH_CHECK_VALUE(input.sym_size(dim) != 1, op,
+                      ": expected more than one channel for activation='softmax', got input ", input.sym_sizes(),
+                      " with its classes in dimension ", dim, ", whose softmax is 1 whatever the logits are. ",
+                      "Use activation='sigmoid', with the mask of the foreground as target");
 }
 
 void check_integral_labels(const std::string& op, const Tensor& labels) {
@@ -366,11 +381,12 @@ void check_mask_values(const std::string& op, const Tensor& masks, int64_t ignor
     }
     const auto first = first_true(bad);
     TORCH_CHECK(
-        false, op, ": expected 0 and 1 in an integer target of input's shape, a mask for each class, got ",
+        false, op, ": expected 0 and 1 in an integer target that is a mask for each class, got ",
         label_text(masks, first), " at index ", at::IntArrayRef(index_of(first, masks.sizes())), " of target ",
         masks.sizes(),
-        ". Give class labels as [N, ...] or [N, 1, ...], soft ones as floats, or set ignore_index to the value ",
-        "of voxels to leave out");
+        ". A mask of 0 and another value becomes one of 0 and 1 by target.ne(0); set ignore_index to the value of "
+        "voxels to leave out. Labels of several classes are [N, ...] or [N, 1, ...], of logits with a channel for "
+        "each");
 }
 
 void check_one_hot_values(const std::string& op, const Tensor& target, int64_t dim) {

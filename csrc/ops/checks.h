@@ -5,6 +5,7 @@
 
 #include <optional>
 #include <string>
+#include <vector>
 
 namespace segloss {
 
@@ -28,8 +29,9 @@ void check_label_tensor(const std::string& op, const Tensor& target);
 // TypeError unless a loss can be of that dtype.
 void check_loss_dtype(const std::string& op, at::ScalarType dtype);
 
-// What target is, by dtype and shape; raises where it fits no meaning. `dim` as class_dim gives it. An integer target
-// of input's shape is one-hot, or a mask per class where `takes_masks`.
+// What target is, by dtype and shape (docs/targets.md); raises where it fits no meaning. `dim` as class_dim gives it.
+// An integer target of input's shape is one-hot, or a mask per class where `takes_masks`; there a map of one class is
+// its mask, too.
 Target classify_target(const std::string& op, const Tensor& input, const Tensor& target, int64_t dim,
                        bool takes_masks = false);
 
@@ -52,8 +54,16 @@ void check_gamma(const std::string& op, double gamma);
 // RuntimeError for class probabilities where only labels have a meaning.
 void check_labels_only(const std::string& op, const Tensor& input, int64_t dim, Target kind);
 
+// ValueError for a softmax over one channel, which is 1 whatever the logits are.
+void check_softmax(const std::string& op, const Tensor& input, int64_t dim);
+
 // True if `shape` is that of labels for input: input's without `dim`, or with size 1 there.
 bool has_label_shape(const Tensor& input, const Tensor& labels, int64_t dim);
+
+// The first true element of a mask: its flat position.
+int64_t first_true(const Tensor& mask);
+
+std::vector<int64_t> index_of(int64_t flat, at::IntArrayRef sizes);
 
 // Raises if a floating label is not integral.
 void check_integral_labels(const std::string& op, const Tensor& labels);

@@ -6,8 +6,6 @@
 #include <algorithm>
 #include <limits>
 
-#include "targets.h"
-
 namespace segloss {
 namespace {
 
@@ -141,15 +139,15 @@ Tensor binary_loss(const Tensor& x, double g, double gamma) {
 } // namespace
 
 Voxels read_voxels(const std::string& op, const Tensor& input, const Tensor& target, const OptionalTensor& voxel_weight,
-                   Target kind, int64_t dim, int64_t ignore_index, at::ScalarType dtype) {
+                   Target kind, int64_t dim, int64_t ignore_index, at::ScalarType dtype, const Ranges& ranges) {
     Voxels voxels{kind, input.to(dtype), {}, {}, {}};
     const bool has_ignored = kind != Target::probabilities && can_hold(target.scalar_type(), ignore_index);
     if (kind == Target::labels) {
         voxels.target = keep_class_dim(class_labels(op, target, input.sym_size(dim), ignore_index), input, dim);
     } else if (kind == Target::masks) {
-        voxels.target = class_masks(op, target, ignore_index);
+        voxels.target = keep_class_dim(class_masks(op, target, ignore_index), input, dim);
     } else {
-        voxels.target = target;
+        voxels.target = keep_class_dim(target, input, dim);
     }
     if (has_ignored) {
         const auto negative = voxels.target.lt(0);
@@ -166,6 +164,12 @@ Voxels read_voxels(const std::string& op, const Tensor& input, const Tensor& tar
     if (voxels.ignored) {
         voxels.input = voxels.input.masked_fill(*voxels.ignored, 0); // no nan from voxels that do not count
         voxels.target = voxels.target.masked_fill(*voxels.ignored, 0);
+    }
+    if (ranges.target.low < ranges.target.high) {
+        voxels.target = voxels.target + check_range(op, "target", voxels.target.detach(), ranges.target);
+    }
+    if (ranges.logits.low < ranges.logits.high) {
+        voxels.input = voxels.input + check_range(op, "input", voxels.input.detach(), ranges.logits);
     }
     if (kind == Target::labels && input.sym_size(dim) == 0) { // no voxel counts
         voxels.kind = Target::probabilities;
@@ -252,15 +256,6 @@ Tensor slab_gradient(const std::function<variable_list(const Tensor&)>& composit
         keys.included_, keys.excluded_ - c10::autograd_dispatch_keyset_with_ADInplaceOrView);
     const at::NoGradGuard no_graph_of_the_gradient;
     return composite_gradient(composite, input.detach(), grads);
-}
-
-void check_target_values(const std::string& op, const Tensor& target, Target kind, int64_t num_classes,
-                         int64_t ignore_index) {
-    if (kind == Target::labels) {
-        check_label_values(op, target, num_classes, ignore_index);
-    } else if (kind == Target::masks) {
-        check_mask_values(op, target, ignore_index);
-    }
 }
 
 } // namespace segloss

@@ -10,6 +10,7 @@
 
 #include "autograd.h"
 #include "checks.h"
+#include "targets.h"
 
 namespace segloss {
 
@@ -24,7 +25,7 @@ struct Voxels {
 };
 
 Voxels read_voxels(const std::string& op, const Tensor& input, const Tensor& target, const OptionalTensor& voxel_weight,
-                   Target kind, int64_t dim, int64_t ignore_index, at::ScalarType dtype);
+                   Target kind, int64_t dim, int64_t ignore_index, at::ScalarType dtype, const Ranges& ranges);
 
 // values * v, 0 in voxels that do not count.
 Tensor weighted_values(const Voxels& voxels, const Tensor& values);
@@ -76,10 +77,6 @@ private:
 // The derivative of `composite` by a slab of input, where no gradient is recorded, as below autograd.
 Tensor slab_gradient(const std::function<variable_list(const Tensor&)>& composite, const Tensor& input,
                      const variable_list& grads);
-
-// Raises where a label or mask has a value that it must not have: of the whole target, whose index the error gives.
-void check_target_values(const std::string& op, const Tensor& target, Target kind, int64_t num_classes,
-                         int64_t ignore_index);
 
 // In which sums are taken: not every device has float64.
 inline at::ScalarType widest_dtype(const Tensor& tensor) { return tensor.is_mps() ? at::kFloat : at::kDouble; }

@@ -79,8 +79,12 @@ Target check_operator_arguments(const Tensor& input, const Tensor& target, const
 
 // ---- CPU ------------------------------------------------------------------------------------------------------------
 
-segloss_cross_entropy kernel_arguments(const Tensor& input, Target kind, const Tensor& class_weight,
-                                       const Options& options) {
+Ranges ranges_for(const Tensor& input, const Tensor& target, Target kind, const Options& options) {
+    return ranges_of(input, target, kind, compute_dtype(options.dtype));
+}
+
+segloss_cross_entropy kernel_arguments(const Tensor& input, const Tensor& target, Target kind,
+                                       const Tensor& class_weight, const Options& options) {
     segloss_cross_entropy args{};
     args.num_classes = input.size(options.dim);
     args.class_weight = class_weight.defined() ? class_weight.const_data_ptr() : nullptr;
@@ -88,6 +92,7 @@ segloss_cross_entropy kernel_arguments(const Tensor& input, Target kind, const T
     args.label_smoothing = options.label_smoothing;
     args.gamma = options.gamma;
     args.target_kind = target_for_kernel(kind);
+    args.target_range = ranges_for(input, target, kind, options).target;
     args.log_probabilities = options.log_probabilities;
     TORCH_CHECK(args.num_classes <= INT32_MAX, options.op, ": expected at most ", INT32_MAX, " classes, got ",
                 args.num_classes);
@@ -142,7 +147,7 @@ std::tuple<Tensor, Tensor, Tensor> forward_cpu(const Tensor& input, const Tensor
     const auto gradient = with_gradient ? empty_output_like(input) : Tensor();
     const auto one = with_gradient ? at::detail::scalar_tensor_static(1, dtype, at::kCPU) : Tensor();
 
-    auto args = kernel_arguments(input, kind, class_weight, options);
+    auto args = kernel_arguments(input, target, kind, class_weight, options);
     args.positions = describe(sizes, dim,
                               {{&input, &args.logits},
                                {&target, &args.target},
@@ -155,7 +160,8 @@ std::tuple<Tensor, Tensor, Tensor> forward_cpu(const Tensor& input, const Tensor
     const auto sum = [&](SumKernel kernel) {
         const auto total = sum_over(chunks, kernel, args);
         if (!total) {
-            raise_refused_target(options.op, target, kind, args.num_classes, options.ignore_index);
+            raise_refused(options.op, input, target, voxel_weight, kind, dim, ignore_index,
+                          ranges_for(input, target, kind, options));
         }
         return *total;
     };
@@ -200,7 +206,7 @@ Tensor backward_cpu(const Tensor& grad_loss, const Tensor& input, const Tensor& 
     const auto voxel_weights = voxel_weight_for_kernel(voxel_weight, dtype);
     const auto grad_input = empty_output_like(input);
 
-    auto args = kernel_arguments(input, kind, class_weight, options);
+    auto args = kernel_arguments(input, target, kind, class_weight, options);
     args.grad_scale = gradient_scale(*total_weight.const_data_ptr<double>(), options);
     args.stream_grad = exceeds_caches(grad_input);
     args.positions = describe(sizes, dim,
@@ -215,7 +221,8 @@ Tensor backward_cpu(const Tensor& grad_loss, const Tensor& input, const Tensor& 
             return kernel(&args, begin, end);
         });
     if (!accepted) {
-        raise_refused_target(options.op, target, kind, args.num_classes, options.ignore_index);
+        raise_refused(options.op, input, target, voxel_weight, kind, dim, ignore_index,
+                      ranges_for(input, target, kind, options));
     }
     return grad_input;
 }
@@ -268,7 +275,7 @@ Tensor mean_loss(const Tensor& sum, const Tensor& total, bool empty_zero) {
 VoxelLosses voxel_terms(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                         const OptionalTensor& voxel_weight, Target kind, const Options& options) {
     const auto voxels = read_voxels(options.op, input, target, voxel_weight, kind, options.dim, options.ignore_index,
-                                    compute_dtype(options.dtype));
+                                    compute_dtype(options.dtype), ranges_for(input, target, kind, options));
     const auto [losses, shares] = cross_entropy_losses(voxels, options.log_probabilities, weight, options.dim,
                                                        options.label_smoothing, options.gamma);
     return {weighted_values(voxels, losses), weighted_values(voxels, shares)};
@@ -299,7 +306,8 @@ Tensor backward_slabs(const Tensor& grad_loss, const Tensor& input, const Tensor
                           log_probabilities, false, dtype};
     const auto kind = check_operator_arguments(input, target, weight, voxel_weight, options);
     check_saved(grad_loss, input, target, total_weight, options);
-    check_target_values(options.op, target, kind, input.size(dim), ignore_index);
+    check_values(options.op, input, target, voxel_weight, kind, dim, ignore_index,
+                 ranges_for(input, target, kind, options));
     const auto empty = total_weight.eq(0); // no voxel, no gradient
     const auto scale = reduction == at::Reduction::Mean
                            ? (grad_loss / total_weight.masked_fill(empty, 1)).masked_fill(empty, 0)
@@ -331,7 +339,8 @@ std::tuple<Tensor, Tensor, Tensor> forward_slabs(const Tensor& input, const Tens
     const bool reduce = reduction != at::Reduction::None;
     TORCH_CHECK_VALUE(reduce || !with_gradient, options.op,
                       ": expected with_gradient=False with reduction 0 (none), got True");
-    check_target_values(options.op, target, kind, input.size(dim), ignore_index);
+    check_values(options.op, input, target, voxel_weight, kind, dim, ignore_index,
+                 ranges_for(input, target, kind, options));
     const at::NoGradGuard no_graph;
     const auto sizes = position_sizes(input, dim);
     const auto loss_sizes = kind == Target::labels && input.dim() > 1 ? target.sizes() : at::IntArrayRef(sizes);

@@ -52,21 +52,14 @@ segloss_refusal* refusal_of(c10::Device device) {
     return static_cast<segloss_refusal*>(record.mutable_data_ptr());
 }
 
-// The index of a voxel in a tensor of labels.
-std::vector<int64_t> index_of(int64_t position, at::IntArrayRef sizes) {
-    std::vector<int64_t> index(sizes.size());
-    for (size_t d = sizes.size(); d-- > 0;) {
-        index[d] = position % sizes[d];
-        position /= sizes[d];
-    }
-    return index;
-}
-
 std::string value_of(const segloss_refusal& refusal) {
     std::ostringstream text;
     refusal.label == SEGLOSS_NO_LABEL ? text << refusal.value : text << refusal.label;
     return text.str();
 }
+
+// By segloss_refused.
+constexpr std::array<const char*, 3> kRefused{"Target ", "Predicted label ", "Input "};
 
 // Raises what the device has reported.
 void raise_refused(const std::string& op, segloss_refusal* record) {
@@ -76,11 +69,11 @@ void raise_refused(const std::string& op, segloss_refusal* record) {
     const auto refusal = std::exchange(*record, {});
     const auto& origin = refusal.origin;
     const at::IntArrayRef sizes(origin.sizes, origin.num_dims);
-    TORCH_CHECK_INDEX(false, origin.op, ": ", refusal.is_prediction ? "Predicted label " : "Target ", value_of(refusal),
+    TORCH_CHECK_INDEX(false, origin.op, ": ", kRefused[refusal.what], value_of(refusal),
                       " is out of bounds, the first of ", refusal.count, ", at index ",
                       at::IntArrayRef(index_of(refusal.position, sizes)), " of labels ", sizes,
                       ". Expected labels 0 to ", origin.num_classes - 1,
-                      ", masks of 0 and 1, or ignore_index=", origin.ignore_index,
+                      ", masks of 0 and 1, probabilities in [0, 1], or ignore_index=", origin.ignore_index,
                       ". The call was an earlier one on this device, its results are nan or ", "meaningless, and ", op,
                       " is the first to see it. SEGLOSS_SYNC_CHECKS=1 lets it raise itself");
 }
@@ -175,17 +168,22 @@ struct VoxelArguments {
     Tensor class_weight, voxel_weight;
     at::DimVector sizes;       // of the voxels
     at::DimVector label_sizes; // in which a voxel has its index: those of the labels as they are, where there are
+    Ranges ranges;
     segloss_cross_entropy args{};
 
     VoxelArguments(c10::string_view op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                    const OptionalTensor& voxel_weight, int64_t dim, int64_t ignore_index, double label_smoothing,
-                   double gamma, ScalarType dtype, bool takes_masks = false)
+                   double gamma, ScalarType dtype, bool takes_masks = false, bool any_finite_target = false,
+                   bool input_is_probability = false)
         : kind(classify_target(std::string(op), input, target, dim, takes_masks)),
           class_weight(class_weight_for_kernel(weight, dtype)),
           voxel_weight(voxel_weight_for_kernel(voxel_weight, dtype)), sizes(position_sizes(input, dim)),
-          label_sizes(kind == Target::labels ? at::DimVector(target.sizes()) : sizes) {
+          label_sizes(kind == Target::labels ? at::DimVector(target.sizes()) : sizes),
+          ranges(ranges_of(input, target, kind, compute_dtype(dtype), any_finite_target, input_is_probability)) {
         args.num_classes = input.size(dim);
         args.target_kind = target_for_kernel(kind);
+        args.target_range = ranges.target;
+        args.logit_range = ranges.logits;
         args.class_weight = class_weight.defined() ? class_weight.const_data_ptr() : nullptr;
         args.ignore_index = ignore_index;
         args.label_smoothing = label_smoothing;
@@ -223,7 +221,7 @@ Tensor cross_entropy_backward_cuda(const Tensor& grad_loss, const Tensor& input,
     launches.check(
         segloss_cuda_cross_entropy_backward(&args, &call, is_mean ? total_weight.const_data_ptr<double>() : nullptr));
     if (launches.refused_at_once()) {
-        raise_refused_target(std::string(op), target, voxels.kind, args.num_classes, ignore_index);
+        raise_refused(std::string(op), input, target, voxel_weight, voxels.kind, dim, ignore_index, voxels.ranges);
     }
     return grad_input;
 }
@@ -263,7 +261,7 @@ cross_entropy_forward_cuda(const Tensor& input, const Tensor& target, const Opti
     launches.check(
         segloss_cuda_cross_entropy_forward(&args, &call, static_cast<segloss_sums*>(sums.mutable_data_ptr())));
     if (launches.refused_at_once()) {
-        raise_refused_target(std::string(op), target, voxels.kind, args.num_classes, ignore_index);
+        raise_refused(std::string(op), input, target, voxel_weight, voxels.kind, dim, ignore_index, voxels.ranges);
     }
     const auto total_weight = sums.select(0, 1).clone();
     const auto loss = reduce ? reduced(sums, reduction, empty_zero, dtype) : losses;
@@ -290,10 +288,11 @@ Tensor of_voxels(const Tensor& of_samples, at::IntArrayRef sizes) {
     return of_samples.view(first).expand(sizes);
 }
 
-segloss_soft_stats soft_stats_arguments(const segloss_cross_entropy& voxels, int64_t activation, bool squared,
-                                        bool voxel_loss) {
+segloss_soft_stats soft_stats_arguments(const VoxelArguments& voxels, int64_t activation, bool squared, bool voxel_loss,
+                                        bool soft_label) {
     segloss_soft_stats args{};
-    args.voxels = voxels;
+    args.voxels = voxels.args;
+    args.soft_label = soft_label && !squared && voxels.kind == Target::probabilities;
     args.activation = static_cast<segloss_activation>(activation);
     args.squared = squared;
     args.with_loss = voxel_loss;
@@ -305,13 +304,15 @@ using SoftStats = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 SoftStats soft_stats_forward_cuda(c10::string_view op, const Tensor& input, const Tensor& target,
                                   const OptionalTensor& weight, const OptionalTensor& voxel_weight, int64_t dim,
                                   int64_t activation, bool squared, int64_t ignore_index, bool voxel_loss, double gamma,
-                                  double label_smoothing) {
+                                  double label_smoothing, bool soft_label, bool any_finite_target) {
     redispatch(kChecks, "segloss::soft_stats_forward", &soft_stats_forward_cuda, op, input, target, weight,
-               voxel_weight, dim, activation, squared, ignore_index, voxel_loss, gamma, label_smoothing);
+               voxel_weight, dim, activation, squared, ignore_index, voxel_loss, gamma, label_smoothing, soft_label,
+               any_finite_target);
     const auto dtype = input.scalar_type();
     const VoxelArguments voxels(op, input, target, weight, voxel_weight, dim, ignore_index, label_smoothing, gamma,
-                                dtype, activation != SEGLOSS_SOFTMAX);
-    auto args = soft_stats_arguments(voxels.args, activation, squared, voxel_loss);
+                                dtype, activation != SEGLOSS_SOFTMAX, any_finite_target,
+                                activation == SEGLOSS_IDENTITY);
+    auto args = soft_stats_arguments(voxels, activation, squared, voxel_loss, soft_label);
     args.voxels.positions = describe(voxels.sizes, dim,
                                      {{&input, &args.voxels.logits},
                                       {&target, &args.voxels.target},
@@ -326,7 +327,7 @@ SoftStats soft_stats_forward_cuda(c10::string_view op, const Tensor& input, cons
                                                        static_cast<segloss_sums*>(sums.mutable_data_ptr())));
     }
     if (launches.refused_at_once()) {
-        raise_refused_target(std::string(op), target, voxels.kind, num_classes, ignore_index);
+        raise_refused(std::string(op), input, target, voxel_weight, voxels.kind, dim, ignore_index, voxels.ranges);
     }
     const auto of_statistics = stats.transpose(0, 1).contiguous();
     return {of_statistics[0].clone(), of_statistics[1].clone(), of_statistics[2].clone(), sums.select(1, 0).clone(),
@@ -337,11 +338,11 @@ Tensor soft_stats_backward_cuda(const Tensor& grad_intersection, const Tensor& g
                                 c10::string_view op, const Tensor& input, const Tensor& target,
                                 const OptionalTensor& weight, const OptionalTensor& voxel_weight, int64_t dim,
                                 int64_t activation, bool squared, int64_t ignore_index, bool voxel_loss, double gamma,
-                                double label_smoothing) {
+                                double label_smoothing, bool soft_label, bool any_finite_target) {
     const auto grad_input =
         redispatch(kChecks, "segloss::soft_stats_backward", &soft_stats_backward_cuda, grad_intersection,
                    grad_prediction, grad_loss, op, input, target, weight, voxel_weight, dim, activation, squared,
-                   ignore_index, voxel_loss, gamma, label_smoothing);
+                   ignore_index, voxel_loss, gamma, label_smoothing, soft_label, any_finite_target);
     const auto num_samples = num_samples_of(input, dim);
     const std::array<int64_t, 2> per_class{num_samples, input.size(dim)};
     check_handed_over(op, "grad_intersection", grad_intersection, grad_intersection.sizes() == per_class, input);
@@ -349,10 +350,11 @@ Tensor soft_stats_backward_cuda(const Tensor& grad_intersection, const Tensor& g
     check_handed_over(op, "grad_loss", grad_loss, grad_loss.sizes() == at::IntArrayRef{num_samples}, input);
     const auto dtype = input.scalar_type();
     const VoxelArguments voxels(op, input, target, weight, voxel_weight, dim, ignore_index, label_smoothing, gamma,
-                                dtype, activation != SEGLOSS_SOFTMAX);
+                                dtype, activation != SEGLOSS_SOFTMAX, any_finite_target,
+                                activation == SEGLOSS_IDENTITY);
     const auto by_intersection = grad_intersection.to(compute_dtype(dtype)).contiguous();
     const auto by_prediction = grad_prediction.to(compute_dtype(dtype)).contiguous();
-    auto args = soft_stats_arguments(voxels.args, activation, squared, voxel_loss);
+    auto args = soft_stats_arguments(voxels, activation, squared, voxel_loss, soft_label);
     const auto by_loss = voxel_loss ? of_voxels(grad_loss, voxels.sizes) : Tensor();
     args.grad_intersection = by_intersection.const_data_ptr();
     args.grad_prediction = by_prediction.const_data_ptr();
@@ -368,7 +370,7 @@ Tensor soft_stats_backward_cuda(const Tensor& grad_intersection, const Tensor& g
         launches.check(segloss_cuda_soft_stats_backward(&args, &call, nullptr));
     }
     if (launches.refused_at_once()) {
-        raise_refused_target(std::string(op), target, voxels.kind, args.voxels.num_classes, ignore_index);
+        raise_refused(std::string(op), input, target, voxel_weight, voxels.kind, dim, ignore_index, voxels.ranges);
     }
     return grad_input;
 }

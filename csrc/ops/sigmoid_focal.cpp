@@ -43,6 +43,10 @@ Target check_arguments(const Tensor& input, const Tensor& target, const Optional
     return kind;
 }
 
+Ranges ranges_for(const Tensor& input, const Tensor& target, Target kind, const Options& options) {
+    return ranges_of(input, target, kind, compute_dtype(options.dtype));
+}
+
 void check_gradient(const std::string& op, const Tensor& grad_loss, const Tensor& input) {
     check_dense(op, grad_loss, "grad_loss");
     check_same_device(op, input, grad_loss, "grad_loss");
@@ -63,6 +67,7 @@ void run_kernel(const Tensor& input, const Tensor& target, const OptionalTensor&
     segloss_cross_entropy args{};
     args.num_classes = input.size(options.dim);
     args.target_kind = target_for_kernel(kind);
+    args.target_range = ranges_for(input, target, kind, options).target;
     args.class_weight = class_weight.defined() ? class_weight.const_data_ptr() : nullptr;
     args.ignore_index = options.ignore_index;
     args.gamma = options.gamma;
@@ -79,7 +84,8 @@ void run_kernel(const Tensor& input, const Tensor& target, const OptionalTensor&
     const auto kernel = loss.defined() ? kernels().binary_forward[real] : kernels().binary_backward[real];
     const Chunks chunks(c10::multiply_integers(sizes), args.num_classes);
     if (!chunks.run([&](int64_t, int64_t begin, int64_t end) { return kernel(&args, begin, end); })) {
-        raise_refused_target(options.op, target, kind, args.num_classes, options.ignore_index);
+        raise_refused(options.op, input, target, voxel_weight, kind, options.dim, options.ignore_index,
+                      ranges_for(input, target, kind, options));
     }
 }
 
@@ -126,7 +132,7 @@ Tensor composite(const Tensor& input, const Tensor& target, const OptionalTensor
                  const OptionalTensor& voxel_weight, const Options& options) {
     const auto kind = check_arguments(input, target, weight, voxel_weight, options);
     const auto voxels = read_voxels(options.op, input, target, voxel_weight, kind, options.dim, options.ignore_index,
-                                    compute_dtype(options.dtype));
+                                    compute_dtype(options.dtype), ranges_for(input, target, kind, options));
     const auto losses = binary_losses(voxels, weight, options.dim, /*label_smoothing=*/0, options.gamma);
     return weighted_values(voxels, losses).to(options.dtype);
 }
@@ -138,7 +144,8 @@ Tensor forward_slabs(c10::string_view op, const Tensor& input, const Tensor& tar
                      ScalarType dtype) {
     const Options options{std::string(op), dim, ignore_index, gamma, dtype};
     const auto kind = check_arguments(input, target, weight, voxel_weight, options);
-    check_target_values(options.op, target, kind, input.size(dim), ignore_index);
+    check_values(options.op, input, target, voxel_weight, kind, dim, ignore_index,
+                 ranges_for(input, target, kind, options));
     const at::NoGradGuard no_graph;
     const auto losses = at::empty_like(input, input.options().dtype(dtype));
     const Slabs slabs(input, dim);
@@ -155,7 +162,8 @@ Tensor backward_slabs(const Tensor& grad_loss, c10::string_view op, const Tensor
     const Options options{std::string(op), dim, ignore_index, gamma, dtype};
     const auto kind = check_arguments(input, target, weight, voxel_weight, options);
     check_gradient(options.op, grad_loss, input);
-    check_target_values(options.op, target, kind, input.size(dim), ignore_index);
+    check_values(options.op, input, target, voxel_weight, kind, dim, ignore_index,
+                 ranges_for(input, target, kind, options));
     const auto grad_input = at::empty_like(input);
     const Slabs slabs(input, dim);
     for (int64_t k = 0; k < slabs.count(); ++k) {

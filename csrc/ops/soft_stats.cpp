@@ -34,6 +34,8 @@ struct Options {
     bool voxel_loss;
     double gamma;
     double label_smoothing;
+    bool soft_label;        // I sums min(p, g), for class probabilities
+    bool any_finite_target; // class probabilities may be any finite numbers
 
     bool is_softmax() const { return activation == SEGLOSS_SOFTMAX; }
 };
@@ -55,6 +57,9 @@ Target check_arguments(const Tensor& input, const Tensor& target, const Optional
     const auto& op = options.op;
     check_logits(op, input);
     const auto kind = classify_target(op, input, target, options.dim, /*takes_masks=*/!options.is_softmax());
+    if (options.is_softmax()) {
+        check_softmax(op, input, options.dim);
+    }
     check_weight(op, input, weight, options.dim, kind);
     check_voxel_weight(op, input, voxel_weight, options.dim);
     check_label_smoothing(op, options.label_smoothing);
@@ -166,9 +171,19 @@ private:
     int64_t num_positions_;
 };
 
+// Whether I sums min(p, g). Of squares (p^2 + g^2 - (p - g)^2) / 2 = p g takes its place, and at labels both are p.
+bool sums_minima(Target kind, const Options& options) {
+    return options.soft_label && !options.squared && kind == Target::probabilities;
+}
+
 // ---- CPU ------------------------------------------------------------------------------------------------------------
 
-segloss_soft_stats kernel_arguments(const Tensor& input, Target kind, const Tensor& class_weight,
+Ranges ranges_for(const Tensor& input, const Tensor& target, Target kind, const Options& options) {
+    return ranges_of(input, target, kind, compute_dtype(input.scalar_type()), options.any_finite_target,
+                     options.activation == SEGLOSS_IDENTITY);
+}
+
+segloss_soft_stats kernel_arguments(const Tensor& input, const Tensor& target, Target kind, const Tensor& class_weight,
                                     const Options& options) {
     segloss_soft_stats args{};
     auto& voxels = args.voxels;
@@ -178,7 +193,11 @@ segloss_soft_stats kernel_arguments(const Tensor& input, Target kind, const Tens
     voxels.ignore_index = options.ignore_index;
     voxels.label_smoothing = options.voxel_loss ? options.label_smoothing : 0;
     voxels.gamma = options.voxel_loss ? options.gamma : 0;
+    const auto ranges = ranges_for(input, target, kind, options);
+    voxels.target_range = ranges.target;
+    voxels.logit_range = ranges.logits;
     args.activation = static_cast<segloss_activation>(options.activation);
+    args.soft_label = sums_minima(kind, options);
     args.squared = options.squared;
     args.with_loss = options.voxel_loss;
     TORCH_CHECK(voxels.num_classes <= INT32_MAX, options.op, ": expected at most ", INT32_MAX, " classes, got ",
@@ -209,12 +228,14 @@ std::array<Tensor, 3> add_up(const std::vector<double>& lanes, int64_t samples, 
 
 Results forward_cpu(c10::string_view op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                     const OptionalTensor& voxel_weight, int64_t dim, int64_t activation, bool squared,
-                    int64_t ignore_index, bool voxel_loss, double gamma, double label_smoothing) {
-    const Options options{std::string(op), dim, activation, squared, ignore_index, voxel_loss, gamma, label_smoothing};
+                    int64_t ignore_index, bool voxel_loss, double gamma, double label_smoothing, bool soft_label,
+                    bool any_finite_target) {
+    const Options options{std::string(op), dim,   activation,      squared,    ignore_index,
+                          voxel_loss,      gamma, label_smoothing, soft_label, any_finite_target};
     const auto kind = check_operator_arguments(input, target, weight, voxel_weight, options);
     const auto dtype = input.scalar_type();
     const auto class_weight = class_weight_for_kernel(weight, dtype);
-    auto args = kernel_arguments(input, kind, class_weight, options);
+    auto args = kernel_arguments(input, target, kind, class_weight, options);
     const auto num_classes = args.voxels.num_classes;
     const Samples samples(input, dim, args,
                           {{input, &segloss_cross_entropy::logits},
@@ -230,7 +251,8 @@ Results forward_cpu(c10::string_view op, const Tensor& input, const Tensor& targ
         return kernel(&sample, begin, end, lanes.data() + chunk * stride, &sums[chunk]);
     });
     if (!accepted) {
-        raise_refused_target(options.op, target, kind, num_classes, options.ignore_index);
+        raise_refused(options.op, input, target, voxel_weight, kind, dim, ignore_index,
+                      ranges_for(input, target, kind, options));
     }
     const auto [intersection, prediction, targets] = add_up(lanes, samples.count(), chunks.per_sample(), num_classes);
     const auto loss = at::zeros({samples.count()}, at::kDouble);
@@ -251,8 +273,10 @@ Tensor gradient_for_kernel(const Tensor& grad, const Tensor& input) {
 Tensor backward_cpu(const Tensor& grad_intersection, const Tensor& grad_prediction, const Tensor& grad_loss,
                     c10::string_view op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                     const OptionalTensor& voxel_weight, int64_t dim, int64_t activation, bool squared,
-                    int64_t ignore_index, bool voxel_loss, double gamma, double label_smoothing) {
-    const Options options{std::string(op), dim, activation, squared, ignore_index, voxel_loss, gamma, label_smoothing};
+                    int64_t ignore_index, bool voxel_loss, double gamma, double label_smoothing, bool soft_label,
+                    bool any_finite_target) {
+    const Options options{std::string(op), dim,   activation,      squared,    ignore_index,
+                          voxel_loss,      gamma, label_smoothing, soft_label, any_finite_target};
     const auto kind = check_operator_arguments(input, target, weight, voxel_weight, options);
     check_gradients(grad_intersection, grad_prediction, grad_loss, input, options);
     const auto dtype = input.scalar_type();
@@ -260,7 +284,7 @@ Tensor backward_cpu(const Tensor& grad_intersection, const Tensor& grad_predicti
     const auto by_intersection = gradient_for_kernel(grad_intersection, input);
     const auto by_prediction = gradient_for_kernel(grad_prediction, input);
     const auto grad_input = empty_output_like(input);
-    auto args = kernel_arguments(input, kind, class_weight, options);
+    auto args = kernel_arguments(input, target, kind, class_weight, options);
     args.voxels.grad_scale = 1;
     args.voxels.stream_grad = exceeds_caches(grad_input);
     const auto num_classes = args.voxels.num_classes;
@@ -284,7 +308,8 @@ Tensor backward_cpu(const Tensor& grad_intersection, const Tensor& grad_predicti
         return kernel(&sample, begin, end);
     });
     if (!accepted) {
-        raise_refused_target(options.op, target, kind, num_classes, options.ignore_index);
+        raise_refused(options.op, input, target, voxel_weight, kind, dim, ignore_index,
+                      ranges_for(input, target, kind, options));
     }
     return grad_input;
 }
@@ -293,10 +318,11 @@ Tensor backward_cpu(const Tensor& grad_intersection, const Tensor& grad_predicti
 
 Results forward_meta(c10::string_view op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                      const OptionalTensor& voxel_weight, int64_t dim, int64_t activation, bool squared,
-                     int64_t ignore_index, bool voxel_loss, double gamma, double label_smoothing) {
-    check_operator_arguments(
-        input, target, weight, voxel_weight,
-        {std::string(op), dim, activation, squared, ignore_index, voxel_loss, gamma, label_smoothing});
+                     int64_t ignore_index, bool voxel_loss, double gamma, double label_smoothing, bool soft_label,
+                     bool any_finite_target) {
+    check_operator_arguments(input, target, weight, voxel_weight,
+                             {std::string(op), dim, activation, squared, ignore_index, voxel_loss, gamma,
+                              label_smoothing, soft_label, any_finite_target});
     const auto options = input.options().dtype(at::kDouble);
     const auto stats = [&] { return at::empty_symint({num_samples(input, dim), input.sym_size(dim)}, options); };
     const auto losses = [&] { return at::empty_symint({num_samples(input, dim)}, options); };
@@ -306,10 +332,11 @@ Results forward_meta(c10::string_view op, const Tensor& input, const Tensor& tar
 Tensor backward_meta(const Tensor& /*grad_intersection*/, const Tensor& /*grad_prediction*/,
                      const Tensor& /*grad_loss*/, c10::string_view op, const Tensor& input, const Tensor& target,
                      const OptionalTensor& weight, const OptionalTensor& voxel_weight, int64_t dim, int64_t activation,
-                     bool squared, int64_t ignore_index, bool voxel_loss, double gamma, double label_smoothing) {
-    check_operator_arguments(
-        input, target, weight, voxel_weight,
-        {std::string(op), dim, activation, squared, ignore_index, voxel_loss, gamma, label_smoothing});
+                     bool squared, int64_t ignore_index, bool voxel_loss, double gamma, double label_smoothing,
+                     bool soft_label, bool any_finite_target) {
+    check_operator_arguments(input, target, weight, voxel_weight,
+                             {std::string(op), dim, activation, squared, ignore_index, voxel_loss, gamma,
+                              label_smoothing, soft_label, any_finite_target});
     return at::empty_like(input);
 }
 
@@ -339,7 +366,7 @@ Results composite(const Tensor& input, const Tensor& target, const OptionalTenso
     const auto kind = check_operator_arguments(input, target, weight, voxel_weight, options);
     const auto num_classes = input.sym_size(dim);
     const auto voxels = read_voxels(options.op, input, target, voxel_weight, kind, dim, options.ignore_index,
-                                    compute_dtype(input.scalar_type()));
+                                    compute_dtype(input.scalar_type()), ranges_for(input, target, kind, options));
     const auto& g = voxels.target;
     const auto p = options.is_softmax()                    ? voxels.input.softmax(dim)
                    : options.activation == SEGLOSS_SIGMOID ? voxels.input.sigmoid()
@@ -353,7 +380,7 @@ Results composite(const Tensor& input, const Tensor& target, const OptionalTenso
         intersection = sum_by_label(weighted_values(voxels, p.gather(dim, g)), g, num_classes, dim);
         targets = sum_by_label(v, g, num_classes, dim);
     } else {
-        intersection = sum(p * g);
+        intersection = sum(sums_minima(kind, options) ? at::minimum(p, g) : p * g);
         targets = sum(squared(g));
     }
     auto loss = at::zeros_symint({num_samples(input, dim)}, p.options());
@@ -380,10 +407,13 @@ Tensor samples_of(const Slabs& slabs, const Tensor& sums, const Tensor& input, i
 
 Results forward_slabs(c10::string_view op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                       const OptionalTensor& voxel_weight, int64_t dim, int64_t activation, bool squared,
-                      int64_t ignore_index, bool voxel_loss, double gamma, double label_smoothing) {
-    const Options options{std::string(op), dim, activation, squared, ignore_index, voxel_loss, gamma, label_smoothing};
+                      int64_t ignore_index, bool voxel_loss, double gamma, double label_smoothing, bool soft_label,
+                      bool any_finite_target) {
+    const Options options{std::string(op), dim,   activation,      squared,    ignore_index,
+                          voxel_loss,      gamma, label_smoothing, soft_label, any_finite_target};
     const auto kind = check_operator_arguments(input, target, weight, voxel_weight, options);
-    check_target_values(options.op, target, kind, input.size(dim), ignore_index);
+    check_values(options.op, input, target, voxel_weight, kind, dim, ignore_index,
+                 ranges_for(input, target, kind, options));
     const at::NoGradGuard no_graph;
     const auto zeros = [&](at::IntArrayRef sizes) {
         return at::zeros(sizes, input.options().dtype(widest_dtype(input)));
@@ -408,11 +438,14 @@ Results forward_slabs(c10::string_view op, const Tensor& input, const Tensor& ta
 Tensor backward_slabs(const Tensor& grad_intersection, const Tensor& grad_prediction, const Tensor& grad_loss,
                       c10::string_view op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                       const OptionalTensor& voxel_weight, int64_t dim, int64_t activation, bool squared,
-                      int64_t ignore_index, bool voxel_loss, double gamma, double label_smoothing) {
-    const Options options{std::string(op), dim, activation, squared, ignore_index, voxel_loss, gamma, label_smoothing};
+                      int64_t ignore_index, bool voxel_loss, double gamma, double label_smoothing, bool soft_label,
+                      bool any_finite_target) {
+    const Options options{std::string(op), dim,   activation,      squared,    ignore_index,
+                          voxel_loss,      gamma, label_smoothing, soft_label, any_finite_target};
     const auto kind = check_operator_arguments(input, target, weight, voxel_weight, options);
     check_gradients(grad_intersection, grad_prediction, grad_loss, input, options);
-    check_target_values(options.op, target, kind, input.size(dim), ignore_index);
+    check_values(options.op, input, target, voxel_weight, kind, dim, ignore_index,
+                 ranges_for(input, target, kind, options));
     const auto grad_input = at::empty_like(input);
     const Slabs slabs(input, dim);
     for (int64_t k = 0; k < slabs.count(); ++k) {
@@ -439,7 +472,7 @@ Results call_forward(const Tensor& input, const Tensor& target, const OptionalTe
                                .findSchemaOrThrow("segloss::soft_stats_forward", "")
                                .typed<decltype(forward_cpu)>();
     return op.call(o.op, input, target, weight, voxel_weight, o.dim, o.activation, o.squared, o.ignore_index,
-                   o.voxel_loss, o.gamma, o.label_smoothing);
+                   o.voxel_loss, o.gamma, o.label_smoothing, o.soft_label, o.any_finite_target);
 }
 
 Tensor call_backward(const variable_list& grads, const Tensor& input, const Tensor& target,
@@ -448,7 +481,8 @@ Tensor call_backward(const variable_list& grads, const Tensor& input, const Tens
                                .findSchemaOrThrow("segloss::soft_stats_backward", "")
                                .typed<decltype(backward_cpu)>();
     return op.call(grads[0], grads[1], grads[2], o.op, input, target, weight, voxel_weight, o.dim, o.activation,
-                   o.squared, o.ignore_index, o.voxel_loss, o.gamma, o.label_smoothing);
+                   o.squared, o.ignore_index, o.voxel_loss, o.gamma, o.label_smoothing, o.soft_label,
+                   o.any_finite_target);
 }
 
 // A gradient, of zeros where nothing depends on what it belongs to.
@@ -468,8 +502,10 @@ Tensor backward_of_input(const variable_list& grads, const variable_list& saved,
 
 Results forward_autograd(c10::string_view op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                          const OptionalTensor& voxel_weight, int64_t dim, int64_t activation, bool squared,
-                         int64_t ignore_index, bool voxel_loss, double gamma, double label_smoothing) {
-    const Options options{std::string(op), dim, activation, squared, ignore_index, voxel_loss, gamma, label_smoothing};
+                         int64_t ignore_index, bool voxel_loss, double gamma, double label_smoothing, bool soft_label,
+                         bool any_finite_target) {
+    const Options options{std::string(op), dim,   activation,      squared,    ignore_index,
+                          voxel_loss,      gamma, label_smoothing, soft_label, any_finite_target};
     if (has_tangent({input, target, weight, voxel_weight}) || compute_requires_grad(target, or_undefined(weight))) {
         return composite(input, target, weight, voxel_weight, options);
     }
@@ -491,8 +527,10 @@ Results forward_autograd(c10::string_view op, const Tensor& input, const Tensor&
 Tensor backward_autograd(const Tensor& grad_intersection, const Tensor& grad_prediction, const Tensor& grad_loss,
                          c10::string_view op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                          const OptionalTensor& voxel_weight, int64_t dim, int64_t activation, bool squared,
-                         int64_t ignore_index, bool voxel_loss, double gamma, double label_smoothing) {
-    const Options options{std::string(op), dim, activation, squared, ignore_index, voxel_loss, gamma, label_smoothing};
+                         int64_t ignore_index, bool voxel_loss, double gamma, double label_smoothing, bool soft_label,
+                         bool any_finite_target) {
+    const Options options{std::string(op), dim,   activation,      squared,    ignore_index,
+                          voxel_loss,      gamma, label_smoothing, soft_label, any_finite_target};
     check_operator_arguments(input, target, weight, voxel_weight, options); // before a graph is made of them
     const auto stats = [options](const variable_list& arguments) {
         const auto [intersection, prediction, targets, loss, loss_weight] = composite(
@@ -515,9 +553,9 @@ public:
             call_forward(input, target, weight, voxel_weight, options);
         ctx->save_for_backward({input, target, or_undefined(weight), or_undefined(voxel_weight)});
         ctx->set_materialize_grads(false);
-        ctx->saved_data["options"] =
-            std::make_tuple(options.op, options.dim, options.activation, options.squared, options.ignore_index,
-                            options.voxel_loss, options.gamma, options.label_smoothing);
+        ctx->saved_data["options"] = std::make_tuple(
+            options.op, options.dim, options.activation, options.squared, options.ignore_index, options.voxel_loss,
+            options.gamma, options.label_smoothing, options.soft_label, options.any_finite_target);
         return {intersection, prediction, targets, loss, loss_weight};
     }
 
@@ -531,7 +569,8 @@ private:
     static Options saved_options(AutogradContext* ctx) {
         const auto& fields = ctx->saved_data["options"].toTupleRef().elements();
         return {fields[0].toStringRef(), fields[1].toInt(),  fields[2].toInt(),    fields[3].toBool(),
-                fields[4].toInt(),       fields[5].toBool(), fields[6].toDouble(), fields[7].toDouble()};
+                fields[4].toInt(),       fields[5].toBool(), fields[6].toDouble(), fields[7].toDouble(),
+                fields[8].toBool(),      fields[9].toBool()};
     }
 };
 
@@ -539,8 +578,10 @@ private:
 
 Results soft_stats(c10::string_view op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                    const OptionalTensor& voxel_weight, int64_t dim, c10::string_view activation, bool squared,
-                   int64_t ignore_index, bool voxel_loss, double gamma, double label_smoothing) {
-    Options options{std::string(op), 0, 0, squared, ignore_index, voxel_loss, gamma, label_smoothing};
+                   int64_t ignore_index, bool voxel_loss, double gamma, double label_smoothing, bool soft_label,
+                   bool any_finite_target) {
+    Options options{std::string(op),  0, 0, squared, ignore_index, voxel_loss, gamma, label_smoothing, soft_label,
+                    any_finite_target};
     check_logits(options.op, input);
     options.activation = activation_of(options.op, activation);
     options.dim = class_dim(options.op, input, dim);
@@ -566,16 +607,19 @@ TORCH_LIBRARY_FRAGMENT(segloss, m) {
     const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
     m.def("soft_stats(str op, Tensor input, Tensor target, Tensor? weight=None, Tensor? voxel_weight=None, int dim=1, "
           "str activation=\"softmax\", bool squared=False, int ignore_index=-100, bool voxel_loss=False, "
-          "float gamma=0.0, float label_smoothing=0.0) -> (Tensor intersection, Tensor prediction, Tensor target_sum, "
+          "float gamma=0.0, float label_smoothing=0.0, bool soft_label=False, bool any_finite_target=False) -> (Tensor "
+          "intersection, Tensor prediction, Tensor target_sum, "
           "Tensor loss, Tensor loss_weight)",
           tags);
     m.def("soft_stats_forward(str op, Tensor input, Tensor target, Tensor? weight, Tensor? voxel_weight, int dim, "
-          "int activation, bool squared, int ignore_index, bool voxel_loss, float gamma, float label_smoothing) -> "
+          "int activation, bool squared, int ignore_index, bool voxel_loss, float gamma, float label_smoothing, "
+          "bool soft_label, bool any_finite_target) -> "
           "(Tensor intersection, Tensor prediction, Tensor target_sum, Tensor loss, Tensor loss_weight)",
           tags);
     m.def("soft_stats_backward(Tensor grad_intersection, Tensor grad_prediction, Tensor grad_loss, str op, "
           "Tensor input, Tensor target, Tensor? weight, Tensor? voxel_weight, int dim, int activation, bool squared, "
-          "int ignore_index, bool voxel_loss, float gamma, float label_smoothing) -> Tensor",
+          "int ignore_index, bool voxel_loss, float gamma, float label_smoothing, "
+          "bool soft_label, bool any_finite_target) -> Tensor",
           tags);
 }
 

@@ -4,6 +4,8 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
+#include <limits>
+
 #include "checks.h"
 #include "layout.h"
 
@@ -77,7 +79,121 @@ Tensor class_masks_meta(c10::string_view /*op*/, const Tensor& target, int64_t /
     return at::empty_like(target, target.options().dtype(at::kChar));
 }
 
+// ---- values in their range ------------------------------------------------------------------------------------------
+
+bool is_asked(const segloss_range& range) { return range.low < range.high; }
+
+// Four times the epsilon of a floating dtype.
+double slack_of(at::ScalarType dtype) {
+    switch (dtype) {
+    case at::kHalf:
+        return 0x1p-8;
+    case at::kBFloat16:
+        return 0x1p-5;
+    case at::kFloat:
+        return 0x1p-21;
+    default:
+        return 0x1p-50;
+    }
+}
+
+// Of values in the dtype that is computed in. `counts`: the voxels that are looked at.
+void check_values_in_range(c10::string_view op, c10::string_view name, const Tensor& values, const segloss_range& range,
+                           const OptionalTensor& counts) {
+    const bool is_target = name == "target";
+    auto outside = values.lt(range.low).logical_or_(values.gt(range.high));
+    outside = is_target ? outside.logical_or_(values.isnan()) : outside;
+    outside = counts ? outside.logical_and_(*counts) : outside;
+    if (!outside.any().item<bool>()) {
+        return;
+    }
+    const auto first = first_true(outside);
+    const auto got = c10::str(", got ", values.flatten()[first].item<double>(), " at index ",
+                              at::IntArrayRef(index_of(first, values.sizes())), " of ", name, " ", values.sizes());
+    TORCH_CHECK(is_target, op, ": expected probabilities in [0, 1] as input with activation=None", got,
+                ". For logits use activation='softmax' or 'sigmoid', or pass input.softmax(dim) or input.sigmoid()");
+    TORCH_CHECK(range.high < 2, op, ": expected finite numbers in a floating target", got);
+    TORCH_CHECK(false, op, ": expected class probabilities or masks in [0, 1]", got,
+                ". A mask of 0 and 255 becomes one of 0 and 1 by target / 255; voxels are left out by voxel_weight=0");
+}
+
+Tensor check_range_composite(c10::string_view op, c10::string_view name, const Tensor& values, double low,
+                             double high) {
+    check_dense(std::string(op), values, "values");
+    TORCH_CHECK_TYPE(values.is_floating_point(), op, ": expected floating values, got ", values.scalar_type());
+    check_values_in_range(op, name, values, {low, high}, {});
+    return at::zeros({}, values.options());
+}
+
+Tensor check_range_meta(c10::string_view /*op*/, c10::string_view /*name*/, const Tensor& values, double /*low*/,
+                        double /*high*/) {
+    return at::empty({}, values.options());
+}
+
+// The voxels that count, with a dimension of size 1 for the classes; nothing where all do.
+OptionalTensor counted_voxels(const Tensor& input, const Tensor& target, const OptionalTensor& voxel_weight,
+                              Target kind, int64_t dim, int64_t ignore_index) {
+    const auto with_dim = [&](const Tensor& tensor) {
+        return tensor.dim() == input.dim() ? tensor : tensor.unsqueeze(dim);
+    };
+    OptionalTensor counts = voxel_weight ? OptionalTensor(with_dim(*voxel_weight).ne(0)) : std::nullopt;
+    if (kind != Target::probabilities) {
+        const auto ignored = with_dim(is_ignored(target, ignore_index)).any(dim, /*keepdim=*/true);
+        counts = counts ? counts->logical_and(ignored.logical_not()) : ignored.logical_not();
+    }
+    return counts;
+}
+
 } // namespace
+
+Ranges ranges_of(const Tensor& input, const Tensor& target, Target kind, at::ScalarType compute_dtype, bool any_finite,
+                 bool input_is_probability) {
+    const auto around_probabilities = [](const Tensor& values) {
+        const double slack = slack_of(values.scalar_type());
+        return segloss_range{-slack, 1 + slack};
+    };
+    Ranges ranges;
+    if (kind == Target::probabilities) {
+        const double largest =
+            compute_dtype == at::kDouble ? std::numeric_limits<double>::max() : std::numeric_limits<float>::max();
+        ranges.target = any_finite ? segloss_range{-largest, largest} : around_probabilities(target);
+    }
+    if (input_is_probability) {
+        ranges.logits = around_probabilities(input);
+    }
+    return ranges;
+}
+
+void check_values(const std::string& op, const Tensor& input, const Tensor& target, const OptionalTensor& voxel_weight,
+                  Target kind, int64_t dim, int64_t ignore_index, const Ranges& ranges) {
+    if (kind == Target::labels) {
+        check_label_values(op, target, input.size(dim), ignore_index);
+    } else if (kind == Target::masks) {
+        check_mask_values(op, target, ignore_index);
+    }
+    if (!is_asked(ranges.target) && !is_asked(ranges.logits)) {
+        return;
+    }
+    const auto counts = counted_voxels(input, target, voxel_weight, kind, dim, ignore_index);
+    const auto computed = [&](const Tensor& values) {
+        const auto rounded = values.detach().to(compute_dtype(input.scalar_type()));
+        return rounded.dim() == input.dim() ? rounded : rounded.unsqueeze(dim);
+    };
+    if (is_asked(ranges.target)) {
+        check_values_in_range(op, "target", computed(target), ranges.target, counts);
+    }
+    if (is_asked(ranges.logits)) {
+        check_values_in_range(op, "input", computed(input), ranges.logits, counts);
+    }
+}
+
+void raise_refused(const std::string& op, const Tensor& input, const Tensor& target, const OptionalTensor& voxel_weight,
+                   Target kind, int64_t dim, int64_t ignore_index, const Ranges& ranges) {
+    check_values(op, input, target, voxel_weight, kind, dim, ignore_index, ranges);
+    TORCH_CHECK_INDEX(false, op, ": Target is out of bounds: a value of target ", target.sizes(),
+                      " is neither a label, in [0, ", input.size(dim),
+                      "), nor a mask, 0 or 1, nor a probability, nor ignore_index=", ignore_index);
+}
 
 segloss_target target_for_kernel(Target kind) {
     return kind == Target::probabilities ? SEGLOSS_PROBABILITIES
@@ -85,16 +201,11 @@ segloss_target target_for_kernel(Target kind) {
                                          : SEGLOSS_LABELS;
 }
 
-void raise_refused_target(const std::string& op, const Tensor& target, Target kind, int64_t num_classes,
-                          int64_t ignore_index) {
-    if (kind == Target::masks) {
-        check_mask_values(op, target, ignore_index);
-    } else {
-        check_label_values(op, target, num_classes, ignore_index);
-    }
-    TORCH_CHECK_INDEX(false, op, ": Target is out of bounds: a value of target ", target.sizes(),
-                      " is neither a label, in [0, ", num_classes,
-                      "), nor a mask, 0 or 1, nor ignore_index=", ignore_index);
+Tensor check_range(const std::string& op, c10::string_view name, const Tensor& values, const segloss_range& range) {
+    static const auto handle = c10::Dispatcher::singleton()
+                                   .findSchemaOrThrow("segloss::check_range", "")
+                                   .typed<decltype(check_range_composite)>();
+    return handle.call(op, name, values, range.low, range.high);
 }
 
 Tensor one_hot_labels(const std::string& op, const Tensor& target, int64_t dim) {
@@ -123,6 +234,7 @@ TORCH_LIBRARY_FRAGMENT(segloss, m) {
     m.def("one_hot_labels(str op, Tensor target, int dim) -> Tensor", tags);
     m.def("class_labels(str op, Tensor target, SymInt num_classes, int ignore_index) -> Tensor", tags);
     m.def("class_masks(str op, Tensor target, int ignore_index) -> Tensor", tags);
+    m.def("check_range(str op, str name, Tensor values, float low, float high) -> Tensor", tags);
 }
 
 TORCH_LIBRARY_IMPL(segloss, CPU, m) { m.impl("one_hot_labels", TORCH_FN(one_hot_labels_cpu)); }
@@ -131,12 +243,14 @@ TORCH_LIBRARY_IMPL(segloss, Meta, m) {
     m.impl("one_hot_labels", TORCH_FN(one_hot_labels_meta));
     m.impl("class_labels", TORCH_FN(class_labels_meta));
     m.impl("class_masks", TORCH_FN(class_masks_meta));
+    m.impl("check_range", TORCH_FN(check_range_meta));
 }
 
 TORCH_LIBRARY_IMPL(segloss, CompositeExplicitAutograd, m) {
     m.impl("one_hot_labels", TORCH_FN(one_hot_labels_composite));
     m.impl("class_labels", TORCH_FN(class_labels_composite));
     m.impl("class_masks", TORCH_FN(class_masks_composite));
+    m.impl("check_range", TORCH_FN(check_range_composite));
 }
 
 } // namespace segloss

@@ -13,11 +13,33 @@ namespace segloss {
 // How the kernels are told what a target is; one-hot ones are labels by then.
 segloss_target target_for_kernel(Target kind);
 
-// Words the error of a label or mask that a kernel refused.
-[[noreturn]] void raise_refused_target(const std::string& op, const at::Tensor& target, Target kind,
-                                       int64_t num_classes, int64_t ignore_index);
+// What a kernel holds a loss's values to: class probabilities to [0, 1] but for four times the epsilon of their dtype,
+// or to finite numbers where `any_finite`; the input to [0, 1] likewise where it is the probabilities. Nothing else.
+struct Ranges {
+    segloss_range target{};
+    segloss_range logits{};
+};
+
+Ranges ranges_of(const at::Tensor& input, const at::Tensor& target, Target kind, at::ScalarType compute_dtype,
+                 bool any_finite = false, bool input_is_probability = false);
+
+// Raises where a label, a mask, or a value outside its range stands at a voxel that counts: of the whole target, whose
+// index the error gives. For devices without a kernel, and for what a kernel refused.
+void check_values(const std::string& op, const at::Tensor& input, const at::Tensor& target,
+                  const OptionalTensor& voxel_weight, Target kind, int64_t dim, int64_t ignore_index,
+                  const Ranges& ranges);
+
+// Words the error of a value that a kernel refused.
+[[noreturn]] void raise_refused(const std::string& op, const at::Tensor& input, const at::Tensor& target,
+                                const OptionalTensor& voxel_weight, Target kind, int64_t dim, int64_t ignore_index,
+                                const Ranges& ranges);
 
 // `op` is the name that an error gives.
+
+// 0, of the values' dtype, after a look at them; raises where one is outside the range. Of "target" nan is outside, of
+// "input" not. An operator, so that it sees the values under any transform; who adds its result keeps it in a graph.
+at::Tensor check_range(const std::string& op, c10::string_view name, const at::Tensor& values,
+                       const segloss_range& range);
 
 // int32 labels of a target that is exactly one-hot along `dim`; RuntimeError at the first voxel that is not.
 at::Tensor one_hot_labels(const std::string& op, const at::Tensor& target, int64_t dim);

@@ -55,7 +55,7 @@ Tensor total_weight_cpu(c10::string_view op_view, const Tensor& target, const Op
     const bool accepted =
         chunks.run([&](int64_t chunk, int64_t begin, int64_t end) { return kernel(&args, begin, end, &sums[chunk]); });
     if (!accepted) {
-        raise_refused_target(op, target, Target::labels, num_classes, ignore_index);
+        check_label_values(op, target, num_classes, ignore_index);
     }
     const double total = std::accumulate(sums.begin(), sums.end(), 0.0,
                                          [](double sum, const segloss_sums& chunk) { return sum + chunk.weight; });

@@ -135,13 +135,15 @@ static void test_binary(struct target_kind kind) {
            num_tables);
 }
 
-/* Of a bad label and of a bad mask. */
+/* Of a bad label, of a bad mask and of a bad probability. */
 static void test_bad_binary_targets(void) {
-    const struct target_kind kinds[] = {labels_kind, masks_kind};
-    for (int k = 0; k < 2; ++k) {
+    const struct target_kind kinds[] = {labels_kind, masks_kind, probabilities_kind};
+    for (int k = 0; k < 3; ++k) {
         struct test_case t = draw_binary_case(draw_case(MAX_POSITIONS, BAD_CLASSES, number_pairs[k], kinds[k]));
         struct inputs in;
-        t.target_dtype = SEGLOSS_INT16;
+        t.target_dtype = k < 2 ? SEGLOSS_INT16 : SEGLOSS_FLOAT32;
+        t.target_range = test_range;
+        t.voxel_weights = POSITIVE_WEIGHTS;
         t.target_layout = PLANAR;
         create_binary_inputs(&t, &in);
         set(&in.target, SEGLOSS_BLOCK + 1, 0, INT16_MIN);

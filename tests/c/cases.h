@@ -59,6 +59,7 @@ struct test_case {
     int64_t ignore_index;
     double label_smoothing;
     double gamma;
+    struct segloss_range target_range, logit_range;
     int is_reduced; /* one grad_loss for all voxels, and no losses written */
     int stream_grad;
 };
@@ -289,6 +290,8 @@ static struct segloss_cross_entropy arguments_of(const struct test_case* t, cons
         .label_smoothing = t->label_smoothing,
         .gamma = t->gamma,
         .target_kind = t->kind.target,
+        .target_range = t->target_range,
+        .logit_range = t->logit_range,
         .log_probabilities = t->kind.log_probabilities,
         .loss = t->is_reduced ? (struct segloss_tensor){0} : out->loss.view,
         .grad_loss = in->grad_loss.view,

@@ -68,7 +68,8 @@ static inline void reference_stats(const struct soft_problem* problem, int64_t p
     const int squared = problem->args->squared;
     for (int64_t c = 0; c < problem->args->voxels.num_classes; ++c) {
         const long double g = reference_target(&problem->voxels, position, c), p = probabilities[c];
-        const long double intersection = g == 0 ? 0 : v * p * g;
+        const long double product = g == 0 ? 0 : p * g;
+        const long double intersection = v * (problem->args->soft_label ? (g < p ? g : p) : product);
         const long double prediction = v * p * (squared ? p : 1), target = v * g * (squared ? g : 1);
         add_term(&sums->stats[INTERSECTION][c], intersection, fabsl(intersection));
         add_term(&sums->stats[PREDICTION][c], prediction, fabsl(prediction));
@@ -121,12 +122,23 @@ static inline void reference_losses(const struct soft_problem* problem, int64_t 
     }
 }
 
+/* The derivative of p g by p, or of min(p, g): then it is anything where p and g differ by rounding alone. */
+static inline struct term reference_overlap_slope(const struct soft_problem* problem, long double p, long double g) {
+    if (!problem->args->soft_label) {
+        return (struct term){g, fabsl(g)};
+    }
+    const int is_uncertain = p != g && fabsl(p - g) <= 1e-5L * g;
+    const long double slope = p < g ? 1 : p == g ? 0.5L : 0;
+    return (struct term){slope, is_uncertain ? (long double)INFINITY : slope};
+}
+
 /* d_c, what the statistics' gradients make of a change of p_c: a_c g_c + b_c, or a_c g_c + 2 b_c p_c. */
 static inline struct term reference_slope(const struct soft_problem* problem, int64_t p, int64_t c,
                                           long double probability) {
-    const long double a = get(problem->grad_intersection, c, 0) * reference_target(&problem->voxels, p, c);
+    const struct term overlap = reference_overlap_slope(problem, probability, reference_target(&problem->voxels, p, c));
+    const long double a = get(problem->grad_intersection, c, 0);
     const long double b = get(problem->grad_prediction, c, 0) * (problem->args->squared ? 2 * probability : 1);
-    return (struct term){a + b, fabsl(a) + fabsl(b)};
+    return (struct term){a * overlap.value + b, fabsl(a) * overlap.magnitude + fabsl(b)};
 }
 
 /* v p_c (d_c - sum_k p_k d_k). The d are taken relative to that of the largest p, which changes nothing but that a

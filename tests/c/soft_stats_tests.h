@@ -29,11 +29,13 @@ struct soft_case {
     int squared;
     int with_loss;
     int is_spoilt; /* hostile only: a voxel that counts holds nan or infinities, and nan is right */
+    int soft_label;
 };
 
 static struct soft_case draw_soft_case(struct test_case voxels, enum segloss_activation activation) {
-    struct soft_case s = {voxels, activation, random_below(2), random_below(2), random_below(4) == 0};
+    struct soft_case s = {voxels, activation, random_below(2), random_below(2), random_below(4) == 0, 0};
     s.with_loss &= activation != SEGLOSS_IDENTITY;
+    s.soft_label = voxels.kind.target == SEGLOSS_PROBABILITIES && !s.squared && random_below(2);
     if (activation == SEGLOSS_IDENTITY && voxels.values == RAW) { /* sums and squares that overflow say nothing */
         s.voxels.values = ORDINARY;
     }
@@ -46,9 +48,9 @@ static struct soft_case draw_soft_case(struct test_case voxels, enum segloss_act
 static void describe_soft_case(const struct soft_case* s, const char* isa) {
     describe_case(&s->voxels, isa);
     const size_t length = strlen(current_case);
-    snprintf(current_case + length, sizeof current_case - length, "; soft statistics, %s%s%s%s",
-             activation_names[s->activation], s->squared ? ", squared" : "", s->with_loss ? ", with the loss" : "",
-             s->is_spoilt ? ", spoilt" : "");
+    snprintf(current_case + length, sizeof current_case - length, "; soft statistics, %s%s%s%s%s",
+             activation_names[s->activation], s->squared ? ", squared" : "", s->soft_label ? ", soft labels" : "",
+             s->with_loss ? ", with the loss" : "", s->is_spoilt ? ", spoilt" : "");
 }
 
 /* ---- the tensors of a case ---- */
@@ -149,6 +151,7 @@ static struct segloss_soft_stats soft_arguments_of(const struct soft_case* s, co
         .voxels = arguments_of(&s->voxels, &in->voxels, &gradient_only),
         .activation = s->activation,
         .squared = s->squared,
+        .soft_label = s->soft_label,
         .with_loss = s->with_loss,
         .grad_intersection = in->grad_intersection.view.data,
         .grad_prediction = in->grad_prediction.view.data,
@@ -400,7 +403,7 @@ static void test_confident_voxels(void) {
         voxels.gamma = draw_gamma();
         for (int activation = SEGLOSS_SOFTMAX; activation <= SEGLOSS_SIGMOID; ++activation) {
             for (int option = 0; option < 4; ++option) {
-                const struct soft_case s = {voxels, (enum segloss_activation)activation, option & 1, option >> 1, 0};
+                const struct soft_case s = {voxels, (enum segloss_activation)activation, option & 1, option >> 1, 0, 0};
                 run_confident_case(&s, margin);
             }
         }
@@ -487,6 +490,77 @@ static int test_bad_soft_targets_of(const struct bad_label* bad, size_t num_bad,
     return num_cases;
 }
 
+/* ---- values outside their range ---- */
+
+/* At voxels that count; of a logit, nan is no reason to refuse. */
+static const struct segloss_range test_range = {-0.25, 1.25};
+
+static struct soft_case draw_range_case(enum segloss_activation activation, int num_case) {
+    static const int64_t class_counts_of_ranges[] = {1, BAD_CLASSES, MAX_CLASSES};
+    const struct test_case voxels = draw_case(BAD_TARGET_POSITIONS, class_counts_of_ranges[num_case % 3],
+                                              number_pairs[num_case % NUM_PAIRS], probabilities_kind);
+    struct soft_case s = draw_soft_case(voxels, activation);
+    s.voxels.voxel_weights = POSITIVE_WEIGHTS;
+    s.voxels.target_layout = draw_layout(NUM_LAYOUTS);
+    s.voxels.logits_layout = draw_layout(NUM_LAYOUTS);
+    s.voxels.values = ORDINARY;
+    s.voxels.target_range = test_range;
+    return s;
+}
+
+/* Cross entropy has no range of its logits. */
+static void expect_refusals(const struct soft_case* s, const struct soft_inputs* in, int64_t expected, int of_target) {
+    for (int i = 0; i < num_tables; ++i) {
+        describe_soft_case(s, tables[i]->isa);
+        expect_soft_refusal(tables[i], s, in, 0, BAD_TARGET_POSITIONS, expected);
+        if (of_target) {
+            expect_cross_entropy_refusal(tables[i], &s->voxels, &in->voxels, 0, BAD_TARGET_POSITIONS, expected);
+        }
+    }
+}
+
+/* A value is refused where its voxel counts, and accepted where no range is asked for. */
+static void test_value_outside_its_range(struct soft_case s, long double value, int64_t position, int of_target) {
+    struct soft_inputs in;
+    create_soft_inputs(&s, &in);
+    const struct memory* values = of_target ? &in.voxels.target : &in.voxels.logits;
+    for (int64_t p = 0; p < BAD_TARGET_POSITIONS; ++p) {
+        for (int64_t c = 0; c < s.voxels.num_classes && !of_target; ++c) {
+            set(values, p, c, random_unit());
+        }
+    }
+    set(values, position, random_below(s.voxels.num_classes), value);
+    const int is_refused = of_target || !isnan(value);
+    expect_refusals(&s, &in, is_refused ? position : -1, of_target);
+    set(&in.voxels.voxel_weight, position, 0, 0);
+    expect_refusals(&s, &in, -1, of_target);
+    set(&in.voxels.voxel_weight, position, 0, 1);
+    s.voxels.target_range = s.voxels.logit_range = (struct segloss_range){0, 0};
+    expect_refusals(&s, &in, -1, of_target);
+    free_soft_inputs(&in);
+}
+
+static void test_ranges(void) {
+    static const long double values[] = {
+        -0.3L, 1.3L, 255, (long double)NAN, (long double)INFINITY, -(long double)INFINITY};
+    static const int64_t positions[] = {0, SEGLOSS_BLOCK - 1, SEGLOSS_BLOCK, BAD_TARGET_POSITIONS - 1};
+    int num_cases = 0;
+    for (size_t i = 0; i < sizeof values / sizeof values[0]; ++i) {
+        for (size_t k = 0; k < sizeof positions / sizeof positions[0]; ++k) {
+            for (int activation = SEGLOSS_SOFTMAX; activation <= SEGLOSS_IDENTITY; ++activation) {
+                random_state = (uint64_t)num_cases++;
+                struct soft_case s = draw_range_case((enum segloss_activation)activation, num_cases);
+                test_value_outside_its_range(s, values[i], positions[k], 1);
+                if (activation == SEGLOSS_IDENTITY) {
+                    s.voxels.logit_range = test_range;
+                    test_value_outside_its_range(s, values[i], positions[k], 0);
+                }
+            }
+        }
+    }
+    printf("values outside their range: %d cases: ok\n", num_cases);
+}
+
 static void test_bad_soft_targets(void) {
     const int num_labels = test_bad_soft_targets_of(bad_labels, sizeof bad_labels / sizeof bad_labels[0], labels_kind);
     const int num_masks = test_bad_soft_targets_of(bad_masks, sizeof bad_masks / sizeof bad_masks[0], masks_kind);
@@ -504,6 +578,7 @@ static void test_all_soft_stats(void) {
     test_soft_stats(SEGLOSS_IDENTITY, masks_kind);
     test_confident_voxels();
     test_bad_soft_targets();
+    test_ranges();
 }
 
 #endif

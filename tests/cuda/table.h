@@ -90,23 +90,31 @@ static int64_t run_confusion(enum segloss_real real, const struct segloss_confus
 
 /* ---- the entries: nothing may be written of what is refused, so the position is asked for first ---- */
 
-static int64_t weight_entry(enum segloss_real real, const struct segloss_cross_entropy* args, int64_t begin,
-                            int64_t end, struct segloss_sums* sums) {
+static int64_t position_entry(enum segloss_real real, const struct segloss_cross_entropy* args, int64_t begin,
+                              int64_t end, struct segloss_sums* sums) {
     struct segloss_cross_entropy without_outputs = *args;
     without_outputs.loss.data = NULL;
     return run_forward(real, &without_outputs, begin, end, sums);
 }
 
+/* The weight alone knows nothing of ranges. */
+static int64_t weight_entry(enum segloss_real real, const struct segloss_cross_entropy* args, int64_t begin,
+                            int64_t end, struct segloss_sums* sums) {
+    struct segloss_cross_entropy without_range = *args;
+    without_range.target_range = (struct segloss_range){0, 0};
+    return position_entry(real, &without_range, begin, end, sums);
+}
+
 static int64_t forward_entry(enum segloss_real real, const struct segloss_cross_entropy* args, int64_t begin,
                              int64_t end, struct segloss_sums* sums) {
-    const int64_t refused = weight_entry(real, args, begin, end, sums);
+    const int64_t refused = position_entry(real, args, begin, end, sums);
     return refused >= 0 ? refused : run_both(real, args, begin, end, sums);
 }
 
 static int64_t backward_entry(enum segloss_real real, const struct segloss_cross_entropy* args, int64_t begin,
                               int64_t end) {
     struct segloss_sums sums;
-    const int64_t refused = weight_entry(real, args, begin, end, &sums);
+    const int64_t refused = position_entry(real, args, begin, end, &sums);
     return refused >= 0 ? refused : run_backward(real, args, begin, end);
 }
 

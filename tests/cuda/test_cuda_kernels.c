@@ -83,7 +83,7 @@ static void test_bits_in_any_order(void) {
         struct test_case voxels = draw_case(BITS_POSITIONS, BITS_CLASSES, number_pairs[k], labels_kind);
         voxels.is_reduced = 1;
         voxels.values = ORDINARY;
-        const struct soft_case s = {voxels, SEGLOSS_SOFTMAX, 0, 1, 0};
+        const struct soft_case s = {voxels, SEGLOSS_SOFTMAX, 0, 1, 0, 0};
         struct soft_inputs in;
         struct sums_of_order first, other;
         describe_soft_case(&s, "cuda");
@@ -144,7 +144,7 @@ static void test_bits_in_any_layout(void) {
         struct test_case voxels = draw_case(LAYOUT_POSITIONS, few_or_many[k % 2], number_pairs[k / 2], labels_kind);
         voxels.values = ORDINARY;
         voxels.gamma = voxels.label_smoothing = 0;
-        const struct soft_case s = {voxels, SEGLOSS_SOFTMAX, 0, 1, 0};
+        const struct soft_case s = {voxels, SEGLOSS_SOFTMAX, 0, 1, 0, 0};
         find_results_of_layout(s, PLANAR, &planar);
         for (enum layout layout = PLANAR + 1; layout < NUM_NAMED_LAYOUTS; ++layout) {
             find_results_of_layout(s, layout, &other);
@@ -219,7 +219,7 @@ static void test_samples(void) {
         random_state = (uint64_t)k;
         struct test_case voxels = draw_case(SAMPLES * SAMPLE_SIZE, SAMPLE_CLASSES, number_pairs[k], labels_kind);
         voxels.values = ORDINARY;
-        const struct soft_case s = {voxels, SEGLOSS_SOFTMAX, 1, 1, 0};
+        const struct soft_case s = {voxels, SEGLOSS_SOFTMAX, 1, 1, 0, 0};
         struct soft_inputs in;
         describe_soft_case(&s, "cuda");
         create_soft_inputs(&s, &in);
@@ -249,7 +249,7 @@ static void test_many_positions(void) {
     voxels.is_reduced = 1;
     voxels.values = ORDINARY;
     voxels.gamma = voxels.label_smoothing = 0;
-    const struct soft_case s = {voxels, SEGLOSS_SOFTMAX, 0, 1, 0};
+    const struct soft_case s = {voxels, SEGLOSS_SOFTMAX, 0, 1, 0, 0};
     const struct outputs none = {0};
     struct term grad[MAX_CLASSES];
     struct soft_sums expected;
@@ -362,7 +362,7 @@ static void check_nan_at(const struct outputs* out, int64_t num_classes, int64_t
 
 static void check_report(int64_t count, int64_t position, int64_t label, double value) {
     if (refusal.count != count || refusal.position != position || refusal.label != label ||
-        !same_number(refusal.value, value) || refusal.is_prediction) {
+        !same_number(refusal.value, value) || refusal.what != SEGLOSS_OF_TARGET) {
         fail("reported: %lld labels, the first at %lld: %lld, %g", (long long)refusal.count,
              (long long)refusal.position, (long long)refusal.label, refusal.value);
     }
@@ -431,6 +431,7 @@ int main(void) {
     test_bad_labels();
     test_bad_predictions();
     test_bad_soft_targets();
+    test_ranges();
     test_refusals();
     test_mean_gradients();
     test_bits_in_any_order();

@@ -103,7 +103,8 @@ __global__ void finish_count(const __grid_constant__ segloss_confusion a,
         auto walk = walk_of(a);
         walk.start(total.first_refused);
         const bool is_prediction = load_class(a.target, walk[1], a.num_classes, a.ignore_index) != BAD;
-        report(call, total, is_prediction ? a.prediction : a.target, walk[is_prediction ? 0 : 1], is_prediction);
+        report(call, total, is_prediction ? a.prediction : a.target, walk[is_prediction ? 0 : 1],
+               is_prediction ? SEGLOSS_OF_PREDICTED_LABELS : SEGLOSS_OF_TARGET);
     }
 }
 

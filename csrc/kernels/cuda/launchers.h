@@ -15,6 +15,9 @@ extern "C" {
 /* Stands for a label that is no integer, or none of int64. Only int64 has this value itself. */
 #define SEGLOSS_NO_LABEL (INT64_MIN + 1)
 
+/* Where it was. */
+enum segloss_refused { SEGLOSS_OF_TARGET, SEGLOSS_OF_PREDICTED_LABELS, SEGLOSS_OF_LOGITS };
+
 /* What an error says of a call. */
 struct segloss_origin {
     char op[32];
@@ -31,8 +34,8 @@ struct segloss_refusal {
     int64_t count;    /* of voxels; 0: none */
     int64_t position; /* of the first one */
     int64_t label;    /* its label, or predicted label; or SEGLOSS_NO_LABEL */
-    double value;     /* the same as a number; of masks the first refused one's */
-    int is_prediction;
+    double value;     /* the same as a number; of masks and probabilities the first refused one's */
+    enum segloss_refused what;
 };
 
 struct segloss_cuda_call {

@@ -70,8 +70,8 @@ template <typename V> __device__ void add_losses(const segloss_soft_stats& s, co
     mine->weight += static_cast<double>(is_softmax ? voxel.v.share_of_mean() : voxel.v.weight);
 }
 
-// Adds v p g, v p and v g of a class, with `squared` p^2 and g^2 in the last two, over the voxels of a warp; all nan of
-// a refused voxel. In most warps no voxel has a given label.
+// Adds v p g (soft_label: v min(p, g)), v p and v g of a class, with `squared` p^2 and g^2 in the last two, over the
+// voxels of a warp; all nan of a refused voxel. In most warps no voxel has a given label.
 template <typename V>
 __device__ void add_class(const segloss_soft_stats& s, const Activated<V>& voxel, int64_t c, ClassSums* of_warp) {
     using Real = typename V::Number;
@@ -79,7 +79,7 @@ __device__ void add_class(const segloss_soft_stats& s, const Activated<V>& voxel
     Real intersection = bad, prediction = bad, target = bad;
     if (voxel.v.weight != 0) {
         const Real v = voxel.v.weight, p = voxel.probability(c), g = voxel.v.target(c);
-        intersection = v * weighted(g, p);
+        intersection = v * (s.soft_label ? (g < p ? g : p) : weighted(g, p));
         prediction = v * p * (s.squared ? p : 1);
         target = v * g * (s.squared ? g : 1);
     }
@@ -194,8 +194,9 @@ template <typename V> struct StatsGrad {
     }
 
     __device__ Real slope(int64_t c, Real p) const {
-        const Real b = by_prediction[c];
-        return by_intersection[c] * voxel.v.target(c) + (s.squared ? 2 * b * p : b);
+        const Real b = by_prediction[c], g = voxel.v.target(c);
+        const Real of_overlap = p < g ? 1 : p == g ? static_cast<Real>(0.5) : 0; // min(p, g)
+        return by_intersection[c] * (s.soft_label ? of_overlap : g) + (s.squared ? 2 * b * p : b);
     }
 
     __device__ Real operator()(int64_t c) const {

@@ -94,13 +94,13 @@ template <typename Sum> __device__ Sum sum_of_blocks(const Sum* of_blocks, int64
 
 // The count comes last: who sees it sees the rest. The first report stays until the host has seen it.
 __device__ inline void report(const segloss_cuda_call& call, const Totals& total, const segloss_tensor& tensor,
-                              int64_t offset, bool is_prediction) {
+                              int64_t offset, segloss_refused what) {
     segloss_refusal* const refusal = call.refusal;
     refusal->origin = call.origin;
     refusal->position = total.first_refused;
     refusal->label = load_integer(tensor, offset);
     refusal->value = load<double>(tensor, offset);
-    refusal->is_prediction = is_prediction;
+    refusal->what = what;
     __threadfence_system();
     refusal->count = total.num_refused;
 }

@@ -22,6 +22,11 @@ __device__ inline VoxelWalk walk_of(const segloss_cross_entropy& a) {
     return {a.positions, {&a.logits, &a.target, &a.voxel_weight, &a.loss, &a.grad_loss, &a.grad_logits}};
 }
 
+template <typename Real> __device__ bool is_outside(const segloss_range& range, Real value, bool finds_nan) {
+    const bool is_outside = value < static_cast<Real>(range.low) || value > static_cast<Real>(range.high);
+    return range.low < range.high && (is_outside || (finds_nan && value != value));
+}
+
 // `Real` is what is computed in, `T` the elements of logits and gradient, which a tile holds where `TILED`, or else
 // their tensors.
 template <typename Real, typename T, bool TILED> struct Voxel {
@@ -43,6 +48,14 @@ template <typename Real, typename T, bool TILED> struct Voxel {
         if (exists) {
             label = read_label();
             weight = label < 0 ? 0 : a->voxel_weight.data ? load<Real>(a->voxel_weight, weight_at) : 1;
+            refuse_if(a->target_kind == SEGLOSS_PROBABILITIES && weight != 0 && first_refused_class() < a->num_classes);
+        }
+    }
+
+    // Once they are there.
+    __device__ void check_logits() {
+        for (int64_t c = 0; a->logit_range.low < a->logit_range.high && weight != 0 && c < a->num_classes; ++c) {
+            refuse_if(is_outside(a->logit_range, logit(c), false));
         }
     }
 
@@ -53,6 +66,15 @@ template <typename Real, typename T, bool TILED> struct Voxel {
     __device__ Real target(int64_t c) const {
         return a->target_kind == SEGLOSS_LABELS ? static_cast<Real>(c == label)
                                                 : load<Real>(a->target, target_at + c * a->target.stride_class);
+    }
+
+    // Whose probability is outside its range; C: none.
+    __device__ int64_t first_refused_class() const {
+        int64_t c = 0;
+        while (c < a->num_classes && !is_outside(a->target_range, target(c), true)) {
+            ++c;
+        }
+        return c;
     }
 
     __device__ bool is_mask(Real value) const {
@@ -125,6 +147,11 @@ template <typename Real, typename T, bool TILED> struct Voxel {
     }
 
 private:
+    __device__ void refuse_if(bool is_refused) {
+        label = is_refused ? BAD : label;
+        weight = is_refused ? 0 : weight;
+    }
+
     __device__ void read_logits(Softmax* s) const {
         start_softmax(s);
         for (int64_t group = 0; group < a->num_classes; group += VOXEL_GROUP) {
@@ -175,6 +202,7 @@ __device__ void for_each_voxel(const segloss_cross_entropy& a, int64_t begin, in
             voxel.logits = {static_cast<T*>(a.logits.data) + at[0], a.logits.stride_class};
             voxel.grad = {static_cast<T*>(a.grad_logits.data) + at[5], a.grad_logits.stride_class};
         }
+        voxel.check_logits();
         visit(voxel);
         if constexpr (V::IS_TILED && GRADIENT) {
             tile.store(a.grad_logits, at[5], count);
@@ -216,21 +244,26 @@ private:
     }
 };
 
-// Of the first refused voxel the label, or its first refused mask.
+// Of the first refused voxel the label, or its first refused mask, probability or logit.
 template <typename Real>
-__device__ void report_target(const segloss_cuda_call& call, const segloss_cross_entropy& a, const Totals& total) {
+__device__ void report_refused(const segloss_cuda_call& call, const segloss_cross_entropy& a, const Totals& total) {
     auto walk = walk_of(a);
     walk.start(total.first_refused);
-    const Voxel<Real, Real, false> v(a, walk, true); // whose logits are not looked at
-    int64_t offset = v.target_at;
-    if (a.target_kind == SEGLOSS_MASKS) {
-        int64_t c = 0;
-        while (v.is_mask(v.target(c))) {
-            ++c;
+    const Voxel<Real, Real, false> v(a, walk, true); // without logits
+    if (!v.is_refused()) {
+        int64_t offset = walk[0];
+        while (!is_outside(a.logit_range, load<Real>(a.logits, offset), false)) {
+            offset += a.logits.stride_class;
         }
-        offset += c * a.target.stride_class;
+        report(call, total, a.logits, offset, SEGLOSS_OF_LOGITS);
+        return;
     }
-    report(call, total, a.target, offset, false);
+    int64_t c = a.target_kind == SEGLOSS_PROBABILITIES ? v.first_refused_class() : 0;
+    while (a.target_kind == SEGLOSS_MASKS && v.is_mask(v.target(c))) {
+        ++c;
+    }
+    const int64_t stride = a.target_kind == SEGLOSS_LABELS ? 0 : a.target.stride_class;
+    report(call, total, a.target, v.target_at + c * stride, SEGLOSS_OF_TARGET);
 }
 
 // One block. `sums` may be null.
@@ -242,7 +275,7 @@ __global__ void finish(const __grid_constant__ segloss_cross_entropy a, const __
         *sums = {total.loss, total.weight};
     }
     if (is_news(call, total)) {
-        report_target<Real>(call, a, total);
+        report_refused<Real>(call, a, total);
     }
 }
 

@@ -1,0 +1,121 @@
+"""Random targets of random shapes, dtypes and values: each call gives the reference's value, or an error of its class.
+
+`make test` draws 500 of the losses' and 500 of the metrics' cases, the same ones each time; `make fuzz` 10 000 others.
+"""
+
+import os
+import re
+from collections import Counter
+
+import meaning
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from meaning import DTYPES, EVERY_LOSS, FLOATING, LOSSES, Refused
+from tolerances import assert_close
+
+NUM_EXAMPLES = os.environ.get("SEGLOSS_FUZZ_EXAMPLES", "500")
+FUZZING = settings(
+    max_examples=int(NUM_EXAMPLES),
+    derandomize="SEGLOSS_FUZZ_EXAMPLES" not in os.environ,
+    database=None,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+)
+pytestmark = [pytest.mark.cpu_only, pytest.mark.filterwarnings("ignore:.*has one channel")]
+
+NAN, INF = float("nan"), float("inf")
+STRANGE_FLOATS = [-0.5, 0.5, 1.5, 2.0, 3.0, 255.0, -1.0, -100.0, NAN, INF, -INF, 1 + 1e-12, -1e-30, 1e-40]
+STRANGE_INTS = [2, 3, 7, 127, 128, 255, -1, -100, 65535, 2**31, -(2**63)]
+
+
+def filled(draw, shape, dtype, choices):
+    """Of these values, those that the dtype holds."""
+    if not dtype.is_floating_point:
+        low, high = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+        choices = [value for value in choices if low <= value <= high]
+    count = torch.Size(shape).numel()
+    values = draw(st.lists(st.sampled_from(choices), min_size=count, max_size=count))
+    return (
+        torch.tensor(values, dtype=torch.float64 if dtype.is_floating_point else torch.int64).reshape(shape).to(dtype)
+    )
+
+
+@st.composite
+def targets(draw, sizes, num_classes):
+    """Of a shape that fits, usually; of values that fit one of its meanings, usually."""
+    batch, *spatial = sizes
+    shapes = [(batch, *spatial), (batch, 1, *spatial), (batch, num_classes, *spatial)]
+    strange_shapes = [
+        (batch, *spatial, num_classes),
+        (batch + 1, *spatial),
+        (batch, num_classes + 2, *spatial),
+        spatial,
+    ]
+    shape = draw(st.sampled_from(shapes if draw(st.integers(0, 7)) else strange_shapes))
+    dtype = draw(st.sampled_from(DTYPES[draw(st.sampled_from(["integer", "floating"]))]))
+    if draw(st.booleans()) and tuple(shape) == shapes[2] and num_classes > 1 and not dtype.is_floating_point:
+        labels = filled(draw, shapes[0], torch.int64, range(num_classes if dtype != torch.bool else 2))
+        return torch.nn.functional.one_hot(labels, num_classes).movedim(-1, 1).to(dtype)
+    usual = [range(num_classes), [0, 1], [0, 1, 255]]
+    usual += [[0.0, 0.25, 0.5, 0.75, 1.0], [0.1, 0.7]] if dtype.is_floating_point else []
+    choices = list(draw(st.sampled_from(usual)))
+    if draw(st.integers(0, 3)) == 0:
+        choices += STRANGE_FLOATS if dtype.is_floating_point else STRANGE_INTS
+    return filled(draw, shape, dtype, choices)
+
+
+@st.composite
+def tensors(draw, dtypes=FLOATING):
+    """Sizes, the number of classes, the input's dtype, a target and voxel weights."""
+    sizes = (draw(st.integers(1, 2)), *draw(st.sampled_from([(), (1,), (3,), (5,), (2, 2)])))
+    num_classes = draw(st.sampled_from([1, 1, 2, 3, 3, 4]))
+    dtype = draw(st.sampled_from(dtypes))
+    voxel_weight = None
+    if draw(st.integers(0, 3)) == 0:
+        voxel_weight = filled(draw, sizes, torch.float32, [0.0, 0.5, 1.0, 2.0])
+    return sizes, num_classes, dtype, draw(targets(sizes, num_classes)), voxel_weight
+
+
+def outcome(call, expected, dtype):
+    """Compares a call with what is expected of it: a value, or an error of some classes."""
+    try:
+        value = expected()
+    except Refused as refused:
+        with pytest.raises(refused.classes) as raised:
+            call()
+        assert re.match(r"\w+: ", str(raised.value))
+        assert "xpected" in str(raised.value)
+        return "error"
+    assert_close(call(), value, dtype)
+    return "value"
+
+
+# ---- losses ----
+
+
+@st.composite
+def loss_cases(draw):
+    column, name = draw(st.sampled_from(EVERY_LOSS))
+    (batch, *spatial), num_classes, dtype, target, voxel_weight = draw(tensors())
+    ignore_index = draw(st.sampled_from([-100, -100, 255, -1, 0, 1, 2]))
+    torch.manual_seed(draw(st.integers(0, 10**6)))
+    x = meaning.logits_for(name, (batch, num_classes, *spatial), dtype)
+    return column, name, x, target, ignore_index, voxel_weight
+
+
+def test_a_loss_of_any_target_is_the_references_or_an_error():
+    outcomes = Counter()
+
+    @FUZZING
+    @given(loss_cases())
+    def check(case):
+        column, name, x, target, ignore_index, voxel_weight = case
+        call, _ = LOSSES[column][name]
+        options = {"ignore_index": ignore_index, "voxel_weight": voxel_weight}
+        dtype = torch.float32 if x.dtype == torch.float64 else x.dtype  # sums of float32 weights, DeepSupervision's too
+        outcomes[outcome(lambda: call(x, target, **options), lambda: meaning.expected_of(*case), dtype)] += 1
+
+    check()
+    assert outcomes["value"] > outcomes.total() / 3, outcomes
