@@ -103,3 +103,25 @@ def test_no_more_is_kept_than_was_in_use_at_once():
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
     assert float(done.stdout) < 0.5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_large_confusion_matrix_takes_its_own_memory_alone():
+    """Not a table for each thread, and no copy of one."""
+    script = """
+        import torch, segloss
+        from pathlib import Path
+
+        def memory(kind):
+            return int(next(l for l in Path("/proc/self/status").read_text().splitlines() if kind in l).split()[1])
+
+        torch.set_num_threads(3)
+        labels = torch.arange(8192).repeat(8)
+        segloss.confusion_matrix(labels % 3, labels % 3, 3)
+        Path("/proc/self/clear_refs").write_text("5")
+        before = memory("VmRSS")
+        result = segloss.confusion_matrix(labels, labels, num_classes=8192)
+        print((memory("VmHWM") - before) * 1024 / result.nbytes)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    assert 0.9 < float(done.stdout) < 1.1

@@ -251,6 +251,43 @@ def test_the_largest_label_is_found_wherever_it_is():
     assert segloss.dice_score(predicted, labels).shape == (201,)
 
 
+@pytest.mark.parametrize("name", ["input", "target"])
+def test_a_stray_label_does_not_ask_for_gigabytes(name):
+    maps = {"input": torch.zeros(2, 4, dtype=torch.uint16), "target": torch.zeros(2, 4, dtype=torch.uint8)}
+    maps[name] = torch.tensor([[0, 0, 0, 0], [0, 60_000, 0, 0]], dtype=torch.uint16)
+    text = rf"label 60000 at index \[1, 1\] of {name} \[2, 4\].* 28\.8 GB.* num_classes=60001"
+    with pytest.raises(RuntimeError, match=rf"confusion_matrix: .*{text}"):
+        segloss.confusion_matrix(**maps)
+
+
+@pytest.mark.parametrize(("metric", "largest"), [("confusion_matrix", 4095), ("dice_score", 2**24 // 3 - 1)])
+def test_the_labels_alone_may_ask_for_2_to_the_24_counts(metric, largest):
+    labels = torch.tensor([0, largest])
+    assert getattr(segloss, metric)(labels, labels).shape[0] == largest + 1
+    with pytest.raises(
+        RuntimeError, match=rf"{metric}: .* 2\^24 counts, got label {largest + 1} at index \[1\] of target"
+    ):
+        getattr(segloss, metric)(labels, torch.tensor([0, largest + 1]))
+
+
+def test_a_stray_label_that_is_ignored_is_no_class():
+    labels = torch.tensor([0, 1, 60_000])
+    assert segloss.confusion_matrix(labels, labels, ignore_index=60_000).tolist() == [[1, 0], [0, 1]]
+
+
+@pytest.mark.parametrize("num_threads", [1, 3])
+def test_matrices_of_few_tables_count_the_same(num_threads):
+    """Of 3000 classes a table takes 72 MB: one for all threads."""
+    predicted, labels = randint(3000, 50_000), randint(3000, 50_000, seed=2)
+    expected = torch.bincount(labels * 3000 + predicted, minlength=3000**2).view(3000, 3000)
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        assert torch.equal(segloss.confusion_matrix(predicted, labels, 3000), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
 # ---- one-hot ----
 
 

@@ -7,6 +7,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
+#include <cmath>
 #include <string>
 #include <utility>
 
@@ -19,6 +20,10 @@ namespace {
 
 using OptionalSymInt = std::optional<c10::SymInt>;
 
+// What a number of classes that the labels alone say may take, and what the tables of all threads may take together: of
+// int64, 128 MiB.
+constexpr int64_t kMaxCells = int64_t{1} << 24;
+
 // ---- checks ---------------------------------------------------------------------------------------------------------
 
 bool is_label_map(const Tensor& input) { return at::isIntegralType(input.scalar_type(), /*includeBool=*/true); }
@@ -28,26 +33,39 @@ Tensor valid_voxels(const Tensor& target, int64_t ignore_index) {
     return is_ignored(target, ignore_index).logical_not_();
 }
 
+// The first element where `found`: its value and its index, as a message gives them.
+std::pair<std::string, std::vector<int64_t>> first_of(const Tensor& values, const Tensor& found) {
+    auto flat = found.flatten().to(at::kByte).argmax().item<int64_t>();
+    std::vector<int64_t> index(values.dim());
+    for (int64_t d = values.dim() - 1; d >= 0; --d) {
+        index[d] = flat % values.size(d);
+        flat /= values.size(d);
+    }
+    auto first = values;
+    for (const auto i : index) {
+        first = first.select(0, i);
+    }
+    const auto value = first.item();
+    return {value.isUnsigned()        ? std::to_string(value.toUInt64())
+            : value.isFloatingPoint() ? c10::str(value.toDouble())
+                                      : std::to_string(value.toLong()),
+            index};
+}
+
 // Raises if a predicted label of a valid voxel is outside [0, num_classes).
 void check_predicted_values(const std::string& op, const Tensor& input, const Tensor& target, int64_t num_classes,
                             int64_t ignore_index) {
     const auto values = input.to(at::kLong);
     const auto outside = values.lt(0).logical_or_(values.ge(num_classes));
-    const auto bad = outside.logical_and_(valid_voxels(target, ignore_index)).nonzero();
-    if (bad.size(0) == 0) {
+    const auto bad = outside.logical_and_(valid_voxels(target, ignore_index));
+    const auto num_bad = bad.sum().item<int64_t>();
+    if (num_bad == 0) {
         return;
     }
-    std::vector<int64_t> index;
-    Tensor first = input;
-    for (int64_t d = 0; d < input.dim(); ++d) {
-        index.push_back(bad[0][d].item<int64_t>());
-        first = first.select(0, index.back());
-    }
-    const auto value = first.item();
-    const auto text = value.isUnsigned() ? std::to_string(value.toUInt64()) : std::to_string(value.toLong());
-    TORCH_CHECK_INDEX(false, op, ": Predicted label ", text, " is out of bounds: ", bad.size(0),
-                      bad.size(0) == 1 ? " label" : " labels", " of input at voxels that count ",
-                      bad.size(0) == 1 ? "is" : "are", " outside [0, ", num_classes, "), the first at index ",
+    const auto [value, index] = first_of(input, bad);
+    TORCH_CHECK_INDEX(false, op, ": Predicted label ", value, " is out of bounds: ", num_bad,
+                      num_bad == 1 ? " label" : " labels", " of input at voxels that count ",
+                      num_bad == 1 ? "is" : "are", " outside [0, ", num_classes, "), the first at index ",
                       at::IntArrayRef(index), " of input ", input.sizes(), ". Expected labels 0 to ",
                       std::max<int64_t>(num_classes - 1, 0), ". Relabel the prediction, or give a larger num_classes");
 }
@@ -104,22 +122,25 @@ Tensor confusion_counts_cpu(c10::string_view op_name, const Tensor& input, const
     const auto args = confusion_for_kernel(op, input, target, sym_num_classes, ignore_index, dim, per_class);
     const auto num_classes = args.num_classes;
 
-    // A table for each thread: integers add up to the same in any order. No two tables share a line of the cache.
+    // A table for each thread: integers add up to the same in any order. No two tables share a line of the cache. Large
+    // ones are for fewer threads, in the end for one.
     constexpr int64_t kLine = 16;
     const auto num_rows = per_class ? 3 : num_classes;
     const auto num_cells = num_rows * num_classes;
     const Chunks chunks(target.numel(), args.prediction_is_labels ? 1 : num_classes);
-    const auto num_tables = std::max<int64_t>(std::min<int64_t>(at::get_num_threads(), chunks.count()), 1);
+    const auto most_threads = std::max<int64_t>(kMaxCells / std::max<int64_t>(num_cells, 1), 1);
+    const auto num_tables = std::max<int64_t>(std::min({num_threads(), most_threads, chunks.count()}), 1);
     const auto tables = at::zeros({num_tables, (num_cells / kLine + 1) * kLine}, at::kLong);
     auto* const cells = tables.data_ptr<int64_t>();
     const auto kernel = kernels().confusion[real_of(input.scalar_type())];
-    const bool accepted = chunks.run([&](int64_t, int64_t begin, int64_t end) {
+    const auto count = [&](int64_t, int64_t begin, int64_t end) {
         return kernel(&args, begin, end, cells + at::get_thread_num() * tables.stride(0));
-    });
-    if (!accepted) {
+    };
+    if (!chunks.run(count, num_tables)) {
         raise_refused_labels(op, input, target, num_classes, ignore_index);
     }
-    return tables.narrow(1, 0, num_cells).sum(0).view({num_rows, num_classes});
+    const auto counts = tables.narrow(1, 0, num_cells);
+    return (num_tables == 1 ? counts[0] : counts.sum(0)).view({num_rows, num_classes});
 }
 
 // The classes of two label maps: 1 + their largest label at the voxels that count. int64, 0-dim.
@@ -230,10 +251,31 @@ std::pair<Tensor, Tensor> in_one_shape(const std::string& op, const Tensor& pred
     return {p, t};
 }
 
+// The labels of two maps say how many classes there are. One stray label must not ask for gigabytes.
+int64_t classes_of_maps(const char* op, const Tensor& input, const Tensor& target, int64_t ignore_index,
+                        bool per_class) {
+    const auto classes = call_num_label_classes(op, input, target, ignore_index).item<int64_t>();
+    const auto num_cells = (per_class ? 3 : classes) * classes;
+    if (num_cells <= kMaxCells) {
+        return classes;
+    }
+    const auto largest = [&](const Tensor& map) {
+        return map.to(at::kLong).eq(classes - 1).logical_and_(valid_voxels(target, ignore_index));
+    };
+    const bool of_target = largest(target).any().item<bool>();
+    const auto& map = of_target ? target : input;
+    const auto [label, index] = first_of(map, largest(map));
+    TORCH_CHECK(false, op, ": expected num_classes where labels ask for more than 2^24 counts, got label ", label,
+                " at index ", at::IntArrayRef(index), " of ", of_target ? "target " : "input ", map.sizes(),
+                ", for which the counts would take ", std::round(static_cast<double>(num_cells) / 1.25e7) / 10,
+                " GB. Give num_classes=", classes, " if there are so many classes; else relabel, or set ignore_index ",
+                "to the label of voxels to leave out");
+}
+
 Tensor counts_of_maps(const char* op, const Tensor& input, const Tensor& target, const OptionalSymInt& num_classes,
                       int64_t ignore_index, int64_t dim, bool per_class) {
     const auto [p, t] = in_one_shape(op, input, target, dim);
-    const auto known = num_classes ? *num_classes : call_num_label_classes(op, p, t, ignore_index).item<int64_t>();
+    const auto known = num_classes ? *num_classes : classes_of_maps(op, p, t, ignore_index, per_class);
     return call_confusion_counts(op, p, t, known, ignore_index, /*dim=*/0, per_class);
 }
 

@@ -62,7 +62,7 @@ public:
     // Calls kernel(chunk, begin, end), which returns -1 or the position it refuses, for each chunk on torch's threads,
     // with positions within the chunk's sample. True if none was refused. A thread that is done takes the next chunk:
     // on a machine with other work, halves of the same size do not take the same time.
-    template <typename Kernel> bool run(const Kernel& kernel) const {
+    template <typename Kernel> bool run(const Kernel& kernel, int64_t most_threads = INT64_MAX) const {
         std::atomic<bool> accepted{true};
         std::atomic<int64_t> next{0};
         const auto work = [&](int64_t, int64_t) {
@@ -73,7 +73,7 @@ public:
                 }
             }
         };
-        at::parallel_for(0, std::min(count(), num_threads()), 1, work);
+        at::parallel_for(0, std::min({count(), num_threads(), most_threads}), 1, work);
         return accepted;
     }
 
