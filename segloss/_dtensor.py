@@ -171,8 +171,9 @@ def _total_weight(op: str, target: Any, weight: Any, voxel_weight: Any, *options
 
 
 @_rule(_ops.one_hot_labels.default)
-def _one_hot_labels(op: str, target: Any, dim: int) -> list[_Sharding]:
-    return [([_shard_without(dim, d)], [None, _shard(d), None]) for d in _dims(target, dim)]
+def _one_hot_labels(op: str, target: Any, dim: int, *advice: str) -> list[_Sharding]:
+    rest = [None] * (1 + len(advice))
+    return [([_shard_without(dim, d)], [None, _shard(d), *rest]) for d in _dims(target, dim)]
 
 
 @_rule(_ops.class_labels.default, _ops.class_masks.default)

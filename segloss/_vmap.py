@@ -30,7 +30,7 @@ def _rule(op: OpOverload) -> Callable[[_Rule], _Rule]:
             results = rule(
                 *(
                     _in_front(argument, hidden, info.batch_size) if name != "weight" else argument
-                    for name, argument, hidden in zip(names, arguments, in_dims, strict=True)
+                    for name, argument, hidden in zip(names, arguments, in_dims, strict=False)  # but for defaults
                 )
             )
             return results, 0 if isinstance(results, Tensor) else (0,) * len(results)
@@ -231,6 +231,6 @@ torch.library.register_vmap(
 
 
 @_rule(_ops.one_hot_labels.default)
-def _one_hot_labels(op: str, target: Tensor, dim: int) -> Tensor:
-    labels: Tensor = _ops.one_hot_labels(op, target, dim + 1)
+def _one_hot_labels(op: str, target: Tensor, dim: int, *advice: str) -> Tensor:
+    labels: Tensor = _ops.one_hot_labels(op, target, dim + 1, *advice)
     return labels

@@ -109,7 +109,7 @@ def test_any_layout_of_maps(layout):
 
 
 @pytest.mark.parametrize("num_voxels", [1, 63, 64, 65, 4097])
-@pytest.mark.parametrize("num_classes", [1, 2, 127, 128, 129, 150, 300])
+@pytest.mark.parametrize("num_classes", [2, 127, 128, 129, 150, 300])
 def test_many_classes_and_the_ends_of_blocks(num_classes, num_voxels):
     x = randn(1, num_classes, num_voxels)
     labels = half_right(x, randint(num_classes, 1, num_voxels))
@@ -134,6 +134,58 @@ def test_areas_of_one_class_and_single_voxels():
 def test_num_classes_may_be_given_with_logits(metric):
     x, labels = randn(2, 3, 40), randint(3, 2, 40)
     assert torch.equal(getattr(segloss, metric)(x, labels, 3), getattr(segloss, metric)(x, labels))
+
+
+# ---- floating input that holds no logits of two classes ----
+
+EVERY_METRIC = pytest.mark.parametrize("metric", ["accuracy", *METRICS])
+
+
+@pytest.mark.parametrize(
+    ("shape", "target_shape", "dim"),
+    [((2, 1, 4), (2, 4), 1), ((2, 1, 4), (2, 1, 4), 1), ((2, 4, 1), (2, 4), -1), ((2, 1), (2,), 1), ((1,), (), 1)],
+)
+@pytest.mark.parametrize("target_dtype", [torch.uint8, torch.int64, torch.float32])
+@EVERY_METRIC
+def test_one_channel_was_scored_as_logits_of_background_alone(metric, target_dtype, shape, target_shape, dim):
+    logits, background = randn(*shape), torch.zeros(target_shape, dtype=target_dtype)
+    text = rf"{metric}: .*one channel in dimension .* \(input > 0\)\.long\(\) with num_classes=2 .* input\.long\(\)"
+    for input, target in ((logits, background), ((logits > 0).float(), background + 1)):
+        with pytest.raises(RuntimeError, match=text):
+            getattr(segloss, metric)(input, target, dim=dim)
+
+
+def test_the_advice_for_one_channel_scores_background_and_foreground():
+    logits, mask = torch.tensor([[[-1.0, 2.0, 3.0, -4.0]]]), torch.tensor([[0, 1, 0, 0]])
+    assert segloss.confusion_matrix((logits > 0).long(), mask, num_classes=2).tolist() == [[2, 1], [0, 1]]
+    assert_scores(segloss.dice_score((logits > 0).long(), mask, num_classes=2), [0.8, 2 / 3])
+
+
+@pytest.mark.parametrize(
+    ("shape", "target_shape"),
+    [
+        *(((2, 4, 5), (2, 4, 5)), ((2, 4, 5), (2, 1, 4, 5)), ((2, 1, 4, 5), (2, 4, 5)), ((2, 4), (2, 4))),
+        *(((4,), (4,)), ((4,), (4, 1)), ((), ()), ((), (1,))),
+    ],
+)
+@pytest.mark.parametrize("target_dtype", [torch.uint8, torch.int64, torch.float32])
+@EVERY_METRIC
+def test_predicted_labels_of_a_floating_dtype_were_read_as_logits(metric, target_dtype, shape, target_shape):
+    predicted, labels = randint(3, *shape) + 1, (randint(3, *target_shape) + 1).to(target_dtype)
+    with pytest.raises(RuntimeError, match=rf"{metric}: (?s:.*)input\.long\(\).* a map of predicted labels"):
+        getattr(segloss, metric)(predicted.float(), labels)
+    getattr(segloss, metric)(predicted, labels)
+
+
+def test_predicted_labels_of_a_floating_dtype_with_num_classes_were_read_as_logits():
+    with pytest.raises(ValueError, match=r"expected num_classes=4, .* input\.long\(\) for a map of predicted labels"):
+        segloss.dice_score(randint(3, 2, 4, 5).float(), randint(3, 2, 4, 5), 3)
+
+
+def test_the_advice_for_predicted_labels_is_given_by_a_compiled_metric_too():
+    compiled = torch.compile(segloss.dice_score, backend="aot_eager", fullgraph=True)
+    with pytest.raises(RuntimeError, match=r"dice_score: .*input\.long\(\)"):
+        compiled(randint(3, 2, 4, 5).float(), randint(3, 2, 4, 5))
 
 
 # ---- ties and nan ----

@@ -24,6 +24,8 @@ using OptionalSymInt = std::optional<c10::SymInt>;
 // int64, 128 MiB.
 constexpr int64_t kMaxCells = int64_t{1} << 24;
 
+constexpr auto kMapAdvice = "or input.long() if input is a map of predicted labels";
+
 // ---- checks ---------------------------------------------------------------------------------------------------------
 
 bool is_label_map(const Tensor& input) { return at::isIntegralType(input.scalar_type(), /*includeBool=*/true); }
@@ -279,17 +281,44 @@ Tensor counts_of_maps(const char* op, const Tensor& input, const Tensor& target,
     return call_confusion_counts(op, p, t, known, ignore_index, /*dim=*/0, per_class);
 }
 
+// Whether input has the shape that a map of the target's labels has, and logits for the target have not.
+bool has_map_shape(const Tensor& input, const Tensor& target, int64_t dim) {
+    const auto num_dims = target.dim();
+    if (num_dims == input.dim()) {
+        const bool is_unbatched = num_dims < 2 && input.sym_sizes() == target.sym_sizes();
+        return is_unbatched && (num_dims == 0 || !target.is_floating_point());
+    }
+    const auto d = num_dims == 1 ? 0 : dim < 0 ? dim + num_dims : dim;
+    return num_dims == input.dim() + 1 && d >= 0 && d < num_dims && target.sym_size(d) == 1 &&
+           has_label_shape(target, input, d);
+}
+
+// The class dimension of floating input. RuntimeError where it holds predicted labels, or one class alone.
+int64_t class_dim_of_logits(const std::string& op, const Tensor& input, const Tensor& target, int64_t dim) {
+    check_logits(op, input);
+    check_label_tensor(op, target);
+    TORCH_CHECK(!has_map_shape(input, target, dim), op, ": expected logits [N, C, ...] or [C] as floating input, got ",
+                input.scalar_type(), " input ", input.sym_sizes(), " for target ", target.sym_sizes(),
+                ". Use input.long() for a map of predicted labels");
+    const auto class_dimension = class_dim(op, input, dim);
+    TORCH_CHECK(input.sym_size(class_dimension) != 1, op, ": expected logits of two classes or more, got ",
+                input.scalar_type(), " input ", input.sym_sizes(), " with one channel in dimension ", class_dimension,
+                ", where argmax is always 0. Use (input > 0).long() with num_classes=2 for the logits of one ",
+                "foreground class, or input.long() for a map of predicted labels");
+    return class_dimension;
+}
+
 Tensor counts_of_logits(const char* op, const Tensor& input, const Tensor& target, const OptionalSymInt& num_classes,
                         int64_t ignore_index, int64_t dim, bool per_class) {
-    check_logits(op, input);
-    const auto class_dimension = class_dim(op, input, dim);
+    const auto class_dimension = class_dim_of_logits(op, input, target, dim);
     const auto kind = classify_target(op, input, target, class_dimension);
     const auto classes = input.sym_size(class_dimension);
-    TORCH_CHECK_VALUE(!num_classes || *num_classes == classes, op, ": expected num_classes=", classes,
-                      ", the classes of input ", input.sym_sizes(), " in dimension ", class_dimension, ", got ",
-                      num_classes.value_or(0), ". Leave num_classes out with logits, or give dim");
+    TORCH_CHECK_VALUE(
+        !num_classes || *num_classes == classes, op, ": expected num_classes=", classes, ", the classes of input ",
+        input.sym_sizes(), " in dimension ", class_dimension, ", got ", num_classes.value_or(0),
+        ". Leave num_classes out with logits, or give dim; use input.long() for a map of predicted labels");
     // Floats of input's shape count where they are one-hot: probabilities have no one label to compare with.
-    const auto labels = kind == Target::labels ? target : one_hot_labels(op, target, class_dimension);
+    const auto labels = kind == Target::labels ? target : one_hot_labels(op, target, class_dimension, kMapAdvice);
     return call_confusion_counts(op, input, labels, classes, ignore_index, class_dimension, per_class);
 }
 

@@ -19,7 +19,19 @@ void check_one_hot(const std::string& op, const Tensor& target, int64_t dim) {
     TORCH_CHECK_INDEX(dim >= 0 && dim < target.dim(), op, ": expected dim in [0, ", target.dim() - 1, "], got ", dim);
 }
 
-Tensor one_hot_labels_cpu(c10::string_view op, const Tensor& target, int64_t dim) {
+// As check_one_hot_values, with what the caller knows besides.
+void check_one_hot_with_advice(const std::string& op, const Tensor& target, int64_t dim, c10::string_view advice) {
+    try {
+        check_one_hot_values(op, target, dim);
+    } catch (c10::Error& error) {
+        if (!advice.empty()) {
+            error.add_context(std::string(advice));
+        }
+        throw;
+    }
+}
+
+Tensor one_hot_labels_cpu(c10::string_view op, const Tensor& target, int64_t dim, c10::string_view advice) {
     check_one_hot(std::string(op), target, dim);
     const auto sizes = position_sizes(target, dim);
     const auto labels = at::empty(sizes, target.options().dtype(at::kInt));
@@ -31,12 +43,12 @@ Tensor one_hot_labels_cpu(c10::string_view op, const Tensor& target, int64_t dim
     const bool accepted =
         chunks.run([&](int64_t, int64_t begin, int64_t end) { return kernels().one_hot(&args, begin, end); });
     if (!accepted) {
-        check_one_hot_values(std::string(op), target, dim);
+        check_one_hot_with_advice(std::string(op), target, dim, advice);
     }
     return labels;
 }
 
-Tensor one_hot_labels_meta(c10::string_view op, const Tensor& target, int64_t dim) {
+Tensor one_hot_labels_meta(c10::string_view op, const Tensor& target, int64_t dim, c10::string_view /*advice*/) {
     check_one_hot(std::string(op), target, dim);
     auto sizes = target.sym_sizes().vec();
     sizes.erase(sizes.begin() + dim);
@@ -44,9 +56,9 @@ Tensor one_hot_labels_meta(c10::string_view op, const Tensor& target, int64_t di
 }
 
 // Devices without a kernel.
-Tensor one_hot_labels_composite(c10::string_view op, const Tensor& target, int64_t dim) {
+Tensor one_hot_labels_composite(c10::string_view op, const Tensor& target, int64_t dim, c10::string_view advice) {
     check_one_hot(std::string(op), target, dim);
-    check_one_hot_values(std::string(op), target, dim);
+    check_one_hot_with_advice(std::string(op), target, dim, advice);
     return target.ne(0).to(at::kByte).argmax(dim).to(at::kInt);
 }
 
@@ -208,11 +220,11 @@ Tensor check_range(const std::string& op, c10::string_view name, const Tensor& v
     return handle.call(op, name, values, range.low, range.high);
 }
 
-Tensor one_hot_labels(const std::string& op, const Tensor& target, int64_t dim) {
+Tensor one_hot_labels(const std::string& op, const Tensor& target, int64_t dim, const std::string& advice) {
     static const auto handle = c10::Dispatcher::singleton()
                                    .findSchemaOrThrow("segloss::one_hot_labels", "")
                                    .typed<decltype(one_hot_labels_cpu)>();
-    return handle.call(op, target, dim);
+    return handle.call(op, target, dim, advice);
 }
 
 Tensor class_labels(const std::string& op, const Tensor& target, c10::SymInt num_classes, int64_t ignore_index) {
@@ -231,7 +243,7 @@ Tensor class_masks(const std::string& op, const Tensor& target, int64_t ignore_i
 
 TORCH_LIBRARY_FRAGMENT(segloss, m) {
     const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
-    m.def("one_hot_labels(str op, Tensor target, int dim) -> Tensor", tags);
+    m.def("one_hot_labels(str op, Tensor target, int dim, str advice='') -> Tensor", tags);
     m.def("class_labels(str op, Tensor target, SymInt num_classes, int ignore_index) -> Tensor", tags);
     m.def("class_masks(str op, Tensor target, int ignore_index) -> Tensor", tags);
     m.def("check_range(str op, str name, Tensor values, float low, float high) -> Tensor", tags);

@@ -41,8 +41,9 @@ void check_values(const std::string& op, const at::Tensor& input, const at::Tens
 at::Tensor check_range(const std::string& op, c10::string_view name, const at::Tensor& values,
                        const segloss_range& range);
 
-// int32 labels of a target that is exactly one-hot along `dim`; RuntimeError at the first voxel that is not.
-at::Tensor one_hot_labels(const std::string& op, const at::Tensor& target, int64_t dim);
+// int32 labels of a target that is exactly one-hot along `dim`; RuntimeError at the first voxel that is not, which ends
+// in `advice`.
+at::Tensor one_hot_labels(const std::string& op, const at::Tensor& target, int64_t dim, const std::string& advice = "");
 
 // int64 labels of a target of any dtype, -1 where it is ignore_index; raises at bad labels as check_label_values does.
 // For what is built from ATen operators: an operator of its own, so that it sees the values under any transform.
