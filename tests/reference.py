@@ -153,6 +153,21 @@ def jaccard_index(
     return scores
 
 
+def mask_scores(input: Tensor, target: Tensor, ignore_index: int = -100, dim: int = 1) -> dict[str, list[float]]:
+    """Each metric of each class, of masks [N, C, *], over the voxels whose masks are not ignore_index in any class."""
+    pairs = zip(rows(input, dim).tolist(), rows(target, dim).tolist(), strict=True)
+    voxels = [(p, t) for p, t in pairs if ignore_index not in t]
+    scores: dict[str, list[float]] = {"accuracy": [], "dice_score": [], "jaccard_index": []}
+    for c in range(input.shape[dim]):
+        both = sum(p[c] == 1 and t[c] == 1 for p, t in voxels)
+        either = sum(p[c] == 1 or t[c] == 1 for p, t in voxels)
+        equal = sum(p[c] == t[c] for p, t in voxels)
+        scores["accuracy"].append(equal / len(voxels) if voxels else float("nan"))
+        scores["dice_score"].append(2 * both / (both + either) if either else float("nan"))
+        scores["jaccard_index"].append(both / either if either else float("nan"))
+    return scores
+
+
 # ---- region losses: formulas over the voxels that count, everything else dropped first ----
 
 

@@ -166,6 +166,22 @@ def test_ignored_voxels_of_maps_do_not_count():
     assert_accuracy(segloss.accuracy(predicted, labels, ignore_index=255), 2 / 3)
 
 
+@pytest.mark.parametrize("ignore_index", [-100, 0, 255])
+def test_num_classes_of_maps_bounds_their_labels(ignore_index):
+    predicted, labels = randint(3, 2, 40), randint(3, 2, 40, seed=2)
+    labels[:, ::3] = ignore_index
+    expected = segloss.accuracy(predicted, labels, ignore_index=ignore_index)
+    assert segloss.accuracy(predicted, labels, 3, ignore_index=ignore_index) == expected
+    with pytest.raises(IndexError, match="accuracy: Target 2 is out of bounds"):
+        segloss.accuracy(predicted, labels, 2, ignore_index=ignore_index)
+    with pytest.raises(IndexError, match="accuracy: Predicted label 2 is out of bounds"):
+        segloss.accuracy(predicted, labels.clamp(max=1), 2, ignore_index=ignore_index)
+
+
+def test_maps_of_any_labels_can_be_compared_without_num_classes():
+    assert segloss.accuracy(torch.tensor([0, -7, 2**40]), torch.tensor([1, -7, 2**40])) == torch.tensor(2 / 3)
+
+
 def test_maps_of_different_shapes_are_refused():
     with pytest.raises(RuntimeError, match=r"of one shape.*got input \[2, 4\] and target \[2, 5\]"):
         segloss.accuracy(randint(3, 2, 4), randint(3, 2, 5))

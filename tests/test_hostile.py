@@ -204,6 +204,7 @@ OPTIONS = {
     "lambda_dice": ([1.0, 0, -1.0, INF], [None, "a", 1j]),
     "lambda_ce": ([1.0, 0, NAN], [None, "a", 1j]),
     "lambda_focal": ([1.0, 0, NAN], [None, "a", 1j]),
+    "masks": ([True, False], ["no", None, 2]),
     "num_classes": ([None, 3], [0, -1, 2**31, 2**63, True, "a", 2.5]),
     "dim": ([1, -1, 0], [5, -9, 2**63, None, True, 1.5]),
     "process_group": ([None], [3, "WORLD"]),

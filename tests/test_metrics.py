@@ -340,6 +340,138 @@ def test_matrices_of_few_tables_count_the_same(num_threads):
         torch.set_num_threads(before)
 
 
+# ---- masks ----
+
+MASK_METRICS = {name: getattr(segloss, name) for name in ("accuracy", "dice_score", "jaccard_index")}
+EVERY_MASK_METRIC = pytest.mark.parametrize("metric", MASK_METRICS)
+
+
+def assert_mask_scores(input, target, expected, **options):
+    for name, scores in expected.items():
+        assert_scores(MASK_METRICS[name](input, target, masks=True, **options), scores)
+
+
+@pytest.mark.parametrize("spatial", [(), (7,), (4, 5), (3, 4, 2)], ids=lambda s: f"{len(s)}d")
+@pytest.mark.parametrize("dtype", [*INTEGERS, torch.bool])
+def test_masks_are_scored_class_by_class(dtype, spatial):
+    predicted, masks = randint(2, 4, 3, *spatial).to(dtype), randint(2, 4, 3, *spatial, seed=2)
+    expected = reference.mask_scores(predicted, masks)
+    for target_dtype in (dtype, torch.int64, torch.bool, *FLOATS):
+        assert_mask_scores(predicted, masks.to(target_dtype), expected)
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2, -1])
+def test_dim_is_where_the_masks_are(dim):
+    predicted, masks = randint(2, 3, 4, 5), randint(2, 3, 4, 5, seed=2)
+    assert_mask_scores(predicted, masks, reference.mask_scores(predicted, masks, dim=dim), dim=dim)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        *(((2, 4, 5), (2, 1, 4, 5)), ((2, 1, 4, 5), (2, 4, 5)), ((2, 1, 4, 5), (2, 1, 4, 5)), ((8,), (8, 1))),
+        *(((8,), (8,)), ((8, 1), (8, 1)), ((), ()), ((1,), ())),
+    ],
+)
+def test_the_masks_of_one_class_may_keep_the_class_dimension(first, second):
+    predicted, masks = randint(2, *first), randint(2, *second, seed=2)
+    expected = reference.mask_scores(predicted.reshape(-1, 1), masks.reshape(-1, 1))
+    assert_mask_scores(predicted, masks, expected)
+    assert_mask_scores(predicted, masks, expected, num_classes=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint64, torch.float32, torch.bfloat16])
+def test_a_voxel_that_is_ignored_in_any_class_counts_in_none(dtype):
+    predicted, masks = randint(2, 2, 3, 40), randint(2, 2, 3, 40, seed=2)
+    masks[:, 1, ::3] = 255
+    masks[:, :, ::7] = 255
+    predicted[:, 2, ::3] = 9  # no mask's value, where nothing counts
+    expected = reference.mask_scores(predicted, masks, 255)
+    assert_mask_scores(predicted, masks.to(dtype), expected, ignore_index=255)
+
+
+def test_masks_of_classes_that_are_nowhere_have_no_score_but_an_accuracy():
+    empty = torch.zeros(2, 3, 4, dtype=torch.bool)
+    assert_mask_scores(empty, empty, {"accuracy": [1.0] * 3, "dice_score": [NAN] * 3, "jaccard_index": [NAN] * 3})
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4), (2, 3, 0)])
+@EVERY_MASK_METRIC
+def test_masks_without_a_voxel_score_nan(metric, shape):
+    empty = torch.zeros(shape, dtype=torch.uint8)
+    assert_scores(MASK_METRICS[metric](empty, empty, masks=True), [NAN] * 3)
+
+
+def test_masks_are_counted_exactly_beyond_2_to_the_24():
+    predicted = torch.zeros(1, 1, 2**24 + 1, dtype=torch.bool)
+    masks = predicted.clone()
+    masks[..., 12_345] = True
+    assert torch.ops.segloss.mask_counts("dice_score", predicted, masks, -100, 1).flatten().tolist() == [0, 0, 1, 2**24]
+
+
+@EVERY_MASK_METRIC
+def test_floating_input_is_no_mask(metric):
+    with pytest.raises(
+        TypeError, match=rf"{metric}: .*got Float\. .*\(input > 0\) for logits, \(input > 0\.5\) for prob"
+    ):
+        MASK_METRICS[metric](randn(2, 3, 4), randint(2, 2, 3, 4), masks=True)
+
+
+@pytest.mark.parametrize("bad", [2, 255, 0.5, NAN, -100.5])
+@EVERY_MASK_METRIC
+def test_what_is_no_mask_is_named(metric, bad):
+    good = torch.zeros(2, 3, 4, dtype=torch.uint8)
+    masks = good.to(torch.float32 if isinstance(bad, float) else torch.int64)
+    masks[1, 2, 1:] = bad
+    with pytest.raises(
+        RuntimeError, match=rf"{metric}: .*0 and 1 in target .*got {bad} at index \[1, 2, 1\] of target"
+    ):
+        MASK_METRICS[metric](good, masks, masks=True)
+    if isinstance(bad, int):
+        with pytest.raises(
+            RuntimeError, match=rf"0 and 1 in input .*got {bad} at index \[1, 2, 1\] of input \[2, 3, 4\]"
+        ):
+            MASK_METRICS[metric](masks, good, masks=True)
+
+
+@pytest.mark.parametrize("ignore_index", [0, 1])
+def test_an_ignore_index_that_is_a_value_of_masks_is_refused(ignore_index):
+    masks = randint(2, 2, 3, 4)
+    with pytest.raises(RuntimeError, match=rf"no value of a mask, got ignore_index={ignore_index}"):
+        segloss.dice_score(masks, masks, ignore_index=ignore_index, masks=True)
+
+
+def test_another_number_of_classes_than_there_are_masks_is_refused():
+    masks = randint(2, 2, 3, 4)
+    assert segloss.dice_score(masks, masks, 3, masks=True).shape == (3,)
+    with pytest.raises(ValueError, match=r"expected num_classes=3, the masks of input \[2, 3, 4\], got 4"):
+        segloss.dice_score(masks, masks, 4, masks=True)
+
+
+@pytest.mark.parametrize("target_shape", [(2, 4, 5), (2, 1, 5), (2, 5)])
+def test_masks_of_other_shapes_are_refused(target_shape):
+    with pytest.raises(RuntimeError, match=r"dice_score: expected input and target of one shape.*input \[2, 3, 5\]"):
+        segloss.dice_score(randint(2, 2, 3, 5), randint(2, *target_shape), masks=True)
+
+
+@EVERY_MASK_METRIC
+def test_masks_under_transforms(metric):
+    predicted, masks = randint(2, 2, 2, 3, 4).bool(), randint(2, 2, 2, 3, 4, seed=2)
+    call = lambda p, t: MASK_METRICS[metric](p, t, masks=True)  # noqa: E731
+    expected = torch.stack([call(*pair) for pair in zip(predicted, masks, strict=True)])
+    assert_scores(torch.func.vmap(call)(predicted, masks), expected.tolist())
+    compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
+    assert_scores(compiled(predicted[0], masks[0]), expected[0].tolist())
+    with pytest.raises(RuntimeError, match="expected 0 and 1 in target"):
+        compiled(predicted[0], masks[0] + 1)
+
+
+def test_opcheck_of_the_counts_of_masks():
+    predicted, masks = randint(2, 2, 3, 4), randint(2, 2, 3, 4, seed=2)
+    torch.library.opcheck(torch.ops.segloss.mask_counts.default, ("dice_score", predicted, masks, -100, 1))
+    torch.library.opcheck(torch.ops.segloss.dice_score.default, (predicted, masks, None, -100, 1, True))
+
+
 # ---- one-hot ----
 
 

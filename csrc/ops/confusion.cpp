@@ -217,6 +217,56 @@ Tensor num_label_classes_composite(c10::string_view op_name, const Tensor& input
     return larger.numel() == 0 ? at::zeros({}, larger.options()) : larger.max() + 1;
 }
 
+// ---- masks ----------------------------------------------------------------------------------------------------------
+
+// Where the masks are 1. RuntimeError at the first value other than 0 and 1 where `counts`.
+Tensor foreground(const std::string& op, const Tensor& masks, const char* name, const Tensor& counts) {
+    const auto ones = masks.eq(1);
+    const auto bad = masks.ne(0).logical_and_(ones.logical_not()).logical_and_(counts);
+    if (bad.any().item<bool>()) {
+        const auto [value, index] = first_of(masks, bad);
+        TORCH_CHECK(false, op, ": expected 0 and 1 in ", name, " with masks=True, a mask for each class, got ", value,
+                    " at index ", at::IntArrayRef(index), " of ", name, " ", masks.sizes(), ". Use ", name,
+                    ".ne(0) where another value is the foreground, or masks=False for class labels");
+    }
+    return ones;
+}
+
+// Masks of one shape, with the classes in `dim`, counted from the front. int64 [4, C]: true positives, false positives,
+// false negatives, true negatives. A voxel that is ignore_index in a class counts in none.
+Tensor mask_counts_composite(c10::string_view op_name, const Tensor& input, const Tensor& target, int64_t ignore_index,
+                             int64_t dim) {
+    const std::string op(op_name);
+    check_maps(op, input, target);
+    TORCH_CHECK_INDEX(dim >= 0 && dim < input.dim(), op, ": expected dim in [0, ", input.dim() - 1, "], got ", dim);
+    check_ignore_index(op, Target::masks, ignore_index);
+    auto ignored = is_ignored(target, ignore_index);
+    if (target.is_floating_point()) {
+        ignored = ignored.logical_and(target.eq(target.floor()));
+    }
+    const auto valid = ignored.any(dim, /*keepdim=*/true).logical_not();
+    const auto p = foreground(op, input, "input", valid);
+    const auto t = foreground(op, target, "target", ignored.logical_not());
+    std::vector<int64_t> voxel_dims;
+    for (int64_t d = 0; d < input.dim(); ++d) {
+        if (d != dim) {
+            voxel_dims.push_back(d);
+        }
+    }
+    const auto count = [&](const Tensor& a, const Tensor& b) {
+        const auto both = a.logical_and(b).logical_and_(valid);
+        return voxel_dims.empty() ? both.to(at::kLong) : both.sum(voxel_dims); // the sum over no dimension is over all
+    };
+    const auto not_p = p.logical_not();
+    const auto not_t = t.logical_not();
+    return at::stack({count(p, t), count(p, not_t), count(not_p, t), count(not_p, not_t)});
+}
+
+Tensor mask_counts_meta(c10::string_view /*op*/, const Tensor& input, const Tensor& /*target*/,
+                        int64_t /*ignore_index*/, int64_t dim) {
+    return at::empty_symint({4, input.sym_size(dim)}, input.options().dtype(at::kLong));
+}
+
 // ---- the metrics ----------------------------------------------------------------------------------------------------
 
 Tensor call_confusion_counts(const char* op, const Tensor& input, const Tensor& target, const c10::SymInt& num_classes,
@@ -234,6 +284,13 @@ Tensor call_num_label_classes(const char* op, const Tensor& input, const Tensor&
     return handle.call(op, input, target, ignore_index);
 }
 
+Tensor call_mask_counts(const char* op, const Tensor& input, const Tensor& target, int64_t ignore_index, int64_t dim) {
+    static const auto handle = c10::Dispatcher::singleton()
+                                   .findSchemaOrThrow("segloss::mask_counts", "")
+                                   .typed<decltype(mask_counts_composite)>();
+    return handle.call(op, input, target, ignore_index, dim);
+}
+
 // A predicted and a target map in one shape: where one of them keeps a class dimension, it is dropped.
 std::pair<Tensor, Tensor> in_one_shape(const std::string& op, const Tensor& predicted, const Tensor& target,
                                        int64_t dim) {
@@ -248,7 +305,7 @@ std::pair<Tensor, Tensor> in_one_shape(const std::string& op, const Tensor& pred
     const auto p = drop_class_dim(predicted);
     const auto t = drop_class_dim(target);
     TORCH_CHECK(p.sym_sizes() == t.sym_sizes(), op,
-                ": expected predicted labels and target of one shape, up to a class dimension of size 1, got input ",
+                ": expected input and target of one shape, up to a class dimension of size 1, got input ",
                 predicted.sym_sizes(), " and target ", target.sym_sizes());
     return {p, t};
 }
@@ -329,6 +386,35 @@ Tensor counts_of(const char* op, const Tensor& input, const Tensor& target, cons
     return counts(op, input, target, num_classes, ignore_index, dim, per_class);
 }
 
+// With the classes in `dim` where both have it; else the masks of one class, which need not have it.
+Tensor counts_of_masks(const char* op, const Tensor& input, const Tensor& target, const OptionalSymInt& num_classes,
+                       int64_t ignore_index, int64_t dim) {
+    check_dense(op, input, "input");
+    TORCH_CHECK_TYPE(is_label_map(input), op, ": expected an integer or bool input of 0 and 1 with masks=True, got ",
+                     input.scalar_type(), ". Use (input > 0) for logits, (input > 0.5) for probabilities");
+    auto [p, t] = in_one_shape(op, input, target, dim);
+    int64_t class_dimension = std::min<int64_t>(p.dim(), 1);
+    if (p.dim() > 1 && p.dim() == input.dim() && p.dim() == target.dim()) {
+        class_dimension = class_dim(op, input, dim);
+    } else {
+        p = p.unsqueeze(class_dimension);
+        t = t.unsqueeze(class_dimension);
+    }
+    const auto classes = p.sym_size(class_dimension);
+    TORCH_CHECK_VALUE(!num_classes || *num_classes == classes, op, ": expected num_classes=", classes,
+                      ", the masks of input ", input.sym_sizes(), ", got ", num_classes.value_or(0),
+                      ". Leave num_classes out with masks=True, or give dim");
+    return call_mask_counts(op, p, t, ignore_index, class_dimension);
+}
+
+// Of each class: true positives, false positives, false negatives; true negatives of masks alone.
+Tensor class_counts(const char* op, const Tensor& input, const Tensor& target, const OptionalSymInt& num_classes,
+                    int64_t ignore_index, int64_t dim, bool masks) {
+    at::NoGradGuard no_grad;
+    return masks ? counts_of_masks(op, input, target, num_classes, ignore_index, dim)
+                 : counts_of(op, input, target, num_classes, ignore_index, dim, /*per_class=*/true);
+}
+
 // In the default dtype, rounded once.
 Tensor quotient(const Tensor& numerator, const Tensor& denominator) {
     const auto dtype = c10::typeMetaToScalarType(c10::get_default_dtype());
@@ -342,15 +428,15 @@ Tensor confusion_matrix(const Tensor& input, const Tensor& target, OptionalSymIn
 }
 
 Tensor dice_score(const Tensor& input, const Tensor& target, OptionalSymInt num_classes, int64_t ignore_index,
-                  int64_t dim) {
-    const auto n = counts_of("dice_score", input, target, num_classes, ignore_index, dim, /*per_class=*/true);
+                  int64_t dim, bool masks) {
+    const auto n = class_counts("dice_score", input, target, num_classes, ignore_index, dim, masks);
     return quotient(2 * n[0], 2 * n[0] + n[1] + n[2]);
 }
 
 Tensor jaccard_index(const Tensor& input, const Tensor& target, OptionalSymInt num_classes, int64_t ignore_index,
-                     int64_t dim) {
-    const auto n = counts_of("jaccard_index", input, target, num_classes, ignore_index, dim, /*per_class=*/true);
-    return quotient(n[0], n.sum(0));
+                     int64_t dim, bool masks) {
+    const auto n = class_counts("jaccard_index", input, target, num_classes, ignore_index, dim, masks);
+    return quotient(n[0], n[0] + n[1] + n[2]);
 }
 
 // Beyond int64 the values of uint64 wrap: they are no others'.
@@ -363,19 +449,20 @@ Tensor equal_labels(const Tensor& a, const Tensor& b) {
 
 // Of maps any two labels can be compared, however many classes there are.
 Tensor accuracy_of_maps(const Tensor& input, const Tensor& target, int64_t ignore_index, int64_t dim) {
+    at::NoGradGuard no_grad;
     const auto [p, t] = in_one_shape("accuracy", input, target, dim);
     check_integral_labels("accuracy", t);
     const auto valid = valid_voxels(t, ignore_index);
     return quotient(equal_labels(p, t).logical_and_(valid).sum(), valid.sum());
 }
 
-Tensor accuracy(const Tensor& input, const Tensor& target, int64_t ignore_index, int64_t dim) {
-    at::NoGradGuard no_grad;
-    if (is_label_map(input)) {
+Tensor accuracy(const Tensor& input, const Tensor& target, OptionalSymInt num_classes, int64_t ignore_index,
+                int64_t dim, bool masks) {
+    if (is_label_map(input) && !num_classes && !masks) {
         return accuracy_of_maps(input, target, ignore_index, dim);
     }
-    const auto n = counts_of_logits("accuracy", input, target, std::nullopt, ignore_index, dim, /*per_class=*/true);
-    return quotient(n[0].sum(), (n[0] + n[2]).sum());
+    const auto n = class_counts("accuracy", input, target, num_classes, ignore_index, dim, masks);
+    return masks ? quotient(n[0] + n[3], n.sum(0)) : quotient(n[0].sum(), (n[0] + n[2]).sum());
 }
 
 } // namespace
@@ -399,16 +486,17 @@ void raise_refused_labels(const std::string& op, const Tensor& input, const Tens
 
 TORCH_LIBRARY_FRAGMENT(segloss, m) {
     const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
-    m.def("accuracy(Tensor input, Tensor target, int ignore_index=-100, int dim=1) -> Tensor", tags);
-    for (const std::string name : {"confusion_matrix", "dice_score", "jaccard_index"}) {
-        const auto arguments =
-            "(Tensor input, Tensor target, SymInt? num_classes=None, int ignore_index=-100, int dim=1)";
-        m.def((name + arguments + " -> Tensor").c_str(), tags);
+    const std::string arguments =
+        "(Tensor input, Tensor target, SymInt? num_classes=None, int ignore_index=-100, int dim=1";
+    m.def(("confusion_matrix" + arguments + ") -> Tensor").c_str(), tags);
+    for (const std::string name : {"accuracy", "dice_score", "jaccard_index"}) {
+        m.def((name + arguments + ", bool masks=False) -> Tensor").c_str(), tags);
     }
     m.def("confusion_counts(str op, Tensor input, Tensor target, SymInt num_classes, int ignore_index, int dim, "
           "bool per_class) -> Tensor",
           tags);
     m.def("num_label_classes(str op, Tensor input, Tensor target, int ignore_index) -> Tensor", tags);
+    m.def("mask_counts(str op, Tensor input, Tensor target, int ignore_index, int dim) -> Tensor", tags);
 }
 
 TORCH_LIBRARY_IMPL(segloss, CompositeImplicitAutograd, m) {
@@ -426,11 +514,13 @@ TORCH_LIBRARY_IMPL(segloss, CPU, m) {
 TORCH_LIBRARY_IMPL(segloss, Meta, m) {
     m.impl("confusion_counts", TORCH_FN(confusion_counts_meta));
     m.impl("num_label_classes", TORCH_FN(num_label_classes_meta));
+    m.impl("mask_counts", TORCH_FN(mask_counts_meta));
 }
 
 TORCH_LIBRARY_IMPL(segloss, CompositeExplicitAutograd, m) {
     m.impl("confusion_counts", TORCH_FN(confusion_counts_composite));
     m.impl("num_label_classes", TORCH_FN(num_label_classes_composite));
+    m.impl("mask_counts", TORCH_FN(mask_counts_composite));
 }
 
 } // namespace segloss
