@@ -141,11 +141,13 @@ def test_no_voxel_is_nan():
 
 
 @pytest.mark.parametrize("dtype", [*INTEGERS, torch.bool])
-@pytest.mark.parametrize("target_dtype", [torch.uint8, torch.int64, torch.float32])
+@pytest.mark.parametrize("target_dtype", [torch.uint8, torch.int64, torch.float32, torch.bool])
 def test_a_map_of_predicted_labels(target_dtype, dtype):
     predicted, labels = randint(2, 2, 4, 5), randint(2, 2, 4, 5, seed=2)
     expected = (predicted == labels).double().mean().item()
-    assert_accuracy(segloss.accuracy(predicted.to(dtype), labels.to(target_dtype)), expected)
+    assert_accuracy(segloss.accuracy(predicted.to(dtype), labels.to(target_dtype), 2), expected)
+    if (dtype, target_dtype) != (torch.bool, torch.bool):
+        assert_accuracy(segloss.accuracy(predicted.to(dtype), labels.to(target_dtype)), expected)
 
 
 @pytest.mark.parametrize(("first", "second"), [((2, 1, 4), (2, 4)), ((2, 4), (2, 1, 4)), ((2, 1, 4), (2, 1, 4))])

@@ -271,7 +271,8 @@ def test_the_scores_follow_from_the_confusion_matrix():
 @pytest.mark.parametrize("target_dtype", [torch.uint8, torch.int64, torch.uint64, torch.float32, torch.bool])
 def test_a_map_of_predicted_labels(target_dtype, dtype):
     predicted, labels = randint(2, 2, 4, 5), randint(2, 2, 4, 5, seed=2)
-    assert_metrics(predicted.to(dtype), labels.to(target_dtype), 2)
+    both_bool = (dtype, target_dtype) == (torch.bool, torch.bool)
+    assert_metrics(predicted.to(dtype), labels.to(target_dtype), 2, give_num_classes=both_bool)
 
 
 @pytest.mark.parametrize(("first", "second"), [((2, 1, 4), (2, 4)), ((2, 4), (2, 1, 4)), ((2, 1, 4), (2, 1, 4))])
@@ -301,6 +302,125 @@ def test_the_largest_label_is_found_wherever_it_is():
     predicted, labels = torch.zeros(3, 10_000, dtype=torch.uint8), torch.zeros(3, 10_000, dtype=torch.uint8)
     predicted[1, 7000] = 200
     assert segloss.dice_score(predicted, labels).shape == (201,)
+
+
+# ---- label maps that may be masks ----
+
+
+def one_hot(labels, num_classes, dim=1):
+    return torch.nn.functional.one_hot(labels, num_classes).movedim(-1, dim)
+
+
+def one_hot_pair(dim=1):
+    """Of three classes; and the right scores, those of their label maps."""
+    predicted, labels = torch.tensor([[0, 1, 2, 0]]), torch.tensor([[0, 1, 2, 2]])
+    return one_hot(predicted, 3, dim), one_hot(labels, 3, dim), [2 / 3, 1.0, 2 / 3]
+
+
+def test_one_hot_integers_were_scored_as_maps_of_two_labels():
+    predicted, target, expected = one_hot_pair()
+    assert_scores(segloss.dice_score(predicted, target, num_classes=2), [0.875, 0.75])  # two numbers, for three classes
+    with pytest.raises(
+        RuntimeError, match=r"dice_score: .* both one-hot along dimension 1, .*num_classes= .*masks=True"
+    ):
+        segloss.dice_score(predicted, target)
+    assert_scores(segloss.dice_score(predicted, target, masks=True), expected)
+    assert_scores(segloss.dice_score(predicted.float(), target), expected)
+    assert_scores(segloss.dice_score(predicted.argmax(1), target.argmax(1)), expected)
+
+
+@pytest.mark.parametrize("dim", [1, 2, -1, 0])
+@pytest.mark.parametrize("dtype", [*INTEGERS, torch.bool])
+@pytest.mark.parametrize("target_dtype", [torch.uint8, torch.int64, torch.bool, *FLOATS])
+@EVERY_METRIC
+def test_a_pair_of_one_hot_tensors_is_no_pair_of_label_maps(metric, target_dtype, dtype, dim):
+    predicted, target, _ = one_hot_pair(dim)
+    predicted, target = predicted.to(dtype), target.to(target_dtype)
+    with pytest.raises(RuntimeError, match=rf"{metric}: expected label maps, got input and target .* num_classes= "):
+        getattr(segloss, metric)(predicted, target, dim=dim)
+    getattr(segloss, metric)(predicted, target, 2, dim=dim)
+    if metric != "confusion_matrix":
+        assert getattr(segloss, metric)(predicted, target, dim=dim, masks=True).shape == (3,)
+
+
+@EVERY_METRIC
+def test_a_pair_of_bool_masks_is_no_pair_of_label_maps(metric):
+    predicted, masks = randint(2, 2, 3, 4).bool(), torch.ones(2, 3, 4, dtype=torch.bool)
+    with pytest.raises(
+        RuntimeError, match=rf"{metric}: .* both bool with more than one entry along dimension 1.*num_cl"
+    ):
+        getattr(segloss, metric)(predicted, masks)
+    getattr(segloss, metric)(predicted, masks, 2)
+    getattr(segloss, metric)(predicted, masks.long())
+
+
+def test_the_advice_for_a_confusion_matrix_of_one_hot_tensors_is_argmax():
+    predicted, target, _ = one_hot_pair()
+    text = r"input\.long\(\)\.argmax\(1\) and target\.long\(\)\.argmax\(1\) where they are one-hot$"
+    with pytest.raises(RuntimeError, match=text):
+        segloss.confusion_matrix(predicted.bool(), target.bool())
+    matrix = segloss.confusion_matrix(predicted.bool().long().argmax(1), target.bool().long().argmax(1))
+    assert torch.equal(matrix, segloss.confusion_matrix(predicted.float(), target))
+
+
+LABEL_MAPS = {
+    "only the prediction is one-hot": (one_hot_pair()[0], randint(2, 1, 3, 4)),
+    "only the target is one-hot": (randint(2, 1, 3, 4), one_hot_pair()[1]),
+    "one-hot along another dimension": tuple(each.mT for each in one_hot_pair()[:2]),
+    "one entry": (torch.ones(4, 1, dtype=torch.int64), torch.ones(4, 1, dtype=torch.int64)),
+    "one entry of bool": (torch.ones(4, 1, dtype=torch.bool), torch.ones(4, 1, dtype=torch.bool)),
+    "one dimension": (torch.tensor([0, 1, 0]), torch.tensor([1, 0, 0])),
+    "one dimension of bool": (torch.tensor([False, True]), torch.tensor([True, True])),
+    "a class dimension of one of them": (torch.eye(3).long().unsqueeze(1), torch.eye(3).long()),
+    "a voxel of many that is not one-hot": (torch.eye(2).long().repeat(9000, 1), torch.eye(2).long().repeat(9000, 1)),
+    "no voxel": (torch.zeros(0, 3, 4).long(), torch.zeros(0, 3, 4).long()),
+}
+LABEL_MAPS["a voxel of many that is not one-hot"][1][17_000] = 1
+
+
+@pytest.mark.parametrize("name", LABEL_MAPS)
+def test_label_maps_are_scored_as_such(name):
+    predicted, labels = LABEL_MAPS[name]
+    flat = predicted.flatten(), labels.flatten()
+    assert torch.equal(segloss.confusion_matrix(predicted, labels), segloss.confusion_matrix(*flat))
+    assert_scores(segloss.accuracy(predicted, labels), segloss.accuracy(*flat).item())
+
+
+def test_the_accuracy_of_label_maps_is_one_compiled_graph_with_the_same_errors():
+    compiled = torch.compile(segloss.accuracy, backend="aot_eager", fullgraph=True)
+    predicted, labels = randint(3, 2, 40), randint(3, 2, 40, seed=2)
+    assert compiled(predicted, labels) == segloss.accuracy(predicted, labels)
+    with pytest.raises(RuntimeError, match="both one-hot"):
+        compiled(*one_hot_pair()[:2])
+
+
+def test_vmap_gives_the_accuracy_of_each_pair_of_label_maps():
+    predicted, labels = randint(3, 3, 2, 4), randint(3, 3, 2, 4, seed=2)
+    expected = [segloss.accuracy(*pair).item() for pair in zip(predicted, labels, strict=True)]
+    assert_scores(torch.func.vmap(segloss.accuracy)(predicted, labels), expected)
+    pairs = [each.expand(2, *each.shape) for each in one_hot_pair()[:2]]
+    with pytest.raises(RuntimeError, match="both one-hot"):
+        torch.func.vmap(segloss.accuracy)(*pairs)
+
+
+@pytest.mark.parametrize("dtype", [*INTEGERS, *FLOATS, torch.bool])
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_operators_of_pytorch_know_one_hot_tensors_as_the_kernel_does(dim, dtype):
+    values = one_hot(randint(3, 2, 40), 3, dim).to(dtype)
+    no_one, two_ones = values.clone(), values.clone()
+    no_one.select(0, -1)[..., -1] = 0
+    two_ones.select(0, -1)[..., -1] = 1
+    others = [] if dtype == torch.bool else [(values.long() * 2).to(dtype), torch.full_like(values, 3)]
+    for tensor, expected in ((values, True), *((each, False) for each in (no_one, two_ones, *others))):
+        assert torch.ops.segloss.is_one_hot("op", tensor, dim) == expected
+        assert without_kernel("is_one_hot", "op", tensor, dim) == expected
+
+
+def test_opcheck_of_the_counts_of_equal_labels_and_of_one_hot_tensors():
+    arguments = ("accuracy", randint(3, 2, 4), randint(3, 2, 4, seed=2), -100, 1)
+    torch.library.opcheck(torch.ops.segloss.equal_label_counts.default, arguments)
+    torch.library.opcheck(torch.ops.segloss.num_label_classes.default, arguments)
+    torch.library.opcheck(torch.ops.segloss.is_one_hot.default, ("accuracy", one_hot_pair()[0], 1))
 
 
 @pytest.mark.parametrize("name", ["input", "target"])

@@ -94,6 +94,37 @@ void check_maps(const std::string& op, const Tensor& input, const Tensor& target
     check_operator_arguments(op, input, target, 0);
 }
 
+[[noreturn]] void raise_no_label_maps(const std::string& op, const Tensor& input, int64_t dim, const char* kind) {
+    const auto masks = op == "confusion_matrix" ? c10::str("input.long().argmax(", dim, ") and target.long().argmax(",
+                                                           dim, ") where they are one-hot")
+                                                : "masks=True for one mask for each class";
+    TORCH_CHECK(false, op, ": expected label maps, got input and target ", input.sym_sizes(), " that are both ", kind,
+                " along dimension ", dim, ", as masks of ", input.sym_size(dim), " classes are. Give num_classes= for ",
+                "label maps, or ", masks);
+}
+
+// The dimension along which two maps of one shape could hold a mask for each class instead of labels, if there is one.
+// RuntimeError where their dtype says that much.
+std::optional<int64_t> dim_of_masks(const std::string& op, const Tensor& input, const Tensor& target, int64_t dim) {
+    const auto num_dims = input.dim();
+    const auto d = dim < 0 ? dim + num_dims : dim;
+    if (num_dims < 2 || d < 0 || d >= num_dims || input.sym_sizes() != target.sym_sizes() || input.sym_size(d) < 2) {
+        return std::nullopt;
+    }
+    if (input.scalar_type() == at::kBool && target.scalar_type() == at::kBool) {
+        raise_no_label_maps(op, input, d, "bool with more than one entry");
+    }
+    return d;
+}
+
+// RuntimeError where two maps are both one-hot along the dimension that dim_of_masks gave.
+void check_label_maps(const std::string& op, const Tensor& input, const Tensor& target, std::optional<int64_t> dim) {
+    check_maps(op, input, target);
+    if (dim && input.numel() > 0 && is_one_hot(op, input, *dim) && is_one_hot(op, target, *dim)) {
+        raise_no_label_maps(op, input, *dim, "one-hot");
+    }
+}
+
 int64_t checked_num_classes(const std::string& op, const c10::SymInt& num_classes, const Tensor& input, int64_t dim) {
     const auto value = num_classes.guard_int(__FILE__, __LINE__);
     TORCH_CHECK_VALUE(value >= 0 && value <= INT32_MAX, op, ": expected num_classes in [0, ", INT32_MAX, "], got ",
@@ -146,10 +177,10 @@ Tensor confusion_counts_cpu(c10::string_view op_name, const Tensor& input, const
 }
 
 // The classes of two label maps: 1 + their largest label at the voxels that count. int64, 0-dim.
-Tensor num_label_classes_cpu(c10::string_view op_name, const Tensor& input, const Tensor& target,
-                             int64_t ignore_index) {
+Tensor num_label_classes_cpu(c10::string_view op_name, const Tensor& input, const Tensor& target, int64_t ignore_index,
+                             std::optional<int64_t> dim) {
     const std::string op(op_name);
-    check_maps(op, input, target);
+    check_label_maps(op, input, target, dim);
     const auto args = kernel_arguments(input, target, INT32_MAX, ignore_index, 0);
     const Chunks chunks(target.numel(), 1);
     std::vector<int64_t> largest(chunks.count());
@@ -170,7 +201,7 @@ Tensor confusion_counts_meta(c10::string_view /*op*/, const Tensor& input, const
 }
 
 Tensor num_label_classes_meta(c10::string_view /*op*/, const Tensor& input, const Tensor& /*target*/,
-                              int64_t /*ignore_index*/) {
+                              int64_t /*ignore_index*/, std::optional<int64_t> /*dim*/) {
     return at::empty({}, input.options().dtype(at::kLong));
 }
 
@@ -207,14 +238,37 @@ Tensor confusion_counts_composite(c10::string_view op_name, const Tensor& input,
 }
 
 Tensor num_label_classes_composite(c10::string_view op_name, const Tensor& input, const Tensor& target,
-                                   int64_t ignore_index) {
+                                   int64_t ignore_index, std::optional<int64_t> dim) {
     const std::string op(op_name);
-    check_maps(op, input, target);
+    check_label_maps(op, input, target, dim);
     check_label_values(op, target, INT32_MAX, ignore_index);
     check_predicted_values(op, input, target, INT32_MAX, ignore_index);
     const auto valid = valid_voxels(target, ignore_index);
     const auto larger = at::maximum(input.to(at::kLong), target.to(at::kLong)).masked_fill(valid.logical_not(), -1);
     return larger.numel() == 0 ? at::zeros({}, larger.options()) : larger.max() + 1;
+}
+
+// Beyond int64 the values of uint64 wrap: they are no others'.
+Tensor equal_labels(const Tensor& a, const Tensor& b) {
+    const auto integers = a.to(at::kLong);
+    const auto equal = integers.eq(b.to(at::kLong));
+    const bool one_wraps = (a.scalar_type() == at::kUInt64) != (b.scalar_type() == at::kUInt64);
+    return one_wraps ? equal.logical_and(integers.ge(0)) : equal;
+}
+
+// int64 [2]: the voxels that count where two maps agree, and all that count.
+Tensor equal_label_counts_composite(c10::string_view op_name, const Tensor& input, const Tensor& target,
+                                    int64_t ignore_index, std::optional<int64_t> dim) {
+    const std::string op(op_name);
+    check_label_maps(op, input, target, dim);
+    check_integral_labels(op, target);
+    const auto valid = valid_voxels(target, ignore_index);
+    return at::stack({equal_labels(input, target).logical_and_(valid).sum(), valid.sum()});
+}
+
+Tensor equal_label_counts_meta(c10::string_view /*op*/, const Tensor& input, const Tensor& /*target*/,
+                               int64_t /*ignore_index*/, std::optional<int64_t> /*dim*/) {
+    return at::empty({2}, input.options().dtype(at::kLong));
 }
 
 // ---- masks ----------------------------------------------------------------------------------------------------------
@@ -253,13 +307,14 @@ Tensor mask_counts_composite(c10::string_view op_name, const Tensor& input, cons
             voxel_dims.push_back(d);
         }
     }
-    const auto count = [&](const Tensor& a, const Tensor& b) {
-        const auto both = a.logical_and(b).logical_and_(valid);
-        return voxel_dims.empty() ? both.to(at::kLong) : both.sum(voxel_dims); // the sum over no dimension is over all
+    const auto count = [&](const Tensor& where) {
+        return voxel_dims.empty() ? where.to(at::kLong)
+                                  : where.sum(voxel_dims); // the sum over no dimension is over all
     };
-    const auto not_p = p.logical_not();
-    const auto not_t = t.logical_not();
-    return at::stack({count(p, t), count(p, not_t), count(not_p, t), count(not_p, not_t)});
+    const auto predicted = count(p.logical_and(valid));
+    const auto actual = count(t.logical_and_(valid));
+    const auto both = count(t.logical_and(p));
+    return at::stack({both, predicted - both, actual - both, count(valid) - predicted - actual + both});
 }
 
 Tensor mask_counts_meta(c10::string_view /*op*/, const Tensor& input, const Tensor& /*target*/,
@@ -277,11 +332,20 @@ Tensor call_confusion_counts(const char* op, const Tensor& input, const Tensor& 
     return handle.call(op, input, target, num_classes, ignore_index, dim, per_class);
 }
 
-Tensor call_num_label_classes(const char* op, const Tensor& input, const Tensor& target, int64_t ignore_index) {
+Tensor call_num_label_classes(const char* op, const Tensor& input, const Tensor& target, int64_t ignore_index,
+                              std::optional<int64_t> dim) {
     static const auto handle = c10::Dispatcher::singleton()
                                    .findSchemaOrThrow("segloss::num_label_classes", "")
                                    .typed<decltype(num_label_classes_cpu)>();
-    return handle.call(op, input, target, ignore_index);
+    return handle.call(op, input, target, ignore_index, dim);
+}
+
+Tensor call_equal_label_counts(const char* op, const Tensor& input, const Tensor& target, int64_t ignore_index,
+                               std::optional<int64_t> dim) {
+    static const auto handle = c10::Dispatcher::singleton()
+                                   .findSchemaOrThrow("segloss::equal_label_counts", "")
+                                   .typed<decltype(equal_label_counts_composite)>();
+    return handle.call(op, input, target, ignore_index, dim);
 }
 
 Tensor call_mask_counts(const char* op, const Tensor& input, const Tensor& target, int64_t ignore_index, int64_t dim) {
@@ -312,8 +376,8 @@ std::pair<Tensor, Tensor> in_one_shape(const std::string& op, const Tensor& pred
 
 // The labels of two maps say how many classes there are. One stray label must not ask for gigabytes.
 int64_t classes_of_maps(const char* op, const Tensor& input, const Tensor& target, int64_t ignore_index,
-                        bool per_class) {
-    const auto classes = call_num_label_classes(op, input, target, ignore_index).item<int64_t>();
+                        std::optional<int64_t> dim, bool per_class) {
+    const auto classes = call_num_label_classes(op, input, target, ignore_index, dim).item<int64_t>();
     const auto num_cells = (per_class ? 3 : classes) * classes;
     if (num_cells <= kMaxCells) {
         return classes;
@@ -334,7 +398,9 @@ int64_t classes_of_maps(const char* op, const Tensor& input, const Tensor& targe
 Tensor counts_of_maps(const char* op, const Tensor& input, const Tensor& target, const OptionalSymInt& num_classes,
                       int64_t ignore_index, int64_t dim, bool per_class) {
     const auto [p, t] = in_one_shape(op, input, target, dim);
-    const auto known = num_classes ? *num_classes : classes_of_maps(op, p, t, ignore_index, per_class);
+    const auto known = num_classes
+                           ? *num_classes
+                           : classes_of_maps(op, p, t, ignore_index, dim_of_masks(op, input, target, dim), per_class);
     return call_confusion_counts(op, p, t, known, ignore_index, /*dim=*/0, per_class);
 }
 
@@ -439,21 +505,13 @@ Tensor jaccard_index(const Tensor& input, const Tensor& target, OptionalSymInt n
     return quotient(n[0], n[0] + n[1] + n[2]);
 }
 
-// Beyond int64 the values of uint64 wrap: they are no others'.
-Tensor equal_labels(const Tensor& a, const Tensor& b) {
-    const auto integers = a.to(at::kLong);
-    const auto equal = integers.eq(b.to(at::kLong));
-    const bool one_wraps = (a.scalar_type() == at::kUInt64) != (b.scalar_type() == at::kUInt64);
-    return one_wraps ? equal.logical_and(integers.ge(0)) : equal;
-}
-
 // Of maps any two labels can be compared, however many classes there are.
 Tensor accuracy_of_maps(const Tensor& input, const Tensor& target, int64_t ignore_index, int64_t dim) {
     at::NoGradGuard no_grad;
     const auto [p, t] = in_one_shape("accuracy", input, target, dim);
-    check_integral_labels("accuracy", t);
-    const auto valid = valid_voxels(t, ignore_index);
-    return quotient(equal_labels(p, t).logical_and_(valid).sum(), valid.sum());
+    const auto mask_dim = dim_of_masks("accuracy", input, target, dim);
+    const auto n = call_equal_label_counts("accuracy", p, t, ignore_index, mask_dim);
+    return quotient(n[0], n[1]);
 }
 
 Tensor accuracy(const Tensor& input, const Tensor& target, OptionalSymInt num_classes, int64_t ignore_index,
@@ -495,7 +553,10 @@ TORCH_LIBRARY_FRAGMENT(segloss, m) {
     m.def("confusion_counts(str op, Tensor input, Tensor target, SymInt num_classes, int ignore_index, int dim, "
           "bool per_class) -> Tensor",
           tags);
-    m.def("num_label_classes(str op, Tensor input, Tensor target, int ignore_index) -> Tensor", tags);
+    for (const std::string name : {"num_label_classes", "equal_label_counts"}) {
+        m.def((name + "(str op, Tensor input, Tensor target, int ignore_index, int? dim=None) -> Tensor").c_str(),
+              tags);
+    }
     m.def("mask_counts(str op, Tensor input, Tensor target, int ignore_index, int dim) -> Tensor", tags);
 }
 
@@ -514,12 +575,14 @@ TORCH_LIBRARY_IMPL(segloss, CPU, m) {
 TORCH_LIBRARY_IMPL(segloss, Meta, m) {
     m.impl("confusion_counts", TORCH_FN(confusion_counts_meta));
     m.impl("num_label_classes", TORCH_FN(num_label_classes_meta));
+    m.impl("equal_label_counts", TORCH_FN(equal_label_counts_meta));
     m.impl("mask_counts", TORCH_FN(mask_counts_meta));
 }
 
 TORCH_LIBRARY_IMPL(segloss, CompositeExplicitAutograd, m) {
     m.impl("confusion_counts", TORCH_FN(confusion_counts_composite));
     m.impl("num_label_classes", TORCH_FN(num_label_classes_composite));
+    m.impl("equal_label_counts", TORCH_FN(equal_label_counts_composite));
     m.impl("mask_counts", TORCH_FN(mask_counts_composite));
 }
 

@@ -31,18 +31,20 @@ void check_one_hot_with_advice(const std::string& op, const Tensor& target, int6
     }
 }
 
-Tensor one_hot_labels_cpu(c10::string_view op, const Tensor& target, int64_t dim, c10::string_view advice) {
-    check_one_hot(std::string(op), target, dim);
-    const auto sizes = position_sizes(target, dim);
-    const auto labels = at::empty(sizes, target.options().dtype(at::kInt));
+// Writes the labels of a target; false at the first block with a voxel that is not one-hot.
+bool read_one_hot(const Tensor& target, int64_t dim, const Tensor& labels) {
     segloss_one_hot args{};
     args.num_classes = target.size(dim);
     args.labels = labels.data_ptr<int32_t>();
-    args.positions = describe(sizes, dim, {{&target, &args.target}});
+    args.positions = describe(labels.sizes(), dim, {{&target, &args.target}});
     const Chunks chunks(labels.numel(), args.num_classes);
-    const bool accepted =
-        chunks.run([&](int64_t, int64_t begin, int64_t end) { return kernels().one_hot(&args, begin, end); });
-    if (!accepted) {
+    return chunks.run([&](int64_t, int64_t begin, int64_t end) { return kernels().one_hot(&args, begin, end); });
+}
+
+Tensor one_hot_labels_cpu(c10::string_view op, const Tensor& target, int64_t dim, c10::string_view advice) {
+    check_one_hot(std::string(op), target, dim);
+    const auto labels = at::empty(position_sizes(target, dim), target.options().dtype(at::kInt));
+    if (!read_one_hot(target, dim, labels)) {
         check_one_hot_with_advice(std::string(op), target, dim, advice);
     }
     return labels;
@@ -60,6 +62,33 @@ Tensor one_hot_labels_composite(c10::string_view op, const Tensor& target, int64
     check_one_hot(std::string(op), target, dim);
     check_one_hot_with_advice(std::string(op), target, dim, advice);
     return target.ne(0).to(at::kByte).argmax(dim).to(at::kInt);
+}
+
+// The memory of the labels is touched as far as the target is one-hot.
+Tensor is_one_hot_cpu(c10::string_view op, const Tensor& target, int64_t dim) {
+    check_one_hot(std::string(op), target, dim);
+    const auto labels = at::empty(position_sizes(target, dim), target.options().dtype(at::kInt));
+    return at::scalar_tensor(read_one_hot(target, dim, labels), at::kBool);
+}
+
+Tensor is_one_hot_meta(c10::string_view op, const Tensor& target, int64_t dim) {
+    check_one_hot(std::string(op), target, dim);
+    return at::empty({}, target.options().dtype(at::kBool));
+}
+
+// The first voxel alone tells most targets apart.
+Tensor is_one_hot_composite(c10::string_view op, const Tensor& target, int64_t dim) {
+    check_one_hot(std::string(op), target, dim);
+    const auto all_one_hot = [dim](const Tensor& voxels) {
+        const auto ones = voxels.eq(1);
+        return ones.sum(dim).eq(1).all().logical_and(ones.logical_or(voxels.eq(0)).all());
+    };
+    auto first = target;
+    for (int64_t d = 0; d < target.dim(); ++d) {
+        first = d == dim ? first : first.narrow(d, 0, std::min<int64_t>(target.size(d), 1));
+    }
+    const auto is_first = all_one_hot(first);
+    return is_first.item<bool>() ? all_one_hot(target) : is_first;
 }
 
 // ---- labels of any dtype to int64 -----------------------------------------------------------------------------------
@@ -227,6 +256,12 @@ Tensor one_hot_labels(const std::string& op, const Tensor& target, int64_t dim, 
     return handle.call(op, target, dim, advice);
 }
 
+bool is_one_hot(const std::string& op, const Tensor& target, int64_t dim) {
+    static const auto handle =
+        c10::Dispatcher::singleton().findSchemaOrThrow("segloss::is_one_hot", "").typed<decltype(is_one_hot_cpu)>();
+    return handle.call(op, target, dim).item<bool>();
+}
+
 Tensor class_labels(const std::string& op, const Tensor& target, c10::SymInt num_classes, int64_t ignore_index) {
     static const auto handle = c10::Dispatcher::singleton()
                                    .findSchemaOrThrow("segloss::class_labels", "")
@@ -244,15 +279,20 @@ Tensor class_masks(const std::string& op, const Tensor& target, int64_t ignore_i
 TORCH_LIBRARY_FRAGMENT(segloss, m) {
     const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
     m.def("one_hot_labels(str op, Tensor target, int dim, str advice='') -> Tensor", tags);
+    m.def("is_one_hot(str op, Tensor target, int dim) -> Tensor", tags);
     m.def("class_labels(str op, Tensor target, SymInt num_classes, int ignore_index) -> Tensor", tags);
     m.def("class_masks(str op, Tensor target, int ignore_index) -> Tensor", tags);
     m.def("check_range(str op, str name, Tensor values, float low, float high) -> Tensor", tags);
 }
 
-TORCH_LIBRARY_IMPL(segloss, CPU, m) { m.impl("one_hot_labels", TORCH_FN(one_hot_labels_cpu)); }
+TORCH_LIBRARY_IMPL(segloss, CPU, m) {
+    m.impl("one_hot_labels", TORCH_FN(one_hot_labels_cpu));
+    m.impl("is_one_hot", TORCH_FN(is_one_hot_cpu));
+}
 
 TORCH_LIBRARY_IMPL(segloss, Meta, m) {
     m.impl("one_hot_labels", TORCH_FN(one_hot_labels_meta));
+    m.impl("is_one_hot", TORCH_FN(is_one_hot_meta));
     m.impl("class_labels", TORCH_FN(class_labels_meta));
     m.impl("class_masks", TORCH_FN(class_masks_meta));
     m.impl("check_range", TORCH_FN(check_range_meta));
@@ -260,6 +300,7 @@ TORCH_LIBRARY_IMPL(segloss, Meta, m) {
 
 TORCH_LIBRARY_IMPL(segloss, CompositeExplicitAutograd, m) {
     m.impl("one_hot_labels", TORCH_FN(one_hot_labels_composite));
+    m.impl("is_one_hot", TORCH_FN(is_one_hot_composite));
     m.impl("class_labels", TORCH_FN(class_labels_composite));
     m.impl("class_masks", TORCH_FN(class_masks_composite));
     m.impl("check_range", TORCH_FN(check_range_composite));

@@ -45,6 +45,9 @@ at::Tensor check_range(const std::string& op, c10::string_view name, const at::T
 // in `advice`.
 at::Tensor one_hot_labels(const std::string& op, const at::Tensor& target, int64_t dim, const std::string& advice = "");
 
+// Whether a target is exactly one-hot along `dim`. Looks at the values: for operators, not for what is traced.
+bool is_one_hot(const std::string& op, const at::Tensor& target, int64_t dim);
+
 // int64 labels of a target of any dtype, -1 where it is ignore_index; raises at bad labels as check_label_values does.
 // For what is built from ATen operators: an operator of its own, so that it sees the values under any transform.
 at::Tensor class_labels(const std::string& op, const at::Tensor& target, c10::SymInt num_classes, int64_t ignore_index);
