@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 
 WeightType = Literal["square", "simple", "uniform"]
 
+# Sums below it are as good as none: its square is the smallest normal float32, so that above it no derivative of a
+# quotient overflows or is 0 / 0 where it is computed in, or rounded to, float32.
+_LEAST_SUM = 2.0**-63
+
 
 class SoftStats(NamedTuple):
     """What :func:`segloss.soft_stats` returns: sums over the voxels of each sample and class, each ``[N, C]``.
@@ -179,7 +183,8 @@ def dice_loss(
         weight: a weight for each class ``[C]``, which multiplies its terms; that of a class without a term is not used.
             Default: 1.
         smooth_nr, smooth_dr: added to the numerator and to the denominator. A sample without a voxel that counts has
-            the terms ``1 - smooth_nr / smooth_dr``. Default: 1e-5 both.
+            the terms ``1 - smooth_nr / smooth_dr``. A term whose numerator and denominator are both 0 is 0, with zero
+            gradient. Default: 1e-5 both.
         ignore_index: label of the voxels that do not count. Default: -100.
         reduction: ``"mean"`` of the terms, their ``"sum"``, or ``"none"`` for the terms themselves: ``[N, C']``, with
             ``batch`` ``[C']``, where C' classes have terms. Default: ``"mean"``.
@@ -275,7 +280,8 @@ def generalized_dice_loss(
     w = _volume_weights(stats.target, w_type)
     shared = 2 * (w * stats.intersection).sum(-1) + smooth_nr
     sizes = (w * (stats.prediction + stats.target)).sum(-1) + smooth_dr
-    return _reduced(1 - shared / sizes, None, reduction, batch, process_group).to(_result_dtype(input))
+    terms = _terms(1, shared, sizes, smooth_nr)
+    return _reduced(terms, None, reduction, batch, process_group).to(_result_dtype(input))
 
 
 def tversky_loss(
@@ -336,8 +342,8 @@ def tversky_loss(
     options = (dim, activation, ignore_index, include_background, batch, process_group)
     stats, _ = _walk(op, input, target, weight, voxel_weight, *options, soft_label=soft_label)
     errors = alpha * stats.fp + beta * stats.fn
-    terms = 1 - (stats.tp + smooth_nr) / (stats.tp + errors + smooth_dr)
-    return _reduced(_power(terms, gamma), weight, reduction, batch, process_group).to(_result_dtype(input))
+    terms = _terms(1, stats.tp + smooth_nr, stats.tp + errors + smooth_dr, smooth_nr, gamma)
+    return _reduced(terms, weight, reduction, batch, process_group).to(_result_dtype(input))
 
 
 def dice_ce_loss(
@@ -630,15 +636,30 @@ def _dice_terms(stats: SoftStats, jaccard: bool, smooth_nr: float, smooth_dr: fl
         sizes = stats.prediction + (stats.target + smooth_dr / 2) - stats.intersection
     else:
         sizes = stats.prediction + (stats.target + smooth_dr)
-    return torch.addcdiv(shared.new_ones(()), shared, sizes, value=-1 if jaccard else -2)
+    return _terms(1 if jaccard else 2, shared, sizes, smooth_nr)
+
+
+def _terms(factor: int, shared: Tensor, sizes: Tensor, smooth_nr: float, gamma: float = 1.0) -> Tensor:
+    """(1 - factor shared / sizes) ** gamma; where both are 0, that is 0, and so is its gradient.
+
+    A smoothed numerator is not 0. (A tensor's value is not asked for: the host would wait for it.) Where the numerator
+    alone is 0, as probabilities that underflow leave it, the term is 1 with gradient 0 at any size.
+    """
+    one = shared.new_ones(())
+    if not isinstance(smooth_nr, Tensor) and smooth_nr != 0:
+        return _power(torch.addcdiv(one, shared, sizes, value=-factor), gamma)
+    is_least = (shared == 0) & (sizes.abs() < _LEAST_SUM)
+    quotients = torch.addcdiv(one, shared.masked_fill(is_least, 0), sizes.masked_fill(is_least, 1), value=-factor)
+    return _power(quotients, gamma).masked_fill(is_least & (sizes == 0), 0)
 
 
 def _volume_weights(volume: Tensor, w_type: str) -> Tensor:
     if w_type == "uniform" or volume.shape[-1] == 0:
         return torch.ones_like(volume)
-    w = (volume if w_type == "simple" else volume.square()).reciprocal()
-    largest = w.masked_fill(~w.isfinite(), 0).amax(-1, keepdim=True)
-    return torch.where(w.isinf(), torch.where(largest > 0, largest, 1.0), w)
+    is_absent = volume.abs() < _LEAST_SUM
+    w = (volume if w_type == "simple" else volume.square()).masked_fill(is_absent, 1).reciprocal()
+    largest = w.masked_fill(is_absent, 0).amax(-1, keepdim=True)
+    return torch.where(is_absent, torch.where(largest > 0, largest, 1.0), w)
 
 
 def _power(terms: Tensor, gamma: float) -> Tensor:

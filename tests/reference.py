@@ -257,6 +257,12 @@ def reduced(terms: Tensor, reduction: str, weight: Tensor | None = None) -> Tens
     return {"mean": terms.mean, "sum": terms.sum, "none": terms.clone}[reduction]()
 
 
+def one_minus(shared: Tensor, sizes: Tensor, gamma: float = 1.0) -> Tensor:
+    """(1 - shared / sizes) ** gamma; of 0 / 0 that is 0, with a zero gradient."""
+    void = (shared == 0) & (sizes == 0)
+    return torch.where(void, 0.0, (1 - shared / torch.where(void, 1.0, sizes)) ** gamma)
+
+
 def dice_loss(
     input: Tensor,
     target: Tensor,
@@ -273,7 +279,7 @@ def dice_loss(
     """1 - (2 I + nr) / (P + T + dr); options are those of soft_stats."""
     i, p, t = counted_sums(input, target, include_background, batch, **options)
     union = 2 * (p + t - i) if jaccard else p + t
-    return reduced(1 - (2 * i + smooth_nr) / (union + smooth_dr), reduction, weight)
+    return reduced(one_minus(2 * i + smooth_nr, union + smooth_dr), reduction, weight)
 
 
 def tversky_loss(
@@ -293,8 +299,8 @@ def tversky_loss(
 ) -> Tensor:
     """(1 - (I + nr) / (I + alpha FP + beta FN + dr)) ** gamma."""
     i, p, t = counted_sums(input, target, include_background, batch, **options)
-    index = (i + smooth_nr) / (i + alpha * (p - i) + beta * (t - i) + smooth_dr)
-    return reduced((1 - index) ** gamma, reduction, weight)
+    sizes = i + alpha * (p - i) + beta * (t - i)
+    return reduced(one_minus(i + smooth_nr, sizes + smooth_dr, gamma), reduction, weight)
 
 
 def volume_weights(volumes: list[float], w_type: str) -> list[float]:
@@ -320,8 +326,7 @@ def generalized_dice_loss(
     i, p, t = counted_sums(input, target, include_background, batch, **options)
     volumes = t.detach().reshape(-1, t.shape[-1]).tolist()
     w = torch.tensor([volume_weights(sample, w_type) for sample in volumes], dtype=torch.float64).reshape(t.shape)
-    score = (2 * (w * i).sum(-1) + smooth_nr) / ((w * (p + t)).sum(-1) + smooth_dr)
-    return reduced(1 - score, reduction)
+    return reduced(one_minus(2 * (w * i).sum(-1) + smooth_nr, (w * (p + t)).sum(-1) + smooth_dr), reduction)
 
 
 def softplus(x: Tensor) -> Tensor:

@@ -102,6 +102,7 @@ LOSSES = {
     "focal, sigmoid": (segloss.focal_loss, "labels", {**WEIGHT, **IGNORED, **SIGMOID}),
     "focal, masks": (segloss.focal_loss, "masks", SIGMOID),
     "dice": (segloss.dice_loss, "labels", {**WEIGHT, **IGNORED}),
+    "dice without smoothing": (segloss.dice_loss, "labels", {**IGNORED, "smooth_nr": 0.0, "smooth_dr": 0.0}),
     "generalized dice": (segloss.generalized_dice_loss, "labels", IGNORED),
     "tversky": (segloss.tversky_loss, "labels", {**WEIGHT, **IGNORED, "alpha": 0.3, "gamma": 0.75}),
 }
