@@ -443,20 +443,27 @@ def _over_ranks(
     loss = _cross_entropy(input, target, weight, voxel_weight, dim, _SUM, *options, wide)
     if not log_probabilities:
         _warn_of_one_channel(op, input, dim)
-    num_classes = input.shape[dim if input.dim() > 1 else 0]
     if has_probabilities:
-        total = _total_voxel_weight(input, num_classes, voxel_weight)
+        total = _total_voxel_weight(input, dim, voxel_weight)
     else:
         voxel_weight = None if voxel_weight is None else voxel_weight.reshape(target.shape)
+        num_classes = input.shape[dim if input.dim() > 1 else 0]
         total = _total_weight(op, target, _detached(weight), voxel_weight, num_classes, ignore_index)
     loss, total = sum_over_ranks(process_group, loss.to(total.dtype), total)
     return _mean_or_sum(loss, total, "sum" if code == _SUM else "mean", empty_zero).to(dtype)
 
 
-def _total_voxel_weight(input: Tensor, num_classes: int, voxel_weight: Tensor | None) -> Tensor:
+def _total_voxel_weight(input: Tensor, dim: int, voxel_weight: Tensor | None) -> Tensor:
     if voxel_weight is None:
-        return input.new_full((), input.numel() // num_classes, dtype=torch.float64)
+        return input.new_full((), _num_voxels(input, dim), dtype=torch.float64)
     return voxel_weight.sum(dtype=torch.float64)
+
+
+def _num_voxels(input: Tensor, dim: int) -> int:
+    """Of logits, which may have no class."""
+    sizes = list(input.shape)
+    del sizes[dim if len(sizes) > 1 else 0]
+    return math.prod(sizes)
 
 
 def _labels(op: str, input: Tensor, target: Tensor, dim: int) -> Tensor:

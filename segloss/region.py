@@ -19,6 +19,7 @@ from segloss.functional import (
     _check_types,
     _is_zero,
     _mean_or_sum,
+    _num_voxels,
     _result_dtype,
     _soft_stats,
 )
@@ -131,7 +132,9 @@ def soft_stats(
         0.1059
     """
     options = (dim, activation, ignore_index, True, False)
-    stats, _ = _walk("soft_stats", input, target, None, voxel_weight, *options, squared=squared, any_finite_target=True)
+    stats, *_ = _walk(
+        "soft_stats", input, target, None, voxel_weight, *options, squared=squared, any_finite_target=True
+    )
     dtype = torch.promote_types(input.dtype, torch.float32)
     return SoftStats(*(sums.to(dtype) for sums in stats))
 
@@ -187,7 +190,8 @@ def dice_loss(
             gradient. Default: 1e-5 both.
         ignore_index: label of the voxels that do not count. Default: -100.
         reduction: ``"mean"`` of the terms, their ``"sum"``, or ``"none"`` for the terms themselves: ``[N, C']``, with
-            ``batch`` ``[C']``, where C' classes have terms. Default: ``"mean"``.
+            ``batch`` ``[C']``, where C' classes have terms. The mean of an input without a voxel is nan, with zero
+            gradient. Default: ``"mean"``.
         dim: the class dimension of input. Default: 1.
         voxel_weight: a weight for each voxel, of the labels' shape; it multiplies the voxel's part of every sum.
             Voxels of weight 0 do not count. Without gradient. Default: 1.
@@ -219,9 +223,11 @@ def dice_loss(
     _check_flags(op, jaccard=jaccard)
     _check_numbers(op, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
     options = (dim, activation, ignore_index, include_background, batch, process_group)
-    stats, _ = _walk(op, input, target, weight, voxel_weight, *options, squared=squared, soft_label=soft_label)
+    stats, num_voxels, _ = _walk(
+        op, input, target, weight, voxel_weight, *options, squared=squared, soft_label=soft_label
+    )
     terms = _dice_terms(stats, jaccard, smooth_nr, smooth_dr)
-    return _reduced(terms, weight, reduction, batch, process_group).to(_result_dtype(input))
+    return _reduced(terms, weight, reduction, num_voxels, process_group).to(_result_dtype(input))
 
 
 def generalized_dice_loss(
@@ -276,12 +282,12 @@ def generalized_dice_loss(
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
     _check_numbers(op, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
     options = (dim, activation, ignore_index, include_background, batch, process_group)
-    stats, _ = _walk(op, input, target, None, voxel_weight, *options, soft_label=soft_label)
+    stats, num_voxels, _ = _walk(op, input, target, None, voxel_weight, *options, soft_label=soft_label)
     w = _volume_weights(stats.target, w_type)
     shared = 2 * (w * stats.intersection).sum(-1) + smooth_nr
     sizes = (w * (stats.prediction + stats.target)).sum(-1) + smooth_dr
     terms = _terms(1, shared, sizes, smooth_nr)
-    return _reduced(terms, None, reduction, batch, process_group).to(_result_dtype(input))
+    return _reduced(terms, None, reduction, num_voxels, process_group).to(_result_dtype(input))
 
 
 def tversky_loss(
@@ -340,10 +346,10 @@ def tversky_loss(
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
     _check_numbers(op, alpha=alpha, beta=beta, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
     options = (dim, activation, ignore_index, include_background, batch, process_group)
-    stats, _ = _walk(op, input, target, weight, voxel_weight, *options, soft_label=soft_label)
+    stats, num_voxels, _ = _walk(op, input, target, weight, voxel_weight, *options, soft_label=soft_label)
     errors = alpha * stats.fp + beta * stats.fn
     terms = _terms(1, stats.tp + smooth_nr, stats.tp + errors + smooth_dr, smooth_nr, gamma)
-    return _reduced(terms, weight, reduction, batch, process_group).to(_result_dtype(input))
+    return _reduced(terms, weight, reduction, num_voxels, process_group).to(_result_dtype(input))
 
 
 def dice_ce_loss(
@@ -382,8 +388,8 @@ def dice_ce_loss(
         lambda_dice, lambda_ce: the factors of the two terms. Default: 1 both.
         label_smoothing: in [0, 1], of the second term. With sigmoid, a target g becomes ``(1 - s) g + s / 2``.
             Default: 0.
-        empty: the second term's mean over no voxel, or over zero weights: ``"nan"`` as torch, or ``"zero"``. With both
-            its gradient is zero. Default: ``"nan"``.
+        empty: the second term's mean over no voxel that counts, or over zero weights, and the mean of both for an input
+            without a voxel: ``"nan"`` as torch, or ``"zero"``. With both the gradient is zero. Default: ``"nan"``.
         activation: ``"softmax"`` or ``"sigmoid"``; the second term needs logits. Default: ``"softmax"``.
         include_background: whether class 0 is among the terms of Dice; in cross entropy it always is. Default: True.
         weight: a weight for each class ``[C]``, in both terms. Default: 1.
@@ -540,7 +546,7 @@ def _dice_and(
     _check_flags(op, jaccard=jaccard)
     _check_numbers(op, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
     options = (dim, activation, ignore_index, include_background, batch, process_group)
-    stats, (loss, total) = _walk(
+    stats, num_voxels, (loss, total) = _walk(
         op,
         input,
         target,
@@ -553,7 +559,8 @@ def _dice_and(
         gamma=gamma,
         label_smoothing=label_smoothing,
     )
-    dice = _reduced(_dice_terms(stats, jaccard, smooth_nr, smooth_dr), weight, reduction, batch, process_group)
+    terms = _dice_terms(stats, jaccard, smooth_nr, smooth_dr)
+    dice = _reduced(terms, weight, reduction, num_voxels, process_group, empty_zero)
     loss = _mean_or_sum(loss, total, reduction, empty_zero)
     return (lambda_dice * dice + lambda_second * loss).to(_result_dtype(input))
 
@@ -577,8 +584,9 @@ def _walk(
     voxel_loss: bool = False,
     gamma: float = 0.0,
     label_smoothing: float = 0.0,
-) -> tuple[SoftStats, list[Tensor]]:
-    """The sums of the classes that count, [N, C'] or [C']; with `voxel_loss` that of the losses and of their weights.
+) -> tuple[SoftStats, int | Tensor, list[Tensor]]:
+    """The sums of the classes that count, [N, C'] or [C'], and the number of their voxels, a tensor where they are
+    those of all ranks; with `voxel_loss` the sums of the losses and of their weights, too.
 
     They are float64 where a kernel takes them, whatever input is, so that a loss is rounded once, when it is finished.
     """
@@ -611,12 +619,15 @@ def _walk(
         voxel_sums = sum_over_ranks(process_group, *voxel_sums) if voxel_loss else []
     if not include_background:
         sums = _without_background(op, sums)
+    num_voxels = _num_voxels(input, dim)
     if batch:
         sums = [each.sum(0) for each in sums]
-    if process_group is not None and (batch or voxel_loss):
-        shared = sum_over_ranks(process_group, *(sums if batch else []), *voxel_sums)
-        sums, voxel_sums = (shared[:3], shared[3:]) if batch else (sums, shared)
-    return SoftStats(*sums), voxel_sums
+    if process_group is not None and batch:
+        shared = sum_over_ranks(process_group, *sums, sums[0].new_full((), num_voxels), *voxel_sums)
+        return SoftStats(*shared[:3]), shared[3], shared[4:]
+    if process_group is not None and voxel_loss:
+        voxel_sums = sum_over_ranks(process_group, *voxel_sums)
+    return SoftStats(*sums), num_voxels, voxel_sums
 
 
 def _without_background(op: str, sums: list[Tensor]) -> list[Tensor]:
@@ -671,14 +682,33 @@ def _power(terms: Tensor, gamma: float) -> Tensor:
 
 
 def _reduced(
-    terms: Tensor, weight: Tensor | None, reduction: str, batch: bool, process_group: "ProcessGroup | None"
+    terms: Tensor,
+    weight: Tensor | None,
+    reduction: str,
+    num_voxels: int | Tensor,
+    process_group: "ProcessGroup | None",
+    empty_zero: bool = False,
 ) -> Tensor:
-    """The terms, their sum or their mean; without `batch` they are those of this rank's samples."""
+    """The terms, their sum or their mean; in a group those of this rank, unless `num_voxels` is a tensor, of all ranks.
+
+    The mean over no voxel is nan or 0, with a zero gradient, whatever the terms are.
+    """
     if weight is not None:
         terms = terms * weight[weight.shape[0] - terms.shape[-1] :].to(terms.dtype)
     if reduction == "none":
         return terms
-    if process_group is None or batch:
-        return terms.sum() if reduction == "sum" else terms.mean()
-    total, count = sum_over_ranks(process_group, terms.sum(), terms.new_full((), terms.numel()))
-    return total if reduction == "sum" else total / count
+    if process_group is None or isinstance(num_voxels, Tensor):
+        if reduction == "sum":
+            return terms.sum()
+        mean = terms.mean()
+    else:
+        counts = (terms.new_full((), terms.numel()), terms.new_full((), num_voxels))
+        total, count, num_voxels = sum_over_ranks(process_group, terms.sum(), *counts)
+        if reduction == "sum":
+            return total
+        mean = total / count
+    if not isinstance(num_voxels, Tensor):
+        if not torch.compiler.is_compiling() and num_voxels > 0:  # a graph would be tied to what is asked of sizes
+            return mean
+        num_voxels = terms.new_full((), num_voxels)
+    return torch.where(num_voxels == 0, 0.0 if empty_zero else torch.nan, mean)

@@ -24,6 +24,7 @@ WEIGHT = torch.tensor([0.3, 1.0, 2.5], dtype=torch.float64)
 IGNORED = {"ignore_index": 255}
 BATCH = {"batch": True}
 PARTS = {2: (1, 3), 4: (2, 1, 3, 1)}  # samples of each rank; those of rank 0 are all ignored
+NOTHING = (slice(0), (slice(None), slice(None), slice(0)))
 CLOSE = {"rtol": 0, "atol": 1e-10}
 
 CASES = {
@@ -110,6 +111,9 @@ def run_rank(rank, world_size, folder):
     got |= {f"{name}, slabs": step(CASES[name], *slab) for name in SLABS}
     got["probabilities"] = step(segloss.CrossEntropyLoss, part[0], probabilities(part[0]))
     got["accumulated"] = accumulated(*part)
+    rest = [each[:0] if rank == 0 else each for each in part]
+    got |= {f"{name}, without the first": step(make_loss, *rest) for name, make_loss in CASES.items()}
+    got["nothing"] = {name: losses_of_nothing(make_loss, *part) for name, make_loss in CASES.items()}
     logits, options = network()(part[0]), {**IGNORED, "process_group": dist.group.WORLD}
     got["empty"] = [
         segloss.cross_entropy(logits, 255 + 0 * part[1], **options, empty=empty) for empty in ("nan", "zero")
@@ -121,6 +125,12 @@ def run_rank(rank, world_size, folder):
     got["messages"] = {name: messages(CASES[name], *part) for name in CASES}
     torch.save(got, folder / f"{rank}.pt")
     dist.destroy_process_group()
+
+
+def losses_of_nothing(make_loss, images, labels):
+    """Of no sample, and of samples without a voxel."""
+    criterion = make_loss(process_group=dist.group.WORLD)
+    return [criterion(network()(images)[part], labels[part]).detach() for part in NOTHING]
 
 
 def compiled_step(images, labels):
@@ -197,6 +207,22 @@ def test_sums_over_uneven_micro_batches_divided_by_the_total_weight_are_the_mean
     assert_each_rank_got(got, "accumulated", segloss.total_weight(labels, WEIGHT, **IGNORED), gradients)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_a_rank_without_a_sample_takes_part(ranks, name):
+    (images, labels), got = ranks
+    first = PARTS[len(got)][0]
+    assert_each_rank_got(got, f"{name}, without the first", *expected(CASES[name], images[first:], labels[first:]))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ranks_that_are_all_empty_get_the_loss_of_an_empty_batch(ranks, name):
+    (images, labels), got = ranks
+    whole = [CASES[name]()(network()(images)[part], labels[part]) for part in NOTHING]
+    assert all(value.isnan() for value in whole) or "sum" in name
+    for rank in got:
+        torch.testing.assert_close(rank["nothing"][name], whole, **CLOSE, equal_nan=True)
+
+
 def test_the_mean_over_no_voxel_of_any_rank_is_what_empty_says(ranks):
     for rank in ranks[1]:
         assert rank["empty"][0].isnan()
@@ -227,7 +253,8 @@ def test_compile_is_one_graph(ranks):
 def test_only_sums_of_classes_cross_the_network(ranks, name):
     for rank in ranks[1]:
         assert rank["messages"][name]
-        assert max(rank["messages"][name]) <= 3 * 3 + 2  # three sums of three classes, a loss and its weight
+        # Three sums of three classes, the number of voxels, a loss and its weight.
+        assert max(rank["messages"][name]) <= 3 * 3 + 1 + 2
 
 
 # ---- what goes wrong ----

@@ -673,10 +673,10 @@ def test_a_float32_loss_of_an_image_is_the_float64_one(name, image):
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_samples_without_voxels_count_as_if_only_smoothed(name):
-    options = {"smooth_nr": 0.5, "smooth_dr": 2.0}
-    value, gradient = value_and_gradient(name, torch.zeros(2, 3, 0), torch.zeros(2, 0).long(), **options)
-    assert_close(value, torch.tensor(0.75))
+def test_samples_without_voxels_have_terms_as_if_only_smoothed(name):
+    options = {"smooth_nr": 0.5, "smooth_dr": 2.0, "reduction": "none"}
+    terms, gradient = value_and_gradient(name, torch.zeros(2, 3, 0), torch.zeros(2, 0).long(), **options)
+    assert_close(terms, torch.full_like(terms, 0.75))
     assert gradient.shape == (2, 3, 0)
 
 
