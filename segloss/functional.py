@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import _reduction
 
-from segloss._distributed import check_process_group, is_dtensor, sum_over_ranks
+from segloss._distributed import check_process_group, is_dtensor, shares_errors, sum_over_ranks, zero_sums
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -95,8 +95,10 @@ def cross_entropy(
             is zero. Default: ``"nan"``.
         process_group: the :class:`torch.distributed.ProcessGroup` whose ranks hold parts of the batch, of any sizes.
             Each rank gets the loss of the whole, and the mean of their gradients, as DistributedDataParallel takes it,
-            is the gradient of the whole. ``reduction="none"`` adds nothing up. None is this process alone. Default:
-            None.
+            is the gradient of the whole. ``reduction="none"`` adds nothing up. Input or target that one rank refuses
+            raises its error there and a RuntimeError that names the rank on the others, within seconds; but the others
+            wait for the group's timeout where an option or a type is refused, under torch.compile, and on a GPU whose
+            kernels report labels to a later call. None is this process alone. Default: None.
 
     Returns:
         A tensor of input's dtype (float32 for half types under autocast; promoted with the dtype of probabilities).
@@ -262,25 +264,32 @@ def focal_loss(
     _check_choice(op, "activation", activation, ("softmax", "sigmoid"))
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
     empty_zero = _is_zero(op, empty)
+    check_process_group(op, process_group)
     over_ranks = process_group is not None or is_dtensor(input)
     if activation == "softmax":
         code = _reduction.get_enum(reduction)
-        target = _labels(op, input, target, dim)
-        arguments = (input, target, weight, voxel_weight, dim, code, ignore_index, 0.0, False, empty_zero, gamma)
+        options = (weight, voxel_weight, dim, code, ignore_index, 0.0, False, empty_zero, gamma)
         if over_ranks and code != _NONE:
-            return _over_ranks(op, process_group, *arguments)
-        loss = _cross_entropy(*arguments, op)
+            return _over_ranks(op, process_group, input, target, *options, takes_probabilities=False)
+        loss = _cross_entropy(input, _labels(op, input, target, dim), *options, op)
         _warn_of_one_channel(op, input, dim)
         return loss
     if reduction == "none":
         loss = _sigmoid_focal(op, input, target, weight, voxel_weight, dim, ignore_index, gamma)
     else:
-        *_, losses, totals = _soft_stats(
-            op, input, target, weight, voxel_weight, dim, activation, False, ignore_index, True, gamma
-        )
+        refused: list[Exception] = []
+        try:
+            *_, losses, totals = _soft_stats(
+                op, input, target, weight, voxel_weight, dim, activation, False, ignore_index, True, gamma
+            )
+        except Exception as error:
+            if not shares_errors(process_group, input):
+                raise
+            refused.append(error)
+            losses = totals = zero_sums(input)
         loss, total = losses.sum(), totals.sum()
         if over_ranks:
-            loss, total = sum_over_ranks(process_group, loss, total)
+            loss, total = sum_over_ranks(op, process_group, refused, loss, total)
         loss = _mean_or_sum(loss, total, reduction, empty_zero)
     return loss.to(_result_dtype(input))
 
@@ -381,8 +390,8 @@ def total_weight(
         weight: a weight for each class ``[C]``, of any floating dtype. Default: 1, with no bound on the labels.
         ignore_index: label of the voxels that do not count. Default: -100.
         voxel_weight: a weight for each voxel, of target's shape. Default: 1.
-        process_group: the :class:`torch.distributed.ProcessGroup` over whose ranks it is added up; None is this
-            process alone. Default: None.
+        process_group: the :class:`torch.distributed.ProcessGroup` over whose ranks it is added up, with errors as
+            :func:`segloss.cross_entropy` shares them; None is this process alone. Default: None.
 
     Returns:
         A 0-dim float64 tensor (float32 on MPS), without gradient.
@@ -410,8 +419,15 @@ def total_weight(
     check_process_group(op, process_group)
     over_ranks = process_group is not None or is_dtensor(target)
     num_classes = _MOST_CLASSES if weight is None else weight.numel()
-    total = _total_weight(op, target, _detached(weight), _detached(voxel_weight), num_classes, ignore_index)
-    return sum_over_ranks(process_group, total)[0] if over_ranks else total
+    refused: list[Exception] = []
+    try:
+        total = _total_weight(op, target, _detached(weight), _detached(voxel_weight), num_classes, ignore_index)
+    except Exception as error:
+        if not shares_errors(process_group, target):
+            raise
+        refused.append(error)
+        total = zero_sums(target)
+    return sum_over_ranks(op, process_group, refused, total)[0] if over_ranks else total
 
 
 def _over_ranks(
@@ -428,28 +444,37 @@ def _over_ranks(
     log_probabilities: bool,
     empty_zero: bool,
     gamma: float = 0.0,
+    *,
+    takes_probabilities: bool = True,
 ) -> Tensor:
     """The operator's cross entropy of what the ranks hold together: their sums, divided by their total weights."""
     _check_types(op, input, target, weight, voxel_weight, ignore_index, dim)
     check_process_group(op, process_group)
-    has_probabilities = target.is_floating_point() and target.shape == input.shape
+    has_probabilities = takes_probabilities and target.is_floating_point() and target.shape == input.shape
     dtype = _result_dtype(input)
     if has_probabilities:
         dtype = torch.promote_types(dtype, target.dtype)
-    else:
-        target = _labels(op, input, target, dim)
     options = (ignore_index, label_smoothing, log_probabilities, empty_zero, gamma, op)
     wide = torch.promote_types(dtype, torch.float32)  # rounded once, when the loss is finished
-    loss = _cross_entropy(input, target, weight, voxel_weight, dim, _SUM, *options, wide)
-    if not log_probabilities:
-        _warn_of_one_channel(op, input, dim)
-    if has_probabilities:
-        total = _total_voxel_weight(input, dim, voxel_weight)
-    else:
-        voxel_weight = None if voxel_weight is None else voxel_weight.reshape(target.shape)
-        num_classes = input.shape[dim if input.dim() > 1 else 0]
-        total = _total_weight(op, target, _detached(weight), voxel_weight, num_classes, ignore_index)
-    loss, total = sum_over_ranks(process_group, loss.to(total.dtype), total)
+    refused: list[Exception] = []
+    try:
+        if not has_probabilities:
+            target = _labels(op, input, target, dim)
+        loss = _cross_entropy(input, target, weight, voxel_weight, dim, _SUM, *options, wide)
+        if not log_probabilities:
+            _warn_of_one_channel(op, input, dim)
+        if has_probabilities:
+            total = _total_voxel_weight(input, dim, voxel_weight)
+        else:
+            num_classes = input.shape[dim if input.dim() > 1 else 0]
+            voxel_weight = None if voxel_weight is None else voxel_weight.reshape(target.shape)
+            total = _total_weight(op, target, _detached(weight), voxel_weight, num_classes, ignore_index)
+    except Exception as error:
+        if not shares_errors(process_group, input):
+            raise
+        refused.append(error)
+        loss = total = zero_sums(input)
+    loss, total = sum_over_ranks(op, process_group, refused, loss.to(total.dtype), total)
     return _mean_or_sum(loss, total, "sum" if code == _SUM else "mean", empty_zero).to(dtype)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from segloss._distributed import check_process_group, is_dtensor, sum_over_ranks
+from segloss._distributed import check_process_group, is_dtensor, shares_errors, sum_over_ranks, zero_sums
 from segloss.functional import (
     _REDUCTIONS,
     Activation,
@@ -198,7 +198,8 @@ def dice_loss(
         process_group: the :class:`torch.distributed.ProcessGroup` whose ranks hold parts of the batch, of any sizes.
             Each rank gets the loss of the whole, and the mean of their gradients, as DistributedDataParallel takes it,
             is the gradient of the whole; with ``batch`` the parts may be of the same volumes, too. Without ``batch``,
-            ``reduction="none"`` gives the terms of this rank's samples. None is this process alone. Default: None.
+            ``reduction="none"`` gives the terms of this rank's samples. Errors are shared as by
+            :func:`segloss.cross_entropy`. None is this process alone. Default: None.
 
     Returns:
         A tensor of input's dtype (float32 for half types under autocast), rounded to it once.
@@ -223,11 +224,9 @@ def dice_loss(
     _check_flags(op, jaccard=jaccard)
     _check_numbers(op, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
     options = (dim, activation, ignore_index, include_background, batch, process_group)
-    stats, num_voxels, _ = _walk(
-        op, input, target, weight, voxel_weight, *options, squared=squared, soft_label=soft_label
-    )
+    stats, whole, _ = _walk(op, input, target, weight, voxel_weight, *options, squared=squared, soft_label=soft_label)
     terms = _dice_terms(stats, jaccard, smooth_nr, smooth_dr)
-    return _reduced(terms, weight, reduction, num_voxels, process_group).to(_result_dtype(input))
+    return _reduced(terms, weight, reduction, whole).to(_result_dtype(input))
 
 
 def generalized_dice_loss(
@@ -282,12 +281,12 @@ def generalized_dice_loss(
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
     _check_numbers(op, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
     options = (dim, activation, ignore_index, include_background, batch, process_group)
-    stats, num_voxels, _ = _walk(op, input, target, None, voxel_weight, *options, soft_label=soft_label)
+    stats, whole, _ = _walk(op, input, target, None, voxel_weight, *options, soft_label=soft_label)
     w = _volume_weights(stats.target, w_type)
     shared = 2 * (w * stats.intersection).sum(-1) + smooth_nr
     sizes = (w * (stats.prediction + stats.target)).sum(-1) + smooth_dr
     terms = _terms(1, shared, sizes, smooth_nr)
-    return _reduced(terms, None, reduction, num_voxels, process_group).to(_result_dtype(input))
+    return _reduced(terms, None, reduction, whole).to(_result_dtype(input))
 
 
 def tversky_loss(
@@ -346,10 +345,10 @@ def tversky_loss(
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
     _check_numbers(op, alpha=alpha, beta=beta, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
     options = (dim, activation, ignore_index, include_background, batch, process_group)
-    stats, num_voxels, _ = _walk(op, input, target, weight, voxel_weight, *options, soft_label=soft_label)
+    stats, whole, _ = _walk(op, input, target, weight, voxel_weight, *options, soft_label=soft_label)
     errors = alpha * stats.fp + beta * stats.fn
     terms = _terms(1, stats.tp + smooth_nr, stats.tp + errors + smooth_dr, smooth_nr, gamma)
-    return _reduced(terms, weight, reduction, num_voxels, process_group).to(_result_dtype(input))
+    return _reduced(terms, weight, reduction, whole).to(_result_dtype(input))
 
 
 def dice_ce_loss(
@@ -546,7 +545,7 @@ def _dice_and(
     _check_flags(op, jaccard=jaccard)
     _check_numbers(op, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
     options = (dim, activation, ignore_index, include_background, batch, process_group)
-    stats, num_voxels, (loss, total) = _walk(
+    stats, whole, (loss, total) = _walk(
         op,
         input,
         target,
@@ -560,9 +559,18 @@ def _dice_and(
         label_smoothing=label_smoothing,
     )
     terms = _dice_terms(stats, jaccard, smooth_nr, smooth_dr)
-    dice = _reduced(terms, weight, reduction, num_voxels, process_group, empty_zero)
+    dice = _reduced(terms, weight, reduction, whole, empty_zero)
     loss = _mean_or_sum(loss, total, reduction, empty_zero)
     return (lambda_dice * dice + lambda_second * loss).to(_result_dtype(input))
+
+
+class _Whole(NamedTuple):
+    """What sums are of."""
+
+    op: str
+    process_group: "ProcessGroup | None"
+    num_voxels: int | Tensor  # of this rank, or, a tensor, of all ranks, whose sums they are then
+    refused: list[Exception]  # see sum_over_ranks
 
 
 def _walk(
@@ -584,9 +592,9 @@ def _walk(
     voxel_loss: bool = False,
     gamma: float = 0.0,
     label_smoothing: float = 0.0,
-) -> tuple[SoftStats, int | Tensor, list[Tensor]]:
-    """The sums of the classes that count, [N, C'] or [C'], and the number of their voxels, a tensor where they are
-    those of all ranks; with `voxel_loss` the sums of the losses and of their weights, too.
+) -> tuple[SoftStats, _Whole, list[Tensor]]:
+    """The sums of the classes that count, [N, C'] or [C'], and what they are of; with `voxel_loss` the sums of the
+    losses and of their weights, too.
 
     They are float64 where a kernel takes them, whatever input is, so that a loss is rounded once, when it is finished.
     """
@@ -597,37 +605,53 @@ def _walk(
     check_process_group(op, process_group)
     _check_choice(op, "activation", activation, ("softmax", "sigmoid", None))
     is_sharded = is_dtensor(input)
-    *sums, losses, totals = _soft_stats(
-        op,
-        input,
-        target,
-        weight,
-        voxel_weight,
-        dim,
-        activation or "none",
-        squared,
-        ignore_index,
-        voxel_loss,
-        gamma,
-        label_smoothing,
-        soft_label,
-        any_finite_target,
-    )
+    refused: list[Exception] = []
+    try:
+        *sums, losses, totals = _soft_stats(
+            op,
+            input,
+            target,
+            weight,
+            voxel_weight,
+            dim,
+            activation or "none",
+            squared,
+            ignore_index,
+            voxel_loss,
+            gamma,
+            label_smoothing,
+            soft_label,
+            any_finite_target,
+        )
+    except Exception as error:
+        num_classes = _num_classes(input, dim)
+        if num_classes is None or not shares_errors(process_group, input):
+            raise
+        refused.append(error)
+        sums, losses, totals = [zero_sums(input, 1, num_classes)] * 3, zero_sums(input, 1), zero_sums(input, 1)
     voxel_sums = [losses.sum(), totals.sum()] if voxel_loss else []
     if is_sharded:
-        sums = sum_over_ranks(process_group, *sums)
-        voxel_sums = sum_over_ranks(process_group, *voxel_sums) if voxel_loss else []
+        sums = sum_over_ranks(op, process_group, refused, *sums)
+        voxel_sums = sum_over_ranks(op, process_group, refused, *voxel_sums) if voxel_loss else []
     if not include_background:
         sums = _without_background(op, sums)
     num_voxels = _num_voxels(input, dim)
     if batch:
         sums = [each.sum(0) for each in sums]
     if process_group is not None and batch:
-        shared = sum_over_ranks(process_group, *sums, sums[0].new_full((), num_voxels), *voxel_sums)
-        return SoftStats(*shared[:3]), shared[3], shared[4:]
+        counts = sums[0].new_full((), num_voxels)
+        shared = sum_over_ranks(op, process_group, refused, *sums, counts, *voxel_sums)
+        return SoftStats(*shared[:3]), _Whole(op, process_group, shared[3], refused), shared[4:]
     if process_group is not None and voxel_loss:
-        voxel_sums = sum_over_ranks(process_group, *voxel_sums)
-    return SoftStats(*sums), num_voxels, voxel_sums
+        voxel_sums = sum_over_ranks(op, process_group, refused, *voxel_sums)
+    return SoftStats(*sums), _Whole(op, process_group, num_voxels, refused), voxel_sums
+
+
+def _num_classes(input: Tensor, dim: int) -> int | None:
+    """None where `dim` is no dimension of input."""
+    if input.dim() < 2:
+        return input.shape[0] if input.dim() == 1 else None
+    return input.shape[dim] if -input.dim() <= dim < input.dim() else None
 
 
 def _without_background(op: str, sums: list[Tensor]) -> list[Tensor]:
@@ -681,21 +705,14 @@ def _power(terms: Tensor, gamma: float) -> Tensor:
     return torch.where(terms <= least, 0.0**gamma, terms.clamp_min(least) ** gamma)
 
 
-def _reduced(
-    terms: Tensor,
-    weight: Tensor | None,
-    reduction: str,
-    num_voxels: int | Tensor,
-    process_group: "ProcessGroup | None",
-    empty_zero: bool = False,
-) -> Tensor:
-    """The terms, their sum or their mean; in a group those of this rank, unless `num_voxels` is a tensor, of all ranks.
-
-    The mean over no voxel is nan or 0, with a zero gradient, whatever the terms are.
-    """
-    if weight is not None:
+def _reduced(terms: Tensor, weight: Tensor | None, reduction: str, whole: _Whole, empty_zero: bool = False) -> Tensor:
+    """The terms, their sum or their mean. That over no voxel is nan or 0, with a zero gradient, whatever they are."""
+    op, process_group, num_voxels, refused = whole
+    if weight is not None and not refused:
         terms = terms * weight[weight.shape[0] - terms.shape[-1] :].to(terms.dtype)
     if reduction == "none":
+        if refused:
+            raise refused.pop()
         return terms
     if process_group is None or isinstance(num_voxels, Tensor):
         if reduction == "sum":
@@ -703,7 +720,7 @@ def _reduced(
         mean = terms.mean()
     else:
         counts = (terms.new_full((), terms.numel()), terms.new_full((), num_voxels))
-        total, count, num_voxels = sum_over_ranks(process_group, terms.sum(), *counts)
+        total, count, num_voxels = sum_over_ranks(op, process_group, refused, terms.sum(), *counts)
         if reduction == "sum":
             return total
         mean = total / count
