@@ -29,8 +29,9 @@ test-isas: .venv/.built
 		SEGLOSS_ISA=$$isa $(PYTEST) $(NUMBERS:%=tests/test_%.py) || exit 1; \
 	done
 
-# The C kernels by clang's libFuzzer, a minute for each family.
-fuzz: .venv/.installed
+# Targets of any shape, dtype and value; then the C kernels by clang's libFuzzer, a minute for each family.
+fuzz: .venv/.built
+	SEGLOSS_FUZZ_EXAMPLES=10000 $(PYTEST) tests/test_target_fuzz.py
 	$(BIN)/python tests/fuzz_kernels.py --seconds 60
 
 # libstdc++ comes after libasan, or the first C++ exception aborts. Python itself leaks at exit. A sanitizer ends the process:

@@ -107,6 +107,14 @@ class Refused(Exception):
         self.classes = classes
 
 
+def fits(target: Tensor, x: Tensor) -> bool:
+    try:
+        shape_of(target, x)
+    except Refused:
+        return False
+    return True
+
+
 def shape_of(target: Tensor, x: Tensor) -> str:
     """Which of the table's shapes a target has, with the classes in dimension 1."""
     batch, num_classes, *spatial = x.shape
@@ -139,6 +147,12 @@ def are_probabilities(values: Tensor, computed_in: torch.dtype, any_finite: bool
     return (rounded >= low) & (rounded <= high)
 
 
+def is_one_hot(values: Tensor) -> bool:
+    """Along dimension 1."""
+    numbers = values if values.is_floating_point() else values.to(torch.int64)
+    return bool(((numbers == 0) | (numbers == 1)).all()) and bool((numbers.sum(1) == 1).all())
+
+
 def canonical(meaning: str, x: Tensor, target: Tensor, ignore_index: int, are_some: Call, weightless: Tensor) -> Tensor:
     """int64 labels [N, *], masks or probabilities [N, C, *]; Refused where a value does not fit.
 
@@ -149,10 +163,10 @@ def canonical(meaning: str, x: Tensor, target: Tensor, ignore_index: int, are_so
     if meaning == "labels":
         return canonical_labels(target, x.shape[1], ignore_index).reshape(x[:, 0].shape)
     if meaning == "one-hot":
-        values = target.to(torch.int64)
-        if not (((values == 0) | (values == 1)).all() and (values.sum(1) == 1).all()):
+        if not is_one_hot(target):
             raise Refused(RuntimeError)
-        return values.argmax(1)
+        labels = target.to(torch.int64).argmax(1)
+        return labels.masked_fill(labels == ignore_index, -100)
     values = target.reshape(x.shape)
     if target.is_floating_point():
         weightless = weightless.unsqueeze(1)
@@ -209,19 +223,14 @@ METRICS: dict[str, Call] = {
 }
 
 
-def is_one_hot(values: Tensor) -> bool:
-    """Along dimension 1."""
-    integers = values.to(torch.int64)
-    return bool((((integers == 0) | (integers == 1)).all() and (integers.sum(1) == 1).all()).item())
-
-
 def scores(name: str, pairs: list[tuple[int, int]], num_classes: int) -> Tensor:
     """Of (label, prediction) of every voxel that counts."""
-    labels, predictions = (torch.tensor(values, dtype=torch.int64) for values in zip(*pairs, strict=True) or ((), ()))
+    labels, predictions = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).unbind(1)
     if name == "accuracy":
         return (labels == predictions).double().mean()
     if name == "confusion_matrix":
-        return torch.tensor(reference.confusion_matrix(predictions, labels, num_classes, -(2**62), dim=0))
+        matrix = reference.confusion_matrix(predictions, labels, num_classes, -(2**62), dim=0)
+        return torch.tensor(matrix).reshape(num_classes, num_classes)
     return torch.tensor(getattr(reference, name)(predictions, labels, num_classes, -(2**62), dim=0))
 
 
@@ -284,10 +293,6 @@ def score_of_logits(name: str, x: Tensor, target: Tensor, num_classes: int | Non
     what = "one-hot" if shape_of(target, x) == "`[N,C,*]`" else "labels"
     if num_classes not in (None, x.shape[1]):
         raise Refused(ValueError)
-    if what == "one-hot" and target.is_floating_point():
-        if not (((target == 0) | (target == 1)).all() and is_one_hot(target)):
-            raise Refused(RuntimeError)
-        target = target.to(torch.int64)
     labels = canonical(what, x, target, ignore_index, are_probabilities, torch.tensor(False))
     return scores(name, reference.label_pairs(x, labels, -100), x.shape[1])
 
@@ -299,7 +304,7 @@ def score_of_maps(name: str, input: Tensor, target: Tensor, num_classes: int | N
             raise Refused(RuntimeError, ValueError)
     elif input.shape != target.shape:
         raise Refused(RuntimeError, ValueError)
-    elif num_classes is None and input.dim() > 1 and input.shape[1] > 1 and not target.is_floating_point():
+    elif num_classes is None and input.dim() > 1 and input.shape[1] > 1:
         both_are_bool = input.dtype == target.dtype == torch.bool
         if both_are_bool or (is_one_hot(input) and is_one_hot(target)):
             raise Refused(RuntimeError)

@@ -10,7 +10,7 @@ from collections import Counter
 import meaning
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from meaning import DTYPES, EVERY_LOSS, FLOATING, LOSSES, Refused
 from tolerances import assert_close
@@ -43,7 +43,7 @@ def filled(draw, shape, dtype, choices):
 
 
 @st.composite
-def targets(draw, sizes, num_classes):
+def targets(draw, sizes, num_classes, kinds):
     """Of a shape that fits, usually; of values that fit one of its meanings, usually."""
     batch, *spatial = sizes
     shapes = [(batch, *spatial), (batch, 1, *spatial), (batch, num_classes, *spatial)]
@@ -54,7 +54,7 @@ def targets(draw, sizes, num_classes):
         spatial,
     ]
     shape = draw(st.sampled_from(shapes if draw(st.integers(0, 7)) else strange_shapes))
-    dtype = draw(st.sampled_from(DTYPES[draw(st.sampled_from(["integer", "floating"]))]))
+    dtype = draw(st.sampled_from(DTYPES[draw(st.sampled_from(kinds))]))
     if draw(st.booleans()) and tuple(shape) == shapes[2] and num_classes > 1 and not dtype.is_floating_point:
         labels = filled(draw, shapes[0], torch.int64, range(num_classes if dtype != torch.bool else 2))
         return torch.nn.functional.one_hot(labels, num_classes).movedim(-1, 1).to(dtype)
@@ -67,15 +67,15 @@ def targets(draw, sizes, num_classes):
 
 
 @st.composite
-def tensors(draw, dtypes=FLOATING):
+def tensors(draw, kinds=("integer", "floating")):
     """Sizes, the number of classes, the input's dtype, a target and voxel weights."""
     sizes = (draw(st.integers(1, 2)), *draw(st.sampled_from([(), (1,), (3,), (5,), (2, 2)])))
     num_classes = draw(st.sampled_from([1, 1, 2, 3, 3, 4]))
-    dtype = draw(st.sampled_from(dtypes))
+    dtype = draw(st.sampled_from(FLOATING))
     voxel_weight = None
     if draw(st.integers(0, 3)) == 0:
         voxel_weight = filled(draw, sizes, torch.float32, [0.0, 0.5, 1.0, 2.0])
-    return sizes, num_classes, dtype, draw(targets(sizes, num_classes)), voxel_weight
+    return sizes, num_classes, dtype, draw(targets(sizes, num_classes, kinds)), voxel_weight
 
 
 def outcome(call, expected, dtype):
@@ -102,6 +102,7 @@ def loss_cases(draw):
     ignore_index = draw(st.sampled_from([-100, -100, 255, -1, 0, 1, 2]))
     torch.manual_seed(draw(st.integers(0, 10**6)))
     x = meaning.logits_for(name, (batch, num_classes, *spatial), dtype)
+    assume("DeepSupervision" not in name or meaning.fits(target, x))  # it subsamples a larger target
     return column, name, x, target, ignore_index, voxel_weight
 
 
@@ -116,6 +117,49 @@ def test_a_loss_of_any_target_is_the_references_or_an_error():
         options = {"ignore_index": ignore_index, "voxel_weight": voxel_weight}
         dtype = torch.float32 if x.dtype == torch.float64 else x.dtype  # sums of float32 weights, DeepSupervision's too
         outcomes[outcome(lambda: call(x, target, **options), lambda: meaning.expected_of(*case), dtype)] += 1
+
+    check()
+    assert outcomes["value"] > outcomes.total() / 3, outcomes
+
+
+# ---- metrics ----
+
+
+@st.composite
+def metric_cases(draw):
+    """Logits, or a map or masks of any integer dtype, and a target."""
+    name = draw(st.sampled_from(list(meaning.METRICS)))
+    (batch, *spatial), num_classes, _, target, _ = draw(tensors(kinds=["integer", "integer", "integer", "floating"]))
+    assume(target.dim() > 0)  # of one voxel, as of input [C]
+    kind = draw(st.sampled_from(["logits", "map", "map", "masks"]))
+    shapes = [(batch, *spatial), (batch, 1, *spatial)] if kind == "map" else [(batch, num_classes, *spatial)]
+    is_pair = kind != "logits" and draw(st.integers(0, 3))
+    shape = tuple(target.shape) if is_pair else draw(st.sampled_from(shapes))
+    if kind == "logits":
+        torch.manual_seed(draw(st.integers(0, 10**6)))
+        input = torch.randn(shape)
+    elif kind == "masks" and draw(st.booleans()) and not target.is_floating_point():
+        input = target.roll(1, 0)  # one-hot where target is
+    else:
+        dtype = draw(st.sampled_from(DTYPES["integer"]))
+        strange = [[0, 1, 2, 255, 70000]] if draw(st.integers(0, 3)) == 0 else []
+        input = filled(draw, shape, dtype, draw(st.sampled_from([[0, 1], range(num_classes), *strange])))
+    masks = name != "confusion_matrix" and draw(st.integers(0, 2)) == 0
+    classes = draw(st.sampled_from([None] * 6 + [num_classes, 4, 300]))
+    return name, input, target, classes, draw(st.sampled_from([-100, -100, 255, -1, 0, 1])), masks
+
+
+def test_a_metric_of_any_target_is_the_references_or_an_error():
+    outcomes = Counter()
+
+    @FUZZING
+    @given(metric_cases())
+    def check(case):
+        name, input, target, num_classes, ignore_index, masks = case
+        options = {"ignore_index": ignore_index, **({"masks": True} if masks else {})}
+        call = meaning.METRICS[name]
+        expected = lambda: meaning.expected_of_metric(*case)  # noqa: E731
+        outcomes[outcome(lambda: call(input, target, num_classes, **options), expected, torch.float32)] += 1
 
     check()
     assert outcomes["value"] > outcomes.total() / 3, outcomes

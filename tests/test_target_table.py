@@ -5,7 +5,7 @@ import math
 import meaning
 import pytest
 import torch
-from meaning import DTYPES, EVERY_LOSS, LOSS_ROWS, LOSSES, Refused
+from meaning import DTYPES, EVERY_LOSS, LOSS_ROWS, LOSSES, METRIC_ROWS, METRICS, Refused
 from tolerances import assert_close
 
 import segloss
@@ -31,8 +31,7 @@ def target_for(what, row, dtype):
     if dtype.is_floating_point and what in ("masks", "probabilities"):
         return torch.rand(shape).to(dtype)
     if what == "one-hot":
-        labels = torch.randint(2 if dtype == torch.bool else num_classes, (2, 5))
-        return torch.nn.functional.one_hot(labels, num_classes).movedim(-1, 1).to(dtype)
+        return one_hot(torch.randint(num_classes, (2, 5)), num_classes, dtype)
     largest = 2 if what == "masks" else min(num_classes, 2) if dtype == torch.bool else num_classes
     return torch.randint(largest, shape).to(dtype)
 
@@ -48,6 +47,49 @@ def test_a_target_means_what_the_table_says(column, name, row):
                 call(x, target)
         else:
             assert_close(call(x, target), meaning.expected_of(column, name, x, target), torch.float32)
+
+
+def one_hot(labels, num_classes, dtype):
+    return torch.nn.functional.one_hot(labels, num_classes).movedim(-1, 1).to(dtype)
+
+
+def input_and_target(row, dtype):
+    """Of a cell of the metrics' table."""
+    num_classes = 2 if dtype == torch.bool else 3
+    labels = torch.randint(num_classes, (2, 5))
+    inputs = {
+        "logits": lambda: torch.randn(2, num_classes, 5),
+        "logits of one channel": lambda: torch.randn(2, 1, 5),
+        "label map": lambda: torch.randint(num_classes, (2, 1, 5)).to(torch.uint8),
+        "one-hot": lambda: one_hot(labels.roll(1), num_classes, dtype),
+        "bool `[N,C,*]`": lambda: torch.rand(2, 3, 5) < 0.5,
+    }
+    targets = {
+        "`[N,*]`": lambda: labels.to(dtype),
+        "`[N,1,*]`": lambda: labels.unsqueeze(1).to(dtype),
+        "`[N,C,*]`": lambda: one_hot(labels, num_classes, dtype),
+        "any": lambda: labels.to(dtype),
+        "label map": lambda: labels.to(dtype),
+        "one-hot": lambda: one_hot(labels, num_classes, dtype),
+        "bool `[N,C,*]`": lambda: torch.rand(2, 3, 5) < 0.5,
+    }
+    return inputs[row["input"]](), targets[row["target"]]()
+
+
+@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("row", METRIC_ROWS, ids=[" ".join(row.values()) for row in METRIC_ROWS])
+def test_a_metrics_target_means_what_the_table_says(row, name):
+    dtypes = DTYPES["integer"] + DTYPES["floating"] if row["dtype"] == "any" else DTYPES[row["dtype"]]
+    for dtype in dtypes:
+        input, target = input_and_target(row, dtype)
+        if row["meaning"] == "error":
+            with pytest.raises(RuntimeError, match=r"\w+: expected .*[Gg]ot "):
+                METRICS[name](input, target)
+            with pytest.raises(Refused):
+                meaning.expected_of_metric(name, input, target, None, -100, masks=False)
+        else:
+            expected = meaning.expected_of_metric(name, input, target, None, -100, masks=False)
+            assert_close(METRICS[name](input, target), expected, torch.float32)
 
 
 # ---- values that do not fit the meaning ----
