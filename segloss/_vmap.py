@@ -66,6 +66,16 @@ def _sum_each(values: Tensor) -> Tensor:
 # ---- cross entropy: each member has a denominator of its own ----
 
 
+def _is_labels(target: Tensor, input: Tensor) -> bool:
+    """Else class probabilities."""
+    return not (target.is_floating_point() and target.shape == input.shape)
+
+
+def _of_the_loss_shape(target: Tensor, input: Tensor) -> Tensor:
+    """A label [1] of logits [C] as []: logits that have no batch."""
+    return target.flatten() if input.ndim == 2 and _is_labels(target, input) else target
+
+
 @_rule(_ops.cross_entropy_forward.default)
 def _cross_entropy_forward(
     input: Tensor,
@@ -84,7 +94,7 @@ def _cross_entropy_forward(
     op: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     options = (ignore_index, label_smoothing, gamma, log_probabilities)
-    arguments = (input, target, weight, voxel_weight)
+    arguments = (input, _of_the_loss_shape(target, input), weight, voxel_weight)
     loss, *_ = _ops.cross_entropy_forward(*arguments, dim + 1, _NONE, *options, empty_zero, False, dtype, op)
     total_weight = _total_weights(*arguments, dim + 1, ignore_index, torch.promote_types(dtype, torch.float32), op)
     if reduction != _NONE:
@@ -110,7 +120,7 @@ def _total_weights(
     op: str,
 ) -> Tensor:
     """Of each member: the sum of its losses where each log probability is -1, with labels."""
-    if target.is_floating_point() and target.shape == input.shape:
+    if not _is_labels(target, input):
         voxels = input.select(dim, 0)
         return _sum_each(voxels.new_ones(()).expand_as(voxels) if voxel_weight is None else voxel_weight)
     log_p = input.new_full((), -1.0, dtype=dtype).expand_as(input)
@@ -130,11 +140,12 @@ def _cross_entropy_backward(
     reduction: int,
     *options: Any,
 ) -> Tensor:
+    target = _of_the_loss_shape(target, input)
     if reduction == _MEAN:
         grad_loss = torch.where(total_weight == 0, 0.0, grad_loss / total_weight)
     if reduction != _NONE:
-        voxels = input.select(dim + 1, 0)
-        grad_loss = grad_loss.view(-1, *[1] * (voxels.ndim - 1)).expand_as(voxels)
+        losses = target if _is_labels(target, input) else input.select(dim + 1, 0)
+        grad_loss = grad_loss.view(-1, *[1] * (losses.ndim - 1)).expand_as(losses)
     arguments = (input, target, weight, voxel_weight, total_weight.new_ones(()))
     gradient: Tensor = _ops.cross_entropy_backward(grad_loss, *arguments, dim + 1, _NONE, *options)
     return gradient

@@ -11,8 +11,10 @@
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/utils/pybind.h>
 
 #include <algorithm>
+#include <memory>
 #include <mutex>
 #include <utility>
 
@@ -52,6 +54,36 @@ private:
     std::vector<torch::autograd::SavedVariable> saved_;
     BackwardPass backward_;
 };
+
+// A level of torch.func for one derivative, as torch.func.vjp makes it. In a backward pass under torch.func the levels
+// of what was saved may be over, and vmap hides its tensors from autograd: no operator would record there. From Python,
+// as the headers of these functions include one that torch's wheels lack.
+class FuncLevel {
+public:
+    FuncLevel() : level_(call<int64_t>("_grad_increment_nesting")) {}
+    ~FuncLevel() { call<int64_t>("_grad_decrement_nesting"); }
+    FuncLevel(const FuncLevel&) = delete;
+    FuncLevel& operator=(const FuncLevel&) = delete;
+
+    Tensor wrap(const Tensor& tensor) const { return call<Tensor>("_wrap_for_grad", tensor, level_); }
+    Tensor unwrap(const Tensor& tensor) const { return call<Tensor>("_unwrap_for_grad", tensor, level_); }
+
+private:
+    template <typename Result, typename... Arguments>
+    static Result call(const char* name, const Arguments&... arguments) {
+        const pybind11::gil_scoped_acquire gil;
+        const auto function = pybind11::module_::import("torch._C._functorch").attr(name);
+        return function(arguments...).template cast<Result>();
+    }
+
+    int64_t level_;
+};
+
+// Whether an operator that is called here goes through a torch.func transform: not within one that a transform runs.
+bool calls_func() {
+    const auto keys = c10::impl::tls_local_dispatch_key_set();
+    return (keys.included_ - keys.excluded_).has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
+}
 
 } // namespace
 
@@ -106,11 +138,16 @@ void record(const char* name, const variable_list& results, const variable_list&
 variable_list composite_gradients(const Composite& composite, const variable_list& arguments,
                                   const variable_list& grads) {
     const bool create_graph = at::GradMode::is_enabled();
+    const auto level = calls_func() ? std::make_unique<FuncLevel>() : nullptr; // takes the caller's grad mode with it
     at::AutoGradMode enable(true);
-    variable_list aliases; // so that hooks on the caller's tensors do not run twice
+    const auto alias = [&](const Tensor& argument) { // so that hooks on the caller's tensors do not run twice
+        const auto own = level ? level->wrap(argument) : argument.view_as(argument);
+        return own.requires_grad() ? own : own.set_requires_grad(argument.requires_grad());
+    };
+    variable_list aliases;
     variable_list sources;
     for (const auto& argument : arguments) {
-        aliases.push_back(argument.defined() ? argument.view_as(argument) : Tensor());
+        aliases.push_back(argument.defined() ? alias(argument) : Tensor());
         if (aliases.back().defined() && aliases.back().requires_grad()) {
             sources.push_back(aliases.back());
         }
@@ -128,8 +165,12 @@ variable_list composite_gradients(const Composite& composite, const variable_lis
                                                  create_graph, /*allow_unused=*/true);
     variable_list by_argument(arguments.size());
     auto next = gradients.begin();
-    std::transform(aliases.begin(), aliases.end(), by_argument.begin(),
-                   [&](const Tensor& alias) { return alias.defined() && alias.requires_grad() ? *next++ : Tensor(); });
+    for (size_t k = 0; k < arguments.size(); ++k) {
+        if (aliases[k].defined() && aliases[k].requires_grad()) {
+            by_argument[k] = level && next->defined() ? level->unwrap(*next) : *next;
+            ++next;
+        }
+    }
     return by_argument;
 }
 

@@ -67,19 +67,19 @@ Tensor log_odds_against(const Tensor& input, const Tensor& labels, int64_t dim) 
     return value + (carrier - constant.masked_fill(constant.isposinf(), 0));
 }
 
+// log(1 + exp(x)), to the last digit of a double: what a log_sigmoid is, whose derivatives under vmap warn.
+Tensor log1p_exp(const Tensor& x) { return at::softplus(x, /*beta=*/1, /*threshold=*/40); }
+
 // nll * (1 - p)^gamma, from log(1 - p) - log p. Where p = exp(-nll) is 0 that power is 1 and its derivatives are 0, but
 // their products with nll, which may overflow or be infinite, would be nan.
 Tensor focal(const Tensor& nll, const Tensor& odds_against, double gamma) {
     if (gamma == 0) {
         return nll;
     }
-    const auto power = (at::log_sigmoid(odds_against) * gamma).exp(); // derivatives are finite at p = 1
+    const auto power = (log1p_exp(odds_against.neg()) * -gamma).exp(); // derivatives are finite at p = 1
     const auto p_is_zero = nll.gt(746); // the largest whose exp(-nll) is not 0 in float64 is 745.1
     return at::where(p_is_zero, nll, nll.masked_fill(p_is_zero, 0) * power);
 }
-
-// log(1 + exp(x)), to the last digit of a double.
-Tensor log1p_exp(const Tensor& x) { return at::softplus(x, /*beta=*/1, /*threshold=*/40); }
 
 // -log p_c of every class, p = softmax(input). Only the largest p can be so near to 1 that log_softmax loses digits.
 Tensor negative_log_softmax(const Tensor& input, int64_t dim) {
@@ -121,7 +121,7 @@ VoxelLosses probability_losses(const Voxels& voxels, bool log_probabilities, con
 }
 
 // -log p, p = sigmoid(x), or the focal loss of it.
-Tensor loss_of_ones(const Tensor& x, double gamma) { return focal(at::log_sigmoid(x).neg(), x.neg(), gamma); }
+Tensor loss_of_ones(const Tensor& x, double gamma) { return focal(log1p_exp(x.neg()), x.neg(), gamma); }
 
 // Of targets g.
 Tensor binary_loss(const Tensor& x, const Tensor& g, double gamma) {
