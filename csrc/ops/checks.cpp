@@ -155,12 +155,6 @@ std::string mend(const SymShape& input, const SymShape& target, int64_t dim) {
     TORCH_CHECK(false, message);
 }
 
-// The label at a flat position, as a message gives it.
-std::string label_text(const Tensor& labels, int64_t flat) {
-    const auto label = labels.flatten()[flat].item();
-    return label.isUnsigned() ? std::to_string(label.toUInt64()) : c10::str(label);
-}
-
 } // namespace
 
 int64_t first_true(const Tensor& mask) { return mask.flatten().to(at::kByte).argmax().item<int64_t>(); }
@@ -172,6 +166,11 @@ std::vector<int64_t> index_of(int64_t flat, at::IntArrayRef sizes) {
         flat /= sizes[d];
     }
     return index;
+}
+
+std::string label_text(const Tensor& labels, int64_t flat) {
+    const auto label = labels.flatten()[flat].item();
+    return label.isUnsigned() ? std::to_string(label.toUInt64()) : c10::str(label);
 }
 
 int64_t class_dim(const std::string& op, const Tensor& input, int64_t dim) {

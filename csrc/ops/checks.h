@@ -65,6 +65,9 @@ int64_t first_true(const Tensor& mask);
 
 std::vector<int64_t> index_of(int64_t flat, at::IntArrayRef sizes);
 
+// The label, or number, at a flat position, as a message gives it.
+std::string label_text(const Tensor& labels, int64_t flat);
+
 // Raises if a floating label is not integral.
 void check_integral_labels(const std::string& op, const Tensor& labels);
 

@@ -165,10 +165,10 @@ Voxels read_voxels(const std::string& op, const Tensor& input, const Tensor& tar
         voxels.input = voxels.input.masked_fill(*voxels.ignored, 0); // no nan from voxels that do not count
         voxels.target = voxels.target.masked_fill(*voxels.ignored, 0);
     }
-    if (ranges.target.low < ranges.target.high) {
+    if (is_asked(ranges.target)) {
         voxels.target = voxels.target + check_range(op, "target", voxels.target.detach(), ranges.target);
     }
-    if (ranges.logits.low < ranges.logits.high) {
+    if (is_asked(ranges.logits)) {
         voxels.input = voxels.input + check_range(op, "input", voxels.input.detach(), ranges.logits);
     }
     if (kind == Target::labels && input.sym_size(dim) == 0) { // no voxel counts

@@ -37,21 +37,8 @@ Tensor valid_voxels(const Tensor& target, int64_t ignore_index) {
 
 // The first element where `found`: its value and its index, as a message gives them.
 std::pair<std::string, std::vector<int64_t>> first_of(const Tensor& values, const Tensor& found) {
-    auto flat = found.flatten().to(at::kByte).argmax().item<int64_t>();
-    std::vector<int64_t> index(values.dim());
-    for (int64_t d = values.dim() - 1; d >= 0; --d) {
-        index[d] = flat % values.size(d);
-        flat /= values.size(d);
-    }
-    auto first = values;
-    for (const auto i : index) {
-        first = first.select(0, i);
-    }
-    const auto value = first.item();
-    return {value.isUnsigned()        ? std::to_string(value.toUInt64())
-            : value.isFloatingPoint() ? c10::str(value.toDouble())
-                                      : std::to_string(value.toLong()),
-            index};
+    const auto flat = first_true(found);
+    return {label_text(values, flat), index_of(flat, values.sizes())};
 }
 
 // Raises if a predicted label of a valid voxel is outside [0, num_classes).

@@ -122,8 +122,6 @@ Tensor class_masks_meta(c10::string_view /*op*/, const Tensor& target, int64_t /
 
 // ---- values in their range ------------------------------------------------------------------------------------------
 
-bool is_asked(const segloss_range& range) { return range.low < range.high; }
-
 // Four times the epsilon of a floating dtype.
 double slack_of(at::ScalarType dtype) {
     switch (dtype) {

@@ -20,6 +20,9 @@ struct Ranges {
     segloss_range logits{};
 };
 
+// Whether values are held to it at all.
+inline bool is_asked(const segloss_range& range) { return range.low < range.high; }
+
 Ranges ranges_of(const at::Tensor& input, const at::Tensor& target, Target kind, at::ScalarType compute_dtype,
                  bool any_finite = false, bool input_is_probability = false);
 
