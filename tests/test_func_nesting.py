@@ -277,6 +277,14 @@ def test_a_gradient_that_is_differentiated_when_its_transform_is_over(name, targ
     assert_close(actual, expected)
 
 
+@pytest.mark.parametrize("name", ["cross entropy", "sigmoid focal", "Dice"])
+def test_a_compiled_hessian(name):
+    x, y = arguments_for((), "[N, 1, *]")
+    of_loss, of_formula = (hessian(lambda x, f=f: f(x, y)) for f in functions_of(name, "none"))
+    torch.compiler.reset()
+    assert_close(torch.compile(of_loss, backend="aot_eager")(x), of_formula(x))
+
+
 @pytest.mark.parametrize("reduction", ALL)
 def test_per_sample_losses_of_logits_without_a_batch(reduction):
     """A label [1] of logits [C], whose loss has no dimension."""

@@ -61,7 +61,7 @@ private:
 class FuncLevel {
 public:
     FuncLevel() : level_(call<int64_t>("_grad_increment_nesting")) {}
-    ~FuncLevel() { call<int64_t>("_grad_decrement_nesting"); }
+    ~FuncLevel() { call<int64_t>("_grad_decrement_nesting"); } // NOLINT(bugprone-exception-escape): a level is open
     FuncLevel(const FuncLevel&) = delete;
     FuncLevel& operator=(const FuncLevel&) = delete;
 
@@ -78,6 +78,11 @@ private:
 
     int64_t level_;
 };
+
+// Compilers call operators from Python, whose lock the autograd engine refuses.
+std::unique_ptr<pybind11::gil_scoped_release> without_gil() {
+    return Py_IsInitialized() && PyGILState_Check() ? std::make_unique<pybind11::gil_scoped_release>() : nullptr;
+}
 
 // Whether an operator that is called here goes through a torch.func transform: not within one that a transform runs.
 bool calls_func() {
@@ -161,8 +166,11 @@ variable_list composite_gradients(const Composite& composite, const variable_lis
             defined_grads.push_back(grads[k].to(all_results[k].scalar_type()));
         }
     }
-    const auto gradients = torch::autograd::grad(results, sources, defined_grads, /*retain_graph=*/create_graph,
-                                                 create_graph, /*allow_unused=*/true);
+    const auto gradients = [&] {
+        const auto unlocked = without_gil();
+        return torch::autograd::grad(results, sources, defined_grads, /*retain_graph=*/create_graph, create_graph,
+                                     /*allow_unused=*/true);
+    }();
     variable_list by_argument(arguments.size());
     auto next = gradients.begin();
     for (size_t k = 0; k < arguments.size(); ++k) {
