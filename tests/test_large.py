@@ -50,7 +50,7 @@ class Problem:
     Of one class the labels are its mask.
     """
 
-    def __init__(self, num_classes, memory):
+    def __init__(self, num_classes, memory, values=torch.randn):
         self.num_classes, self.num_voxels = num_classes, NUM_ELEMENTS // num_classes
         sizes = (num_classes, self.num_voxels) if memory == "planar" else (self.num_voxels, num_classes)
         x = zeros(sizes, torch.bfloat16)
@@ -59,7 +59,7 @@ class Problem:
         passes = 2**31 % self.num_voxels if memory == "planar" else 2**31 // num_classes  # an offset of 2^31 elements
         starts = (0, self.num_voxels // 2, passes - 100, self.num_voxels - 200)
         self.chosen = torch.cat([torch.arange(start, start + 200) for start in starts])
-        self.x[..., self.chosen] = torch.randn(1, num_classes, len(self.chosen)).bfloat16()
+        self.x[..., self.chosen] = values(1, num_classes, len(self.chosen)).bfloat16()
         self.labels[..., self.chosen] = torch.randint(max(num_classes, 2), (1, 1, len(self.chosen)), dtype=torch.uint8)
 
     def small(self, num_zeros=1):
@@ -103,7 +103,7 @@ def test_cross_entropy(memory):
     ids=["softmax", "more than 2^31 voxels"],
 )
 def test_soft_stats(num_classes, options):
-    problem = Problem(num_classes, "planar")
+    problem = Problem(num_classes, "planar", torch.rand if "activation" in options else torch.randn)
     x = problem.x.requires_grad_()
     stats = segloss.soft_stats(x, problem.labels, **options)
     x_small, labels_small = problem.small()

@@ -228,3 +228,15 @@ def test_transforms_see_the_input_too(loss):
     ):
         with pytest.raises(RuntimeError, match=r"expected probabilities in \[0, 1\] as input"):
             call()
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 2**23, 1), (3, 2, 2**22), (1, 2, 1, 2**24)])
+def test_the_index_of_a_value_far_behind_in_a_large_target(shape):
+    """What words the error looks at a part of the target at a time."""
+    target, v = torch.zeros(shape), torch.ones(shape[0], *shape[2:], dtype=torch.bool)
+    flat = target.view(-1)
+    flat[target.numel() // 2 + 3], flat[-2] = 5, 6
+    v.view(-1)[-1] = False
+    (index,) = (target == 5).nonzero().tolist()
+    with pytest.raises(RuntimeError, match=rf"got 5 at index \[{', '.join(map(str, index))}\] of target"):
+        segloss.cross_entropy(torch.zeros(shape), target, voxel_weight=v)

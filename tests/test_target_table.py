@@ -184,3 +184,10 @@ def test_a_flattened_mask_is_not_read_as_masks_of_many_classes(dtype, loss):
         loss(x, mask, activation="sigmoid")
     loss(x[None, None], mask[None, None], activation="sigmoid")
     loss(x[None], mask[None], activation="sigmoid")
+
+
+def test_the_index_of_a_bad_value_is_that_in_the_target_as_it_was_given():
+    mask = torch.zeros(2, 4, 5)
+    mask[1, 2, 3] = 9
+    with pytest.raises(RuntimeError, match=r"got 9 at index \[1, 2, 3\] of target \[2, 4, 5\]"):
+        segloss.dice_loss(torch.randn(2, 1, 4, 5), mask, activation="sigmoid")

@@ -4,6 +4,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <limits>
 
 #include "checks.h"
@@ -136,9 +137,17 @@ double slack_of(at::ScalarType dtype) {
     }
 }
 
+// Where in a tensor some of its values lie, which have a class dimension of size 1 where the tensor has none.
+struct Part {
+    at::IntArrayRef sizes; // of the whole
+    int64_t dim = 0;
+    int64_t begin = 0;
+    int64_t class_dim = 0;
+};
+
 // Of values in the dtype that is computed in. `counts`: the voxels that are looked at.
 void check_values_in_range(c10::string_view op, c10::string_view name, const Tensor& values, const segloss_range& range,
-                           const OptionalTensor& counts) {
+                           const OptionalTensor& counts, const Part& part) {
     const bool is_target = name == "target";
     auto outside = values.lt(range.low).logical_or_(values.gt(range.high));
     outside = is_target ? outside.logical_or_(values.isnan()) : outside;
@@ -147,8 +156,15 @@ void check_values_in_range(c10::string_view op, c10::string_view name, const Ten
         return;
     }
     const auto first = first_true(outside);
-    const auto got = c10::str(", got ", values.flatten()[first].item<double>(), " at index ",
-                              at::IntArrayRef(index_of(first, values.sizes())), " of ", name, " ", values.sizes());
+    auto index = index_of(first, values.sizes());
+    if (!index.empty()) {
+        index[part.dim] += part.begin;
+    }
+    if (index.size() > part.sizes.size()) {
+        index.erase(index.begin() + part.class_dim);
+    }
+    const auto got = c10::str(", got ", values.flatten()[first].item<double>(), " at index ", at::IntArrayRef(index),
+                              " of ", name, " ", part.sizes);
     TORCH_CHECK(is_target, op, ": expected probabilities in [0, 1] as input with activation=None", got,
                 ". For logits use activation='softmax' or 'sigmoid', or pass input.softmax(dim) or input.sigmoid()");
     TORCH_CHECK(range.high < 2, op, ": expected finite numbers in a floating target", got);
@@ -160,7 +176,7 @@ Tensor check_range_composite(c10::string_view op, c10::string_view name, const T
                              double high) {
     check_dense(std::string(op), values, "values");
     TORCH_CHECK_TYPE(values.is_floating_point(), op, ": expected floating values, got ", values.scalar_type());
-    check_values_in_range(op, name, values, {low, high}, {});
+    check_values_in_range(op, name, values, {low, high}, {}, {values.sizes()});
     return at::zeros({}, values.options());
 }
 
@@ -169,16 +185,13 @@ Tensor check_range_meta(c10::string_view /*op*/, c10::string_view /*name*/, cons
     return at::empty({}, values.options());
 }
 
-// The voxels that count, with a dimension of size 1 for the classes; nothing where all do.
-OptionalTensor counted_voxels(const Tensor& input, const Tensor& target, const OptionalTensor& voxel_weight,
-                              Target kind, int64_t dim, int64_t ignore_index) {
-    const auto with_dim = [&](const Tensor& tensor) {
-        return tensor.dim() == input.dim() ? tensor : tensor.unsqueeze(dim);
-    };
-    OptionalTensor counts = voxel_weight ? OptionalTensor(with_dim(*voxel_weight).ne(0)) : std::nullopt;
+// The voxels that count, of a target and weights with a dimension for the classes; nothing where all do.
+OptionalTensor counted_voxels(const Tensor& target, const OptionalTensor& voxel_weight, Target kind, int64_t dim,
+                              int64_t ignore_index) {
+    OptionalTensor counts = voxel_weight ? OptionalTensor(voxel_weight->ne(0)) : std::nullopt;
     if (kind != Target::probabilities) {
-        const auto ignored = with_dim(is_ignored(target, ignore_index)).any(dim, /*keepdim=*/true);
-        counts = counts ? counts->logical_and(ignored.logical_not()) : ignored.logical_not();
+        const auto valid = is_ignored(target, ignore_index).any(dim, /*keepdim=*/true).logical_not();
+        counts = counts ? counts->logical_and(valid) : valid;
     }
     return counts;
 }
@@ -213,16 +226,33 @@ void check_values(const std::string& op, const Tensor& input, const Tensor& targ
     if (!is_asked(ranges.target) && !is_asked(ranges.logits)) {
         return;
     }
-    const auto counts = counted_voxels(input, target, voxel_weight, kind, dim, ignore_index);
-    const auto computed = [&](const Tensor& values) {
-        const auto rounded = values.detach().to(compute_dtype(input.scalar_type()));
-        return rounded.dim() == input.dim() ? rounded : rounded.unsqueeze(dim);
-    };
-    if (is_asked(ranges.target)) {
-        check_values_in_range(op, "target", computed(target), ranges.target, counts);
+    // In parts along the first dimension that has some: what tells an error must not run out of memory.
+    constexpr int64_t kElements = int64_t{1} << 24;
+    int64_t along = 0;
+    while (along + 1 < input.dim() && input.size(along) == 1) {
+        ++along;
     }
-    if (is_asked(ranges.logits)) {
-        check_values_in_range(op, "input", computed(input), ranges.logits, counts);
+    const auto size = input.size(along);
+    const auto length =
+        std::max<int64_t>(kElements / std::max<int64_t>(input.numel() / std::max<int64_t>(size, 1), 1), 1);
+    for (int64_t begin = 0; begin < size; begin += length) {
+        const auto part = [&](const Tensor& tensor) {
+            const auto whole = tensor.dim() == input.dim() ? tensor : tensor.unsqueeze(dim);
+            return whole.size(along) == 1 ? whole : whole.narrow(along, begin, std::min(length, size - begin));
+        };
+        const auto check = [&](const char* name, const Tensor& values, const segloss_range& range) {
+            const auto counts =
+                counted_voxels(part(target), voxel_weight ? OptionalTensor(part(*voxel_weight)) : std::nullopt, kind,
+                               dim, ignore_index);
+            const auto computed = part(values).detach().to(compute_dtype(input.scalar_type()));
+            check_values_in_range(op, name, computed, range, counts, {values.sizes(), along, begin, dim});
+        };
+        if (is_asked(ranges.target)) {
+            check("target", target, ranges.target);
+        }
+        if (is_asked(ranges.logits)) {
+            check("input", input, ranges.logits);
+        }
     }
 }
 
