@@ -6,6 +6,7 @@ All logits are finite; what segloss does better with others is written down in t
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -13,6 +14,8 @@ from tolerances import assert_close
 from torch import Tensor, nn
 
 import segloss
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*has one channel")
 
 # The same examples at every run, so that a failure is the change's and not the dice's.
 RANDOM = settings(derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -11,7 +11,7 @@ from tolerances import assert_close
 import segloss
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
-SHAPES = [(0, 3, 4), (2, 3, 0), (0, 3), (2, 1, 4, 0, 2)]
+SHAPES = [(0, 3, 4), (2, 3, 0), (0, 3), (2, 2, 4, 0, 2)]
 SMOOTH = {"smooth_nr": 0.5, "smooth_dr": 2.0}  # a term of nothing is 0.75
 VOXEL_LOSSES = ["cross_entropy", "nll_loss", "focal_loss", "topk_loss"]
 REGION_LOSSES = ["dice_loss", "generalized_dice_loss", "tversky_loss"]
@@ -23,7 +23,7 @@ CASES += [
     for name, batch, activation in product(REGION_LOSSES + COMPOUNDS, (False, True), ({}, OF_CLASSES))
 ]
 EVERY_SHAPE = pytest.mark.parametrize("shape", SHAPES, ids=str)
-EVERY_DTYPE = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+EVERY_SHAPE_AND_DTYPE = pytest.mark.parametrize(("shape", "dtype"), list(zip(SHAPES, DTYPES, strict=True)), ids=str)
 EVERY_LOSS = pytest.mark.parametrize(("name", "options"), CASES, ids=lambda each: str(each) or "defaults")
 
 
@@ -43,15 +43,13 @@ def loss_of(name, options, **more):
     return partial(getattr(segloss, name), **options, **more)
 
 
-@EVERY_DTYPE
-@EVERY_SHAPE
+@EVERY_SHAPE_AND_DTYPE
 @EVERY_LOSS
 def test_the_mean_is_nan(name, options, shape, dtype):
     assert value_of(loss_of(name, options), shape, dtype).isnan()
 
 
-@EVERY_DTYPE
-@EVERY_SHAPE
+@EVERY_SHAPE_AND_DTYPE
 @pytest.mark.parametrize(
     ("name", "options"), [case for case in CASES if case[0] not in REGION_LOSSES], ids=lambda each: str(each)
 )
@@ -59,8 +57,7 @@ def test_the_mean_is_0_where_empty_says_so(name, options, shape, dtype):
     assert value_of(loss_of(name, options, empty="zero"), shape, dtype) == 0
 
 
-@EVERY_DTYPE
-@EVERY_SHAPE
+@EVERY_SHAPE_AND_DTYPE
 @pytest.mark.parametrize(("name", "options"), [case for case in CASES if case[0] != "topk_loss"], ids=str)
 def test_the_sum_is_that_of_the_terms(name, options, shape, dtype):
     num_terms = 0
