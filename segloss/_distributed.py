@@ -1,6 +1,7 @@
 """Sums over the ranks of a process group, or over the shards of DTensors."""
 
 import os
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -66,9 +67,27 @@ def shares_errors(process_group: "ProcessGroup | None", tensor: Tensor) -> bool:
     return not (tensor.is_cuda and has_kernels) or os.environ.get("SEGLOSS_SYNC_CHECKS") == "1"
 
 
-def zero_sums(like: Tensor, *sizes: int) -> Tensor:
-    """What stands in for sums of `like`, in the dtype that the operators give them."""
-    return like.new_zeros(sizes, dtype=torch.float32 if like.is_mps else torch.float64)
+def sums_or_zeros(
+    process_group: "ProcessGroup | None",
+    refused: list[Exception],
+    like: Tensor,
+    sizes: Sequence[tuple[int, ...]] | None,
+    operator: Callable[..., Any],
+    *arguments: Any,
+) -> list[Tensor]:
+    """The operator's sums of `like`; zeros of their sizes, and its error in `refused`, where that is shared.
+
+    Without `sizes`, which an argument may leave unknown, no error is.
+    """
+    try:
+        sums = operator(*arguments)
+        return [sums] if isinstance(sums, Tensor) else list(sums)
+    except Exception as error:
+        if sizes is None or not shares_errors(process_group, like):
+            raise
+        refused.append(error)
+        dtype = torch.float32 if like.is_mps else torch.float64  # as the operators give them
+        return [like.new_zeros(size, dtype=dtype) for size in sizes]
 
 
 def _raise_for_others(op: str, process_group: "ProcessGroup", ranks: list[int]) -> None:

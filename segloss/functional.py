@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import _reduction
 
-from segloss._distributed import check_process_group, is_dtensor, shares_errors, sum_over_ranks, zero_sums
+from segloss._distributed import check_process_group, is_dtensor, sum_over_ranks, sums_or_zeros
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -278,15 +278,8 @@ def focal_loss(
         loss = _sigmoid_focal(op, input, target, weight, voxel_weight, dim, ignore_index, gamma)
     else:
         refused: list[Exception] = []
-        try:
-            *_, losses, totals = _soft_stats(
-                op, input, target, weight, voxel_weight, dim, activation, False, ignore_index, True, gamma
-            )
-        except Exception as error:
-            if not shares_errors(process_group, input):
-                raise
-            refused.append(error)
-            losses = totals = zero_sums(input)
+        arguments = (op, input, target, weight, voxel_weight, dim, activation, False, ignore_index, True, gamma)
+        *_, losses, totals = sums_or_zeros(process_group, refused, input, [(), ()], _soft_stats, *arguments)
         loss, total = losses.sum(), totals.sum()
         if over_ranks:
             loss, total = sum_over_ranks(op, process_group, refused, loss, total)
@@ -420,13 +413,8 @@ def total_weight(
     over_ranks = process_group is not None or is_dtensor(target)
     num_classes = _MOST_CLASSES if weight is None else weight.numel()
     refused: list[Exception] = []
-    try:
-        total = _total_weight(op, target, _detached(weight), _detached(voxel_weight), num_classes, ignore_index)
-    except Exception as error:
-        if not shares_errors(process_group, target):
-            raise
-        refused.append(error)
-        total = zero_sums(target)
+    arguments = (op, target, _detached(weight), _detached(voxel_weight), num_classes, ignore_index)
+    (total,) = sums_or_zeros(process_group, refused, target, [()], _total_weight, *arguments)
     return sum_over_ranks(op, process_group, refused, total)[0] if over_ranks else total
 
 
@@ -456,24 +444,20 @@ def _over_ranks(
         dtype = torch.promote_types(dtype, target.dtype)
     options = (ignore_index, label_smoothing, log_probabilities, empty_zero, gamma, op)
     wide = torch.promote_types(dtype, torch.float32)  # rounded once, when the loss is finished
-    refused: list[Exception] = []
-    try:
-        if not has_probabilities:
-            target = _labels(op, input, target, dim)
-        loss = _cross_entropy(input, target, weight, voxel_weight, dim, _SUM, *options, wide)
+
+    def of_this_rank() -> tuple[Tensor, Tensor]:
+        labels = target if has_probabilities else _labels(op, input, target, dim)
+        loss = _cross_entropy(input, labels, weight, voxel_weight, dim, _SUM, *options, wide)
         if not log_probabilities:
             _warn_of_one_channel(op, input, dim)
         if has_probabilities:
-            total = _total_voxel_weight(input, dim, voxel_weight)
-        else:
-            num_classes = input.shape[dim if input.dim() > 1 else 0]
-            voxel_weight = None if voxel_weight is None else voxel_weight.reshape(target.shape)
-            total = _total_weight(op, target, _detached(weight), voxel_weight, num_classes, ignore_index)
-    except Exception as error:
-        if not shares_errors(process_group, input):
-            raise
-        refused.append(error)
-        loss = total = zero_sums(input)
+            return loss, _total_voxel_weight(input, dim, voxel_weight)
+        num_classes = input.shape[dim if input.dim() > 1 else 0]
+        v = None if voxel_weight is None else voxel_weight.reshape(labels.shape)
+        return loss, _total_weight(op, labels, _detached(weight), v, num_classes, ignore_index)
+
+    refused: list[Exception] = []
+    loss, total = sums_or_zeros(process_group, refused, input, [(), ()], of_this_rank)
     loss, total = sum_over_ranks(op, process_group, refused, loss.to(total.dtype), total)
     return _mean_or_sum(loss, total, "sum" if code == _SUM else "mean", empty_zero).to(dtype)
 

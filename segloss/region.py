@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from segloss._distributed import check_process_group, is_dtensor, shares_errors, sum_over_ranks, zero_sums
+from segloss._distributed import check_process_group, is_dtensor, sum_over_ranks, sums_or_zeros
 from segloss.functional import (
     _REDUCTIONS,
     Activation,
@@ -606,29 +606,29 @@ def _walk(
     _check_choice(op, "activation", activation, ("softmax", "sigmoid", None))
     is_sharded = is_dtensor(input)
     refused: list[Exception] = []
-    try:
-        *sums, losses, totals = _soft_stats(
-            op,
-            input,
-            target,
-            weight,
-            voxel_weight,
-            dim,
-            activation or "none",
-            squared,
-            ignore_index,
-            voxel_loss,
-            gamma,
-            label_smoothing,
-            soft_label,
-            any_finite_target,
-        )
-    except Exception as error:
-        num_classes = _num_classes(input, dim)
-        if num_classes is None or not shares_errors(process_group, input):
-            raise
-        refused.append(error)
-        sums, losses, totals = [zero_sums(input, 1, num_classes)] * 3, zero_sums(input, 1), zero_sums(input, 1)
+    num_classes = _num_classes(input, dim)
+    sizes = None if num_classes is None else [(1, num_classes)] * 3 + [(1,)] * 2
+    *sums, losses, totals = sums_or_zeros(
+        process_group,
+        refused,
+        input,
+        sizes,
+        _soft_stats,
+        op,
+        input,
+        target,
+        weight,
+        voxel_weight,
+        dim,
+        activation or "none",
+        squared,
+        ignore_index,
+        voxel_loss,
+        gamma,
+        label_smoothing,
+        soft_label,
+        any_finite_target,
+    )
     voxel_sums = [losses.sum(), totals.sum()] if voxel_loss else []
     if is_sharded:
         sums = sum_over_ranks(op, process_group, refused, *sums)

@@ -260,7 +260,7 @@ def mask_scores(name: str, predicted: Tensor, masks: Tensor, ignore_index: int) 
 
 def as_masks(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Both as [N, C, *]; a map by itself, with a class dimension of size 1 or without, is one mask."""
-    if input.shape == target.shape and input.dim() > 1 and input.dim() == target.dim():
+    if input.shape == target.shape and input.dim() > 1:
         return input, target
     return with_channel(input, target), with_channel(target, input)
 

@@ -6,6 +6,7 @@
 import os
 import re
 from collections import Counter
+from functools import partial
 
 import meaning
 import pytest
@@ -92,6 +93,19 @@ def outcome(call, expected, dtype):
     return "value"
 
 
+def assert_a_third_are_values(cases, outcome_of):
+    """Runs the cases; the errors among them must not be most."""
+    outcomes = Counter()
+
+    @FUZZING
+    @given(cases)
+    def check(case):
+        outcomes[outcome_of(*case)] += 1
+
+    check()
+    assert outcomes["value"] > outcomes.total() / 3, outcomes
+
+
 # ---- losses ----
 
 
@@ -106,20 +120,16 @@ def loss_cases(draw):
     return column, name, x, target, ignore_index, voxel_weight
 
 
+def outcome_of_loss(column, name, x, target, ignore_index, voxel_weight):
+    call, _ = LOSSES[column][name]
+    options = {"ignore_index": ignore_index, "voxel_weight": voxel_weight}
+    dtype = torch.float32 if x.dtype == torch.float64 else x.dtype  # sums of float32 weights, DeepSupervision's too
+    expected = partial(meaning.expected_of, column, name, x, target, **options)
+    return outcome(partial(call, x, target, **options), expected, dtype)
+
+
 def test_a_loss_of_any_target_is_the_references_or_an_error():
-    outcomes = Counter()
-
-    @FUZZING
-    @given(loss_cases())
-    def check(case):
-        column, name, x, target, ignore_index, voxel_weight = case
-        call, _ = LOSSES[column][name]
-        options = {"ignore_index": ignore_index, "voxel_weight": voxel_weight}
-        dtype = torch.float32 if x.dtype == torch.float64 else x.dtype  # sums of float32 weights, DeepSupervision's too
-        outcomes[outcome(lambda: call(x, target, **options), lambda: meaning.expected_of(*case), dtype)] += 1
-
-    check()
-    assert outcomes["value"] > outcomes.total() / 3, outcomes
+    assert_a_third_are_values(loss_cases(), outcome_of_loss)
 
 
 # ---- metrics ----
@@ -149,17 +159,11 @@ def metric_cases(draw):
     return name, input, target, classes, draw(st.sampled_from([-100, -100, 255, -1, 0, 1])), masks
 
 
+def outcome_of_metric(name, input, target, num_classes, ignore_index, masks):
+    options = {"ignore_index": ignore_index, **({"masks": True} if masks else {})}
+    expected = partial(meaning.expected_of_metric, name, input, target, num_classes, ignore_index, masks)
+    return outcome(partial(meaning.METRICS[name], input, target, num_classes, **options), expected, torch.float32)
+
+
 def test_a_metric_of_any_target_is_the_references_or_an_error():
-    outcomes = Counter()
-
-    @FUZZING
-    @given(metric_cases())
-    def check(case):
-        name, input, target, num_classes, ignore_index, masks = case
-        options = {"ignore_index": ignore_index, **({"masks": True} if masks else {})}
-        call = meaning.METRICS[name]
-        expected = lambda: meaning.expected_of_metric(*case)  # noqa: E731
-        outcomes[outcome(lambda: call(input, target, num_classes, **options), expected, torch.float32)] += 1
-
-    check()
-    assert outcomes["value"] > outcomes.total() / 3, outcomes
+    assert_a_third_are_values(metric_cases(), outcome_of_metric)

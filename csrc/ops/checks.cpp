@@ -388,26 +388,28 @@ void check_mask_values(const std::string& op, const Tensor& masks, int64_t ignor
         "each");
 }
 
-void check_one_hot_values(const std::string& op, const Tensor& target, int64_t dim) {
+void check_one_hot_values(const std::string& op, const Tensor& target, int64_t dim, c10::string_view advice) {
     const auto values = target.is_floating_point() ? target : target.to(at::kLong);
     const auto binary = values.eq(0).logical_or_(values.eq(1)).all(dim);
     const auto strange = values.ne(0).sum(dim).ne(1).logical_or_(binary.logical_not());
     if (!strange.any().item<bool>()) {
         return;
     }
+    const auto more = advice.empty() ? "" : c10::str(" (", advice, ")");
     TORCH_CHECK(target.size(dim) > 0, op, ": expected at least one class for a one-hot target, got target ",
-                target.sizes(), " with its classes in dimension ", dim);
+                target.sizes(), " with its classes in dimension ", dim, more);
     const auto voxel = c10::str("the voxel at index ", at::IntArrayRef(index_of(first_true(strange), strange.sizes())),
                                 " of ", strange.sizes(), " is not one-hot along dimension ", dim);
     TORCH_CHECK(!target.is_floating_point(), op,
                 ": expected class labels or a one-hot target, got class probabilities: ", voxel, ". Use target.argmax(",
-                dim, ")");
+                dim, ")", more);
     TORCH_CHECK(false, op, ": Expected floating point type for target with class probabilities, got ",
                 target.scalar_type(), ". An integer target of input's shape ", target.sizes(),
                 " is read as one-hot, but ", voxel, "; its values lie between ", values.min().item<int64_t>(), " and ",
                 values.max().item<int64_t>(), ". Labels have shape ", strange.sizes(), ": target.narrow(", dim,
                 ", 0, 1) where they were expanded over the classes; a mask of 0 and another value becomes one-hot by "
-                "target.ne(0)");
+                "target.ne(0)",
+                more);
 }
 
 } // namespace segloss

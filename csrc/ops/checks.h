@@ -81,7 +81,8 @@ void check_label_values(const std::string& op, const Tensor& labels, int64_t num
 // Likewise for masks: raises at the first value that is not 0, 1 or ignore_index.
 void check_mask_values(const std::string& op, const Tensor& masks, int64_t ignore_index);
 
-// Likewise for one-hot targets: raises at the first voxel that is not exactly one-hot along `dim`.
-void check_one_hot_values(const std::string& op, const Tensor& target, int64_t dim);
+// Likewise for one-hot targets: raises at the first voxel that is not exactly one-hot along `dim`. The error ends in
+// `advice`, what the caller knows besides.
+void check_one_hot_values(const std::string& op, const Tensor& target, int64_t dim, c10::string_view advice = "");
 
 } // namespace segloss

@@ -20,18 +20,6 @@ void check_one_hot(const std::string& op, const Tensor& target, int64_t dim) {
     TORCH_CHECK_INDEX(dim >= 0 && dim < target.dim(), op, ": expected dim in [0, ", target.dim() - 1, "], got ", dim);
 }
 
-// As check_one_hot_values, with what the caller knows besides.
-void check_one_hot_with_advice(const std::string& op, const Tensor& target, int64_t dim, c10::string_view advice) {
-    try {
-        check_one_hot_values(op, target, dim);
-    } catch (c10::Error& error) {
-        if (!advice.empty()) {
-            error.add_context(std::string(advice));
-        }
-        throw;
-    }
-}
-
 // Writes the labels of a target; false at the first block with a voxel that is not one-hot.
 bool read_one_hot(const Tensor& target, int64_t dim, const Tensor& labels) {
     segloss_one_hot args{};
@@ -46,7 +34,7 @@ Tensor one_hot_labels_cpu(c10::string_view op, const Tensor& target, int64_t dim
     check_one_hot(std::string(op), target, dim);
     const auto labels = at::empty(position_sizes(target, dim), target.options().dtype(at::kInt));
     if (!read_one_hot(target, dim, labels)) {
-        check_one_hot_with_advice(std::string(op), target, dim, advice);
+        check_one_hot_values(std::string(op), target, dim, advice);
     }
     return labels;
 }
@@ -61,7 +49,7 @@ Tensor one_hot_labels_meta(c10::string_view op, const Tensor& target, int64_t di
 // Devices without a kernel.
 Tensor one_hot_labels_composite(c10::string_view op, const Tensor& target, int64_t dim, c10::string_view advice) {
     check_one_hot(std::string(op), target, dim);
-    check_one_hot_with_advice(std::string(op), target, dim, advice);
+    check_one_hot_values(std::string(op), target, dim, advice);
     return target.ne(0).to(at::kByte).argmax(dim).to(at::kInt);
 }
 
