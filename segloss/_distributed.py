@@ -71,23 +71,24 @@ def sums_or_zeros(
     process_group: "ProcessGroup | None",
     refused: list[Exception],
     like: Tensor,
-    sizes: Sequence[tuple[int, ...]] | None,
+    sizes: Callable[[], Sequence[tuple[int, ...]] | None],
     operator: Callable[..., Any],
     *arguments: Any,
 ) -> list[Tensor]:
     """The operator's sums of `like`; zeros of their sizes, and its error in `refused`, where that is shared.
 
-    Without `sizes`, which an argument may leave unknown, no error is.
+    An argument may leave the sizes unknown, None: then no error is shared.
     """
     try:
         sums = operator(*arguments)
         return [sums] if isinstance(sums, Tensor) else list(sums)
     except Exception as error:
-        if sizes is None or not shares_errors(process_group, like):
+        sizes_of_zeros = sizes() if shares_errors(process_group, like) else None
+        if sizes_of_zeros is None:
             raise
         refused.append(error)
         dtype = torch.float32 if like.is_mps else torch.float64  # as the operators give them
-        return [like.new_zeros(size, dtype=dtype) for size in sizes]
+        return [like.new_zeros(size, dtype=dtype) for size in sizes_of_zeros]
 
 
 def _raise_for_others(op: str, process_group: "ProcessGroup", ranks: list[int]) -> None:

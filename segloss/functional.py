@@ -279,7 +279,7 @@ def focal_loss(
     else:
         refused: list[Exception] = []
         arguments = (op, input, target, weight, voxel_weight, dim, activation, False, ignore_index, True, gamma)
-        *_, losses, totals = sums_or_zeros(process_group, refused, input, [(), ()], _soft_stats, *arguments)
+        *_, losses, totals = sums_or_zeros(process_group, refused, input, lambda: [(), ()], _soft_stats, *arguments)
         loss, total = losses.sum(), totals.sum()
         if over_ranks:
             loss, total = sum_over_ranks(op, process_group, refused, loss, total)
@@ -414,7 +414,7 @@ def total_weight(
     num_classes = _MOST_CLASSES if weight is None else weight.numel()
     refused: list[Exception] = []
     arguments = (op, target, _detached(weight), _detached(voxel_weight), num_classes, ignore_index)
-    (total,) = sums_or_zeros(process_group, refused, target, [()], _total_weight, *arguments)
+    (total,) = sums_or_zeros(process_group, refused, target, lambda: [()], _total_weight, *arguments)
     return sum_over_ranks(op, process_group, refused, total)[0] if over_ranks else total
 
 
@@ -457,7 +457,7 @@ def _over_ranks(
         return loss, _total_weight(op, labels, _detached(weight), v, num_classes, ignore_index)
 
     refused: list[Exception] = []
-    loss, total = sums_or_zeros(process_group, refused, input, [(), ()], of_this_rank)
+    loss, total = sums_or_zeros(process_group, refused, input, lambda: [(), ()], of_this_rank)
     loss, total = sum_over_ranks(op, process_group, refused, loss.to(total.dtype), total)
     return _mean_or_sum(loss, total, "sum" if code == _SUM else "mean", empty_zero).to(dtype)
 

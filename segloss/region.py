@@ -19,7 +19,6 @@ from segloss.functional import (
     _check_types,
     _is_zero,
     _mean_or_sum,
-    _num_voxels,
     _result_dtype,
     _soft_stats,
 )
@@ -569,7 +568,7 @@ class _Whole(NamedTuple):
 
     op: str
     process_group: "ProcessGroup | None"
-    num_voxels: int | Tensor  # of this rank, or, a tensor, of all ranks, whose sums they are then
+    num_logits: int | Tensor  # of this rank, or, a tensor, of all ranks, whose sums they are then
     refused: list[Exception]  # see sum_over_ranks
 
 
@@ -606,13 +605,11 @@ def _walk(
     _check_choice(op, "activation", activation, ("softmax", "sigmoid", None))
     is_sharded = is_dtensor(input)
     refused: list[Exception] = []
-    num_classes = _num_classes(input, dim)
-    sizes = None if num_classes is None else [(1, num_classes)] * 3 + [(1,)] * 2
     *sums, losses, totals = sums_or_zeros(
         process_group,
         refused,
         input,
-        sizes,
+        lambda: _sizes_of_sums(input, dim),
         _soft_stats,
         op,
         input,
@@ -635,23 +632,24 @@ def _walk(
         voxel_sums = sum_over_ranks(op, process_group, refused, *voxel_sums) if voxel_loss else []
     if not include_background:
         sums = _without_background(op, sums)
-    num_voxels = _num_voxels(input, dim)
+    num_logits = input.numel()
     if batch:
         sums = [each.sum(0) for each in sums]
     if process_group is not None and batch:
-        counts = sums[0].new_full((), num_voxels)
+        counts = sums[0].new_full((), num_logits)
         shared = sum_over_ranks(op, process_group, refused, *sums, counts, *voxel_sums)
         return SoftStats(*shared[:3]), _Whole(op, process_group, shared[3], refused), shared[4:]
     if process_group is not None and voxel_loss:
         voxel_sums = sum_over_ranks(op, process_group, refused, *voxel_sums)
-    return SoftStats(*sums), _Whole(op, process_group, num_voxels, refused), voxel_sums
+    return SoftStats(*sums), _Whole(op, process_group, num_logits, refused), voxel_sums
 
 
-def _num_classes(input: Tensor, dim: int) -> int | None:
-    """None where `dim` is no dimension of input."""
-    if input.dim() < 2:
-        return input.shape[0] if input.dim() == 1 else None
-    return input.shape[dim] if -input.dim() <= dim < input.dim() else None
+def _sizes_of_sums(input: Tensor, dim: int) -> list[tuple[int, ...]] | None:
+    """Of one sample. None where `dim` is no dimension of input."""
+    along = 0 if input.dim() == 1 else dim
+    if not -input.dim() <= along < input.dim():
+        return None
+    return [(1, input.shape[along])] * 3 + [(1,)] * 2
 
 
 def _without_background(op: str, sums: list[Tensor]) -> list[Tensor]:
@@ -707,25 +705,25 @@ def _power(terms: Tensor, gamma: float) -> Tensor:
 
 def _reduced(terms: Tensor, weight: Tensor | None, reduction: str, whole: _Whole, empty_zero: bool = False) -> Tensor:
     """The terms, their sum or their mean. That over no voxel is nan or 0, with a zero gradient, whatever they are."""
-    op, process_group, num_voxels, refused = whole
+    op, process_group, num_logits, refused = whole
     if weight is not None and not refused:
         terms = terms * weight[weight.shape[0] - terms.shape[-1] :].to(terms.dtype)
     if reduction == "none":
         if refused:
             raise refused.pop()
         return terms
-    if process_group is None or isinstance(num_voxels, Tensor):
+    if process_group is None or isinstance(num_logits, Tensor):
         if reduction == "sum":
             return terms.sum()
         mean = terms.mean()
     else:
-        counts = (terms.new_full((), terms.numel()), terms.new_full((), num_voxels))
-        total, count, num_voxels = sum_over_ranks(op, process_group, refused, terms.sum(), *counts)
+        counts = (terms.new_full((), terms.numel()), terms.new_full((), num_logits))
+        total, count, num_logits = sum_over_ranks(op, process_group, refused, terms.sum(), *counts)
         if reduction == "sum":
             return total
         mean = total / count
-    if not isinstance(num_voxels, Tensor):
-        if not torch.compiler.is_compiling() and num_voxels > 0:  # a graph would be tied to what is asked of sizes
+    if not isinstance(num_logits, Tensor):
+        if not torch.compiler.is_compiling() and num_logits > 0:  # a graph would be tied to what is asked of sizes
             return mean
-        num_voxels = terms.new_full((), num_voxels)
-    return torch.where(num_voxels == 0, 0.0 if empty_zero else torch.nan, mean)
+        num_logits = terms.new_full((), num_logits)
+    return torch.where(num_logits == 0, 0.0 if empty_zero else torch.nan, mean)

@@ -13,16 +13,19 @@ static inline VEC FN(sigmoid)(VEC x, VEC e) { return FN(select)(x >= 0, FN(splat
 /* p_c of a chunk, to be used before the next one is asked for: sigmoids, or the input itself. */
 static const REAL* FN(probabilities)(VOXELS* v, enum segloss_activation activation, int64_t first_class,
                                      int num_classes) {
+    const REAL* input = FN(read_input)(v, first_class, num_classes);
     REAL* p = v->activations.values;
-    if (v->activations.first_class != first_class) {
-        v->activations.first_class = first_class;
-        const REAL* input = FN(read_input)(v, first_class, num_classes);
-        for (int c = 0; c < num_classes; ++c) {
-            for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
-                const VEC x = FN(load)(input + c * ROW_LANES + i);
-                const VEC value = activation == SEGLOSS_IDENTITY ? x : FN(sigmoid)(x, FN(exp_minus_abs)(x));
-                FN(store)(p + c * ROW_LANES + i, value);
-            }
+    if (activation == SEGLOSS_IDENTITY) {
+        return input;
+    }
+    if (v->activations.first_class == first_class) {
+        return p;
+    }
+    v->activations.first_class = first_class;
+    for (int c = 0; c < num_classes; ++c) {
+        for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+            const VEC x = FN(load)(input + c * ROW_LANES + i);
+            FN(store)(p + c * ROW_LANES + i, FN(sigmoid)(x, FN(exp_minus_abs)(x)));
         }
     }
     return p;
@@ -118,7 +121,7 @@ static int64_t FN(binary_backward)(const struct segloss_cross_entropy* a, int64_
     ALIGNED REAL buffer[SEGLOSS_BLOCK], scale[SEGLOSS_BLOCK];
     VOXELS v;
     for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
-        const int bad = FN(read_block)(&v, a, p, end);
+        const int bad = FN(read_voxels)(&v, a, p, end);
         if (bad >= 0) {
             return p + bad;
         }

@@ -426,7 +426,7 @@ static int64_t FN(cross_entropy_backward)(const struct segloss_cross_entropy* a,
     const REAL total_class_weight = FN(total_class_weight)(a);
     VOXELS v;
     for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
-        const int bad = FN(read_block)(&v, a, p, end);
+        const int bad = FN(read_voxels)(&v, a, p, end);
         if (bad >= 0) {
             return p + bad;
         }

@@ -159,9 +159,9 @@ struct segloss_one_hot {
 /* All kernels of one instruction set. Each returns -1, or the position of the first voxel whose target it refuses: a
  * label outside [0, C) that is not ignore_index, a floating label that is not integral, a target that is not one-hot, a
  * mask that is not 0, 1 or ignore_index, all three rounded to REAL; or, in a block without such a target, at a voxel
- * that counts, a predicted label outside [0, C), or a class probability or a logit outside its range, of which the
- * weight alone knows nothing. What was written up to then is meaningless; nothing is written from that voxel's block
- * on. `sums`, `stats` and `largest` are overwritten. */
+ * that counts, a predicted label outside [0, C), or, in forward alone, a class probability or a logit outside its
+ * range. What was written up to then is meaningless; nothing is written from that voxel's block on. `sums`, `stats` and
+ * `largest` are overwritten. */
 struct segloss_kernels {
     const char* isa;
     /* Of the sums, the weight alone: what forward gives, without reading the logits. */

@@ -355,7 +355,7 @@ static int64_t FN(soft_stats_backward)(const struct segloss_soft_stats* s, int64
     const REAL total_class_weight = FN(total_class_weight)(&s->voxels);
     VOXELS v;
     for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
-        const int bad = FN(read_block)(&v, &s->voxels, p, end);
+        const int bad = FN(read_voxels)(&v, &s->voxels, p, end);
         if (bad >= 0) {
             return p + bad;
         }

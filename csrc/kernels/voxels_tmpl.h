@@ -124,18 +124,22 @@ static const REAL* FN(read_target)(VOXELS* v, int64_t first_class, int num_class
     return FN(read_chunk)(&v->target, &v->block, v->active, first_class, num_classes);
 }
 
-/* The first lane of a chunk with a value outside [low, high], or with nan where `finds_nan`; -1: none. */
-static inline int FN(first_outside)(const REAL* rows, int num_classes, REAL low, REAL high, int finds_nan) {
+/* The first lane of a chunk with a value outside [low, high], or with nan where `finds_nan`; -1: none. The bits of a
+ * number in [0, high], as an integer, are neither negative nor larger than those of high, and so are those of one in
+ * [-high, high] but for its sign: only others are looked at one by one. */
+static int FN(first_outside)(const REAL* rows, int num_classes, REAL low, REAL high, int finds_nan) {
+    const UMASK high_bits = (UMASK)FN(splat)(high);
+    const UBITS kept = (UBITS)-1 >> (low == -high);
     MASK any = {0};
     for (int c = 0; c < num_classes; ++c) {
         for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
-            const VEC x = FN(load)(rows + c * ROW_LANES + i);
-            any |= finds_nan ? ~((x >= low) & (x <= high)) : (x < low) | (x > high);
+            const UMASK bits = (UMASK)FN(load)(rows + c * ROW_LANES + i) & kept;
+            any |= (MASK)(bits | (high_bits - bits));
         }
     }
     int is_any = 0;
     for (int k = 0; k < WIDTH; ++k) {
-        is_any |= any[k] != 0;
+        is_any |= any[k] < 0;
     }
     for (int i = 0; is_any && i < SEGLOSS_BLOCK; ++i) {
         for (int c = 0; c < num_classes; ++c) {
