@@ -441,7 +441,7 @@ static void expect_soft_refusal(const struct segloss_kernels* table, const struc
     const struct segloss_soft_stats args = soft_arguments_of(s, in, &out);
     expect_position("soft statistics forward",
                     table->soft_stats_forward[real](&args, begin, end, out.stats.view.data, &sums), expected);
-    const int64_t in_backward = refused_by_backward(&s->voxels, expected);
+    const int64_t in_backward = refused_by_backward(table, &s->voxels, expected);
     expect_position("soft statistics backward", table->soft_stats_backward[real](&args, begin, end), in_backward);
     check_guards(&out.stats, "statistics");
     check_untouched(&out.grad, begin, end, in_backward, "grad");
