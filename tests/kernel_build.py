@@ -20,6 +20,8 @@ if platform.machine().lower() in ("x86_64", "amd64"):
     ISA_FLAGS["avx512"] = ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma"]
     ISA_FLAGS["avx512"] += ["-mprefer-vector-width=512"]
 
+CPU_FLAGS = {"baseline": [], "avx2": ["avx2", "fma"], "avx512": ["avx512f", "avx512vl", "avx512dq", "avx512bw", "fma"]}
+
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 
 # Leaks are looked for by ptrace, which containers forbid. Freed memory is kept for a while to see it used; more than
@@ -34,6 +36,18 @@ def run(command, **options):
     return done.stdout
 
 
+def processor_flags():
+    """What this processor can do, in Linux' words; nothing where there is no saying."""
+    cpuinfo = Path("/proc/cpuinfo")
+    return set(cpuinfo.read_text().split()) if cpuinfo.exists() else set()
+
+
+def can_run(isa):
+    """Whether this processor runs the table of an instruction set; where there is no saying, it does."""
+    has = processor_flags()
+    return not has or has.issuperset(CPU_FLAGS[isa])
+
+
 def can_link(compiler, flags, directory):
     """Whether the compiler, and the library of its sanitizers, is installed."""
     if not shutil.which(compiler):
@@ -46,10 +60,23 @@ def can_link(compiler, flags, directory):
 
 
 def kernel_sources():
-    """Name, source and own flags of each object file of the kernels; there, a warning is an error."""
+    """Name, source and own flags of each object file of the kernels; there, a warning is an error.
+
+    A table that this processor cannot run only has to be there.
+    """
     yield "dispatch.o", KERNELS / "dispatch.c", ["-Werror"]
     for isa, flags in ISA_FLAGS.items():
-        yield f"kernels_{isa}.o", KERNELS / f"kernels_{isa}.c", [*flags, "-Werror"]
+        yield f"kernels_{isa}.o", KERNELS / f"kernels_{isa}.c", [*flags, "-Werror", *([] if can_run(isa) else ["-O0"])]
+
+
+def built_kernels():
+    """The object files that the extension was linked of, where the build left them and nothing has changed since."""
+    newest = max(path.stat().st_mtime for path in [*KERNELS.glob("*.[ch]"), ROOT / "setup.py"])
+    for directory in ROOT.glob("build/temp*/csrc/kernels"):
+        objects = [directory / name for name, *_ in kernel_sources()]
+        if all(each.exists() and each.stat().st_mtime > newest for each in objects):
+            return objects
+    return None
 
 
 def compile_objects(compiler, flags, sources, directory):

@@ -5,27 +5,29 @@ import re
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import fuzz_kernels
 import pytest
 from kernel_build import (
     C_TESTS,
+    CPU_FLAGS,
     ISA_FLAGS,
     KERNELS,
     SANITIZE,
     SANITIZER_ENV,
+    built_kernels,
     can_link,
+    can_run,
     compile_objects,
     kernel_sources,
     link,
+    processor_flags,
     run,
 )
 
 pytestmark = pytest.mark.cpu_only
 
 FUZZ_SECONDS = 3
-CPU_FLAGS = {"baseline": [], "avx2": ["avx2", "fma"], "avx512": ["avx512f", "avx512vl", "avx512dq", "avx512bw", "fma"]}
 
 
 def error_bounds():
@@ -44,10 +46,8 @@ def program_sources(flags):
 
 def check_tables(output):
     """The test program must have run the tables of all instruction sets that this processor has."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        has = set(cpuinfo.read_text().split())
-        names = [isa if has.issuperset(CPU_FLAGS[isa]) else f"{isa} (not on this processor)" for isa in CPU_FLAGS]
+    if processor_flags():
+        names = [isa if can_run(isa) else f"{isa} (not on this processor)" for isa in CPU_FLAGS]
         assert output.splitlines()[0] == f"tables: {' '.join(names)}"
 
 
@@ -62,7 +62,8 @@ def run_program(compiler, flags, kernels, directory):
 
 @pytest.fixture(scope="module")
 def plain_kernels(tmp_path_factory):
-    return compile_objects("cc", ["-O3", "-g"], kernel_sources(), tmp_path_factory.mktemp("plain"))
+    """Those of the extension itself, or the same compiled here."""
+    return built_kernels() or compile_objects("cc", ["-O3"], kernel_sources(), tmp_path_factory.mktemp("plain"))
 
 
 @pytest.fixture(scope="module")
