@@ -28,6 +28,7 @@ GPU = [*sorted((KERNELS / "cuda").glob("*.cu")), TESTS / "emulation.cpp"]
 PROGRAM = [TESTS / "test_cuda_kernels.c", KERNELS / "kernels_baseline.c"]
 OPERATORS = [ROOT / "csrc" / "ops" / "cuda.cpp"]
 COMMANDS = dict.fromkeys(GPU, CXX_FLAGS) | dict.fromkeys(PROGRAM, C_FLAGS) | dict.fromkeys(OPERATORS, TORCH_FLAGS)
+COMMANDS[TESTS / "test_cuda_kernels.c"] = [*C_FLAGS, "-DFEW_CASES"]
 COMMANDS[KERNELS / "kernels_baseline.c"] = [*C_FLAGS, "-O0"]  # one small function of it is called
 
 pytestmark = [

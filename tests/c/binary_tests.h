@@ -4,8 +4,6 @@
 
 #include "soft_stats_tests.h"
 
-enum { BINARY_ROUNDS = 3 };
-
 static struct test_case draw_binary_case(struct test_case t) {
     t.gamma = draw_gamma();
     return t;

@@ -11,10 +11,7 @@
  */
 static const int64_t soft_class_counts[] = {1, 2, 3, 16, 17, 63, 64, 65, 127, 128, 129};
 
-enum {
-    NUM_SOFT_CLASS_COUNTS = sizeof soft_class_counts / sizeof soft_class_counts[0],
-    SOFT_ROUNDS = 3,
-};
+enum { NUM_SOFT_CLASS_COUNTS = sizeof soft_class_counts / sizeof soft_class_counts[0] };
 
 static const struct target_kind labels_kind = {"labels", SEGLOSS_LABELS, 0};
 static const struct target_kind probabilities_kind = {"probabilities", SEGLOSS_PROBABILITIES, 0};
@@ -484,11 +481,13 @@ static int test_bad_soft_targets_of(const struct bad_label* bad, size_t num_bad,
         for (int dtype = (int)bad[i].first; dtype <= (int)bad[i].last; ++dtype) {
             for (size_t k = 0; k < sizeof positions / sizeof positions[0]; ++k) {
                 random_state = (uint64_t)num_cases++;
-                test_bad_soft_target(&bad[i], (enum segloss_dtype)dtype, positions[k], kind);
+                if (num_cases % BAD_STEP == 0) {
+                    test_bad_soft_target(&bad[i], (enum segloss_dtype)dtype, positions[k], kind);
+                }
             }
         }
     }
-    return num_cases;
+    return num_cases / BAD_STEP;
 }
 
 /* ---- values outside their range ---- */
@@ -550,6 +549,9 @@ static void test_ranges(void) {
         for (size_t k = 0; k < sizeof positions / sizeof positions[0]; ++k) {
             for (int activation = SEGLOSS_SOFTMAX; activation <= SEGLOSS_IDENTITY; ++activation) {
                 random_state = (uint64_t)num_cases++;
+                if (num_cases % BAD_STEP != 0) {
+                    continue;
+                }
                 struct soft_case s = draw_range_case((enum segloss_activation)activation, num_cases);
                 test_value_outside_its_range(s, values[i], positions[k], 1);
                 if (activation == SEGLOSS_IDENTITY) {
@@ -559,7 +561,7 @@ static void test_ranges(void) {
             }
         }
     }
-    printf("values outside their range: %d cases: ok\n", num_cases);
+    printf("values outside their range: %d cases: ok\n", num_cases / BAD_STEP);
 }
 
 static void test_bad_soft_targets(void) {

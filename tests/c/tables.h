@@ -4,9 +4,21 @@
 
 #include "harness.h"
 
+/* Cases for each size, or size and dtype; and of bad targets, every how many-th is run. FEW_CASES is for programs that
+ * take long for each: what they are there to find, any case finds. */
 enum {
     MAX_TABLES = 3,
-    ROUNDS = 2, /* cases of cross entropy for each size and dtype */
+#ifdef FEW_CASES
+    ROUNDS = 1,
+    SOFT_ROUNDS = 1,
+    BINARY_ROUNDS = 1,
+    BAD_STEP = 5,
+#else
+    ROUNDS = 2,
+    SOFT_ROUNDS = 3,
+    BINARY_ROUNDS = 3,
+    BAD_STEP = 1,
+#endif
 };
 
 static const char* const isa_names[MAX_TABLES] = {"baseline", "avx2", "avx512"};
