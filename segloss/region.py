@@ -255,8 +255,8 @@ def generalized_dice_loss(
         \qquad w_{nc} = T_{nc}^{-2},\ T_{nc}^{-1}\ \text{or}\ 1
 
     (Sudre et al., "Generalised Dice overlap as a deep learning loss function for highly unbalanced segmentations",
-    2017). A class that the sample lacks has the largest finite weight of the sample's classes; if it lacks all, all
-    weights are 1.
+    2017). A class that the sample lacks, whose volume is below 2**-63, has the largest finite weight of the sample's
+    classes; if it lacks all, all weights are 1.
 
     Args:
         w_type: ``"square"`` (the reciprocal of the squared volume), ``"simple"`` (the reciprocal of the volume) or

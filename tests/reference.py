@@ -306,8 +306,10 @@ def tversky_loss(
 def volume_weights(volumes: list[float], w_type: str) -> list[float]:
     """Of one sample: 1 / T^2, 1 / T or 1; for an absent class the largest of the others, or 1 if all are absent."""
     power = {"square": 2, "simple": 1, "uniform": 0}[w_type]
-    finite = [1 / volume**power for volume in volumes if volume != 0 or power == 0]
-    return [1 / volume**power if volume != 0 or power == 0 else max(finite, default=1.0) for volume in volumes]
+    is_present = [abs(volume) >= 2**-63 or power == 0 for volume in volumes]
+    finite = [1 / volume**power for volume, present in zip(volumes, is_present, strict=True) if present]
+    absent = max(finite, default=1.0)
+    return [1 / volume**power if present else absent for volume, present in zip(volumes, is_present, strict=True)]
 
 
 def generalized_dice_loss(
