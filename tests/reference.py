@@ -195,14 +195,15 @@ def valid_voxels(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Which voxels count, as bool [voxels]; and of those the logits and targets [valid, C] and the weights [valid].
 
-    Of one class, labels are its mask.
+    Of one class, labels are its mask. Floating masks and probabilities have no ignore_index.
     """
     x = rows(input.double(), dim)
     v = torch.ones(len(x), dtype=torch.float64) if voxel_weight is None else voxel_weight.double().reshape(-1)
     is_mask_of_one = x.shape[1] == 1 and activation != "softmax"
     if is_mask_of_one or (target.shape == input.shape and (target.is_floating_point() or activation != "softmax")):
         g = target.double().reshape(-1, 1) if is_mask_of_one else rows(target.double(), dim)
-        valid = (g.detach() != ignore_index).all(-1) & (v != 0)
+        is_ignored = (g.detach() == ignore_index).any(-1) & (not target.is_floating_point())
+        valid = ~is_ignored & (v != 0)
         return valid, x[valid], g[valid], v[valid]
     labels = labels_of(input, target, dim)
     valid = (labels != ignore_index) & (v != 0)
