@@ -373,3 +373,20 @@ def test_a_backward_operator_took_a_gradient_that_is_not_dense_and_floating(stra
 def test_the_nll_of_probabilities_of_no_class_was_what_the_stack_held(num_voxels):
     x = torch.zeros(2, 0, num_voxels)
     assert torch.equal(segloss.nll_loss(x, x, reduction="none"), torch.zeros(2, num_voxels))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", ["cross_entropy", "cross_entropy_forward", "sigmoid_focal_forward"])
+def test_a_loss_of_a_dtype_narrower_than_inputs_was_written_past_a_buffer(name, dtype):
+    x, labels = torch.randn(1, 112, 4, dtype=torch.float64), torch.zeros(1, 4).long()
+    calls = {
+        "cross_entropy": lambda: torch.ops.segloss.cross_entropy(x, labels, op="op", dtype=dtype),
+        "cross_entropy_forward": lambda: torch.ops.segloss.cross_entropy_forward(
+            x, labels, None, None, 1, 1, -100, 0.0, 0.0, False, False, True, dtype, "op"
+        ),
+        "sigmoid_focal_forward": lambda: torch.ops.segloss.sigmoid_focal_forward(
+            "op", x, labels, None, None, 1, -100, 2.0, dtype
+        ),
+    }
+    with pytest.raises(TypeError, match="op: expected a dtype of the loss that holds input's Double, got"):
+        calls[name]()

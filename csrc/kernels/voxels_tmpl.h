@@ -247,6 +247,7 @@ static void FN(stream_interleaved)(VOXELS* v, const struct segloss_tensor* t, co
     assert(t->dtype <= SEGLOSS_BFLOAT16);
     const size_t bytes = (size_t)num_classes * SEGLOSS_BLOCK * (size_t)dtype_size(t->dtype);
     char* staged = (char*)v->activations.values;
+    assert(bytes <= sizeof v->activations.values);
     const struct plane interleaved = {staged, 1, num_classes};
     const struct plane rows = {v->input.values, ROW_LANES, 1};
     v->activations.first_class = -1;

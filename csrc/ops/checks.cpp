@@ -208,9 +208,11 @@ void check_label_tensor(const std::string& op, const Tensor& target) {
                      ", which no kernel reads. Use target.long() for labels, or target.float()");
 }
 
-void check_loss_dtype(const std::string& op, at::ScalarType dtype) {
+void check_loss_dtype(const std::string& op, const Tensor& input, at::ScalarType dtype) {
     TORCH_CHECK_TYPE(is_real(dtype), op, ": expected float64, float32, float16 or bfloat16 as dtype of the loss, got ",
                      dtype);
+    TORCH_CHECK_TYPE(at::promote_types(dtype, input.scalar_type()) == dtype, op, ": expected a dtype of the loss that ",
+                     "holds input's ", input.scalar_type(), ", got ", dtype, ". Convert the loss itself");
 }
 
 bool has_label_shape(const Tensor& input, const Tensor& labels, int64_t dim) {

@@ -26,8 +26,8 @@ void check_logits(const std::string& op, const Tensor& input);
 // TypeError unless target can hold labels: dense, and of a dtype that the kernels read.
 void check_label_tensor(const std::string& op, const Tensor& target);
 
-// TypeError unless a loss can be of that dtype.
-void check_loss_dtype(const std::string& op, at::ScalarType dtype);
+// TypeError unless a loss can be of that dtype: no narrower than input's, which the kernels' buffers are for.
+void check_loss_dtype(const std::string& op, const Tensor& input, at::ScalarType dtype);
 
 // What target is, by dtype and shape (docs/targets.md); raises where it fits no meaning. `dim` as class_dim gives it.
 // An integer target of input's shape is one-hot, or a mask per class where `takes_masks`; there a map of one class is

@@ -65,7 +65,7 @@ Target check_operator_arguments(const Tensor& input, const Tensor& target, const
                                 const OptionalTensor& voxel_weight, const Options& options) {
     TORCH_CHECK_INDEX(options.dim >= 0 && options.dim < input.dim(), options.op, ": expected dim in [0, ",
                       input.dim() - 1, "] for input ", input.sym_sizes(), ", got ", options.dim);
-    check_loss_dtype(options.op, options.dtype);
+    check_loss_dtype(options.op, input, options.dtype);
     TORCH_CHECK_VALUE(!options.log_probabilities || (options.label_smoothing == 0 && options.gamma == 0), options.op,
                       ": expected label_smoothing=0 and gamma=0 with log probabilities, got ", options.label_smoothing,
                       " and ", options.gamma);
@@ -533,7 +533,7 @@ Tensor cross_entropy(const Tensor& input, const Tensor& target, const OptionalTe
     options.dim = class_dim(options.op, input, dim);
     const auto kind = check_arguments(input, target, weight, voxel_weight, options);
     options.dtype = dtype.value_or(loss_dtype(input, target, kind));
-    check_loss_dtype(options.op, options.dtype);
+    check_loss_dtype(options.op, input, options.dtype);
     auto labels = target;
     if (kind == Target::one_hot) {
         labels = one_hot_labels(options.op, target, options.dim);

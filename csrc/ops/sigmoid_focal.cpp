@@ -39,7 +39,7 @@ Target check_arguments(const Tensor& input, const Tensor& target, const Optional
     check_voxel_weight(op, input, voxel_weight, options.dim);
     check_gamma(op, options.gamma);
     check_ignore_index(op, kind, options.ignore_index);
-    check_loss_dtype(op, options.dtype);
+    check_loss_dtype(op, input, options.dtype);
     return kind;
 }
 
