@@ -19,8 +19,9 @@ _Rule = TypeVar("_Rule", bound=Callable[..., Any])
 _NONE, _MEAN = map(_reduction.get_enum, ("none", "mean"))
 
 
-def _rule(op: OpOverload) -> Callable[[_Rule], _Rule]:
-    """Registers a rule for tensors whose first dimension is the hidden one, class weights apart: results likewise."""
+def _rule(op: OpOverload, is_of_all: bool = False) -> Callable[[_Rule], _Rule]:
+    """Registers a rule for tensors whose first dimension is the hidden one, class weights apart: results likewise, or
+    one for all members."""
     names = [argument.name for argument in op._schema.arguments]
 
     def register(rule: _Rule) -> _Rule:
@@ -33,7 +34,8 @@ def _rule(op: OpOverload) -> Callable[[_Rule], _Rule]:
                     for name, argument, hidden in zip(names, arguments, in_dims, strict=False)  # but for defaults
                 )
             )
-            return results, 0 if isinstance(results, Tensor) else (0,) * len(results)
+            hidden = None if is_of_all else 0
+            return results, hidden if isinstance(results, Tensor) else (hidden,) * len(results)
 
         torch.library.register_vmap(op, batched)
         return rule
@@ -95,8 +97,10 @@ def _cross_entropy_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     options = (ignore_index, label_smoothing, gamma, log_probabilities)
     arguments = (input, _of_the_loss_shape(target, input), weight, voxel_weight)
-    loss, *_ = _ops.cross_entropy_forward(*arguments, dim + 1, _NONE, *options, empty_zero, False, dtype, op)
-    total_weight = _total_weights(*arguments, dim + 1, ignore_index, torch.promote_types(dtype, torch.float32), op)
+    wide = torch.promote_types(dtype, torch.float32)  # of what is summed: a loss is rounded once, when it is finished
+    dtype_of_losses = dtype if reduction == _NONE else wide
+    loss, *_ = _ops.cross_entropy_forward(*arguments, dim + 1, _NONE, *options, empty_zero, False, dtype_of_losses, op)
+    total_weight = _total_weights(*arguments, dim + 1, ignore_index, wide, op)
     if reduction != _NONE:
         loss = _sum_each(loss)
         if reduction == _MEAN:
@@ -235,10 +239,38 @@ def _class_masks(op: str, target: Tensor, ignore_index: int) -> Tensor:
     return masks
 
 
-# A look at all members together, with one answer for them.
+# ---- looks at all members together, with one answer for them ----
+
+
 torch.library.register_vmap(
     _ops.check_range.default, lambda _, in_dims, *arguments: (_ops.check_range(*arguments), None)
 )
+
+
+@_rule(_ops.is_one_hot.default, is_of_all=True)
+def _is_one_hot(op: str, target: Tensor, dim: int) -> Tensor:
+    answer: Tensor = _ops.is_one_hot(op, target, dim + 1)
+    return answer
+
+
+@_rule(_ops.num_label_classes.default, is_of_all=True)
+def _num_label_classes(op: str, input: Tensor, target: Tensor, ignore_index: int, dim: int | None = None) -> Tensor:
+    number: Tensor = _ops.num_label_classes(op, input, target, ignore_index, None if dim is None else dim + 1)
+    return number
+
+
+# ---- counts, of member after member ----
+
+
+def _count_one_by_one(op: OpOverload) -> None:
+    def batched(info: Any, in_dims: Any, *arguments: Any) -> Any:
+        return _one_by_one(op, info.batch_size, in_dims, arguments)
+
+    torch.library.register_vmap(op, batched)
+
+
+for _op in (_ops.confusion_counts, _ops.equal_label_counts, _ops.mask_counts):
+    _count_one_by_one(_op.default)
 
 
 @_rule(_ops.one_hot_labels.default)

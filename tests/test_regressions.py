@@ -390,3 +390,29 @@ def test_a_loss_of_a_dtype_narrower_than_inputs_was_written_past_a_buffer(name, 
     }
     with pytest.raises(TypeError, match="op: expected a dtype of the loss that holds input's Double, got"):
         calls[name]()
+
+
+def test_half_precision_losses_were_summed_in_it_under_vmap():
+    x, labels = torch.zeros(2, 1, 2, 8).half(), torch.zeros(2, 1, 8).long()
+    weights = torch.full((2, 1, 8), 1e5)  # whose products with a loss float16 cannot hold
+    losses = torch.func.vmap(lambda x, y, v: segloss.cross_entropy(x, y, voxel_weight=v))(x, labels, weights)
+    assert_close(losses, torch.full((2,), 0.6931471805599453, dtype=torch.float16))
+    x = torch.tensor([18.0, 0.0]).half().view(1, 1, 2, 1).expand(2, 1, 2, 4096)  # each loss is 0 in float16
+    labels = torch.zeros(2, 1, 4096).long()
+    losses = torch.func.vmap(lambda x, y: segloss.cross_entropy(x, y, reduction="sum"))(x, labels)
+    assert torch.equal(losses[0], segloss.cross_entropy(x[0], labels[0], reduction="sum"))
+    assert losses[0] > 6e-5
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "confusion_matrix", "dice_score", "jaccard_index"])
+@pytest.mark.parametrize("kind", ["logits", "maps", "maps of so many classes"])
+def test_vmap_of_a_metric_looped_over_samples_with_a_warning(metric, kind, capfd):
+    x, labels = torch.randn(3, 2, 4, 5), torch.randint(4, (3, 2, 5))
+    labels[:, 0, 0] = 3
+    predicted = x if kind == "logits" else x.argmax(2)
+    options = {"num_classes": 4} if kind == "maps of so many classes" else {}
+    function = getattr(segloss, metric)
+    scores = torch.vmap(lambda p, y: function(p, y, **options))(predicted, labels)
+    expected = torch.stack([function(a, b, **options) for a, b in zip(predicted, labels, strict=True)])
+    torch.testing.assert_close(scores, expected, rtol=0, atol=0, equal_nan=True)
+    assert "performance drop" not in capfd.readouterr().err

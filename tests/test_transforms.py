@@ -186,6 +186,21 @@ def test_vmap_over_logits_alone_and_over_targets_alone(name):
     assert_close(over_targets, torch.stack([loss(x[0], each) for each in targets]))
 
 
+@EACH_LOSS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_vmap_rounds_to_the_dtype_of_the_logits_as_each_call_does(name, dtype):
+    target = target_of(name)
+    x, targets = logits(2, 2, 3, 2).to(dtype), torch.stack([target, target.flip(-1)])
+
+    def gradient_and_value(x, target):
+        return torch.func.grad_and_value(lambda x: loss_of(name, target)(x).sum())(x)
+
+    actual = torch.func.vmap(gradient_and_value)(x, targets)
+    expected = [gradient_and_value(*each) for each in zip(x, targets, strict=True)]
+    for of_all, of_each in zip(actual, zip(*expected, strict=True), strict=True):
+        assert_close(of_all, torch.stack(of_each))
+
+
 @pytest.mark.parametrize("name", LABEL_LOSSES)
 def test_vmap_over_voxel_weights(name):
     x, weights = logits(2, 3, 2), torch.stack([VOXEL_WEIGHT, VOXEL_WEIGHT.flip(0), VOXEL_WEIGHT.square()])

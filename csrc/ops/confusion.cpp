@@ -547,12 +547,21 @@ TORCH_LIBRARY_FRAGMENT(segloss, m) {
     m.def("mask_counts(str op, Tensor input, Tensor target, int ignore_index, int dim) -> Tensor", tags);
 }
 
-TORCH_LIBRARY_IMPL(segloss, CompositeImplicitAutograd, m) {
+namespace {
+
+void implement_metrics(torch::Library& m) {
     m.impl("accuracy", TORCH_FN(accuracy));
     m.impl("confusion_matrix", TORCH_FN(confusion_matrix));
     m.impl("dice_score", TORCH_FN(dice_score));
     m.impl("jaccard_index", TORCH_FN(jaccard_index));
 }
+
+} // namespace
+
+TORCH_LIBRARY_IMPL(segloss, CompositeImplicitAutograd, m) { implement_metrics(m); }
+
+// Under vmap, too, a metric is what it is made of, not a loop over samples.
+TORCH_LIBRARY_IMPL(segloss, FuncTorchBatchedDecomposition, m) { implement_metrics(m); }
 
 TORCH_LIBRARY_IMPL(segloss, CPU, m) {
     m.impl("confusion_counts", TORCH_FN(confusion_counts_cpu));
