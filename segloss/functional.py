@@ -352,7 +352,7 @@ def topk_loss(
     )
     _warn_of_one_channel(op, input, dim)
     counts = _counts(losses, target, voxel_weight, ignore_index)
-    dtype = torch.float64 if losses.is_cpu else losses.dtype  # not every device has float64
+    dtype = torch.float32 if losses.is_mps else torch.float64  # the one without float64
     num_voxels = counts.sum(dtype=dtype)
     num_kept = (k * num_voxels / 100).floor().clamp(min=1).minimum(num_voxels)
     # To ask for that number would make the host wait for the device, and end a graph. As many as it can be are ranked;
@@ -380,7 +380,8 @@ def total_weight(
 
     Args:
         target: class labels of any shape: any integer dtype, bool, or floating with integral values.
-        weight: a weight for each class ``[C]``, of any floating dtype. Default: 1, with no bound on the labels.
+        weight: a weight for each class ``[C]``, of any floating dtype. Default: 1, for labels up to
+            2**31 - 2.
         ignore_index: label of the voxels that do not count. Default: -100.
         voxel_weight: a weight for each voxel, of target's shape. Default: 1.
         process_group: the :class:`torch.distributed.ProcessGroup` over whose ranks it is added up, with errors as
@@ -504,11 +505,10 @@ def _warn_of_one_channel(op: str, input: Tensor, dim: int) -> None:
 
 
 def _counts(losses: Tensor, target: Tensor, voxel_weight: Tensor | None, ignore_index: int) -> Tensor:
-    """True where a voxel counts, in the shape of their losses."""
-    # As int64: in uint8, -100 is 156, and the CPU does not compare uint16, uint32 and uint64.
-    labels = target if target.is_floating_point() else target.to(torch.int64)
-    counts = (labels != ignore_index).reshape(losses.shape)
-    return counts if voxel_weight is None else counts & voxel_weight.to(torch.bool).reshape(losses.shape)
+    """True where a voxel counts, in the shape of their losses: labels and weights as the losses' kernel compares them."""
+    # As int64: in uint8, -100 is 156, in bfloat16 257 is 256, and the CPU does not compare uint16, uint32 and uint64.
+    counts = (target.to(torch.int64) != ignore_index).reshape(losses.shape)
+    return counts if voxel_weight is None else counts & (voxel_weight.to(losses.dtype) != 0).reshape(losses.shape)
 
 
 def _detached(tensor: Tensor | None) -> Tensor | None:

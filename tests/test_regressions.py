@@ -416,3 +416,17 @@ def test_vmap_of_a_metric_looped_over_samples_with_a_warning(metric, kind, capfd
     expected = torch.stack([function(a, b, **options) for a, b in zip(predicted, labels, strict=True)])
     torch.testing.assert_close(scores, expected, rtol=0, atol=0, equal_nan=True)
     assert "performance drop" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("dtype", "ignore_index"), [(torch.bfloat16, 257), (torch.float16, 70_000)])
+def test_top_k_compared_ignore_index_in_the_labels_own_dtype(dtype, ignore_index):
+    x, labels = torch.randn(1, 300, 6), torch.tensor([[0, 256, 256, 7, 256, 1]])
+    expected = segloss.cross_entropy(x, labels)
+    assert_close(segloss.topk_loss(x, labels.to(dtype), k=100, ignore_index=ignore_index), expected)
+
+
+def test_top_k_counted_a_voxel_whose_weight_is_zero_to_the_kernel():
+    x, labels = torch.randn(1, 3, 4), torch.tensor([[0, 1, 2, 0]])
+    tiny, zero = (torch.tensor([[1, 1, weight, 1]], dtype=torch.float64) for weight in (1e-50, 0))
+    of_tiny, of_zero = (segloss.topk_loss(x, labels, k=100, voxel_weight=weights) for weights in (tiny, zero))
+    assert_close(of_tiny, of_zero)
