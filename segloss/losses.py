@@ -1,6 +1,7 @@
 """The losses as modules: they store the keywords of the functions and call them."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -503,7 +504,8 @@ class DeepSupervisionLoss(nn.Module):
 
     Args:
         loss: called as ``loss(input, target)``, or ``loss(input, target, voxel_weight=...)`` where voxel weights are
-            given; a module or a function. Its attribute ``dim`` is the class dimension, 1 where it has none.
+            given; a module or a function. Its attribute ``dim``, or the keyword ``dim`` of a ``functools.partial``, is
+            the class dimension, 1 where it has none.
         weights: a factor for each resolution, taken as it is; a resolution of weight 0 is left out. Default:
             :math:`2^{-i}`, normalised to the sum 1.
 
@@ -531,7 +533,7 @@ class DeepSupervisionLoss(nn.Module):
         self.weights = None if weights is None else _checked_weights(weights)
 
     def forward(self, inputs: Sequence[Tensor], target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
-        dim = getattr(self.loss, "dim", 1)
+        dim = _class_dim_of(self.loss)
         losses = []
         for weight, input in zip(self._weights_for(inputs), inputs, strict=True):
             if weight != 0:
@@ -572,6 +574,12 @@ def _checked_weights(weights: Sequence[float]) -> tuple[float, ...]:
     if not any(factors):
         raise ValueError(f"DeepSupervisionLoss: expected a weight other than 0, got {weights}")
     return factors
+
+
+def _class_dim_of(loss: Callable[..., Tensor]) -> int:
+    keywords = loss.keywords if isinstance(loss, partial) else {}
+    dim: int = keywords.get("dim", getattr(loss, "dim", 1))
+    return dim
 
 
 def _subsampled(target: Tensor, input: Tensor, dim: int) -> Tensor:

@@ -4,6 +4,7 @@ import copy
 import itertools
 import pickle
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -338,3 +339,12 @@ def test_a_copy_is_the_module(copied):
     loss = segloss.DeepSupervisionLoss(segloss.DiceCELoss(), [1.0, 0.5, 0.25])
     assert repr(copied(loss)) == repr(loss)
     assert torch.equal(copied(loss)(inputs, labels), loss(inputs, labels))
+
+
+def test_the_class_dimension_of_a_partial_function_was_ignored():
+    inputs = [x.movedim(1, -1) for x in logits_of(SIZES[1])]
+    target = labels_of(SIZES[1][0]).squeeze(1)
+    loss = partial(segloss.cross_entropy, dim=-1)
+    expected = segloss.DeepSupervisionLoss(segloss.CrossEntropyLoss(dim=-1))(inputs, target)
+    assert_close(segloss.DeepSupervisionLoss(loss)(inputs, target), expected)
+    assert_close(segloss.DeepSupervisionLoss(partial(loss, label_smoothing=0.0))(inputs, target), expected)
