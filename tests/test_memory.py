@@ -106,6 +106,60 @@ def test_no_more_is_kept_than_was_in_use_at_once():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_memory_of_a_peak_stayed_for_good():
+    """Gradients of 20 sizes after a large one: that much was kept of them."""
+    script = """
+        import torch, segloss
+        from pathlib import Path
+
+        def mapped():
+            return int(next(l for l in Path("/proc/self/status").read_text().splitlines() if "VmSize" in l).split()[1])
+
+        logits, labels = torch.zeros(1, 2, 8000, 1024), torch.zeros(1, 8000, 1024, dtype=torch.uint8)
+
+        def step(n):
+            segloss.dice_loss(logits[:, :, :n].detach().requires_grad_(), labels[:, :n]).backward()
+
+        step(400)
+        before = mapped()
+        step(8000)
+        for _ in range(10):
+            for n in range(400, 1400, 50):
+                step(n)
+        print((mapped() - before) * 1024 / logits.nbytes)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 0.3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
+def test_a_gradient_without_memory_is_an_error_after_which_smaller_ones_are_computed():
+    script = """
+        import resource, torch, segloss
+
+        logits, labels = torch.zeros(1, 2, 4000, 1024), torch.zeros(1, 4000, 1024, dtype=torch.uint8)
+
+        def gradient(n):
+            x = logits[:, :, :n].detach().requires_grad_()
+            segloss.dice_loss(x, labels[:, :n]).backward()
+            return x.grad
+
+        expected = gradient(400).clone()
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + logits.nbytes // 2,) * 2)
+        for _ in range(3):
+            try:
+                gradient(4000)
+            except torch.OutOfMemoryError as error:
+                print(error)
+            assert torch.equal(gradient(400), expected)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    text = "segloss: no memory for a gradient of 33554432 bytes. Use a smaller batch or patch"
+    assert done.stdout.splitlines() == [text] * 3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_large_confusion_matrix_takes_its_own_memory_alone():
     """Not a table for each thread, and no copy of one."""
     script = """

@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <utility>
 #include <vector>
 #endif
 
@@ -44,8 +45,8 @@ Block map_block(size_t size) {
     return {mapped + head, size};
 }
 
-// Keeps what is given back for the next request of about that size. It holds no more than was once in use at the same
-// time, and the system may take the pages back when it needs them (MADV_FREE).
+// Keeps what is given back for the next request of about that size. It holds no more than was in use at the same time
+// lately, and the system may take the pages back when it needs them (MADV_FREE).
 class Recycler final : public c10::Allocator {
 public:
     c10::DataPtr allocate(size_t num_bytes) override {
@@ -71,17 +72,28 @@ public:
 private:
     Block take(size_t size) {
         const std::lock_guard<std::mutex> lock(mutex_);
-        in_use_ += size;
-        most_in_use_ = std::max(most_in_use_, in_use_);
         const auto fits = std::find_if(kept_.begin(), kept_.end(), [&](const Block& b) { return b.size == size; });
+        Block block;
         if (fits == kept_.end()) {
-            unmap_surplus();
-            return map_block(size);
+            unmap_surplus(size);
+            block = map_block(size);
+        } else {
+            block = *fits;
+            kept_.erase(fits);
+            kept_size_ -= size;
         }
-        const auto block = *fits;
-        kept_.erase(fits);
-        kept_size_ -= block.size;
+        note_use(size);
         return block;
+    }
+
+    // A peak is forgotten after as many requests: one large volume does not keep its memory for good.
+    void note_use(size_t size) {
+        constexpr int kRequests = 64;
+        in_use_ += size;
+        if (++num_requests_ % kRequests == 0) {
+            former_peak_ = std::exchange(peak_, in_use_);
+        }
+        peak_ = std::max(peak_, in_use_);
     }
 
     void give_back(Block* given) {
@@ -92,11 +104,13 @@ private:
         kept_size_ += given->size;
         in_use_ -= given->size;
         delete given;
-        unmap_surplus();
+        unmap_surplus(0);
     }
 
-    void unmap_surplus() {
-        while (in_use_ + kept_size_ > most_in_use_) {
+    // Makes room for `wanted` bytes more within the budget, which grows where that alone exceeds it.
+    void unmap_surplus(size_t wanted) {
+        const auto budget = std::max({peak_, former_peak_, in_use_ + wanted});
+        while (in_use_ + wanted + kept_size_ > budget) {
             const auto oldest = kept_.front();
             kept_.erase(kept_.begin());
             kept_size_ -= oldest.size;
@@ -108,7 +122,9 @@ private:
     std::vector<Block> kept_; // oldest first
     size_t kept_size_ = 0;
     size_t in_use_ = 0;
-    size_t most_in_use_ = 0;
+    size_t peak_ = 0;        // of in_use_, since a number of requests
+    size_t former_peak_ = 0; // of as many before
+    int64_t num_requests_ = 0;
 };
 
 [[maybe_unused]] const int watching_forks = pthread_atfork(Recycler::lock, Recycler::unlock, Recycler::unlock);
