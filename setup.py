@@ -19,8 +19,8 @@ DEBUG = os.environ.get("SEGLOSS_DEBUG", "0") == "1"  # asserts, and the address 
 CUDA = os.environ.get("SEGLOSS_CUDA", "0") == "1"  # kernels for GPUs, too: no GPU has run them yet
 
 # -fno-trapping-math lets the exponential's comparisons become vector selects; -std=gnu11 (not c11) lets a * b + c
-# become one fused instruction; -fno-wrapv takes back a default of Python's build that makes the gradient slower; aligned
-# loops are as fast whatever code lies before them.
+# become one fused instruction; -fno-wrapv takes back a default of Python's build that makes the gradient slower.
+# Aligned loops are as fast whatever code lies before them.
 C_FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fno-wrapv"]
 C_FLAGS += ["-falign-functions=64", "-falign-loops=32"]
 C_FLAGS += ["-Wall", "-Wextra", "-Wconversion"]

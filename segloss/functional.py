@@ -505,7 +505,7 @@ def _warn_of_one_channel(op: str, input: Tensor, dim: int) -> None:
 
 
 def _counts(losses: Tensor, target: Tensor, voxel_weight: Tensor | None, ignore_index: int) -> Tensor:
-    """True where a voxel counts, in the shape of their losses: labels and weights as the losses' kernel compares them."""
+    """True where a voxel counts, in the shape of their losses, whose kernel compares labels and weights likewise."""
     # As int64: in uint8, -100 is 156, in bfloat16 257 is 256, and the CPU does not compare uint16, uint32 and uint64.
     counts = (target.to(torch.int64) != ignore_index).reshape(losses.shape)
     return counts if voxel_weight is None else counts & (voxel_weight.to(losses.dtype) != 0).reshape(losses.shape)
