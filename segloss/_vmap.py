@@ -239,6 +239,12 @@ def _class_masks(op: str, target: Tensor, ignore_index: int) -> Tensor:
     return masks
 
 
+@_rule(_ops.one_hot_labels.default)
+def _one_hot_labels(op: str, target: Tensor, dim: int, *advice: str) -> Tensor:
+    labels: Tensor = _ops.one_hot_labels(op, target, dim + 1, *advice)
+    return labels
+
+
 # ---- looks at all members together, with one answer for them ----
 
 
@@ -271,9 +277,3 @@ def _count_one_by_one(op: OpOverload) -> None:
 
 for _op in (_ops.confusion_counts, _ops.equal_label_counts, _ops.mask_counts):
     _count_one_by_one(_op.default)
-
-
-@_rule(_ops.one_hot_labels.default)
-def _one_hot_labels(op: str, target: Tensor, dim: int, *advice: str) -> Tensor:
-    labels: Tensor = _ops.one_hot_labels(op, target, dim + 1, *advice)
-    return labels
