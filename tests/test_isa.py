@@ -10,23 +10,17 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from kernel_build import CPU_FLAGS, processor_flags
 
 import segloss
 
 pytestmark = pytest.mark.cpu_only
 
-ISAS = ["baseline", "avx2", "avx512"]
-NEEDS = {"baseline": [], "avx2": ["avx2", "fma"], "avx512": ["avx512f", "avx512vl", "avx512dq", "avx512bw", "fma"]}
-
-
-def processor_flags():
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((line.split(":", 1)[1].split() for line in lines if line.startswith("flags")), [])
+ISAS = list(CPU_FLAGS)
 
 
 def missing_flags(isa):
-    return [flag for flag in NEEDS[isa] if flag not in processor_flags()]
+    return [flag for flag in CPU_FLAGS[isa] if flag not in processor_flags()]
 
 
 def needed(isa):

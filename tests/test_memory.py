@@ -51,6 +51,21 @@ def test_a_large_gradient_keeps_the_memory_format():
     assert gradient_of(x).stride() == x.stride()
 
 
+# What scripts begin with, which have a process of their own; sizes are those of /proc/self/status, in KiB.
+PRELUDE = """
+import torch, segloss
+from pathlib import Path
+
+def memory(kind):
+    return int(next(l for l in Path("/proc/self/status").read_text().splitlines() if kind in l).split()[1])
+"""
+
+
+def printed_by(script):
+    command = [sys.executable, "-c", PRELUDE + textwrap.dedent(script)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
 TRANSFORMS = {
     "grad": "torch.func.grad(segloss.cross_entropy)",
     "per-sample gradients": "torch.func.vmap(torch.func.grad(lambda x, y: segloss.cross_entropy(x[None], y[None])))",
@@ -61,12 +76,6 @@ TRANSFORMS = {
 @pytest.mark.parametrize("transform", TRANSFORMS)
 def test_the_peak_memory_of_transforms_is_that_of_the_gradient(transform):
     script = f"""
-        import torch, segloss
-        from pathlib import Path
-
-        def memory(kind):
-            return int(next(l for l in Path("/proc/self/status").read_text().splitlines() if kind in l).split()[1])
-
         gradient = {TRANSFORMS[transform]}
         x, labels = torch.randn(4, 19, 256, 512), torch.zeros(4, 256, 512, dtype=torch.uint8)
         gradient(x[..., :1], labels[..., :1])
@@ -75,20 +84,13 @@ def test_the_peak_memory_of_transforms_is_that_of_the_gradient(transform):
         result = gradient(x, labels)
         print((memory("VmHWM") - before) * 1024 / x.nbytes)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
-    assert 0.9 < float(done.stdout) < 1.3
+    assert 0.9 < float(printed_by(script)) < 1.3
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_no_more_is_kept_than_was_in_use_at_once():
     """Gradients of 20 sizes, one after the other: what stays is one of them, not all."""
     script = """
-        import torch, segloss
-        from pathlib import Path
-
-        def resident():
-            return int(next(l for l in Path("/proc/self/status").read_text().splitlines() if "VmRSS" in l).split()[1])
-
         logits, labels = torch.zeros(2 * 4000 * 1024), torch.zeros(4000 * 1024, dtype=torch.uint8)
 
         def step(n):  # allocates a gradient and nothing else
@@ -96,46 +98,38 @@ def test_no_more_is_kept_than_was_in_use_at_once():
             segloss.dice_loss(x, labels[: n * 1024].view(1, n, 1024)).backward()
 
         step(4000)
-        before = resident()
+        before = memory("VmRSS")
         for n in range(3000, 4000, 50):
             step(n)
-        print((resident() - before) * 1024 / logits.nbytes)
+        print((memory("VmRSS") - before) * 1024 / logits.nbytes)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 0.5
+    assert float(printed_by(script)) < 0.5
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_memory_of_a_peak_stayed_for_good():
     """Gradients of 20 sizes after a large one: that much was kept of them."""
     script = """
-        import torch, segloss
-        from pathlib import Path
-
-        def mapped():
-            return int(next(l for l in Path("/proc/self/status").read_text().splitlines() if "VmSize" in l).split()[1])
-
         logits, labels = torch.zeros(1, 2, 8000, 1024), torch.zeros(1, 8000, 1024, dtype=torch.uint8)
 
         def step(n):
             segloss.dice_loss(logits[:, :, :n].detach().requires_grad_(), labels[:, :n]).backward()
 
         step(400)
-        before = mapped()
+        before = memory("VmSize")
         step(8000)
         for _ in range(10):
             for n in range(400, 1400, 50):
                 step(n)
-        print((mapped() - before) * 1024 / logits.nbytes)
+        print((memory("VmSize") - before) * 1024 / logits.nbytes)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 0.3
+    assert float(printed_by(script)) < 0.3
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
 def test_a_gradient_without_memory_is_an_error_after_which_smaller_ones_are_computed():
     script = """
-        import resource, torch, segloss
+        import resource
 
         logits, labels = torch.zeros(1, 2, 4000, 1024), torch.zeros(1, 4000, 1024, dtype=torch.uint8)
 
@@ -154,21 +148,14 @@ def test_a_gradient_without_memory_is_an_error_after_which_smaller_ones_are_comp
                 print(error)
             assert torch.equal(gradient(400), expected)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
     text = "segloss: no memory for a gradient of 33554432 bytes. Use a smaller batch or patch"
-    assert done.stdout.splitlines() == [text] * 3
+    assert printed_by(script).splitlines() == [text] * 3
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_large_confusion_matrix_takes_its_own_memory_alone():
     """Not a table for each thread, and no copy of one."""
     script = """
-        import torch, segloss
-        from pathlib import Path
-
-        def memory(kind):
-            return int(next(l for l in Path("/proc/self/status").read_text().splitlines() if kind in l).split()[1])
-
         torch.set_num_threads(3)
         labels = torch.arange(8192).repeat(8)
         segloss.confusion_matrix(labels % 3, labels % 3, 3)
@@ -177,5 +164,4 @@ def test_a_large_confusion_matrix_takes_its_own_memory_alone():
         result = segloss.confusion_matrix(labels, labels, num_classes=8192)
         print((memory("VmHWM") - before) * 1024 / result.nbytes)
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
-    assert 0.9 < float(done.stdout) < 1.1
+    assert 0.9 < float(printed_by(script)) < 1.1
