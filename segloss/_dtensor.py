@@ -74,58 +74,29 @@ def _arguments(
     return [_shard(d), _voxels(target, input, dim, d), whole, _voxels(voxel_weight, input, dim, d)]
 
 
+# Of the arguments of every loss's operators: what is no tensor comes first (the name that errors give) and last.
+_BEFORE: list[Placement | None] = [None]
+_AFTER: list[Placement | None] = [None, None, None]
+
+
 @_rule(_ops.cross_entropy_forward.default)
 def _cross_entropy_forward(
-    input: Any, target: Any, weight: Any, voxel_weight: Any, dim: int, reduction: int, *options: Any
+    op: str, input: Any, target: Any, weight: Any, voxel_weight: Any, dim: int, *options: Any
 ) -> list[_Sharding]:
-    rest = [None] * (2 + len(options))
+    (reduction, *_), _ = options
     is_probabilities = target.shape == input.shape and target.tensor_meta.dtype.is_floating_point
     shardings: list[_Sharding] = []
     for d in [None] if reduction == _MEAN else _dims(input, dim):
         losses = _shard_without(dim, d) if is_probabilities else _voxels(target, input, dim, d)
         results = [losses if reduction == _NONE else _sum(d), _sum(d), Replicate()]  # no gradient ahead of time
-        shardings.append((results, [*_arguments(input, target, weight, voxel_weight, dim, d), *rest]))
+        shardings.append((results, [*_BEFORE, *_arguments(input, target, weight, voxel_weight, dim, d), *_AFTER]))
     return shardings
 
 
 @_rule(_ops.cross_entropy_backward.default)
 def _cross_entropy_backward(
     grad_loss: Any,
-    input: Any,
-    target: Any,
-    weight: Any,
-    voxel_weight: Any,
     total_weight: Any,
-    dim: int,
-    reduction: int,
-    *options: Any,
-) -> list[_Sharding]:
-    rest = [None] * (2 + len(options))
-    shardings: list[_Sharding] = []
-    for d in [None] if reduction == _MEAN else _dims(input, dim):
-        grad = _voxels(grad_loss, input, dim, d) if reduction == _NONE else Replicate()
-        arguments = _arguments(input, target, weight, voxel_weight, dim, d)
-        shardings.append(([_shard(d)], [grad, *arguments, _sum(d), *rest]))
-    return shardings
-
-
-@_rule(_ops.soft_stats_forward.default)
-def _soft_stats_forward(
-    op: str, input: Any, target: Any, weight: Any, voxel_weight: Any, dim: int, *options: Any
-) -> list[_Sharding]:
-    rest = [None] * (1 + len(options))
-    shardings: list[_Sharding] = []
-    for d in _dims(input, dim):
-        sums: list[Placement | None] = [_sum_of_samples(dim, d)] * 5
-        shardings.append((sums, [None, *_arguments(input, target, weight, voxel_weight, dim, d), *rest]))
-    return shardings
-
-
-@_rule(_ops.soft_stats_backward.default)
-def _soft_stats_backward(
-    grad_intersection: Any,
-    grad_prediction: Any,
-    grad_loss: Any,
     op: str,
     input: Any,
     target: Any,
@@ -134,13 +105,32 @@ def _soft_stats_backward(
     dim: int,
     *options: Any,
 ) -> list[_Sharding]:
-    rest = [None] * (1 + len(options))
+    (reduction, *_), _ = options
+    shardings: list[_Sharding] = []
+    for d in [None] if reduction == _MEAN else _dims(input, dim):
+        grad = _voxels(grad_loss, input, dim, d) if reduction == _NONE else Replicate()
+        arguments = _arguments(input, target, weight, voxel_weight, dim, d)
+        shardings.append(([_shard(d)], [grad, _sum(d), *_BEFORE, *arguments, *_AFTER]))
+    return shardings
+
+
+@_rule(_ops.soft_stats_forward.default)
+def _soft_stats_forward(
+    op: str, input: Any, target: Any, weight: Any, voxel_weight: Any, dim: int, *options: Any
+) -> list[_Sharding]:
     shardings: list[_Sharding] = []
     for d in _dims(input, dim):
-        sums = _sum_of_samples(dim, d)
+        sums: list[Placement | None] = [_sum_of_samples(dim, d)] * 5
+        shardings.append((sums, [*_BEFORE, *_arguments(input, target, weight, voxel_weight, dim, d), *_AFTER]))
+    return shardings
+
+
+@_rule(_ops.soft_stats_backward.default)
+def _soft_stats_backward(grad_intersection: Any, grad_prediction: Any, grad_loss: Any, *call: Any) -> list[_Sharding]:
+    shardings: list[_Sharding] = []
+    for [sums, *_], arguments in _soft_stats_forward(*call):
         grad = sums if sums == Shard(0) else Replicate()  # a part's gradient is that of the whole sum
-        arguments = _arguments(input, target, weight, voxel_weight, dim, d)
-        shardings.append(([_shard(d)], [grad, grad, grad, None, *arguments, *rest]))
+        shardings.append(([arguments[len(_BEFORE)]], [grad, grad, grad, *arguments]))
     return shardings
 
 
@@ -148,9 +138,8 @@ def _soft_stats_backward(
 def _sigmoid_focal_forward(
     op: str, input: Any, target: Any, weight: Any, voxel_weight: Any, dim: int, *options: Any
 ) -> list[_Sharding]:
-    rest = [None] * (1 + len(options))
     return [
-        ([_shard(d)], [None, *_arguments(input, target, weight, voxel_weight, dim, d), *rest])
+        ([_shard(d)], [*_BEFORE, *_arguments(input, target, weight, voxel_weight, dim, d), *_AFTER])
         for d in _dims(input, dim)
     ]
 

@@ -4,7 +4,7 @@ What is not mapped is the same for each member of the hidden dimension, by a vie
 copy it. Class weights that are mapped are the exception: a kernel takes one row of them, so it is called for each.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -52,7 +52,7 @@ def _in_front(argument: Any, hidden: int | None, size: int) -> Any:
 def _one_by_one(op: OpOverload, size: int, in_dims: Any, arguments: Any) -> Any:
     def call(member: int) -> Any:
         pairs = zip(arguments, in_dims, strict=True)
-        return op(*(each if hidden is None else each.select(hidden, member) for each, hidden in pairs))
+        return op(*(each.select(hidden, member) if isinstance(hidden, int) else each for each, hidden in pairs))
 
     members = [call(member) for member in range(size)]
     if isinstance(members[0], Tensor):
@@ -78,80 +78,92 @@ def _of_the_loss_shape(target: Tensor, input: Tensor) -> Tensor:
     return target.flatten() if input.ndim == 2 and _is_labels(target, input) else target
 
 
+# The options of cross entropy that its operators carry as a list, by the names that the public operator gives them.
+_OPTIONS = [
+    argument.name
+    for argument in _ops.cross_entropy.default._schema.arguments
+    if argument.name not in ("dim", "op") and str(argument.type) not in ("Tensor", "Optional[Tensor]", "float")
+]
+
+# By c10::ScalarType, as options hold it.
+_DTYPES = {5: torch.float16, 6: torch.float32, 7: torch.float64, 15: torch.bfloat16}
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+
+
+def _replaced(options: Sequence[int], **values: int) -> list[int]:
+    """The options, some exchanged; without a gradient ahead of time."""
+    named = dict(zip(_OPTIONS, options, strict=False)) | values
+    return [*named.values(), 0]
+
+
 @_rule(_ops.cross_entropy_forward.default)
 def _cross_entropy_forward(
+    op: str,
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
     voxel_weight: Tensor | None,
     dim: int,
-    reduction: int,
-    ignore_index: int,
-    label_smoothing: float,
-    gamma: float,
-    log_probabilities: bool,
-    empty_zero: bool,
-    with_gradient: bool,
-    dtype: torch.dtype,
-    op: str,
+    options: Sequence[int],
+    factors: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    options = (ignore_index, label_smoothing, gamma, log_probabilities)
-    arguments = (input, _of_the_loss_shape(target, input), weight, voxel_weight)
+    named = dict(zip(_OPTIONS, options, strict=False))
+    reduction, dtype = named["reduction"], _DTYPES[named["dtype"]]
+    arguments = (op, input, _of_the_loss_shape(target, input), weight, voxel_weight)
     wide = torch.promote_types(dtype, torch.float32)  # of what is summed: a loss is rounded once, when it is finished
     dtype_of_losses = dtype if reduction == _NONE else wide
-    loss, *_ = _ops.cross_entropy_forward(*arguments, dim + 1, _NONE, *options, empty_zero, False, dtype_of_losses, op)
-    total_weight = _total_weights(*arguments, dim + 1, ignore_index, wide, op)
+    of_voxels = _replaced(options, reduction=_NONE, dtype=_CODES[dtype_of_losses])
+    loss, *_ = _ops.cross_entropy_forward(*arguments, dim + 1, of_voxels, factors)
+    total_weight = _total_weights(*arguments, dim + 1, _replaced(of_voxels, log_probabilities=1, dtype=_CODES[wide]))
     if reduction != _NONE:
         loss = _sum_each(loss)
         if reduction == _MEAN:
-            loss = torch.where(total_weight == 0, 0.0 if empty_zero else torch.nan, loss / total_weight)
+            loss = torch.where(total_weight == 0, 0.0 if named["empty_zero"] else torch.nan, loss / total_weight)
         loss = loss.to(dtype)
-    gradient = input.new_empty(len(input), 0)
-    if with_gradient:
-        one = torch.ones_like(loss)
-        gradient = _cross_entropy_backward(one, *arguments, total_weight, dim, reduction, *options, dtype, op)
-    return loss, total_weight, gradient
+    return loss, total_weight, input.new_empty(len(input), 0)
 
 
 def _total_weights(
+    op: str,
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
     voxel_weight: Tensor | None,
     dim: int,
-    ignore_index: int,
-    dtype: torch.dtype,
-    op: str,
+    options: Sequence[int],
 ) -> Tensor:
     """Of each member: the sum of its losses where each log probability is -1, with labels."""
+    named = dict(zip(_OPTIONS, options, strict=False))
     if not _is_labels(target, input):
         voxels = input.select(dim, 0)
         return _sum_each(voxels.new_ones(()).expand_as(voxels) if voxel_weight is None else voxel_weight)
-    log_p = input.new_full((), -1.0, dtype=dtype).expand_as(input)
-    options = (ignore_index, 0.0, 0.0, True, False, False, dtype, op)
-    return _sum_each(_ops.cross_entropy_forward(log_p, target, weight, voxel_weight, dim, _NONE, *options)[0])
+    log_p = input.new_full((), -1.0, dtype=_DTYPES[named["dtype"]]).expand_as(input)
+    return _sum_each(_ops.cross_entropy_forward(op, log_p, target, weight, voxel_weight, dim, options, (0.0, 0.0))[0])
 
 
 @_rule(_ops.cross_entropy_backward.default)
 def _cross_entropy_backward(
     grad_loss: Tensor,
+    total_weight: Tensor,
+    op: str,
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
     voxel_weight: Tensor | None,
-    total_weight: Tensor,
     dim: int,
-    reduction: int,
-    *options: Any,
+    options: Sequence[int],
+    factors: Sequence[float],
 ) -> Tensor:
+    reduction = options[_OPTIONS.index("reduction")]
     target = _of_the_loss_shape(target, input)
     if reduction == _MEAN:
         grad_loss = torch.where(total_weight == 0, 0.0, grad_loss / total_weight)
     if reduction != _NONE:
         losses = target if _is_labels(target, input) else input.select(dim + 1, 0)
         grad_loss = grad_loss.view(-1, *[1] * (losses.ndim - 1)).expand_as(losses)
-    arguments = (input, target, weight, voxel_weight, total_weight.new_ones(()))
-    gradient: Tensor = _ops.cross_entropy_backward(grad_loss, *arguments, dim + 1, _NONE, *options)
+    arguments = (grad_loss, total_weight.new_ones(()), op, input, target, weight, voxel_weight)
+    options = _replaced(options, reduction=_NONE)
+    gradient: Tensor = _ops.cross_entropy_backward(*arguments, dim + 1, options, factors)
     return gradient
 
 
@@ -171,7 +183,13 @@ def _folded(dim: int, input: Tensor, *tensors: Tensor | None) -> list[Tensor | N
 
 @_rule(_ops.soft_stats_forward.default)
 def _soft_stats_forward(
-    op: str, input: Tensor, target: Tensor, weight: Tensor | None, voxel_weight: Tensor | None, dim: int, *options: Any
+    op: str,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    voxel_weight: Tensor | None,
+    dim: int,
+    *options: Any,
 ) -> tuple[Tensor, ...]:
     x, y, v = _folded(dim, input, target, voxel_weight)
     results = _ops.soft_stats_forward(op, x, y, weight, v, max(dim, 1), *options)
@@ -203,28 +221,17 @@ def _soft_stats_backward(
 # ---- operators of single voxels, for which the hidden dimension is one like others ----
 
 
-@_rule(_ops.sigmoid_focal_forward.default)
-def _sigmoid_focal_forward(
-    op: str, input: Tensor, target: Tensor, weight: Tensor | None, voxel_weight: Tensor | None, dim: int, *options: Any
-) -> Tensor:
-    losses: Tensor = _ops.sigmoid_focal_forward(op, input, target, weight, voxel_weight, dim + 1, *options)
-    return losses
+def _one_dim_more(op: OpOverload) -> None:
+    def rule(*arguments: Any) -> Tensor:
+        *others, dim, options, factors = arguments
+        result: Tensor = op(*others, dim + 1, options, factors)
+        return result
+
+    _rule(op)(rule)
 
 
-@_rule(_ops.sigmoid_focal_backward.default)
-def _sigmoid_focal_backward(
-    grad_loss: Tensor,
-    op: str,
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    voxel_weight: Tensor | None,
-    dim: int,
-    *options: Any,
-) -> Tensor:
-    arguments = (input, target, weight, voxel_weight)
-    gradient: Tensor = _ops.sigmoid_focal_backward(grad_loss, op, *arguments, dim + 1, *options)
-    return gradient
+_one_dim_more(_ops.sigmoid_focal_forward.default)
+_one_dim_more(_ops.sigmoid_focal_backward.default)
 
 
 @_rule(_ops.class_labels.default)

@@ -183,7 +183,7 @@ def nll_loss(
     if (process_group is not None or is_dtensor(input)) and code != _NONE:
         return _over_ranks(op, process_group, *arguments)
     try:
-        return _cross_entropy(*arguments, 0.0, op)
+        return _cross_entropy(*arguments, 0.0, None, op)
     except (TypeError, RuntimeError):
         _check_types(op, input, target, weight, voxel_weight, ignore_index, dim)
         raise
@@ -271,15 +271,17 @@ def focal_loss(
         options = (weight, voxel_weight, dim, code, ignore_index, 0.0, False, empty_zero, gamma)
         if over_ranks and code != _NONE:
             return _over_ranks(op, process_group, input, target, *options, takes_probabilities=False)
-        loss = _cross_entropy(input, _labels(op, input, target, dim), *options, op)
+        loss = _cross_entropy(input, _labels(op, input, target, dim), *options, None, op)
         _warn_of_one_channel(op, input, dim)
         return loss
     if reduction == "none":
-        loss = _sigmoid_focal(op, input, target, weight, voxel_weight, dim, ignore_index, gamma)
+        loss = _sigmoid_focal(input, target, weight, voxel_weight, dim, ignore_index, gamma, op)
     else:
         refused: list[Exception] = []
-        arguments = (op, input, target, weight, voxel_weight, dim, activation, False, ignore_index, True, gamma)
-        *_, losses, totals = sums_or_zeros(process_group, refused, input, lambda: [(), ()], _soft_stats, *arguments)
+        arguments = (input, target, weight, voxel_weight, dim, activation, False, ignore_index, True, gamma)
+        *_, losses, totals = sums_or_zeros(
+            process_group, refused, input, lambda: [(), ()], _soft_stats, *arguments, 0.0, False, False, op
+        )
         loss, total = losses.sum(), totals.sum()
         if over_ranks:
             loss, total = sum_over_ranks(op, process_group, refused, loss, total)
@@ -348,7 +350,7 @@ def topk_loss(
     target = _labels(op, input, target, dim)
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32  # half types would tie by rounding
     losses = _cross_entropy(
-        input, target, weight, voxel_weight, dim, 0, ignore_index, label_smoothing, False, False, 0.0, op, dtype
+        input, target, weight, voxel_weight, dim, 0, ignore_index, label_smoothing, False, False, 0.0, dtype, op
     )
     _warn_of_one_channel(op, input, dim)
     counts = _counts(losses, target, voxel_weight, ignore_index)
@@ -443,12 +445,12 @@ def _over_ranks(
     dtype = _result_dtype(input)
     if has_probabilities:
         dtype = torch.promote_types(dtype, target.dtype)
-    options = (ignore_index, label_smoothing, log_probabilities, empty_zero, gamma, op)
+    options = (ignore_index, label_smoothing, log_probabilities, empty_zero, gamma)
     wide = torch.promote_types(dtype, torch.float32)  # rounded once, when the loss is finished
 
     def of_this_rank() -> tuple[Tensor, Tensor]:
         labels = target if has_probabilities else _labels(op, input, target, dim)
-        loss = _cross_entropy(input, labels, weight, voxel_weight, dim, _SUM, *options, wide)
+        loss = _cross_entropy(input, labels, weight, voxel_weight, dim, _SUM, *options, wide, op)
         if not log_probabilities:
             _warn_of_one_channel(op, input, dim)
         if has_probabilities:

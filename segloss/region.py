@@ -611,7 +611,6 @@ def _walk(
         input,
         lambda: _sizes_of_sums(input, dim),
         _soft_stats,
-        op,
         input,
         target,
         weight,
@@ -625,6 +624,7 @@ def _walk(
         label_smoothing,
         soft_label,
         any_finite_target,
+        op,
     )
     voxel_sums = [losses.sum(), totals.sum()] if voxel_loss else []
     if is_sharded:

@@ -3,6 +3,7 @@
 import pytest
 import reference
 import torch
+from operators import options_of
 from tolerances import assert_close
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
@@ -518,11 +519,12 @@ def test_opcheck_of_cross_entropy(args, options):
 def test_opcheck_of_the_forward_and_backward_operators(reduction, with_gradient, target):
     x = torch.randn(2, 3, 4, 4)
     y = torch.randint(3, (2, 4, 4)) if target == "labels" else x.softmax(1)
-    forward = (x, y, None, None, 1, reduction, -100, 0.1, 0.0, False, False, with_gradient, torch.float32, "op")
+    options = options_of("cross_entropy", reduction=reduction, label_smoothing=0.1, with_gradient=with_gradient)
+    forward = ("op", x, y, None, None, *options)
     torch.library.opcheck(torch.ops.segloss.cross_entropy_forward.default, forward)
     loss, total_weight, _ = torch.ops.segloss.cross_entropy_forward(*forward)
-    backward = (torch.ones_like(loss), x, y, None, None, total_weight, 1, reduction, -100, 0.1, 0.0, False)
-    torch.library.opcheck(torch.ops.segloss.cross_entropy_backward.default, (*backward, torch.float32, "op"))
+    backward = (torch.ones_like(loss), total_weight, *forward)
+    torch.library.opcheck(torch.ops.segloss.cross_entropy_backward.default, backward)
 
 
 @pytest.mark.parametrize("voxel_loss", [False, True])
@@ -535,12 +537,13 @@ def test_opcheck_of_soft_stats(activation, target, soft_label, voxel_loss):
     x = torch.randn(2, 3, 4, 4)
     targets = {"labels": torch.randint(3, (2, 4, 4)), "soft labels": x.softmax(1), "masks": (x > 0).to(torch.uint8)}
     y, ops = targets[target], torch.ops.segloss
-    options = (1, activation, not soft_label, -100, voxel_loss, 0.0, 0.1, soft_label, False)
-    torch.library.opcheck(ops.soft_stats.default, ("op", x.clone().requires_grad_(), y, None, None, *options))
-    beneath = (1, ["softmax", "sigmoid"].index(activation), *options[2:])
-    torch.library.opcheck(ops.soft_stats_forward.default, ("op", x, y, None, None, *beneath))
+    options = {"activation": activation, "squared": not soft_label, "voxel_loss": voxel_loss}
+    options |= {"label_smoothing": 0.1, "soft_label": soft_label}
+    torch.library.opcheck(ops.soft_stats.default, (x.clone().requires_grad_(), y), options)
+    beneath = ("op", x, y, None, None, *options_of("soft_stats", **options))
+    torch.library.opcheck(ops.soft_stats_forward.default, beneath)
     grads = (torch.ones(2, 3), torch.ones(2, 3), torch.ones(2))
-    torch.library.opcheck(ops.soft_stats_backward.default, (*grads, "op", x, y, None, None, *beneath))
+    torch.library.opcheck(ops.soft_stats_backward.default, (*grads, *beneath))
 
 
 def test_opcheck_of_accuracy_and_one_hot():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from operators import options_of
 from tolerances import assert_close
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -237,17 +238,16 @@ def operator_calls(x):
     """Each operator that makes a tensor of the logits' layout, with the arguments that follow the tensors."""
     ops, n = torch.ops.segloss, x.shape[0]
     labels, masks = labels_of(n, *x.shape[2:]), masks_of(n, *x.shape[2:])
-    cross_entropy = (-100, 0.1, 0.0, False)
     one, stats, total = torch.ones(()), torch.ones(n, NUM_CLASSES), torch.ones((), dtype=torch.float64)
-    forward = (x, labels, None, None, 1, 1, *cross_entropy, False, True, x.dtype, "op")
-    backward = (one, x, labels, None, None, total, 1, 1, *cross_entropy, x.dtype, "op")
-    focal = (None, None, 1, -100, 2.0, x.dtype)
-    region = ("op", x, labels, None, None, 1, 0, False, -100, True, 0.0, 0.0, False, False)
+    options = options_of("cross_entropy", label_smoothing=0.1, dtype=x.dtype, with_gradient=True)
+    forward = ("op", x, labels, None, None, *options)
+    focal = ("op", x, masks, None, None, *options_of("sigmoid_focal", dtype=x.dtype))
+    region = ("op", x, labels, None, None, *options_of("soft_stats", voxel_loss=True))
     return {
         "cross_entropy_forward": (ops.cross_entropy_forward, forward),
-        "cross_entropy_backward": (ops.cross_entropy_backward, backward),
-        "sigmoid_focal_forward": (ops.sigmoid_focal_forward, ("op", x, masks, *focal)),
-        "sigmoid_focal_backward": (ops.sigmoid_focal_backward, (torch.ones_like(x), "op", x, masks, *focal)),
+        "cross_entropy_backward": (ops.cross_entropy_backward, (one, total, *forward)),
+        "sigmoid_focal_forward": (ops.sigmoid_focal_forward, focal),
+        "sigmoid_focal_backward": (ops.sigmoid_focal_backward, (torch.ones_like(x), *focal)),
         "soft_stats_forward": (ops.soft_stats_forward, region),
         "soft_stats_backward": (ops.soft_stats_backward, (stats, stats, stats[:, 0], *region)),
     }
@@ -277,9 +277,8 @@ def test_fake_results_have_the_strides_of_real_ones(operator, layout, dtype):
 @pytest.mark.parametrize("target_of", [labels_of, masks_of, probabilities_of])
 def test_opcheck_of_sigmoid_focal(target_of, layout):
     x, target, ops = LAYOUTS[layout](torch.randn(2, NUM_CLASSES, 4, 6)), target_of(2, 4, 6), torch.ops.segloss
-    options = (WEIGHT, torch.rand(2, 4, 6), 1, -100, 1.5)
-    torch.library.opcheck(ops.sigmoid_focal.default, ("op", x.clone().requires_grad_(), target, *options))
-    torch.library.opcheck(ops.sigmoid_focal_forward.default, ("op", x, target, *options, x.dtype))
-    torch.library.opcheck(
-        ops.sigmoid_focal_backward.default, (torch.ones_like(x), "op", x, target, *options, torch.float32)
-    )
+    weights = (WEIGHT, torch.rand(2, 4, 6))
+    torch.library.opcheck(ops.sigmoid_focal.default, (x.clone().requires_grad_(), target, *weights), {"gamma": 1.5})
+    beneath = ("op", x, target, *weights, *options_of("sigmoid_focal", gamma=1.5))
+    torch.library.opcheck(ops.sigmoid_focal_forward.default, beneath)
+    torch.library.opcheck(ops.sigmoid_focal_backward.default, (torch.ones_like(x), *beneath))

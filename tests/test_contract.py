@@ -11,6 +11,7 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as F
+from operators import options_of
 from tolerances import CONFIDENT_RTOL, ROUNDING_RTOL, SUM_RTOL, assert_close, assert_relative, assert_same_bits
 
 import segloss
@@ -150,8 +151,8 @@ def test_minus_hundred_is_a_bad_label_where_another_is_ignored():
 
 
 def forward_operator(input, target, reduction=1, dim=1, log_probabilities=False):
-    options = (None, None, dim, reduction, -100, 0.0, 0.0, log_probabilities, False, False, torch.float32, "op")
-    return torch.ops.segloss.cross_entropy_forward(input, target, *options)
+    options = options_of("cross_entropy", dim=dim, reduction=reduction, log_probabilities=log_probabilities)
+    return torch.ops.segloss.cross_entropy_forward("op", input, target, None, None, *options)
 
 
 def backward_operator(input, target, *, grad_loss=None, total_weight=None, reduction=1, log_probabilities=False):
@@ -160,19 +161,13 @@ def backward_operator(input, target, *, grad_loss=None, total_weight=None, reduc
     loss, saved_weight, _ = forward_operator(input, safe, reduction, 1, log_probabilities)
     return torch.ops.segloss.cross_entropy_backward(
         torch.ones_like(loss) if grad_loss is None else grad_loss,
+        saved_weight if total_weight is None else total_weight,
+        "op",
         input,
         target,
         None,
         None,
-        saved_weight if total_weight is None else total_weight,
-        1,
-        reduction,
-        -100,
-        0.0,
-        0.0,
-        log_probabilities,
-        torch.float32,
-        "op",
+        *options_of("cross_entropy", reduction=reduction, log_probabilities=log_probabilities),
     )
 
 
@@ -204,22 +199,32 @@ def test_the_backward_operator_refuses_what_the_forward_operator_did_not_return(
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.complex64])
 def test_the_forward_operator_refuses_a_dtype_that_is_not_floating(dtype):
-    options = (None, None, 1, 1, -100, 0.0, 0.0, False, False, False, dtype, "op")
+    options = options_of("cross_entropy", dtype=dtype)
     with pytest.raises((RuntimeError, TypeError), match="dtype"):
-        torch.ops.segloss.cross_entropy_forward(torch.randn(2, 3), torch.tensor([0, 1]), *options)
+        torch.ops.segloss.cross_entropy_forward("op", torch.randn(2, 3), torch.tensor([0, 1]), None, None, *options)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "soft_stats", "sigmoid_focal"])
+@pytest.mark.parametrize("change", [lambda numbers: numbers[:-1], lambda numbers: [*numbers, 0]])
+def test_the_operators_beneath_refuse_lists_of_options_of_another_length(loss, change):
+    call = getattr(torch.ops.segloss, f"{loss}_forward")
+    dim, options, factors = options_of(loss)
+    expected = rf"op: expected {len(options)} options and {len(factors)} factors, got "
+    for lists in ((change(options), factors), (options, change(factors))):
+        with pytest.raises(ValueError, match=expected + rf"{len(lists[0])} and {len(lists[1])}"):
+            call("op", torch.randn(2, 3), torch.tensor([0, 1]), None, None, dim, *lists)
 
 
 OPERATORS = {
-    "cross_entropy_forward": "ops.cross_entropy_forward("
-    "x, y, None, None, DIM, 1, -100, 0.0, 0.0, False, False, False, torch.float32, 'op')",
+    "cross_entropy_forward": "ops.cross_entropy_forward('op', x, y, None, None, *options_of('cross_entropy', dim=DIM))",
     "cross_entropy_backward": "ops.cross_entropy_backward("
-    "torch.ones(()), x, y, None, None, torch.ones(()), DIM, 1, -100, 0.0, 0.0, False, "
-    "torch.float32, 'op')",
+    "torch.ones(()), torch.ones(()), 'op', x, y, None, None, *options_of('cross_entropy', dim=DIM))",
     "soft_stats_forward": "ops.soft_stats_forward("
-    "'op', x, y, None, None, DIM, 0, False, -100, True, 0.0, 0.0, False, False)",
+    "'op', x, y, None, None, *options_of('soft_stats', dim=DIM, voxel_loss=True))",
     "soft_stats_backward": "ops.soft_stats_backward("
-    "torch.ones(2, 3), torch.ones(2, 3), torch.ones(2), 'op', x, y, None, None, DIM, 0, False, -100, True, 0.0, 0.0, "
-    "False, False)",
+    "torch.ones(2, 3), torch.ones(2, 3), torch.ones(2), "
+    "'op', x, y, None, None, *options_of('soft_stats', dim=DIM, voxel_loss=True))",
+    "sigmoid_focal_forward": "ops.sigmoid_focal_forward('op', x, y, None, None, *options_of('sigmoid_focal', dim=DIM))",
     "confusion_counts": "ops.confusion_counts('accuracy', x, y, 3, -100, DIM, True)",
 }
 
@@ -230,6 +235,7 @@ def test_the_operators_beneath_refuse_a_dim_that_is_not_counted_from_the_front(o
     """In a process of its own: what it guards against is a write outside the heap."""
     script = f"""
         import torch, segloss
+        from operators import options_of
         ops, x, y = torch.ops.segloss, torch.randn(2, 3, 4), torch.zeros(2, 4, dtype=torch.int64)
         for dim in (-1, -2, -3, -9, 3, 9):
             try:

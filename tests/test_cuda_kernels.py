@@ -96,9 +96,10 @@ def test_operators_of_an_emulated_gpu_equal_those_of_the_cpu(library):
 
 
 REPORT = """
+from operators import options_of
 from torch._C import DispatchKey, DispatchKeySet
 def loss(y):
-    arguments = (torch.zeros(1, 2, 5), y, None, None, 1, 1, -100, 0.0, 0.0, False, False, False, torch.float32, "loss")
+    arguments = ("loss", torch.zeros(1, 2, 5), y, None, None, *options_of("cross_entropy"))
     return torch.ops.segloss.cross_entropy_forward.default.redispatch(DispatchKeySet(DispatchKey.CUDA), *arguments)[0]
 good, bad = torch.tensor([[0, 1, 1, 0, 1]]), torch.tensor([[0, 1, 7, 0, 8]])
 """
@@ -124,7 +125,7 @@ for _ in range(2):
 def test_the_report_names_the_operator_and_the_index_in_its_labels(library):
     script = """
 arguments = (torch.zeros(3, 2, 5), torch.tensor([[[0] * 5], [[1, 1, 0, 9, 0]], [[0] * 5]]), None, None)
-options = (1, 0, False, -100, False, 0.0, 0.0, False, False)
+options = options_of("soft_stats")
 torch.ops.segloss.soft_stats_forward.default.redispatch(DispatchKeySet(DispatchKey.CUDA), "dice", *arguments, *options)
 try:
     loss(good)
@@ -141,25 +142,25 @@ def test_a_gradient_of_another_shape_is_refused(library):
 y, total = good, torch.tensor(5.0, dtype=torch.float64)
 for gradient, reduction in ((torch.ones(1, 4), 0), (torch.ones(5), 1)):
     try:
-        arguments = (gradient, torch.zeros(1, 2, 5), y, None, None, total, 1, reduction, -100, 0.0, 0.0, False)
+        arguments = (gradient, total, "loss", torch.zeros(1, 2, 5), y, None, None)
         operator = torch.ops.segloss.cross_entropy_backward.default
-        operator.redispatch(DispatchKeySet(DispatchKey.CUDA), *arguments, torch.float32, "loss")
+        options = options_of("cross_entropy", reduction=reduction)
+        operator.redispatch(DispatchKeySet(DispatchKey.CUDA), *arguments, *options)
     except RuntimeError as error:
         print(str(error).splitlines()[0])
 for shapes in (((1, 3), (1, 2), (1,)), ((1, 2), (2, 2), (1,)), ((1, 2), (1, 2), ())):
     try:
         gradients = [torch.ones(shape) for shape in shapes]
-        arguments = ("dice", torch.zeros(1, 2, 5), y, None, None, 1, 0, False, -100, True, 0.0, 0.0, False, False)
+        arguments = ("dice", torch.zeros(1, 2, 5), y, None, None, *options_of("soft_stats", voxel_loss=True))
         operator = torch.ops.segloss.soft_stats_backward.default
         operator.redispatch(DispatchKeySet(DispatchKey.CUDA), *gradients, *arguments)
     except RuntimeError as error:
         print(str(error).splitlines()[0])
 """
-    expected = [("loss", "grad_loss", [1, 4]), ("loss", "grad_loss", [5]), ("dice", "grad_intersection", [1, 3])]
-    expected += [("dice", "grad_prediction", [2, 2]), ("dice", "grad_loss", [])]
     assert run_python(library, REPORT + script).splitlines()[-5:] == [
-        f"{op} backward: expected {name} of the forward pass's shape, got {shape} for input [1, 2, 5]"
-        for op, name, shape in expected
+        *(f"loss backward: expected grad_loss of the loss's shape, got {s} for target [1, 5]" for s in ([1, 4], [5])),
+        *(f"dice backward: expected a gradient [1, 2] for input [1, 2, 5], got {s}" for s in ([1, 3], [2, 2])),
+        "dice backward: expected a gradient [1] of the loss for input [1, 2, 5], got []",
     ]
 
 

@@ -163,13 +163,15 @@ def test_a_fork_while_another_thread_took_memory_for_a_gradient_locked_it_in_the
     """A few of a hundred children waited forever."""
     done = run(
         """
-        import os, signal, threading
+        import os, signal, sys, threading
         import torch, segloss
+        sys.path.append("tests")
+        from operators import options_of
 
         def backward(num_voxels):
             logits, labels = torch.zeros(1, 2, num_voxels), torch.zeros(1, num_voxels, dtype=torch.uint8)
-            tensors = torch.ones(()), logits, labels, None, None, torch.ones((), dtype=torch.double)
-            options = 1, 2, -100, 0.0, 0.0, False, torch.float, "loss"
+            tensors = torch.ones(()), torch.ones((), dtype=torch.double), "loss", logits, labels, None, None
+            options = options_of("cross_entropy", reduction=2)
             return lambda: torch.ops.segloss.cross_entropy_backward(*tensors, *options)
 
         small, large = backward(2**18), backward(2**19)

@@ -7,6 +7,7 @@ import pytest
 import reference
 import torch
 import torch.autograd.forward_ad as fwAD
+from operators import options_of
 from tolerances import CONFIDENT_RTOL, assert_close, assert_relative
 
 import segloss
@@ -357,7 +358,7 @@ def test_class_masks_cut_floats_off_to_integers():
 
 def test_an_exponent_of_inf_was_taken_by_the_operators():
     with pytest.raises(ValueError, match=r"op: expected gamma, an exponent, in \[0, inf\), got inf"):
-        torch.ops.segloss.sigmoid_focal("op", torch.randn(2, 3), torch.tensor([0, 2]), gamma=float("inf"))
+        torch.ops.segloss.sigmoid_focal(torch.randn(2, 3), torch.tensor([0, 2]), gamma=float("inf"), op="op")
 
 
 @pytest.mark.parametrize("strange", [torch.ones(2, 3).to_sparse(), torch.ones(2, 3, dtype=torch.int64)])
@@ -365,7 +366,7 @@ def test_a_backward_operator_took_a_gradient_that_is_not_dense_and_floating(stra
     x, labels, one = torch.randn(2, 3), torch.tensor([0, 2]), torch.ones(())
     with pytest.raises(TypeError, match=r"op backward: expected a (dense|floating) gradient"):
         torch.ops.segloss.soft_stats_backward(
-            strange, torch.ones(2, 3), one, "op", x, labels, None, None, 1, 0, False, -100, True, 0.0, 0.0, False, False
+            strange, torch.ones(2, 3), one, "op", x, labels, None, None, *options_of("soft_stats", voxel_loss=True)
         )
 
 
@@ -382,10 +383,10 @@ def test_a_loss_of_a_dtype_narrower_than_inputs_was_written_past_a_buffer(name, 
     calls = {
         "cross_entropy": lambda: torch.ops.segloss.cross_entropy(x, labels, op="op", dtype=dtype),
         "cross_entropy_forward": lambda: torch.ops.segloss.cross_entropy_forward(
-            x, labels, None, None, 1, 1, -100, 0.0, 0.0, False, False, True, dtype, "op"
+            "op", x, labels, None, None, *options_of("cross_entropy", dtype=dtype, with_gradient=True)
         ),
         "sigmoid_focal_forward": lambda: torch.ops.segloss.sigmoid_focal_forward(
-            "op", x, labels, None, None, 1, -100, 2.0, dtype
+            "op", x, labels, None, None, *options_of("sigmoid_focal", dtype=dtype)
         ),
     }
     with pytest.raises(TypeError, match="op: expected a dtype of the loss that holds input's Double, got"):

@@ -923,11 +923,6 @@ def test_meta_tensors_give_the_shape(activation):
     assert [(s.device.type, s.shape) for s in stats] == 3 * [("meta", (2, 3))]
 
 
-def operator_options(activation, voxel_loss, v=None):
-    """What follows op, input and target in the operator: weight, voxel_weight, dim, ..., label_smoothing."""
-    return (None, v, 1, activation, True, -100, voxel_loss, 0.0, 0.0)
-
-
 @pytest.mark.parametrize(
     ("activation", "target", "voxel_loss"),
     [("softmax", "labels", True), ("softmax", "soft labels", False), ("sigmoid", "mask", True), (None, "mask", False)],
@@ -940,8 +935,9 @@ def test_opcheck(activation, target, voxel_loss):
         "soft labels": random(2, 3, 4, 4, seed=1).softmax(1),
         "mask": mask_of(2, 3, 4, 4),
     }
-    options = operator_options(activation or "none", voxel_loss, torch.rand(2, 4, 4))
-    torch.library.opcheck(torch.ops.segloss.soft_stats.default, ("soft_stats", x, targets[target], *options))
+    options = {"activation": activation or "none", "squared": True, "voxel_loss": voxel_loss}
+    tensors = (x, targets[target], None, torch.rand(2, 4, 4))
+    torch.library.opcheck(torch.ops.segloss.soft_stats.default, tensors, options)
 
 
 # ---- errors ----

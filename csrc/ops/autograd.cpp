@@ -13,7 +13,7 @@
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/utils/pybind.h>
 
-#include <algorithm>
+#include <cmath>
 #include <memory>
 #include <mutex>
 #include <utility>
@@ -98,15 +98,19 @@ bool is_func_active() {
            c10::impl::tls_is_dispatch_key_included(DispatchKey::FuncTorchDynamicLayerBackMode);
 }
 
-bool has_tangent(std::initializer_list<OptionalTensor> tensors) {
-    return std::any_of(tensors.begin(), tensors.end(),
-                       [](const OptionalTensor& tensor) { return torch::autograd::isFwGradDefined(tensor); });
+bool has_tangent(const Arguments& arguments) {
+    const auto has = [](const Tensor& tensor) { return tensor.defined() && tensor._fw_grad(/*level=*/0).defined(); };
+    const auto& [op, input, target, weight, voxel_weight] = arguments;
+    return has(input) || has(target) || (weight && has(*weight)) || (voxel_weight && has(*voxel_weight));
 }
 
-bool takes_function(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                    const OptionalTensor& voxel_weight) {
-    return !is_func_active() && !has_tangent({input, target, weight, voxel_weight}) &&
-           torch::autograd::compute_requires_grad(input, target, or_undefined(weight));
+bool requires_grad_of_target(const Arguments& arguments) {
+    return torch::autograd::compute_requires_grad(arguments.target, or_undefined(arguments.weight));
+}
+
+bool takes_function(const Arguments& arguments) {
+    return !is_func_active() && !has_tangent(arguments) &&
+           (torch::autograd::compute_requires_grad(arguments.input) || requires_grad_of_target(arguments));
 }
 
 at::ScalarType dtype_of_loss(const Tensor& input) {
@@ -131,6 +135,24 @@ bool may_hold_results(const Tensor& input) {
     const c10::DispatchKeySet tracing({DispatchKey::Python, DispatchKey::Functionalize});
     const bool is_traced = input.key_set().has_any(tracing) || c10::impl::TorchDispatchModeTLS::any_modes_set();
     return input.is_cpu() && !is_traced && !at::SavedTensorDefaultHooks::get_hooks();
+}
+
+Tensor take_gradient(torch::autograd::AutogradContext* ctx, const Tensor& grad) {
+    const auto held = ctx->saved_data.find("gradient");
+    const bool is_batched = is_func_active() || grad.key_set().has(c10::DispatchKey::Batched);
+    const bool is_differentiated = at::GradMode::is_enabled() || torch::autograd::isFwGradDefined(grad);
+    if (held == ctx->saved_data.end() || is_batched || is_differentiated) {
+        return {};
+    }
+    const auto gradient = held->second.toTensor();
+    ctx->saved_data.erase(held);
+    const double factor = grad.item<double>();
+    int exponent = 0;
+    const bool is_exact = std::abs(std::frexp(factor, &exponent)) == 0.5;
+    if (!std::isfinite(factor) || (gradient.scalar_type() == at::kBFloat16 && !is_exact)) {
+        return {};
+    }
+    return factor == 1 ? gradient : gradient.mul_(factor);
 }
 
 void record(const char* name, const variable_list& results, const variable_list& inputs, const variable_list& saved,

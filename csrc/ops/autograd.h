@@ -2,12 +2,11 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <torch/csrc/autograd/variable.h>
+#include <torch/csrc/autograd/custom_function.h>
 
 #include <functional>
-#include <initializer_list>
 
-#include "checks.h"
+#include "arguments.h"
 
 namespace segloss {
 
@@ -19,21 +18,37 @@ inline OptionalTensor defined_or_none(const Tensor& tensor) {
     return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
 
+// The tensors of a loss as autograd handles them, and back: input, target, weight and voxel weight, then others.
+inline variable_list tensors_of(const Arguments& a) {
+    return {a.input, a.target, or_undefined(a.weight), or_undefined(a.voxel_weight)};
+}
+
+inline Arguments arguments_of(const std::string& op, const variable_list& tensors) {
+    return {op, tensors[0], tensors[1], defined_or_none(tensors[2]), defined_or_none(tensors[3])};
+}
+
 // True under a torch.func transform.
 bool is_func_active();
 
 // Whether forward-mode AD runs through one of them: it looks through ATen operators only.
-bool has_tangent(std::initializer_list<OptionalTensor> tensors);
+bool has_tangent(const Arguments& arguments);
+
+// Whether a gradient by the target or by the class weights is asked for.
+bool requires_grad_of_target(const Arguments& arguments);
 
 // Whether a loss is to be recorded by a C++ Function, which neither torch.func transforms nor forward-mode AD take.
-bool takes_function(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                    const OptionalTensor& voxel_weight);
+bool takes_function(const Arguments& arguments);
 
 // The dtype that a loss of `input` has: input's own, float32 for half types under autocast.
 at::ScalarType dtype_of_loss(const Tensor& input);
 
 // True while a compiler takes the operators of a device without a kernel of our own: it fuses those of ATen.
 bool is_compiled_from_composite(const Tensor& tensor);
+
+// The gradient of a scalar result that the forward pass left under "gradient", times that of the result. It is handed
+// out once: who asks again, for several at once (is_grads_batched), for one to differentiate, or for a factor that
+// would round or overflow twice, has it computed anew. Undefined: there is none.
+Tensor take_gradient(torch::autograd::AutogradContext* ctx, const Tensor& grad);
 
 // True where a backward pass may find what the forward pass left outside of save_for_backward: not while the operators
 // are traced (compiling, exporting), nor under hooks on saved tensors (checkpointing, offloading), which do not see it.

@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "targets.h"
+
 namespace segloss {
 namespace {
 
@@ -88,9 +90,10 @@ Tensor negative_log_softmax(const Tensor& input, int64_t dim) {
     return input.log_softmax(dim).neg().scatter(dim, largest, least_nll);
 }
 
-VoxelLosses label_losses(const Voxels& voxels, bool log_probabilities, const OptionalTensor& weight, int64_t dim,
-                         double label_smoothing, double gamma) {
+VoxelLosses label_losses(const Voxels& voxels, const OptionalTensor& weight, int64_t dim,
+                         const VoxelLossOptions& options) {
     const auto& [kind, input, labels, voxel_weight, ignored] = voxels;
+    const auto& [label_smoothing, gamma, log_probabilities] = options;
     const auto label_weight = weight ? weight->to(input.scalar_type()).index_select(0, labels.flatten()).view_as(labels)
                                      : at::ones_like(labels, input.options());
     if (label_smoothing != 0) {
@@ -105,9 +108,10 @@ VoxelLosses label_losses(const Voxels& voxels, bool log_probabilities, const Opt
     return {weight ? weighted(label_weight, losses) : losses, label_weight};
 }
 
-VoxelLosses probability_losses(const Voxels& voxels, bool log_probabilities, const OptionalTensor& weight, int64_t dim,
-                               double label_smoothing) {
+VoxelLosses probability_losses(const Voxels& voxels, const OptionalTensor& weight, int64_t dim,
+                               const VoxelLossOptions& options) {
     const auto& input = voxels.input;
+    const auto& [label_smoothing, gamma, log_probabilities] = options;
     const auto nll = log_probabilities ? input.neg() : negative_log_softmax(input, dim);
     auto factor = voxels.target;
     if (label_smoothing != 0) {
@@ -138,8 +142,10 @@ Tensor binary_loss(const Tensor& x, double g, double gamma) {
 
 } // namespace
 
-Voxels read_voxels(const std::string& op, const Tensor& input, const Tensor& target, const OptionalTensor& voxel_weight,
-                   Target kind, int64_t dim, int64_t ignore_index, at::ScalarType dtype, const Ranges& ranges) {
+Voxels read_voxels(const Arguments& arguments, const Reading& reading) {
+    const auto& [op, input, target, weight, voxel_weight] = arguments;
+    const auto& [kind, dim, ignore_index, dtype_of_results, ranges] = reading;
+    const auto dtype = reading.compute_dtype();
     Voxels voxels{kind, input.to(dtype), {}, {}, {}};
     const bool has_ignored = kind != Target::probabilities && can_hold(target.scalar_type(), ignore_index);
     if (kind == Target::labels) {
@@ -193,20 +199,20 @@ Tensor counted_weight(const Voxels& voxels, int64_t dim) {
     return weighted_values(voxels, voxels.input.new_ones_symint(voxel_sizes(voxels.input, dim)));
 }
 
-VoxelLosses cross_entropy_losses(const Voxels& voxels, bool log_probabilities, const OptionalTensor& weight,
-                                 int64_t dim, double label_smoothing, double gamma) {
+VoxelLosses cross_entropy_losses(const Voxels& voxels, const OptionalTensor& weight, int64_t dim,
+                                 const VoxelLossOptions& options) {
     if (voxels.input.sym_size(dim) == 0) {
         const auto zeros = voxels.input.sum({dim}, /*keepdim=*/true);
-        const double softmax = log_probabilities ? 0 : std::numeric_limits<double>::quiet_NaN(); // of nothing
+        const double softmax = options.log_probabilities ? 0 : std::numeric_limits<double>::quiet_NaN(); // of nothing
         return {zeros + softmax, at::ones_like(zeros)};
     }
-    return voxels.kind == Target::labels ? label_losses(voxels, log_probabilities, weight, dim, label_smoothing, gamma)
-                                         : probability_losses(voxels, log_probabilities, weight, dim, label_smoothing);
+    const auto losses = voxels.kind == Target::labels ? label_losses : probability_losses;
+    return losses(voxels, weight, dim, options);
 }
 
-Tensor binary_losses(const Voxels& voxels, const OptionalTensor& weight, int64_t dim, double label_smoothing,
-                     double gamma) {
+Tensor binary_losses(const Voxels& voxels, const OptionalTensor& weight, int64_t dim, const VoxelLossOptions& options) {
     const auto& [kind, x, target, voxel_weight, ignored] = voxels;
+    const auto& [label_smoothing, gamma, log_probabilities] = options;
     const double least = label_smoothing / 2; // what smoothing makes of 0
     Tensor losses;
     if (kind == Target::labels) {
@@ -216,6 +222,12 @@ Tensor binary_losses(const Voxels& voxels, const OptionalTensor& weight, int64_t
         losses = binary_loss(x, label_smoothing == 0 ? target : target * (1 - label_smoothing) + least, gamma);
     }
     return weight ? weighted(broadcast_weight(*weight, x, dim).expand_as(losses), losses) : losses;
+}
+
+Tensor mean_loss(const Tensor& sum, const Tensor& total, bool empty_zero) {
+    const auto empty = total.eq(0);
+    const double empty_value = empty_zero ? 0 : std::numeric_limits<double>::quiet_NaN();
+    return at::where(empty, at::scalar_tensor(empty_value, sum.options()), sum / total.masked_fill(empty, 1));
 }
 
 // A composite holds some five to ten tensors of a slab's size: in slabs of a sixteenth of the logits that is less than
@@ -240,8 +252,15 @@ Tensor Slabs::of(const Tensor& tensor, int64_t slab) const {
     return narrow(tensor, tensor.dim() == num_dims_ || along_ < dim_ ? along_ : along_ - 1, slab);
 }
 
-OptionalTensor Slabs::of(const OptionalTensor& tensor, int64_t slab) const {
-    return tensor ? OptionalTensor(of(*tensor, slab)) : std::nullopt;
+Arguments Slabs::of(const Arguments& arguments, int64_t slab) const {
+    const auto& [op, input, target, weight, voxel_weight] = arguments;
+    return {op, of(input, slab), of(target, slab), weight,
+            voxel_weight ? OptionalTensor(of(*voxel_weight, slab)) : std::nullopt};
+}
+
+Tensor Slabs::of_samples(const Tensor& tensor, int64_t slab) const {
+    const int64_t batch_dim = dim_ == 0 ? 1 : 0;
+    return along_ == batch_dim ? narrow(tensor, 0, slab) : tensor;
 }
 
 Tensor Slabs::narrow(const Tensor& tensor, int64_t dim, int64_t slab) const {

@@ -6,11 +6,9 @@
 #include <ATen/core/Tensor.h>
 
 #include <functional>
-#include <string>
 
+#include "arguments.h"
 #include "autograd.h"
-#include "checks.h"
-#include "targets.h"
 
 namespace segloss {
 
@@ -24,8 +22,7 @@ struct Voxels {
     OptionalTensor ignored; // bool; nothing where no voxel can be left out
 };
 
-Voxels read_voxels(const std::string& op, const Tensor& input, const Tensor& target, const OptionalTensor& voxel_weight,
-                   Target kind, int64_t dim, int64_t ignore_index, at::ScalarType dtype, const Ranges& ranges);
+Voxels read_voxels(const Arguments& arguments, const Reading& reading);
 
 // values * v, 0 in voxels that do not count.
 Tensor weighted_values(const Voxels& voxels, const Tensor& values);
@@ -42,12 +39,14 @@ struct VoxelLosses {
 };
 
 // Cross entropy of softmax(input), or of log probabilities, or the focal loss of it.
-VoxelLosses cross_entropy_losses(const Voxels& voxels, bool log_probabilities, const OptionalTensor& weight,
-                                 int64_t dim, double label_smoothing, double gamma);
+VoxelLosses cross_entropy_losses(const Voxels& voxels, const OptionalTensor& weight, int64_t dim,
+                                 const VoxelLossOptions& options);
 
 // Binary cross entropy of each class's logit by itself, or the focal loss of it: one per voxel and class, without v.
-Tensor binary_losses(const Voxels& voxels, const OptionalTensor& weight, int64_t dim, double label_smoothing,
-                     double gamma);
+Tensor binary_losses(const Voxels& voxels, const OptionalTensor& weight, int64_t dim, const VoxelLossOptions& options);
+
+// sum / total, the one way to finish a mean: without gradient where total is 0.
+Tensor mean_loss(const Tensor& sum, const Tensor& total, bool empty_zero);
 
 // The slabs of a batch, along its longest dimension but that of the classes: on devices without a kernel a walk over
 // the logits is the composite of one slab after the other, whose memory is a fraction of the logits'.
@@ -56,16 +55,17 @@ public:
     Slabs(const Tensor& input, int64_t dim);
 
     int64_t count() const { return count_; }
-    int64_t along() const { return along_; }
 
     // A tensor of input's shape or of the labels', or its part in a slab.
     Tensor of(const Tensor& tensor, int64_t slab) const;
-    OptionalTensor of(const OptionalTensor& tensor, int64_t slab) const;
+    Arguments of(const Arguments& arguments, int64_t slab) const;
 
-    // Along a dimension that is said to be the one of the slabs.
-    Tensor narrow(const Tensor& tensor, int64_t dim, int64_t slab) const;
+    // Of a tensor [N, *] of samples: those that have a part in a slab.
+    Tensor of_samples(const Tensor& tensor, int64_t slab) const;
 
 private:
+    Tensor narrow(const Tensor& tensor, int64_t dim, int64_t slab) const;
+
     int64_t num_dims_;
     int64_t dim_;
     int64_t along_ = 0;

@@ -6,8 +6,6 @@
 // the operator itself.
 
 #include <ATen/ATen.h>
-#include <ATen/core/Reduction.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <torch/library.h>
@@ -16,21 +14,19 @@
 #include <array>
 #include <cstdlib>
 #include <iterator>
-#include <limits>
 #include <map>
 #include <mutex>
-#include <optional>
 #include <sstream>
 #include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "../kernels/cuda/launchers.h"
 #include "checks.h"
 #include "confusion.h"
+#include "cross_entropy.h"
 #include "layout.h"
-#include "targets.h"
+#include "soft_stats.h"
 
 namespace segloss {
 namespace {
@@ -142,142 +138,55 @@ private:
     Tensor workspace_;
 };
 
-// Calls an operator's code for another key.
-template <typename Function, typename... Arguments>
-auto redispatch(c10::DispatchKey key, const char* name, Function* /*signature*/, Arguments&&... arguments) {
-    const auto handle = c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Function>();
-    return handle.redispatch(c10::DispatchKeySet(key), std::forward<Arguments>(arguments)...);
+// The sizes in which a voxel has its index: those of the labels as they are, where there are.
+at::DimVector label_sizes(const VoxelArguments& voxels) {
+    return voxels.reading.kind == Target::labels ? at::DimVector(voxels.arguments.target.sizes()) : voxels.sizes;
 }
-
-// The code for shapes and dtypes, on whatever device: all checks, and fresh results.
-constexpr auto kChecks = c10::DispatchKey::Meta;
-
-// What a forward pass or autograd hands to a backward operator, of which the code for shapes knows nothing.
-void check_handed_over(c10::string_view op, const char* name, const Tensor& tensor, bool has_shape,
-                       const Tensor& input) {
-    TORCH_CHECK_TYPE(tensor.is_floating_point(), op, " backward: expected a floating ", name, ", got ",
-                     tensor.scalar_type());
-    TORCH_CHECK(has_shape, op, " backward: expected ", name, " of the forward pass's shape, got ", tensor.sizes(),
-                " for input ", input.sizes());
-    check_same_device(std::string(op), input, tensor, name);
-}
-
-// What the kernels are told of a loss, and the tensors behind it.
-struct VoxelArguments {
-    Target kind;
-    Tensor class_weight, voxel_weight;
-    at::DimVector sizes;       // of the voxels
-    at::DimVector label_sizes; // in which a voxel has its index: those of the labels as they are, where there are
-    Ranges ranges;
-    segloss_cross_entropy args{};
-
-    VoxelArguments(c10::string_view op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                   const OptionalTensor& voxel_weight, int64_t dim, int64_t ignore_index, double label_smoothing,
-                   double gamma, ScalarType dtype, bool takes_masks = false, bool any_finite_target = false,
-                   bool input_is_probability = false)
-        : kind(classify_target(std::string(op), input, target, dim, takes_masks)),
-          class_weight(class_weight_for_kernel(weight, dtype)),
-          voxel_weight(voxel_weight_for_kernel(voxel_weight, dtype)), sizes(position_sizes(input, dim)),
-          label_sizes(kind == Target::labels ? at::DimVector(target.sizes()) : sizes),
-          ranges(ranges_of(input, target, kind, compute_dtype(dtype), any_finite_target, input_is_probability)) {
-        args.num_classes = input.size(dim);
-        args.target_kind = target_for_kernel(kind);
-        args.target_range = ranges.target;
-        args.logit_range = ranges.logits;
-        args.class_weight = class_weight.defined() ? class_weight.const_data_ptr() : nullptr;
-        args.ignore_index = ignore_index;
-        args.label_smoothing = label_smoothing;
-        args.gamma = gamma;
-        args.grad_scale = 1;
-    }
-};
 
 // ---- cross entropy --------------------------------------------------------------------------------------------------
 
-Tensor cross_entropy_backward_cuda(const Tensor& grad_loss, const Tensor& input, const Tensor& target,
-                                   const OptionalTensor& weight, const OptionalTensor& voxel_weight,
-                                   const Tensor& total_weight, int64_t dim, int64_t reduction, int64_t ignore_index,
-                                   double label_smoothing, double gamma, bool log_probabilities, ScalarType dtype,
-                                   c10::string_view op) {
-    const auto grad_input = redispatch(kChecks, "segloss::cross_entropy_backward", &cross_entropy_backward_cuda,
-                                       grad_loss, input, target, weight, voxel_weight, total_weight, dim, reduction,
-                                       ignore_index, label_smoothing, gamma, log_probabilities, dtype, op);
-    const bool is_one_value = reduction != at::Reduction::None || input.dim() == 1;
-    check_handed_over(op, "grad_loss", grad_loss,
-                      is_one_value ? grad_loss.dim() == 0 : has_label_shape(input, grad_loss, dim), input);
-    check_handed_over(op, "total_weight", total_weight, total_weight.numel() == 1, input);
-    VoxelArguments voxels(op, input, target, weight, voxel_weight, dim, ignore_index, label_smoothing, gamma, dtype);
+CrossEntropy::Results cross_entropy_forward(const Arguments& arguments, CrossEntropy::Options options,
+                                            const Reading& reading) {
+    options.with_gradient = false;
+    auto results = CrossEntropy::shapes(arguments, options, reading);
+    auto& [loss, total_weight, gradient] = results;
+    const auto losses = options.is_reduced() ? Tensor() : loss;
+    const auto sums = at::empty({2}, total_weight.options());
+    VoxelArguments voxels(arguments, reading, options.of_voxels());
     auto& args = voxels.args;
-    args.log_probabilities = log_probabilities;
-    args.positions = describe(voxels.sizes, dim,
-                              {{&input, &args.logits},
-                               {&target, &args.target},
-                               {&voxels.voxel_weight, &args.voxel_weight},
-                               {&grad_loss, &args.grad_loss},
-                               {&grad_input, &args.grad_logits}});
-    Launches launches(std::string(op), input);
-    const auto call = launches.call(args, voxels.label_sizes, dtype);
-    const bool is_mean = reduction == at::Reduction::Mean;
+    voxels.describe_with({{&losses, &args.loss}});
+    Launches launches(arguments.op, arguments.input);
+    const auto call = launches.call(args, label_sizes(voxels), reading.dtype);
     launches.check(
-        segloss_cuda_cross_entropy_backward(&args, &call, is_mean ? total_weight.const_data_ptr<double>() : nullptr));
+        segloss_cuda_cross_entropy_forward(&args, &call, static_cast<segloss_sums*>(sums.mutable_data_ptr())));
     if (launches.refused_at_once()) {
-        raise_refused(std::string(op), input, target, voxel_weight, voxels.kind, dim, ignore_index, voxels.ranges);
+        raise_refused(arguments, reading);
+    }
+    total_weight = sums.select(0, 1).clone();
+    if (options.is_reduced()) {
+        loss = CrossEntropy::finish({sums.select(0, 0), total_weight, gradient}, options)[0];
+    }
+    return results;
+}
+
+Tensor cross_entropy_backward(const CrossEntropy::Handed& handed, const Arguments& arguments,
+                              const CrossEntropy::Options& options, const Reading& reading) {
+    const auto& [grad_loss, total_weight] = handed;
+    const auto grad_input = at::empty_like(arguments.input);
+    VoxelArguments voxels(arguments, reading, options.of_voxels());
+    auto& args = voxels.args;
+    voxels.describe_with({{&grad_loss, &args.grad_loss}, {&grad_input, &args.grad_logits}});
+    Launches launches(arguments.op, arguments.input);
+    const auto call = launches.call(args, label_sizes(voxels), reading.dtype);
+    const auto* denominator = options.is_mean() ? total_weight.const_data_ptr<double>() : nullptr;
+    launches.check(segloss_cuda_cross_entropy_backward(&args, &call, denominator));
+    if (launches.refused_at_once()) {
+        raise_refused(arguments, reading);
     }
     return grad_input;
 }
 
-Tensor reduced(const Tensor& sums, int64_t reduction, bool empty_zero, ScalarType dtype) {
-    const auto loss = sums.select(0, 0);
-    const auto weight = sums.select(0, 1);
-    if (reduction != at::Reduction::Mean) {
-        return loss.to(dtype);
-    }
-    const double empty = empty_zero ? 0 : std::numeric_limits<double>::quiet_NaN();
-    return at::where(weight.eq(0), at::full({}, empty, sums.options()), loss / weight).to(dtype);
-}
-
-std::tuple<Tensor, Tensor, Tensor>
-cross_entropy_forward_cuda(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                           const OptionalTensor& voxel_weight, int64_t dim, int64_t reduction, int64_t ignore_index,
-                           double label_smoothing, double gamma, bool log_probabilities, bool empty_zero,
-                           bool with_gradient, ScalarType dtype, c10::string_view op) {
-    const auto results = redispatch(kChecks, "segloss::cross_entropy_forward", &cross_entropy_forward_cuda, input,
-                                    target, weight, voxel_weight, dim, reduction, ignore_index, label_smoothing, gamma,
-                                    log_probabilities, empty_zero, /*with_gradient=*/false, dtype, op);
-    const bool reduce = reduction != at::Reduction::None;
-    TORCH_CHECK_VALUE(reduce || !with_gradient, op, ": expected with_gradient=False with reduction 0 (none)");
-    const auto losses = reduce ? Tensor() : std::get<0>(results);
-    const auto sums = at::empty({2}, input.options().dtype(at::kDouble));
-    VoxelArguments voxels(op, input, target, weight, voxel_weight, dim, ignore_index, label_smoothing, gamma, dtype);
-    auto& args = voxels.args;
-    args.log_probabilities = log_probabilities;
-    args.positions = describe(voxels.sizes, dim,
-                              {{&input, &args.logits},
-                               {&target, &args.target},
-                               {&voxels.voxel_weight, &args.voxel_weight},
-                               {&losses, &args.loss}});
-    Launches launches(std::string(op), input);
-    const auto call = launches.call(args, voxels.label_sizes, dtype);
-    launches.check(
-        segloss_cuda_cross_entropy_forward(&args, &call, static_cast<segloss_sums*>(sums.mutable_data_ptr())));
-    if (launches.refused_at_once()) {
-        raise_refused(std::string(op), input, target, voxel_weight, voxels.kind, dim, ignore_index, voxels.ranges);
-    }
-    const auto total_weight = sums.select(0, 1).clone();
-    const auto loss = reduce ? reduced(sums, reduction, empty_zero, dtype) : losses;
-    if (!with_gradient) {
-        return {loss, total_weight, std::get<2>(results)};
-    }
-    const auto one = at::ones({}, input.options().dtype(dtype));
-    return {loss, total_weight,
-            cross_entropy_backward_cuda(one, input, target, weight, voxel_weight, total_weight, dim, reduction,
-                                        ignore_index, label_smoothing, gamma, log_probabilities, dtype, op)};
-}
-
 // ---- soft statistics ------------------------------------------------------------------------------------------------
-
-// The input of one voxel [C] is one sample.
-int64_t num_samples_of(const Tensor& input, int64_t dim) { return input.dim() > 1 ? input.size(dim == 0 ? 1 : 0) : 1; }
 
 // One value per sample as one per voxel.
 Tensor of_voxels(const Tensor& of_samples, at::IntArrayRef sizes) {
@@ -288,89 +197,49 @@ Tensor of_voxels(const Tensor& of_samples, at::IntArrayRef sizes) {
     return of_samples.view(first).expand(sizes);
 }
 
-segloss_soft_stats soft_stats_arguments(const VoxelArguments& voxels, int64_t activation, bool squared, bool voxel_loss,
-                                        bool soft_label) {
-    segloss_soft_stats args{};
-    args.voxels = voxels.args;
-    args.soft_label = soft_label && !squared && voxels.kind == Target::probabilities;
-    args.activation = static_cast<segloss_activation>(activation);
-    args.squared = squared;
-    args.with_loss = voxel_loss;
-    return args;
-}
-
-using SoftStats = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-SoftStats soft_stats_forward_cuda(c10::string_view op, const Tensor& input, const Tensor& target,
-                                  const OptionalTensor& weight, const OptionalTensor& voxel_weight, int64_t dim,
-                                  int64_t activation, bool squared, int64_t ignore_index, bool voxel_loss, double gamma,
-                                  double label_smoothing, bool soft_label, bool any_finite_target) {
-    redispatch(kChecks, "segloss::soft_stats_forward", &soft_stats_forward_cuda, op, input, target, weight,
-               voxel_weight, dim, activation, squared, ignore_index, voxel_loss, gamma, label_smoothing, soft_label,
-               any_finite_target);
-    const auto dtype = input.scalar_type();
-    const VoxelArguments voxels(op, input, target, weight, voxel_weight, dim, ignore_index, label_smoothing, gamma,
-                                dtype, activation != SEGLOSS_SOFTMAX, any_finite_target,
-                                activation == SEGLOSS_IDENTITY);
-    auto args = soft_stats_arguments(voxels, activation, squared, voxel_loss, soft_label);
-    args.voxels.positions = describe(voxels.sizes, dim,
-                                     {{&input, &args.voxels.logits},
-                                      {&target, &args.voxels.target},
-                                      {&voxels.voxel_weight, &args.voxels.voxel_weight}});
-    const auto num_samples = num_samples_of(input, dim), num_classes = args.voxels.num_classes;
-    const auto stats = at::zeros({num_samples, 3, num_classes}, input.options().dtype(at::kDouble));
-    const auto sums = at::zeros({num_samples, 2}, stats.options());
-    Launches launches(std::string(op), input);
-    if (num_samples > 0) {
-        const auto call = launches.call(args.voxels, voxels.label_sizes, dtype, num_samples, true);
+SoftStats::Results soft_stats_forward(const Arguments& arguments, const SoftStats::Options& options,
+                                      const Reading& reading) {
+    VoxelArguments voxels(arguments, reading, options.of_voxels());
+    voxels.describe_with({});
+    auto args = kernel_arguments(voxels, options);
+    const auto samples = num_samples(arguments.input, options.dim).expect_int();
+    const auto doubles = arguments.input.options().dtype(at::kDouble);
+    const auto stats = at::zeros({samples, 3, voxels.args.num_classes}, doubles);
+    const auto sums = at::zeros({samples, 2}, doubles);
+    Launches launches(arguments.op, arguments.input);
+    if (samples > 0) {
+        const auto call = launches.call(args.voxels, label_sizes(voxels), reading.dtype, samples, true);
         launches.check(segloss_cuda_soft_stats_forward(&args, &call, stats.mutable_data_ptr<double>(),
                                                        static_cast<segloss_sums*>(sums.mutable_data_ptr())));
     }
     if (launches.refused_at_once()) {
-        raise_refused(std::string(op), input, target, voxel_weight, voxels.kind, dim, ignore_index, voxels.ranges);
+        raise_refused(arguments, reading);
     }
     const auto of_statistics = stats.transpose(0, 1).contiguous();
     return {of_statistics[0].clone(), of_statistics[1].clone(), of_statistics[2].clone(), sums.select(1, 0).clone(),
             sums.select(1, 1).clone()};
 }
 
-Tensor soft_stats_backward_cuda(const Tensor& grad_intersection, const Tensor& grad_prediction, const Tensor& grad_loss,
-                                c10::string_view op, const Tensor& input, const Tensor& target,
-                                const OptionalTensor& weight, const OptionalTensor& voxel_weight, int64_t dim,
-                                int64_t activation, bool squared, int64_t ignore_index, bool voxel_loss, double gamma,
-                                double label_smoothing, bool soft_label, bool any_finite_target) {
-    const auto grad_input =
-        redispatch(kChecks, "segloss::soft_stats_backward", &soft_stats_backward_cuda, grad_intersection,
-                   grad_prediction, grad_loss, op, input, target, weight, voxel_weight, dim, activation, squared,
-                   ignore_index, voxel_loss, gamma, label_smoothing, soft_label, any_finite_target);
-    const auto num_samples = num_samples_of(input, dim);
-    const std::array<int64_t, 2> per_class{num_samples, input.size(dim)};
-    check_handed_over(op, "grad_intersection", grad_intersection, grad_intersection.sizes() == per_class, input);
-    check_handed_over(op, "grad_prediction", grad_prediction, grad_prediction.sizes() == per_class, input);
-    check_handed_over(op, "grad_loss", grad_loss, grad_loss.sizes() == at::IntArrayRef{num_samples}, input);
-    const auto dtype = input.scalar_type();
-    const VoxelArguments voxels(op, input, target, weight, voxel_weight, dim, ignore_index, label_smoothing, gamma,
-                                dtype, activation != SEGLOSS_SOFTMAX, any_finite_target,
-                                activation == SEGLOSS_IDENTITY);
-    const auto by_intersection = grad_intersection.to(compute_dtype(dtype)).contiguous();
-    const auto by_prediction = grad_prediction.to(compute_dtype(dtype)).contiguous();
-    auto args = soft_stats_arguments(voxels, activation, squared, voxel_loss, soft_label);
-    const auto by_loss = voxel_loss ? of_voxels(grad_loss, voxels.sizes) : Tensor();
+Tensor soft_stats_backward(const SoftStats::Handed& handed, const Arguments& arguments,
+                           const SoftStats::Options& options, const Reading& reading) {
+    const auto by_class = [&](const Tensor& grad) { return grad.to(reading.compute_dtype()).contiguous(); };
+    const auto by_intersection = by_class(handed[0]);
+    const auto by_prediction = by_class(handed[1]);
+    const auto grad_input = at::empty_like(arguments.input);
+    VoxelArguments voxels(arguments, reading, options.of_voxels());
+    const auto by_loss = options.voxel_loss ? of_voxels(handed[2], voxels.sizes) : Tensor();
+    voxels.describe_with({{&by_loss, &voxels.args.grad_loss}, {&grad_input, &voxels.args.grad_logits}});
+    auto args = kernel_arguments(voxels, options);
     args.grad_intersection = by_intersection.const_data_ptr();
     args.grad_prediction = by_prediction.const_data_ptr();
-    args.voxels.positions = describe(voxels.sizes, dim,
-                                     {{&input, &args.voxels.logits},
-                                      {&target, &args.voxels.target},
-                                      {&voxels.voxel_weight, &args.voxels.voxel_weight},
-                                      {&by_loss, &args.voxels.grad_loss},
-                                      {&grad_input, &args.voxels.grad_logits}});
-    Launches launches(std::string(op), input);
-    if (num_samples > 0) {
-        const auto call = launches.call(args.voxels, voxels.label_sizes, dtype, num_samples);
+    const auto samples = num_samples(arguments.input, options.dim).expect_int();
+    Launches launches(arguments.op, arguments.input);
+    if (samples > 0) {
+        const auto call = launches.call(args.voxels, label_sizes(voxels), reading.dtype, samples);
         launches.check(segloss_cuda_soft_stats_backward(&args, &call, nullptr));
     }
     if (launches.refused_at_once()) {
-        raise_refused(std::string(op), input, target, voxel_weight, voxels.kind, dim, ignore_index, voxels.ranges);
+        raise_refused(arguments, reading);
     }
     return grad_input;
 }
@@ -395,10 +264,8 @@ Tensor confusion_counts_cuda(c10::string_view op_name, const Tensor& input, cons
 } // namespace
 
 TORCH_LIBRARY_IMPL(segloss, CUDA, m) {
-    m.impl("cross_entropy_forward", TORCH_FN(cross_entropy_forward_cuda));
-    m.impl("cross_entropy_backward", TORCH_FN(cross_entropy_backward_cuda));
-    m.impl("soft_stats_forward", TORCH_FN(soft_stats_forward_cuda));
-    m.impl("soft_stats_backward", TORCH_FN(soft_stats_backward_cuda));
+    Operator<CrossEntropy>::implement<&cross_entropy_forward, &cross_entropy_backward>(m);
+    Operator<SoftStats>::implement<&soft_stats_forward, &soft_stats_backward>(m);
     m.impl("confusion_counts", TORCH_FN(confusion_counts_cuda));
 }
 

@@ -1,13 +1,14 @@
 #include "targets.h"
 
 #include <ATen/ATen.h>
-#include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
 
 #include <algorithm>
-#include <limits>
+#include <utility>
 
+#include "arguments.h"
 #include "checks.h"
+#include "dispatch.h"
 #include "layout.h"
 
 namespace segloss {
@@ -111,60 +112,11 @@ Tensor class_masks_meta(c10::string_view /*op*/, const Tensor& target, int64_t /
 
 // ---- values in their range ------------------------------------------------------------------------------------------
 
-// Four times the epsilon of a floating dtype.
-double slack_of(at::ScalarType dtype) {
-    switch (dtype) {
-    case at::kHalf:
-        return 0x1p-8;
-    case at::kBFloat16:
-        return 0x1p-5;
-    case at::kFloat:
-        return 0x1p-21;
-    default:
-        return 0x1p-50;
-    }
-}
-
-// Where in a tensor some of its values lie, which have a class dimension of size 1 where the tensor has none.
-struct Part {
-    at::IntArrayRef sizes; // of the whole
-    int64_t dim = 0;
-    int64_t begin = 0;
-    int64_t class_dim = 0;
-};
-
-// Of values in the dtype that is computed in. `counts`: the voxels that are looked at.
-void check_values_in_range(c10::string_view op, c10::string_view name, const Tensor& values, const segloss_range& range,
-                           const OptionalTensor& counts, const Part& part) {
-    const bool is_target = name == "target";
-    auto outside = values.lt(range.low).logical_or_(values.gt(range.high));
-    outside = is_target ? outside.logical_or_(values.isnan()) : outside;
-    outside = counts ? outside.logical_and_(*counts) : outside;
-    if (!outside.any().item<bool>()) {
-        return;
-    }
-    const auto first = first_true(outside);
-    auto index = index_of(first, values.sizes());
-    if (!index.empty()) {
-        index[part.dim] += part.begin;
-    }
-    if (index.size() > part.sizes.size()) {
-        index.erase(index.begin() + part.class_dim);
-    }
-    const auto got = c10::str(", got ", values.flatten()[first].item<double>(), " at index ", at::IntArrayRef(index),
-                              " of ", name, " ", part.sizes);
-    TORCH_CHECK(is_target, op, ": expected probabilities in [0, 1] as input with activation=None", got,
-                ". For logits use activation='softmax' or 'sigmoid', or pass input.softmax(dim) or input.sigmoid()");
-    TORCH_CHECK(range.high < 2, op, ": expected finite numbers in a floating target", got);
-    TORCH_CHECK(false, op, ": expected class probabilities or masks in [0, 1]", got,
-                ". A mask of 0 and 255 becomes one of 0 and 1 by target / 255; voxels are left out by voxel_weight=0");
-}
-
 Tensor check_range_composite(c10::string_view op, c10::string_view name, const Tensor& values, double low,
                              double high) {
     check_dense(std::string(op), values, "values");
     TORCH_CHECK_TYPE(values.is_floating_point(), op, ": expected floating values, got ", values.scalar_type());
-    check_values_in_range(op, name, values, {low, high}, {}, {values.sizes()});
+    check_values_in_range(std::string(op), name, values, {low, high});
     return at::zeros({}, values.options());
 }
 
@@ -173,123 +125,26 @@ Tensor check_range_meta(c10::string_view /*op*/, c10::string_view /*name*/, cons
     return at::empty({}, values.options());
 }
 
-// The voxels that count, of a target and weights with a dimension for the classes; nothing where all do.
-OptionalTensor counted_voxels(const Tensor& target, const OptionalTensor& voxel_weight, Target kind, int64_t dim,
-                              int64_t ignore_index) {
-    OptionalTensor counts = voxel_weight ? OptionalTensor(voxel_weight->ne(0)) : std::nullopt;
-    if (kind != Target::probabilities) {
-        const auto valid = is_ignored(target, ignore_index).any(dim, /*keepdim=*/true).logical_not();
-        counts = counts ? counts->logical_and(valid) : valid;
-    }
-    return counts;
-}
-
 } // namespace
 
-Ranges ranges_of(const Tensor& input, const Tensor& target, Target kind, at::ScalarType compute_dtype, bool any_finite,
-                 bool input_is_probability) {
-    const auto around_probabilities = [](const Tensor& values) {
-        const double slack = slack_of(values.scalar_type());
-        return segloss_range{-slack, 1 + slack};
-    };
-    Ranges ranges;
-    if (kind == Target::probabilities) {
-        const double largest =
-            compute_dtype == at::kDouble ? std::numeric_limits<double>::max() : std::numeric_limits<float>::max();
-        ranges.target = any_finite ? segloss_range{-largest, largest} : around_probabilities(target);
-    }
-    if (input_is_probability) {
-        ranges.logits = around_probabilities(input);
-    }
-    return ranges;
-}
-
-void check_values(const std::string& op, const Tensor& input, const Tensor& target, const OptionalTensor& voxel_weight,
-                  Target kind, int64_t dim, int64_t ignore_index, const Ranges& ranges) {
-    if (kind == Target::labels) {
-        check_label_values(op, target, input.size(dim), ignore_index);
-    } else if (kind == Target::masks) {
-        check_mask_values(op, target, ignore_index);
-    }
-    if (!is_asked(ranges.target) && !is_asked(ranges.logits)) {
-        return;
-    }
-    // In parts along the first dimension that has some: what tells an error must not run out of memory.
-    constexpr int64_t kElements = int64_t{1} << 24;
-    int64_t along = 0;
-    while (along + 1 < input.dim() && input.size(along) == 1) {
-        ++along;
-    }
-    const auto size = input.size(along);
-    const auto length =
-        std::max<int64_t>(kElements / std::max<int64_t>(input.numel() / std::max<int64_t>(size, 1), 1), 1);
-    for (int64_t begin = 0; begin < size; begin += length) {
-        const auto part = [&](const Tensor& tensor) {
-            const auto whole = tensor.dim() == input.dim() ? tensor : tensor.unsqueeze(dim);
-            return whole.size(along) == 1 ? whole : whole.narrow(along, begin, std::min(length, size - begin));
-        };
-        const auto check = [&](const char* name, const Tensor& values, const segloss_range& range) {
-            const auto counts =
-                counted_voxels(part(target), voxel_weight ? OptionalTensor(part(*voxel_weight)) : std::nullopt, kind,
-                               dim, ignore_index);
-            const auto computed = part(values).detach().to(compute_dtype(input.scalar_type()));
-            check_values_in_range(op, name, computed, range, counts, {values.sizes(), along, begin, dim});
-        };
-        if (is_asked(ranges.target)) {
-            check("target", target, ranges.target);
-        }
-        if (is_asked(ranges.logits)) {
-            check("input", input, ranges.logits);
-        }
-    }
-}
-
-void raise_refused(const std::string& op, const Tensor& input, const Tensor& target, const OptionalTensor& voxel_weight,
-                   Target kind, int64_t dim, int64_t ignore_index, const Ranges& ranges) {
-    check_values(op, input, target, voxel_weight, kind, dim, ignore_index, ranges);
-    TORCH_CHECK_INDEX(false, op, ": Target is out of bounds: a value of target ", target.sizes(),
-                      " is neither a label, in [0, ", input.size(dim),
-                      "), nor a mask, 0 or 1, nor a probability, nor ignore_index=", ignore_index);
-}
-
-segloss_target target_for_kernel(Target kind) {
-    return kind == Target::probabilities ? SEGLOSS_PROBABILITIES
-           : kind == Target::masks       ? SEGLOSS_MASKS
-                                         : SEGLOSS_LABELS;
-}
-
 Tensor check_range(const std::string& op, c10::string_view name, const Tensor& values, const segloss_range& range) {
-    static const auto handle = c10::Dispatcher::singleton()
-                                   .findSchemaOrThrow("segloss::check_range", "")
-                                   .typed<decltype(check_range_composite)>();
-    return handle.call(op, name, values, range.low, range.high);
+    return call_operator<&check_range_composite>("check_range", op, name, values, range.low, range.high);
 }
 
 Tensor one_hot_labels(const std::string& op, const Tensor& target, int64_t dim, const std::string& advice) {
-    static const auto handle = c10::Dispatcher::singleton()
-                                   .findSchemaOrThrow("segloss::one_hot_labels", "")
-                                   .typed<decltype(one_hot_labels_cpu)>();
-    return handle.call(op, target, dim, advice);
+    return call_operator<&one_hot_labels_cpu>("one_hot_labels", op, target, dim, advice);
 }
 
 bool is_one_hot(const std::string& op, const Tensor& target, int64_t dim) {
-    static const auto handle =
-        c10::Dispatcher::singleton().findSchemaOrThrow("segloss::is_one_hot", "").typed<decltype(is_one_hot_cpu)>();
-    return handle.call(op, target, dim).item<bool>();
+    return call_operator<&is_one_hot_cpu>("is_one_hot", op, target, dim).item<bool>();
 }
 
 Tensor class_labels(const std::string& op, const Tensor& target, c10::SymInt num_classes, int64_t ignore_index) {
-    static const auto handle = c10::Dispatcher::singleton()
-                                   .findSchemaOrThrow("segloss::class_labels", "")
-                                   .typed<decltype(class_labels_composite)>();
-    return handle.call(op, target, num_classes, ignore_index);
+    return call_operator<&class_labels_composite>("class_labels", op, target, std::move(num_classes), ignore_index);
 }
 
 Tensor class_masks(const std::string& op, const Tensor& target, int64_t ignore_index) {
-    static const auto handle = c10::Dispatcher::singleton()
-                                   .findSchemaOrThrow("segloss::class_masks", "")
-                                   .typed<decltype(class_masks_composite)>();
-    return handle.call(op, target, ignore_index);
+    return call_operator<&class_masks_composite>("class_masks", op, target, ignore_index);
 }
 
 TORCH_LIBRARY_FRAGMENT(segloss, m) {

@@ -1,4 +1,4 @@
-// Targets on their way to the kernels and to ATen operators.
+// Operators that make labels and masks of targets, and look at values under any transform.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -9,33 +9,6 @@
 #include "checks.h"
 
 namespace segloss {
-
-// How the kernels are told what a target is; one-hot ones are labels by then.
-segloss_target target_for_kernel(Target kind);
-
-// What a kernel holds a loss's values to: class probabilities to [0, 1] but for four times the epsilon of their dtype,
-// or to finite numbers where `any_finite`; the input to [0, 1] likewise where it is the probabilities. Nothing else.
-struct Ranges {
-    segloss_range target{};
-    segloss_range logits{};
-};
-
-// Whether values are held to it at all.
-inline bool is_asked(const segloss_range& range) { return range.low < range.high; }
-
-Ranges ranges_of(const at::Tensor& input, const at::Tensor& target, Target kind, at::ScalarType compute_dtype,
-                 bool any_finite = false, bool input_is_probability = false);
-
-// Raises where a label, a mask, or a value outside its range stands at a voxel that counts: of the whole target, whose
-// index the error gives. For devices without a kernel, and for what a kernel refused.
-void check_values(const std::string& op, const at::Tensor& input, const at::Tensor& target,
-                  const OptionalTensor& voxel_weight, Target kind, int64_t dim, int64_t ignore_index,
-                  const Ranges& ranges);
-
-// Words the error of a value that a kernel refused.
-[[noreturn]] void raise_refused(const std::string& op, const at::Tensor& input, const at::Tensor& target,
-                                const OptionalTensor& voxel_weight, Target kind, int64_t dim, int64_t ignore_index,
-                                const Ranges& ranges);
 
 // `op` is the name that an error gives.
 

@@ -1,0 +1,176 @@
+#include "arguments.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <limits>
+
+namespace segloss {
+namespace {
+
+// Four times the epsilon of a floating dtype.
+double slack_of(at::ScalarType dtype) {
+    switch (dtype) {
+    case at::kHalf:
+        return 0x1p-8;
+    case at::kBFloat16:
+        return 0x1p-5;
+    case at::kFloat:
+        return 0x1p-21;
+    default:
+        return 0x1p-50;
+    }
+}
+
+// Where in a tensor some of its values lie, which have a class dimension of size 1 where the tensor has none.
+struct Part {
+    at::IntArrayRef sizes; // of the whole
+    int64_t dim = 0;
+    int64_t begin = 0;
+    int64_t class_dim = 0;
+};
+
+// Of values in the dtype that is computed in. `counts`: the voxels that are looked at.
+void check_part_in_range(const std::string& op, c10::string_view name, const Tensor& values, const segloss_range& range,
+                         const OptionalTensor& counts, const Part& part) {
+    const bool is_target = name == "target";
+    auto outside = values.lt(range.low).logical_or_(values.gt(range.high));
+    outside = is_target ? outside.logical_or_(values.isnan()) : outside;
+    outside = counts ? outside.logical_and_(*counts) : outside;
+    if (!outside.any().item<bool>()) {
+        return;
+    }
+    const auto first = first_true(outside);
+    auto index = index_of(first, values.sizes());
+    if (!index.empty()) {
+        index[part.dim] += part.begin;
+    }
+    if (index.size() > part.sizes.size()) {
+        index.erase(index.begin() + part.class_dim);
+    }
+    const auto got = c10::str(", got ", values.flatten()[first].item<double>(), " at index ", at::IntArrayRef(index),
+                              " of ", name, " ", part.sizes);
+    TORCH_CHECK(is_target, op, ": expected probabilities in [0, 1] as input with activation=None", got,
+                ". For logits use activation='softmax' or 'sigmoid', or pass input.softmax(dim) or input.sigmoid()");
+    TORCH_CHECK(range.high < 2, op, ": expected finite numbers in a floating target", got);
+    TORCH_CHECK(false, op, ": expected class probabilities or masks in [0, 1]", got,
+                ". A mask of 0 and 255 becomes one of 0 and 1 by target / 255; voxels are left out by voxel_weight=0");
+}
+
+// The voxels that count, of a target and weights with a dimension for the classes; nothing where all do.
+OptionalTensor counted_voxels(const Tensor& target, const OptionalTensor& voxel_weight, Target kind, int64_t dim,
+                              int64_t ignore_index) {
+    OptionalTensor counts = voxel_weight ? OptionalTensor(voxel_weight->ne(0)) : std::nullopt;
+    if (kind != Target::probabilities) {
+        const auto valid = is_ignored(target, ignore_index).any(dim, /*keepdim=*/true).logical_not();
+        counts = counts ? counts->logical_and(valid) : valid;
+    }
+    return counts;
+}
+
+// How the kernels are told what a target is; one-hot ones are labels by then.
+segloss_target kernel_target(Target kind) {
+    return kind == Target::probabilities ? SEGLOSS_PROBABILITIES
+           : kind == Target::masks       ? SEGLOSS_MASKS
+                                         : SEGLOSS_LABELS;
+}
+
+} // namespace
+
+Ranges ranges_of(const Arguments& arguments, Target kind, at::ScalarType dtype, bool any_finite,
+                 bool input_is_probability) {
+    const auto around_probabilities = [](const Tensor& values) {
+        const double slack = slack_of(values.scalar_type());
+        return segloss_range{-slack, 1 + slack};
+    };
+    Ranges ranges;
+    if (kind == Target::probabilities) {
+        const double largest =
+            dtype == at::kDouble ? std::numeric_limits<double>::max() : std::numeric_limits<float>::max();
+        ranges.target = any_finite ? segloss_range{-largest, largest} : around_probabilities(arguments.target);
+    }
+    if (input_is_probability) {
+        ranges.logits = around_probabilities(arguments.input);
+    }
+    return ranges;
+}
+
+void check_values_in_range(const std::string& op, c10::string_view name, const Tensor& values,
+                           const segloss_range& range) {
+    check_part_in_range(op, name, values, range, {}, {values.sizes()});
+}
+
+void check_values(const Arguments& arguments, const Reading& reading) {
+    const auto& [op, input, target, weight, voxel_weight] = arguments;
+    const auto& [kind, dim, ignore_index, dtype, ranges] = reading;
+    if (kind == Target::labels) {
+        check_label_values(op, target, input.size(dim), ignore_index);
+    } else if (kind == Target::masks) {
+        check_mask_values(op, target, ignore_index);
+    }
+    if (!is_asked(ranges.target) && !is_asked(ranges.logits)) {
+        return;
+    }
+    // In parts along the first dimension that has some: what tells an error must not run out of memory.
+    constexpr int64_t kElements = int64_t{1} << 24;
+    int64_t along = 0;
+    while (along + 1 < input.dim() && input.size(along) == 1) {
+        ++along;
+    }
+    const auto size = input.size(along);
+    const auto length =
+        std::max<int64_t>(kElements / std::max<int64_t>(input.numel() / std::max<int64_t>(size, 1), 1), 1);
+    for (int64_t begin = 0; begin < size; begin += length) {
+        const auto part = [&](const Tensor& tensor) {
+            const auto whole = tensor.dim() == input.dim() ? tensor : tensor.unsqueeze(dim);
+            return whole.size(along) == 1 ? whole : whole.narrow(along, begin, std::min(length, size - begin));
+        };
+        const auto check = [&](const char* name, const Tensor& values, const segloss_range& range) {
+            const auto counts =
+                counted_voxels(part(target), voxel_weight ? OptionalTensor(part(*voxel_weight)) : std::nullopt, kind,
+                               dim, ignore_index);
+            const auto computed = part(values).detach().to(compute_dtype(input.scalar_type()));
+            check_part_in_range(op, name, computed, range, counts, {values.sizes(), along, begin, dim});
+        };
+        if (is_asked(ranges.target)) {
+            check("target", target, ranges.target);
+        }
+        if (is_asked(ranges.logits)) {
+            check("input", input, ranges.logits);
+        }
+    }
+}
+
+void raise_refused(const Arguments& arguments, const Reading& reading) {
+    check_values(arguments, reading);
+    TORCH_CHECK_INDEX(false, arguments.op, ": Target is out of bounds: a value of target ", arguments.target.sizes(),
+                      " is neither a label, in [0, ", arguments.input.size(reading.dim),
+                      "), nor a mask, 0 or 1, nor a probability, nor ignore_index=", reading.ignore_index);
+}
+
+VoxelArguments::VoxelArguments(const Arguments& arguments, const Reading& reading, const VoxelLossOptions& options)
+    : arguments(arguments), reading(reading), class_weight(class_weight_for_kernel(arguments.weight, reading.dtype)),
+      voxel_weight(voxel_weight_for_kernel(arguments.voxel_weight, reading.dtype)),
+      sizes(position_sizes(arguments.input, reading.dim)) {
+    args.num_classes = arguments.input.size(reading.dim);
+    args.target_kind = kernel_target(reading.kind);
+    args.target_range = reading.ranges.target;
+    args.logit_range = reading.ranges.logits;
+    args.class_weight = class_weight.defined() ? class_weight.const_data_ptr() : nullptr;
+    args.ignore_index = reading.ignore_index;
+    args.label_smoothing = options.label_smoothing;
+    args.gamma = options.gamma;
+    args.log_probabilities = options.log_probabilities;
+    args.grad_scale = 1;
+    TORCH_CHECK(args.num_classes <= INT32_MAX, arguments.op, ": expected at most ", INT32_MAX, " classes, got ",
+                args.num_classes);
+}
+
+void VoxelArguments::describe_with(std::initializer_list<Operand> more) {
+    c10::SmallVector<Operand, 6> operands{
+        {&arguments.input, &args.logits}, {&arguments.target, &args.target}, {&voxel_weight, &args.voxel_weight}};
+    operands.append(more);
+    args.positions = describe(sizes, reading.dim, operands);
+}
+
+} // namespace segloss

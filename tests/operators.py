@@ -1,0 +1,28 @@
+"""Calls of the operators beneath the losses, which take their options as two lists."""
+
+import torch
+
+ACTIVATIONS = ("softmax", "sigmoid", "none")
+DTYPES = {torch.float16: 5, torch.float32: 6, torch.float64: 7, torch.bfloat16: 15}  # by c10::ScalarType
+DTYPES |= {torch.int64: 4, torch.complex64: 9}  # of no loss
+
+# What callers leave open, or the public operators set themselves.
+SET = {"cross_entropy": {"dtype": torch.float32, "with_gradient": False}, "sigmoid_focal": {"dtype": torch.float32}}
+
+
+def options_of(loss, **values):
+    """`dim`, and the lists of integers and of floats, in the order of the public operator's keywords."""
+    schema = getattr(torch.ops.segloss, loss).default._schema
+    options = {a.name: a.default_value for a in schema.arguments if a.name != "op" and "Tensor" not in str(a.type)}
+    options |= SET.get(loss, {})
+    assert not set(values) - set(options)
+    dim, *numbers = [number_of(name, value) for name, value in (options | values).items()]
+    return dim, [n for n in numbers if not isinstance(n, float)], [n for n in numbers if isinstance(n, float)]
+
+
+def number_of(name, value):
+    if name == "dtype":
+        return DTYPES[value]
+    if name == "activation":
+        return ACTIVATIONS.index(value)
+    return value if isinstance(value, float) else int(value)
