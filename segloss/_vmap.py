@@ -12,6 +12,8 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.nn import _reduction
 
+from segloss.functional import _holds_probabilities, _mean_or_sum
+
 _ops = torch.ops.segloss
 
 _Rule = TypeVar("_Rule", bound=Callable[..., Any])
@@ -68,14 +70,9 @@ def _sum_each(values: Tensor) -> Tensor:
 # ---- cross entropy: each member has a denominator of its own ----
 
 
-def _is_labels(target: Tensor, input: Tensor) -> bool:
-    """Else class probabilities."""
-    return not (target.is_floating_point() and target.shape == input.shape)
-
-
 def _of_the_loss_shape(target: Tensor, input: Tensor) -> Tensor:
     """A label [1] of logits [C] as []: logits that have no batch."""
-    return target.flatten() if input.ndim == 2 and _is_labels(target, input) else target
+    return target if input.ndim > 2 or _holds_probabilities(input, target) else target.flatten()
 
 
 # The options of cross entropy that its operators carry as a list, by the names that the public operator gives them.
@@ -116,10 +113,8 @@ def _cross_entropy_forward(
     loss, *_ = _ops.cross_entropy_forward(*arguments, dim + 1, of_voxels, factors)
     total_weight = _total_weights(*arguments, dim + 1, _replaced(of_voxels, log_probabilities=1, dtype=_CODES[wide]))
     if reduction != _NONE:
-        loss = _sum_each(loss)
-        if reduction == _MEAN:
-            loss = torch.where(total_weight == 0, 0.0 if named["empty_zero"] else torch.nan, loss / total_weight)
-        loss = loss.to(dtype)
+        kind = "mean" if reduction == _MEAN else "sum"
+        loss = _mean_or_sum(_sum_each(loss), total_weight, kind, bool(named["empty_zero"])).to(dtype)
     return loss, total_weight, input.new_empty(len(input), 0)
 
 
@@ -134,7 +129,7 @@ def _total_weights(
 ) -> Tensor:
     """Of each member: the sum of its losses where each log probability is -1, with labels."""
     named = dict(zip(_OPTIONS, options, strict=False))
-    if not _is_labels(target, input):
+    if _holds_probabilities(input, target):
         voxels = input.select(dim, 0)
         return _sum_each(voxels.new_ones(()).expand_as(voxels) if voxel_weight is None else voxel_weight)
     log_p = input.new_full((), -1.0, dtype=_DTYPES[named["dtype"]]).expand_as(input)
@@ -159,7 +154,7 @@ def _cross_entropy_backward(
     if reduction == _MEAN:
         grad_loss = torch.where(total_weight == 0, 0.0, grad_loss / total_weight)
     if reduction != _NONE:
-        losses = target if _is_labels(target, input) else input.select(dim + 1, 0)
+        losses = input.select(dim + 1, 0) if _holds_probabilities(input, target) else target
         grad_loss = grad_loss.view(-1, *[1] * (losses.ndim - 1)).expand_as(losses)
     arguments = (grad_loss, total_weight.new_ones(()), op, input, target, weight, voxel_weight)
     options = _replaced(options, reduction=_NONE)

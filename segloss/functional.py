@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import _reduction
 
 from segloss._distributed import check_process_group, is_dtensor, sum_over_ranks, sums_or_zeros
+from segloss._docs import documented
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -36,6 +37,7 @@ _INTEGER = (int, Integral)
 _REAL = (float, Real)
 
 
+@documented()
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -67,7 +69,8 @@ def cross_entropy(
         l = v \sum_c w_c \left((1 - s)\, t_c + \frac{s}{C}\right) (-\log p_c)
 
     (Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", 2016, for the smoothing.)
-    A product with a zero weight or a zero probability is 0 even where the logit is -inf.
+    A product with a zero weight or a zero probability is 0 even where the logit is -inf. Of one channel the softmax is
+    1: the loss is 0, as in torch, with a UserWarning.
 
     Args:
         input: logits ``[N, C, *]`` with any number of spatial sizes, or ``[C]``; float64, float32, float16 or
@@ -77,28 +80,25 @@ def cross_entropy(
             * class labels ``[N, *]`` or ``[N, 1, *]``: any integer dtype, bool, or floating with integral values;
             * class probabilities, floating, of input's shape, each in [0, 1];
             * exact one-hot labels, integer, of input's shape.
-
-            Of one channel the softmax is 1: the loss is 0, as in torch, with a UserWarning.
         weight: a weight for each class ``[C]``, of any floating dtype. Default: 1.
         size_average: deprecated, see ``reduction``.
-        ignore_index: label of the voxels that do not count. Class labels only. Default: -100.
+        ignore_index: label of the voxels that do not count. Class labels only.
         reduce: deprecated, see ``reduction``.
         reduction: ``"mean"`` divides the sum by ``sum(v * w[y])`` over the voxels that count (class probabilities: by
             ``sum(v)``, the number of voxels), ``"sum"`` adds, ``"none"`` gives one loss for each voxel, of the shape of
-            the labels, or of input without ``dim`` for probabilities and one-hot. Default: ``"mean"``.
-        label_smoothing: in [0, 1]. Default: 0.
+            the labels, or of input without ``dim`` for probabilities and one-hot.
+        label_smoothing: in [0, 1].
         dim: the class dimension of input; ``dim=-1`` reads ``[B, L, C]``. Labels may keep a dimension of size 1 there.
-            Default: 1.
         voxel_weight: a weight for each voxel, of the labels' shape; voxels of weight 0 do not count. Without gradient.
             Default: 1.
         empty: the mean over no voxel, or over zero weights: ``"nan"`` as torch, or ``"zero"``. With both the gradient
-            is zero. Default: ``"nan"``.
+            is zero.
         process_group: the :class:`torch.distributed.ProcessGroup` whose ranks hold parts of the batch, of any sizes.
             Each rank gets the loss of the whole, and the mean of their gradients, as DistributedDataParallel takes it,
             is the gradient of the whole. ``reduction="none"`` adds nothing up. Input or target that one rank refuses
             raises its error there and a RuntimeError that names the rank on the others, within seconds; but the others
             wait for the group's timeout where an option or a type is refused, under torch.compile, and on a GPU whose
-            kernels report labels to a later call. None is this process alone. Default: None.
+            kernels report labels to a later call. None is this process alone.
 
     Returns:
         A tensor of input's dtype (float32 for half types under autocast; promoted with the dtype of probabilities).
@@ -127,11 +127,12 @@ def cross_entropy(
     _check_options(op, ignore_index, dim, label_smoothing)
     code = _reduction_code(op, reduction, size_average, reduce)
     empty_zero = _is_zero(op, empty)
-    arguments = (input, target, weight, voxel_weight, dim, code, ignore_index, label_smoothing, False, empty_zero)
+    tensors = (input, target, weight, voxel_weight)
+    options = (dim, code, ignore_index, label_smoothing, False, empty_zero, 0.0)
     if (process_group is not None or is_dtensor(input)) and code != _NONE:
-        return _over_ranks(op, process_group, *arguments)
+        return _over_ranks(op, process_group, tensors, options)
     try:
-        loss = _cross_entropy(*arguments)
+        loss = _cross_entropy(*tensors, *options)
     except (TypeError, RuntimeError):
         _check_types(op, input, target, weight, voxel_weight, ignore_index, dim)
         raise
@@ -139,6 +140,7 @@ def cross_entropy(
     return loss
 
 
+@documented(like=cross_entropy)
 def nll_loss(
     input: Tensor,
     target: Tensor,
@@ -166,7 +168,7 @@ def nll_loss(
     Args:
         input: log-probabilities ``[N, C, *]`` or ``[C]``, as :func:`torch.nn.functional.log_softmax` gives them.
 
-    All other arguments, the result and the errors are those of :func:`segloss.cross_entropy`.
+    The result and the errors are those of :func:`segloss.cross_entropy`.
 
     Example:
         >>> import segloss, torch
@@ -179,16 +181,18 @@ def nll_loss(
     _check_options(op, ignore_index, dim)
     code = _reduction_code(op, reduction, size_average, reduce)
     empty_zero = _is_zero(op, empty)
-    arguments = (input, target, weight, voxel_weight, dim, code, ignore_index, 0.0, True, empty_zero)
+    tensors = (input, target, weight, voxel_weight)
+    options = (dim, code, ignore_index, 0.0, True, empty_zero, 0.0)
     if (process_group is not None or is_dtensor(input)) and code != _NONE:
-        return _over_ranks(op, process_group, *arguments)
+        return _over_ranks(op, process_group, tensors, options)
     try:
-        return _cross_entropy(*arguments, 0.0, None, op)
+        return _cross_entropy(*tensors, *options, None, op)
     except (TypeError, RuntimeError):
         _check_types(op, input, target, weight, voxel_weight, ignore_index, dim)
         raise
 
 
+@documented(like=cross_entropy)
 def focal_loss(
     input: Tensor,
     target: Tensor,
@@ -227,19 +231,12 @@ def focal_loss(
             * with softmax exact one-hot labels, integer;
             * with sigmoid a mask for each class, floating from 0 to 1, or integer of 0 and 1. Of one channel a map of
               0 and 1 of any shape and dtype is the mask of the foreground.
-        gamma: the exponent, from 0 on. Default: 2.
-        weight: a weight for each class ``[C]``, of any floating dtype. Default: 1.
-        activation: ``"softmax"`` or ``"sigmoid"``. Default: ``"softmax"``.
-        ignore_index: label of the voxels that do not count. Default: -100.
+        gamma: the exponent, from 0 on.
+        activation: ``"softmax"`` or ``"sigmoid"``.
+        ignore_index: label of the voxels that do not count.
         reduction: ``"mean"`` divides the sum by ``sum(v * w[y])`` over the voxels that count, with sigmoid by ``C *
             sum(v)``; ``"sum"`` adds; ``"none"`` gives one loss for each voxel, of the labels' shape, with sigmoid one
-            for each voxel and class, of input's shape. Default: ``"mean"``.
-        empty: the mean over no voxel, or over zero weights: ``"nan"`` as torch, or ``"zero"``. With both the gradient
-            is zero. Default: ``"nan"``.
-        dim: the class dimension of input. Default: 1.
-        voxel_weight: a weight for each voxel, of the labels' shape; voxels of weight 0 do not count. Without gradient.
-            Default: 1.
-        process_group: as :func:`segloss.cross_entropy` takes it. Default: None.
+            for each voxel and class, of input's shape.
 
     Returns:
         A tensor of input's dtype (float32 for half types under autocast).
@@ -268,10 +265,11 @@ def focal_loss(
     over_ranks = process_group is not None or is_dtensor(input)
     if activation == "softmax":
         code = _reduction.get_enum(reduction)
-        options = (weight, voxel_weight, dim, code, ignore_index, 0.0, False, empty_zero, gamma)
+        options = (dim, code, ignore_index, 0.0, False, empty_zero, gamma)
         if over_ranks and code != _NONE:
-            return _over_ranks(op, process_group, input, target, *options, takes_probabilities=False)
-        loss = _cross_entropy(input, _labels(op, input, target, dim), *options, None, op)
+            tensors = (input, target, weight, voxel_weight)
+            return _over_ranks(op, process_group, tensors, options, takes_probabilities=False)
+        loss = _cross_entropy(input, _labels(op, input, target, dim), weight, voxel_weight, *options, None, op)
         _warn_of_one_channel(op, input, dim)
         return loss
     if reduction == "none":
@@ -289,6 +287,7 @@ def focal_loss(
     return loss.to(_result_dtype(input))
 
 
+@documented(like=cross_entropy)
 def topk_loss(
     input: Tensor,
     target: Tensor,
@@ -310,17 +309,11 @@ def topk_loss(
     voxels, not a share.)
 
     Args:
-        input: logits, as :func:`segloss.cross_entropy` takes them.
         target: class labels ``[N, *]`` or ``[N, 1, *]``: any integer dtype, bool, or floating with integral values; or
             exact one-hot labels, integer, of input's shape.
-        k: the percentage of voxels to keep, in (0, 100]. Default: 10.
-        weight: a weight for each class ``[C]``, of any floating dtype. Default: 1.
-        ignore_index: label of the voxels that do not count, neither among the largest nor in V. Default: -100.
-        label_smoothing: in [0, 1]. Default: 0.
-        empty: the loss of no voxel: ``"nan"``, or ``"zero"``. With both the gradient is zero. Default: ``"nan"``.
-        dim: the class dimension of input. Default: 1.
-        voxel_weight: a weight for each voxel, of the labels' shape; voxels of weight 0 do not count. Without gradient.
-            Default: 1.
+        k: the percentage of voxels to keep, in (0, 100].
+        ignore_index: label of the voxels that do not count, neither among the largest nor in V.
+        empty: the loss of no voxel: ``"nan"``, or ``"zero"``. With both the gradient is zero.
 
     Returns:
         A 0-dim tensor of input's dtype (float32 for half types under autocast).
@@ -367,6 +360,7 @@ def topk_loss(
     return _mean_or_sum(total, num_kept, "mean", empty_zero).to(_result_dtype(input))
 
 
+@documented()
 def total_weight(
     target: Tensor,
     weight: Tensor | None = None,
@@ -384,10 +378,10 @@ def total_weight(
         target: class labels of any shape: any integer dtype, bool, or floating with integral values.
         weight: a weight for each class ``[C]``, of any floating dtype. Default: 1, for labels up to
             2**31 - 2.
-        ignore_index: label of the voxels that do not count. Default: -100.
+        ignore_index: label of the voxels that do not count.
         voxel_weight: a weight for each voxel, of target's shape. Default: 1.
         process_group: the :class:`torch.distributed.ProcessGroup` over whose ranks it is added up, with errors as
-            :func:`segloss.cross_entropy` shares them; None is this process alone. Default: None.
+            :func:`segloss.cross_entropy` shares them; None is this process alone.
 
     Returns:
         A 0-dim float64 tensor (float32 on MPS), without gradient.
@@ -424,33 +418,25 @@ def total_weight(
 def _over_ranks(
     op: str,
     process_group: "ProcessGroup | None",
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    voxel_weight: Tensor | None,
-    dim: int,
-    code: int,
-    ignore_index: int,
-    label_smoothing: float,
-    log_probabilities: bool,
-    empty_zero: bool,
-    gamma: float = 0.0,
-    *,
+    tensors: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+    options: tuple[int, int, int, float, bool, bool, float],
     takes_probabilities: bool = True,
 ) -> Tensor:
     """The operator's cross entropy of what the ranks hold together: their sums, divided by their total weights."""
-    _check_types(op, input, target, weight, voxel_weight, ignore_index, dim)
+    input, target, weight, voxel_weight = tensors
+    dim, code, ignore_index, label_smoothing, log_probabilities, empty_zero, gamma = options
+    _check_types(op, *tensors, ignore_index, dim)
     check_process_group(op, process_group)
-    has_probabilities = takes_probabilities and target.is_floating_point() and target.shape == input.shape
+    has_probabilities = takes_probabilities and _holds_probabilities(input, target)
     dtype = _result_dtype(input)
     if has_probabilities:
         dtype = torch.promote_types(dtype, target.dtype)
-    options = (ignore_index, label_smoothing, log_probabilities, empty_zero, gamma)
+    of_sums = (dim, _SUM, ignore_index, label_smoothing, log_probabilities, empty_zero, gamma)
     wide = torch.promote_types(dtype, torch.float32)  # rounded once, when the loss is finished
 
     def of_this_rank() -> tuple[Tensor, Tensor]:
         labels = target if has_probabilities else _labels(op, input, target, dim)
-        loss = _cross_entropy(input, labels, weight, voxel_weight, dim, _SUM, *options, wide, op)
+        loss = _cross_entropy(input, labels, weight, voxel_weight, *of_sums, wide, op)
         if not log_probabilities:
             _warn_of_one_channel(op, input, dim)
         if has_probabilities:
@@ -463,6 +449,11 @@ def _over_ranks(
     loss, total = sums_or_zeros(process_group, refused, input, lambda: [(), ()], of_this_rank)
     loss, total = sum_over_ranks(op, process_group, refused, loss.to(total.dtype), total)
     return _mean_or_sum(loss, total, "sum" if code == _SUM else "mean", empty_zero).to(dtype)
+
+
+def _holds_probabilities(input: Tensor, target: Tensor) -> bool:
+    """Of a softmax's target."""
+    return target.is_floating_point() and target.shape == input.shape
 
 
 def _total_voxel_weight(input: Tensor, dim: int, voxel_weight: Tensor | None) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import _reduction
 
 from segloss import functional, region
+from segloss._docs import document_module
 from segloss.functional import Activation, Empty, Reduction
 from segloss.region import WeightType
 
@@ -26,8 +27,16 @@ class _Loss(nn.Module):
     weight: Tensor | None
     reduction: str
 
+    def __init_subclass__(cls) -> None:
+        if "_function" in vars(cls):
+            document_module(cls, cls._function)
+
     def __init__(self, weight: Tensor | None = None, **options: Any) -> None:
         super().__init__()
+        if "reduce" in options:
+            options["reduction"] = _with_legacy(
+                options["reduction"], options.pop("size_average"), options.pop("reduce")
+            )
         self.register_buffer("weight", weight)
         self._names = tuple(options)
         for name, value in options.items():
@@ -63,17 +72,6 @@ def _with_legacy(reduction: str, size_average: bool | None, reduce: bool | None)
 class NLLLoss(_Loss):
     """:func:`segloss.nll_loss` as a module; a replacement of :class:`torch.nn.NLLLoss`.
 
-    Args:
-        weight: a weight for each class ``[C]``; a buffer, so that it moves with the module.
-        size_average, reduce: deprecated, see ``reduction``.
-        ignore_index: label of the voxels that do not count. Default: -100.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``. Default: ``"mean"``.
-        dim: the class dimension of input. Default: 1.
-        empty: the mean over no voxel, ``"nan"`` or ``"zero"``. Default: ``"nan"``.
-        process_group: the process group whose ranks hold parts of the batch. Default: None, this process alone.
-
-    Called as ``loss(input, target, voxel_weight=None)``; shapes, dtypes and errors are the function's.
-
     Example:
         >>> import segloss, torch
         >>> loss = segloss.NLLLoss(ignore_index=255)
@@ -96,30 +94,11 @@ class NLLLoss(_Loss):
         empty: Empty = "nan",
         process_group: "ProcessGroup | None" = None,
     ) -> None:
-        super().__init__(
-            weight,
-            ignore_index=ignore_index,
-            reduction=_with_legacy(reduction, size_average, reduce),
-            dim=dim,
-            empty=empty,
-            process_group=process_group,
-        )
+        super().__init__(**_keywords(locals()))
 
 
 class CrossEntropyLoss(_Loss):
     """:func:`segloss.cross_entropy` as a module; a replacement of :class:`torch.nn.CrossEntropyLoss`.
-
-    Args:
-        weight: a weight for each class ``[C]``; a buffer, so that it moves with the module.
-        size_average, reduce: deprecated, see ``reduction``.
-        ignore_index: label of the voxels that do not count. Default: -100.
-        reduction: ``"mean"``, ``"sum"`` or ``"none"``. Default: ``"mean"``.
-        label_smoothing: in [0, 1]. Default: 0.
-        dim: the class dimension of input. Default: 1.
-        empty: the mean over no voxel, ``"nan"`` or ``"zero"``. Default: ``"nan"``.
-        process_group: the process group whose ranks hold parts of the batch. Default: None, this process alone.
-
-    Called as ``loss(input, target, voxel_weight=None)``; shapes, dtypes and errors are the function's.
 
     Example:
         >>> import segloss, torch
@@ -143,22 +122,11 @@ class CrossEntropyLoss(_Loss):
         empty: Empty = "nan",
         process_group: "ProcessGroup | None" = None,
     ) -> None:
-        super().__init__(
-            weight,
-            ignore_index=ignore_index,
-            reduction=_with_legacy(reduction, size_average, reduce),
-            dim=dim,
-            empty=empty,
-            process_group=process_group,
-            label_smoothing=label_smoothing,
-        )
+        super().__init__(**_keywords(locals()))
 
 
 class FocalLoss(_Loss):
     """:func:`segloss.focal_loss` as a module: cross entropy in which well-classified voxels count less.
-
-    Keywords, defaults and errors are the function's; ``weight`` is a buffer, so that it moves with the module.
-    Called as ``loss(input, target, voxel_weight=None)``.
 
     Example:
         >>> import segloss, torch
@@ -187,9 +155,6 @@ class FocalLoss(_Loss):
 class TopKLoss(_Loss):
     """:func:`segloss.topk_loss` as a module: cross entropy over the k percent of the voxels where it is largest.
 
-    Keywords, defaults and errors are the function's; ``weight`` is a buffer, so that it moves with the module.
-    Called as ``loss(input, target, voxel_weight=None)``.
-
     Example:
         >>> import segloss, torch
         >>> loss = segloss.TopKLoss(k=20)
@@ -214,9 +179,6 @@ class TopKLoss(_Loss):
 
 class DiceLoss(_Loss):
     """:func:`segloss.dice_loss` as a module: the soft Dice or Jaccard loss.
-
-    Keywords, defaults and errors are the function's; ``weight`` is a buffer, so that it moves with the module.
-    Called as ``loss(input, target, voxel_weight=None)``.
 
     Example:
         >>> import segloss, torch
@@ -250,8 +212,6 @@ class DiceLoss(_Loss):
 class GeneralizedDiceLoss(_Loss):
     """:func:`segloss.generalized_dice_loss` as a module: Dice in which small classes weigh as much as large ones.
 
-    Keywords, defaults and errors are the function's. Called as ``loss(input, target, voxel_weight=None)``.
-
     Example:
         >>> import segloss, torch
         >>> loss = segloss.GeneralizedDiceLoss(w_type="simple")
@@ -281,9 +241,6 @@ class GeneralizedDiceLoss(_Loss):
 
 class TverskyLoss(_Loss):
     """:func:`segloss.tversky_loss` as a module: Dice with a price of its own for false positives and negatives.
-
-    Keywords, defaults and errors are the function's; ``weight`` is a buffer, so that it moves with the module.
-    Called as ``loss(input, target, voxel_weight=None)``.
 
     Example:
         >>> import segloss, torch
@@ -317,9 +274,6 @@ class TverskyLoss(_Loss):
 
 class DiceCELoss(_Loss):
     """:func:`segloss.dice_ce_loss` as a module: Dice plus cross entropy, from one walk over the logits.
-
-    Keywords, defaults and errors are the function's; ``weight`` is a buffer, so that it moves with the module.
-    Called as ``loss(input, target, voxel_weight=None)``.
 
     Example:
         >>> import segloss, torch
@@ -356,9 +310,6 @@ class DiceCELoss(_Loss):
 
 class DiceFocalLoss(_Loss):
     """:func:`segloss.dice_focal_loss` as a module: Dice plus focal loss, from one walk over the logits.
-
-    Keywords, defaults and errors are the function's; ``weight`` is a buffer, so that it moves with the module.
-    Called as ``loss(input, target, voxel_weight=None)``.
 
     Example:
         >>> import segloss, torch

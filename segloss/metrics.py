@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from segloss._docs import documented
 from segloss.functional import _check_flags, _check_integer, _check_options, _check_types
 
 _OPERATORS: dict[str, Callable[..., Tensor]] = {
@@ -13,50 +14,7 @@ _OPERATORS: dict[str, Callable[..., Tensor]] = {
 }
 
 
-def accuracy(
-    input: Tensor,
-    target: Tensor,
-    num_classes: int | None = None,
-    *,
-    ignore_index: int = -100,
-    dim: int = 1,
-    masks: bool = False,
-) -> Tensor:
-    r"""Share of the voxels whose predicted class is the label: argmax and comparison in one walk over the logits.
-
-    .. math::
-        \frac{\sum_v [y_v \ne \mathrm{ignore}]\,[\mathrm{argmax}_c\, x_{v,c} = y_v]}{\sum_v [y_v \ne \mathrm{ignore}]}
-
-    Input, target, ``ignore_index`` and ``dim`` are those of :func:`segloss.confusion_matrix`.
-
-    Args:
-        num_classes: C. Default: None, the classes of the logits; label maps are compared whatever their labels are.
-        masks: whether input and target are masks, one for each class: those of :func:`segloss.dice_score`.
-            Default: False.
-
-    Returns:
-        A 0-dim tensor of torch's default dtype; nan if no voxel counts. With ``masks=True`` a tensor ``[C]``: of each
-        class the share of the voxels where both masks agree. The counts are exact. Has no gradient.
-
-    Raises:
-        TypeError, IndexError, ValueError, RuntimeError: as :func:`segloss.confusion_matrix`, and with ``masks=True`` as
-            :func:`segloss.dice_score`.
-
-    Equivalent to:
-        ``(input.argmax(1) == target.squeeze(1)).float().mean()`` where nothing is ignored.
-
-    Example:
-        >>> import segloss, torch
-        >>> logits = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]])
-        >>> segloss.accuracy(logits, torch.tensor([1, 0, 0]))
-        tensor(0.6667)
-        >>> predicted, target = torch.tensor([[[1, 1], [0, 1]]]), torch.tensor([[[1, 0], [0, 1]]])
-        >>> segloss.accuracy(predicted, target, masks=True)  # two classes of two voxels
-        tensor([0.5000, 1.0000])
-    """
-    return _score("accuracy", input, target, num_classes, ignore_index, dim, masks)
-
-
+@documented()
 def confusion_matrix(
     input: Tensor, target: Tensor, num_classes: int | None = None, *, ignore_index: int = -100, dim: int = 1
 ) -> Tensor:
@@ -74,8 +32,8 @@ def confusion_matrix(
         num_classes: C, and with integer or bool input that it is a label map. Default: None, the classes of the logits;
             with label maps 1 + the largest label of both at the voxels that count, 0 if there is none: give it where
             matrices of several batches are to be added.
-        ignore_index: label of the voxels that do not count, whatever is predicted there. Default: -100.
-        dim: the class dimension of input. Default: 1.
+        ignore_index: label of the voxels that do not count, whatever is predicted there.
+        dim: the class dimension of input.
 
     Returns:
         int64 ``[C, C]``, the row is the target's class, the column the prediction's. The counts are exact, for any
@@ -105,6 +63,49 @@ def confusion_matrix(
     return _score("confusion_matrix", input, target, num_classes, ignore_index, dim)
 
 
+@documented(like=confusion_matrix)
+def accuracy(
+    input: Tensor,
+    target: Tensor,
+    num_classes: int | None = None,
+    *,
+    ignore_index: int = -100,
+    dim: int = 1,
+    masks: bool = False,
+) -> Tensor:
+    r"""Share of the voxels whose predicted class is the label: argmax and comparison in one walk over the logits.
+
+    .. math::
+        \frac{\sum_v [y_v \ne \mathrm{ignore}]\,[\mathrm{argmax}_c\, x_{v,c} = y_v]}{\sum_v [y_v \ne \mathrm{ignore}]}
+
+    Args:
+        num_classes: C. Default: None, the classes of the logits; label maps are compared whatever their labels are.
+        masks: whether input and target are masks, one for each class: those of :func:`segloss.dice_score`.
+
+    Returns:
+        A 0-dim tensor of torch's default dtype; nan if no voxel counts. With ``masks=True`` a tensor ``[C]``: of each
+        class the share of the voxels where both masks agree. The counts are exact. Has no gradient.
+
+    Raises:
+        TypeError, IndexError, ValueError, RuntimeError: as :func:`segloss.confusion_matrix`, and with ``masks=True`` as
+            :func:`segloss.dice_score`.
+
+    Equivalent to:
+        ``(input.argmax(1) == target.squeeze(1)).float().mean()`` where nothing is ignored.
+
+    Example:
+        >>> import segloss, torch
+        >>> logits = torch.tensor([[0.1, 0.9], [0.8, 0.2], [0.3, 0.7]])
+        >>> segloss.accuracy(logits, torch.tensor([1, 0, 0]))
+        tensor(0.6667)
+        >>> predicted, target = torch.tensor([[[1, 1], [0, 1]]]), torch.tensor([[[1, 0], [0, 1]]])
+        >>> segloss.accuracy(predicted, target, masks=True)  # two classes of two voxels
+        tensor([0.5000, 1.0000])
+    """
+    return _score("accuracy", input, target, num_classes, ignore_index, dim, masks)
+
+
+@documented(like=confusion_matrix)
 def dice_score(
     input: Tensor,
     target: Tensor,
@@ -121,14 +122,14 @@ def dice_score(
     .. math::
         \frac{2\,\mathrm{TP}_c}{2\,\mathrm{TP}_c + \mathrm{FP}_c + \mathrm{FN}_c}
 
-    with the true positives, false positives and false negatives over all voxels of the batch that count. Arguments and
-    errors are those of :func:`segloss.confusion_matrix`; the memory it takes grows with C, not with C^2.
+    with the true positives, false positives and false negatives over all voxels of the batch that count. Errors
+    are those of :func:`segloss.confusion_matrix`; the memory it takes grows with C, not with C^2.
 
     Args:
         masks: whether input and target are masks of 0 and 1, one for each class. Classes may overlap; each is scored by
             itself. Both are ``[N, C, *]``, with the classes in ``dim``; or for one class ``[N, *]`` and ``[N, 1, *]``,
             or ``[N]`` both. Input is integer or bool, target any dtype of labels. A voxel whose target is
-            ``ignore_index`` in any class counts in none. Default: False.
+            ``ignore_index`` in any class counts in none.
 
     Returns:
         A tensor ``[C]`` of torch's default dtype; nan for a class that is neither in target nor predicted. The counts
@@ -155,6 +156,7 @@ def dice_score(
     return _score("dice_score", input, target, num_classes, ignore_index, dim, masks)
 
 
+@documented(like=dice_score)
 def jaccard_index(
     input: Tensor,
     target: Tensor,
@@ -171,7 +173,7 @@ def jaccard_index(
     .. math::
         \frac{\mathrm{TP}_c}{\mathrm{TP}_c + \mathrm{FP}_c + \mathrm{FN}_c}
 
-    Arguments, result and errors are those of :func:`segloss.dice_score`.
+    Result and errors are those of :func:`segloss.dice_score`.
 
     Equivalent to:
         ``m.diag() / (m.sum(0) + m.sum(1) - m.diag())`` for ``m = segloss.confusion_matrix(input, target)``.

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from segloss._distributed import check_process_group, is_dtensor, sum_over_ranks, sums_or_zeros
+from segloss._docs import documented
 from segloss.functional import (
     _REDUCTIONS,
     Activation,
@@ -57,6 +58,7 @@ class SoftStats(NamedTuple):
         return self.target - self.intersection
 
 
+@documented()
 def soft_stats(
     input: Tensor,
     target: Tensor,
@@ -93,12 +95,12 @@ def soft_stats(
             Here, but not in the losses, a floating target of input's shape may hold any finite numbers: sums of p times
             a map are what boundary losses are made of.
         activation: ``"softmax"`` over two or more classes, ``"sigmoid"``, or None for input that
-            holds probabilities, each in [0, 1]. Default: ``"softmax"``.
-        squared: whether P and T are sums of squares. Default: False.
-        ignore_index: label of the voxels that do not count. Default: -100.
+            holds probabilities, each in [0, 1].
+        squared: whether P and T are sums of squares.
+        ignore_index: label of the voxels that do not count.
         voxel_weight: a weight for each voxel, of the labels' shape; voxels of weight 0 do not count. Without gradient.
             Default: 1.
-        dim: the class dimension of input. Default: 1.
+        dim: the class dimension of input.
 
     Returns:
         ``SoftStats(intersection, prediction, target)``, a named tuple of I, P and T with the properties ``tp``, ``fp``
@@ -130,14 +132,13 @@ def soft_stats(
         >>> print(f"{loss.item():.4f}")
         0.1059
     """
-    options = (dim, activation, ignore_index, True, False)
-    stats, *_ = _walk(
-        "soft_stats", input, target, None, voxel_weight, *options, squared=squared, any_finite_target=True
-    )
+    walk = _Walk(dim, activation, ignore_index, squared=squared, any_finite_target=True)
+    stats, *_ = _sums("soft_stats", input, target, None, voxel_weight, walk)
     dtype = torch.promote_types(input.dtype, torch.float32)
     return SoftStats(*(sums.to(dtype) for sums in stats))
 
 
+@documented(like=soft_stats)
 def dice_loss(
     input: Tensor,
     target: Tensor,
@@ -170,35 +171,31 @@ def dice_loss(
 
     Args:
         input, target: as :func:`segloss.soft_stats` takes them; floating masks and class probabilities in [0, 1].
-        activation: ``"softmax"`` over two or more classes, ``"sigmoid"``, or None for input that holds probabilities,
-            each in [0, 1]. Default: ``"softmax"``.
         include_background: whether class 0 is among the terms. It takes part in the softmax in any case, and is kept,
-            with a UserWarning, where it is the only class. Default: True.
-        squared: whether the denominator sums squares. Default: False.
-        jaccard: whether to compute the Jaccard loss instead. Default: False.
+            with a UserWarning, where it is the only class.
+        squared: whether the denominator sums squares.
+        jaccard: whether to compute the Jaccard loss instead.
         soft_label: whether I is the sum of :math:`(p + g - |p - g|) / 2`, the smaller one of p and g, instead of
             :math:`p\, g` where target holds class probabilities :math:`g`. The loss is then smallest at :math:`p = g`;
             with products a p that is surer than g can have the smaller loss. Labels, integer masks and ``squared`` sums
-            are not affected. Default: False.
+            are not affected.
         batch: whether a class has one term for the whole batch, of sums over its samples, instead of one for each
-            sample. Default: False.
+            sample.
         weight: a weight for each class ``[C]``, which multiplies its terms; that of a class without a term is not used.
             Default: 1.
         smooth_nr, smooth_dr: added to the numerator and to the denominator. A sample without a voxel that counts has
             the terms ``1 - smooth_nr / smooth_dr``. A term whose numerator and denominator are both 0 is 0, with zero
-            gradient. Default: 1e-5 both.
-        ignore_index: label of the voxels that do not count. Default: -100.
+            gradient.
         reduction: ``"mean"`` of the terms, their ``"sum"``, or ``"none"`` for the terms themselves: ``[N, C']``, with
             ``batch`` ``[C']``, where C' classes have terms. The mean of an input without a voxel is nan, with zero
-            gradient. Default: ``"mean"``.
-        dim: the class dimension of input. Default: 1.
+            gradient.
         voxel_weight: a weight for each voxel, of the labels' shape; it multiplies the voxel's part of every sum.
             Voxels of weight 0 do not count. Without gradient. Default: 1.
         process_group: the :class:`torch.distributed.ProcessGroup` whose ranks hold parts of the batch, of any sizes.
             Each rank gets the loss of the whole, and the mean of their gradients, as DistributedDataParallel takes it,
             is the gradient of the whole; with ``batch`` the parts may be of the same volumes, too. Without ``batch``,
             ``reduction="none"`` gives the terms of this rank's samples. Errors are shared as by
-            :func:`segloss.cross_entropy`. None is this process alone. Default: None.
+            :func:`segloss.cross_entropy`. None is this process alone.
 
     Returns:
         A tensor of input's dtype (float32 for half types under autocast), rounded to it once.
@@ -222,12 +219,13 @@ def dice_loss(
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
     _check_flags(op, jaccard=jaccard)
     _check_numbers(op, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
-    options = (dim, activation, ignore_index, include_background, batch, process_group)
-    stats, whole, _ = _walk(op, input, target, weight, voxel_weight, *options, squared=squared, soft_label=soft_label)
-    terms = _dice_terms(stats, jaccard, smooth_nr, smooth_dr)
+    walk = _Walk(dim, activation, ignore_index, include_background, batch, process_group, soft_label, squared)
+    stats, whole, _ = _sums(op, input, target, weight, voxel_weight, walk)
+    terms = _dice_terms(stats, _DiceTerms(jaccard, smooth_nr, smooth_dr))
     return _reduced(terms, weight, reduction, whole).to(_result_dtype(input))
 
 
+@documented(like=dice_loss)
 def generalized_dice_loss(
     input: Tensor,
     target: Tensor,
@@ -260,13 +258,13 @@ def generalized_dice_loss(
 
     Args:
         w_type: ``"square"`` (the reciprocal of the squared volume), ``"simple"`` (the reciprocal of the volume) or
-            ``"uniform"`` (1). Default: ``"square"``.
-        include_background: whether class 0 is among the sums over the classes, and among the weights. Default: True.
-        batch: whether there is one term for the whole batch, of sums over its samples. Default: False.
+            ``"uniform"`` (1).
+        include_background: whether class 0 is among the sums over the classes, and among the weights.
+        batch: whether there is one term for the whole batch, of sums over its samples.
         reduction: ``"mean"`` of the terms, their ``"sum"``, or ``"none"`` for the terms themselves: ``[N]``, with
-            ``batch`` ``[]``. Default: ``"mean"``.
+            ``batch`` ``[]``.
 
-    All other arguments, the result and the errors are those of :func:`segloss.dice_loss`.
+    The result and the errors are those of :func:`segloss.dice_loss`.
 
     Example:
         >>> import segloss, torch
@@ -279,8 +277,8 @@ def generalized_dice_loss(
     _check_choice(op, "w_type", w_type, ("square", "simple", "uniform"))
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
     _check_numbers(op, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
-    options = (dim, activation, ignore_index, include_background, batch, process_group)
-    stats, whole, _ = _walk(op, input, target, None, voxel_weight, *options, soft_label=soft_label)
+    walk = _Walk(dim, activation, ignore_index, include_background, batch, process_group, soft_label)
+    stats, whole, _ = _sums(op, input, target, None, voxel_weight, walk)
     w = _volume_weights(stats.target, w_type)
     shared = 2 * (w * stats.intersection).sum(-1) + smooth_nr
     sizes = (w * (stats.prediction + stats.target)).sum(-1) + smooth_dr
@@ -288,6 +286,7 @@ def generalized_dice_loss(
     return _reduced(terms, None, reduction, whole).to(_result_dtype(input))
 
 
+@documented(like=dice_loss)
 def tversky_loss(
     input: Tensor,
     target: Tensor,
@@ -324,12 +323,12 @@ def tversky_loss(
     1`` the Jaccard loss.
 
     Args:
-        alpha: the price of a false positive. Default: 0.5.
-        beta: the price of a false negative. Default: 0.5.
+        alpha: the price of a false positive.
+        beta: the price of a false negative.
         gamma: the exponent, from 0 on; below 1 small terms grow, above 1 they shrink. Where the base is 0, so is the
-            gradient; with another gamma than 1, a base below 0 counts as 0. Default: 1.
+            gradient; with another gamma than 1, a base below 0 counts as 0.
 
-    All other arguments, the result and the errors are those of :func:`segloss.dice_loss`; a gamma below 0 is a
+    The result and the errors are those of :func:`segloss.dice_loss`; a gamma below 0 is a
     ValueError.
 
     Example:
@@ -343,13 +342,14 @@ def tversky_loss(
     _check_gamma(op, gamma)
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
     _check_numbers(op, alpha=alpha, beta=beta, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
-    options = (dim, activation, ignore_index, include_background, batch, process_group)
-    stats, whole, _ = _walk(op, input, target, weight, voxel_weight, *options, soft_label=soft_label)
+    walk = _Walk(dim, activation, ignore_index, include_background, batch, process_group, soft_label)
+    stats, whole, _ = _sums(op, input, target, weight, voxel_weight, walk)
     errors = alpha * stats.fp + beta * stats.fn
     terms = _terms(1, stats.tp + smooth_nr, stats.tp + errors + smooth_dr, smooth_nr, gamma)
     return _reduced(terms, weight, reduction, whole).to(_result_dtype(input))
 
 
+@documented(like=dice_loss)
 def dice_ce_loss(
     input: Tensor,
     target: Tensor,
@@ -383,17 +383,16 @@ def dice_ce_loss(
     averaged over voxels and classes.
 
     Args:
-        lambda_dice, lambda_ce: the factors of the two terms. Default: 1 both.
+        lambda_dice, lambda_ce: the factors of the two terms.
         label_smoothing: in [0, 1], of the second term. With sigmoid, a target g becomes ``(1 - s) g + s / 2``.
-            Default: 0.
         empty: the second term's mean over no voxel that counts, or over zero weights, and the mean of both for an input
-            without a voxel: ``"nan"`` as torch, or ``"zero"``. With both the gradient is zero. Default: ``"nan"``.
-        activation: ``"softmax"`` or ``"sigmoid"``; the second term needs logits. Default: ``"softmax"``.
-        include_background: whether class 0 is among the terms of Dice; in cross entropy it always is. Default: True.
+            without a voxel: ``"nan"`` as torch, or ``"zero"``. With both the gradient is zero.
+        activation: ``"softmax"`` or ``"sigmoid"``; the second term needs logits.
+        include_background: whether class 0 is among the terms of Dice; in cross entropy it always is.
         weight: a weight for each class ``[C]``, in both terms. Default: 1.
-        reduction: ``"mean"`` or ``"sum"``, of both terms. Default: ``"mean"``.
+        reduction: ``"mean"`` or ``"sum"``, of both terms.
 
-    All other arguments, the result and the errors are those of :func:`segloss.dice_loss`.
+    The result and the errors are those of :func:`segloss.dice_loss`.
 
     Equivalent to:
         ``lambda_dice * dice_loss(input, target, ...) + lambda_ce * cross_entropy(input, target, ...)``
@@ -405,33 +404,16 @@ def dice_ce_loss(
         >>> segloss.dice_ce_loss(logits, labels)
         tensor(1.6096)
     """
-    _check_numbers("dice_ce_loss", lambda_dice=lambda_dice, lambda_ce=lambda_ce)
-    return _dice_and(
-        "dice_ce_loss",
-        "cross_entropy",
-        input,
-        target,
-        lambda_dice,
-        lambda_ce,
-        empty,
-        activation,
-        include_background,
-        squared,
-        jaccard,
-        soft_label,
-        batch,
-        weight,
-        smooth_nr,
-        smooth_dr,
-        ignore_index,
-        reduction,
-        dim,
-        voxel_weight,
-        process_group,
-        label_smoothing=label_smoothing,
-    )
+    op = "dice_ce_loss"
+    _check_numbers(op, lambda_dice=lambda_dice, lambda_ce=lambda_ce)
+    walk = _Walk(dim, activation, ignore_index, include_background, batch, process_group, soft_label, squared)
+    voxel_loss = _VoxelLoss("cross_entropy", empty, label_smoothing=label_smoothing)
+    terms = _DiceTerms(jaccard, smooth_nr, smooth_dr)
+    dice, ce = _dice_and(voxel_loss, op, input, target, weight, voxel_weight, walk, terms, reduction)
+    return (lambda_dice * dice + lambda_ce * ce).to(_result_dtype(input))
 
 
+@documented(like=dice_ce_loss)
 def dice_focal_loss(
     input: Tensor,
     target: Tensor,
@@ -464,11 +446,11 @@ def dice_focal_loss(
     anatomy", 2019.) Both terms have the same activation.
 
     Args:
-        lambda_dice, lambda_focal: the factors of the two terms. Default: 1 both.
+        lambda_dice, lambda_focal: the factors of the two terms.
         gamma: the exponent of :func:`segloss.focal_loss`. With softmax and gamma > 0, target holds class labels or
-            exact one-hot ones. Default: 2.
+            exact one-hot ones.
 
-    All other arguments, the result and the errors are those of :func:`segloss.dice_ce_loss`; a gamma below 0 is a
+    The result and the errors are those of :func:`segloss.dice_ce_loss`; a gamma below 0 is a
     ValueError.
 
     Equivalent to:
@@ -481,86 +463,70 @@ def dice_focal_loss(
         >>> segloss.dice_focal_loss(logits, labels)
         tensor(1.0716)
     """
-    _check_gamma("dice_focal_loss", gamma)
-    _check_numbers("dice_focal_loss", lambda_dice=lambda_dice, lambda_focal=lambda_focal)
-    return _dice_and(
-        "dice_focal_loss",
-        "focal_loss",
-        input,
-        target,
-        lambda_dice,
-        lambda_focal,
-        empty,
-        activation,
-        include_background,
-        squared,
-        jaccard,
-        soft_label,
-        batch,
-        weight,
-        smooth_nr,
-        smooth_dr,
-        ignore_index,
-        reduction,
-        dim,
-        voxel_weight,
-        process_group,
-        gamma=gamma,
-    )
+    op = "dice_focal_loss"
+    _check_gamma(op, gamma)
+    _check_numbers(op, lambda_dice=lambda_dice, lambda_focal=lambda_focal)
+    walk = _Walk(dim, activation, ignore_index, include_background, batch, process_group, soft_label, squared)
+    voxel_loss = _VoxelLoss("focal_loss", empty, gamma=gamma)
+    terms = _DiceTerms(jaccard, smooth_nr, smooth_dr)
+    dice, focal = _dice_and(voxel_loss, op, input, target, weight, voxel_weight, walk, terms, reduction)
+    return (lambda_dice * dice + lambda_focal * focal).to(_result_dtype(input))
+
+
+class _Walk(NamedTuple):
+    """What sums are taken, and over what; see the losses' keywords."""
+
+    dim: int
+    activation: str | None
+    ignore_index: int
+    include_background: bool = True
+    batch: bool = False
+    process_group: "ProcessGroup | None" = None
+    soft_label: bool = False
+    squared: bool = False
+    any_finite_target: bool = False  # of a floating target's values
+
+
+class _VoxelLoss(NamedTuple):
+    """A loss of each voxel, in the same walk: cross entropy, or by its options another."""
+
+    name: str
+    empty: str
+    gamma: float = 0.0
+    label_smoothing: float = 0.0
+
+
+class _DiceTerms(NamedTuple):
+    """What becomes of the sums."""
+
+    jaccard: bool
+    smooth_nr: float
+    smooth_dr: float
 
 
 def _dice_and(
+    voxel_loss: _VoxelLoss,
     op: str,
-    second: str,
     input: Tensor,
     target: Tensor,
-    lambda_dice: float,
-    lambda_second: float,
-    empty: str,
-    activation: str | None,
-    include_background: bool,
-    squared: bool,
-    jaccard: bool,
-    soft_label: bool,
-    batch: bool,
     weight: Tensor | None,
-    smooth_nr: float,
-    smooth_dr: float,
-    ignore_index: int,
-    reduction: str,
-    dim: int,
     voxel_weight: Tensor | None,
-    process_group: "ProcessGroup | None",
-    *,
-    gamma: float = 0.0,
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    """Dice plus the voxel loss `second`."""
+    walk: _Walk,
+    terms: _DiceTerms,
+    reduction: str,
+) -> tuple[Tensor, Tensor]:
+    """Dice, and a loss of the voxels."""
+    second = voxel_loss.name
     advice = f"The second term needs logits; for probabilities p write dice_loss(p, ..., activation=None) + {second}"
-    _check_choice(op, "activation", activation, ("softmax", "sigmoid"), f"{advice}(p.log(), ...)")
+    _check_choice(op, "activation", walk.activation, ("softmax", "sigmoid"), f"{advice}(p.log(), ...)")
     advice = f"The terms have different shapes; call dice_loss and {second}"
     _check_choice(op, "reduction", reduction, ("mean", "sum"), advice)
-    empty_zero = _is_zero(op, empty)
-    _check_flags(op, jaccard=jaccard)
-    _check_numbers(op, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
-    options = (dim, activation, ignore_index, include_background, batch, process_group)
-    stats, whole, (loss, total) = _walk(
-        op,
-        input,
-        target,
-        weight,
-        voxel_weight,
-        *options,
-        squared=squared,
-        soft_label=soft_label,
-        voxel_loss=True,
-        gamma=gamma,
-        label_smoothing=label_smoothing,
-    )
-    terms = _dice_terms(stats, jaccard, smooth_nr, smooth_dr)
-    dice = _reduced(terms, weight, reduction, whole, empty_zero)
-    loss = _mean_or_sum(loss, total, reduction, empty_zero)
-    return (lambda_dice * dice + lambda_second * loss).to(_result_dtype(input))
+    empty_zero = _is_zero(op, voxel_loss.empty)
+    _check_flags(op, jaccard=terms.jaccard)
+    _check_numbers(op, smooth_nr=terms.smooth_nr, smooth_dr=terms.smooth_dr)
+    stats, whole, (loss, total) = _sums(op, input, target, weight, voxel_weight, walk, voxel_loss)
+    dice = _reduced(_dice_terms(stats, terms), weight, reduction, whole, empty_zero)
+    return dice, _mean_or_sum(loss, total, reduction, empty_zero)
 
 
 class _Whole(NamedTuple):
@@ -572,62 +538,36 @@ class _Whole(NamedTuple):
     refused: list[Exception]  # see sum_over_ranks
 
 
-def _walk(
+def _sums(
     op: str,
     input: Tensor,
     target: Tensor,
     weight: Tensor | None,
     voxel_weight: Tensor | None,
-    dim: int,
-    activation: str | None,
-    ignore_index: int,
-    include_background: bool,
-    batch: bool,
-    process_group: "ProcessGroup | None" = None,
-    *,
-    squared: bool = False,
-    soft_label: bool = False,
-    any_finite_target: bool = False,
-    voxel_loss: bool = False,
-    gamma: float = 0.0,
-    label_smoothing: float = 0.0,
+    walk: _Walk,
+    voxel_loss: _VoxelLoss | None = None,
 ) -> tuple[SoftStats, _Whole, list[Tensor]]:
     """The sums of the classes that count, [N, C'] or [C'], and what they are of; with `voxel_loss` the sums of the
     losses and of their weights, too.
 
     They are float64 where a kernel takes them, whatever input is, so that a loss is rounded once, when it is finished.
     """
+    dim, activation, ignore_index, include_background, batch, process_group, soft_label, squared, any_finite = walk
+    gamma, label_smoothing = (voxel_loss.gamma, voxel_loss.label_smoothing) if voxel_loss else (0.0, 0.0)
     _check_types(
         op, input, target, weight, voxel_weight, ignore_index, dim, gamma=gamma, label_smoothing=label_smoothing
     )
     _check_flags(op, include_background=include_background, batch=batch, squared=squared, soft_label=soft_label)
     check_process_group(op, process_group)
     _check_choice(op, "activation", activation, ("softmax", "sigmoid", None))
-    is_sharded = is_dtensor(input)
+    options = (dim, activation or "none", squared, ignore_index, voxel_loss is not None, gamma, label_smoothing)
+    arguments = (input, target, weight, voxel_weight, *options, soft_label, any_finite, op)
     refused: list[Exception] = []
     *sums, losses, totals = sums_or_zeros(
-        process_group,
-        refused,
-        input,
-        lambda: _sizes_of_sums(input, dim),
-        _soft_stats,
-        input,
-        target,
-        weight,
-        voxel_weight,
-        dim,
-        activation or "none",
-        squared,
-        ignore_index,
-        voxel_loss,
-        gamma,
-        label_smoothing,
-        soft_label,
-        any_finite_target,
-        op,
+        process_group, refused, input, lambda: _sizes_of_sums(input, dim), _soft_stats, *arguments
     )
     voxel_sums = [losses.sum(), totals.sum()] if voxel_loss else []
-    if is_sharded:
+    if is_dtensor(input):
         sums = sum_over_ranks(op, process_group, refused, *sums)
         voxel_sums = sum_over_ranks(op, process_group, refused, *voxel_sums) if voxel_loss else []
     if not include_background:
@@ -660,10 +600,11 @@ def _without_background(op: str, sums: list[Tensor]) -> list[Tensor]:
     return sums
 
 
-def _dice_terms(stats: SoftStats, jaccard: bool, smooth_nr: float, smooth_dr: float) -> Tensor:
+def _dice_terms(stats: SoftStats, terms: _DiceTerms) -> Tensor:
     """1 - (2 I + smooth_nr) / sizes, halved above and below with jaccard: an operation on a few numbers takes as long
     as one on thousands, and so does its gradient, of which target has none.
     """
+    jaccard, smooth_nr, smooth_dr = terms
     shared = stats.intersection + smooth_nr / 2
     if jaccard:
         sizes = stats.prediction + (stats.target + smooth_dr / 2) - stats.intersection
