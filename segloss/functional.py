@@ -127,12 +127,11 @@ def cross_entropy(
     _check_options(op, ignore_index, dim, label_smoothing)
     code = _reduction_code(op, reduction, size_average, reduce)
     empty_zero = _is_zero(op, empty)
-    tensors = (input, target, weight, voxel_weight)
-    options = (dim, code, ignore_index, label_smoothing, False, empty_zero, 0.0)
+    arguments = (input, target, weight, voxel_weight, dim, code, ignore_index, label_smoothing, False, empty_zero)
     if (process_group is not None or is_dtensor(input)) and code != _NONE:
-        return _over_ranks(op, process_group, tensors, options)
+        return _over_ranks(op, process_group, arguments)
     try:
-        loss = _cross_entropy(*tensors, *options)
+        loss = _cross_entropy(*arguments)
     except (TypeError, RuntimeError):
         _check_types(op, input, target, weight, voxel_weight, ignore_index, dim)
         raise
@@ -181,12 +180,11 @@ def nll_loss(
     _check_options(op, ignore_index, dim)
     code = _reduction_code(op, reduction, size_average, reduce)
     empty_zero = _is_zero(op, empty)
-    tensors = (input, target, weight, voxel_weight)
-    options = (dim, code, ignore_index, 0.0, True, empty_zero, 0.0)
+    arguments = (input, target, weight, voxel_weight, dim, code, ignore_index, 0.0, True, empty_zero)
     if (process_group is not None or is_dtensor(input)) and code != _NONE:
-        return _over_ranks(op, process_group, tensors, options)
+        return _over_ranks(op, process_group, arguments)
     try:
-        return _cross_entropy(*tensors, *options, None, op)
+        return _cross_entropy(*arguments, 0.0, None, op)
     except (TypeError, RuntimeError):
         _check_types(op, input, target, weight, voxel_weight, ignore_index, dim)
         raise
@@ -265,11 +263,10 @@ def focal_loss(
     over_ranks = process_group is not None or is_dtensor(input)
     if activation == "softmax":
         code = _reduction.get_enum(reduction)
-        options = (dim, code, ignore_index, 0.0, False, empty_zero, gamma)
+        options = (weight, voxel_weight, dim, code, ignore_index, 0.0, False, empty_zero)
         if over_ranks and code != _NONE:
-            tensors = (input, target, weight, voxel_weight)
-            return _over_ranks(op, process_group, tensors, options, takes_probabilities=False)
-        loss = _cross_entropy(input, _labels(op, input, target, dim), weight, voxel_weight, *options, None, op)
+            return _over_ranks(op, process_group, (input, target, *options), gamma, takes_probabilities=False)
+        loss = _cross_entropy(input, _labels(op, input, target, dim), *options, gamma, None, op)
         _warn_of_one_channel(op, input, dim)
         return loss
     if reduction == "none":
@@ -418,25 +415,25 @@ def total_weight(
 def _over_ranks(
     op: str,
     process_group: "ProcessGroup | None",
-    tensors: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
-    options: tuple[int, int, int, float, bool, bool, float],
+    arguments: tuple[Tensor, Tensor, Tensor | None, Tensor | None, int, int, int, float, bool, bool],
+    gamma: float = 0.0,
+    *,
     takes_probabilities: bool = True,
 ) -> Tensor:
     """The operator's cross entropy of what the ranks hold together: their sums, divided by their total weights."""
-    input, target, weight, voxel_weight = tensors
-    dim, code, ignore_index, label_smoothing, log_probabilities, empty_zero, gamma = options
-    _check_types(op, *tensors, ignore_index, dim)
+    input, target, weight, voxel_weight, dim, code, ignore_index, *options = arguments
+    _, log_probabilities, empty_zero = arguments[-3:]
+    _check_types(op, input, target, weight, voxel_weight, ignore_index, dim)
     check_process_group(op, process_group)
     has_probabilities = takes_probabilities and _holds_probabilities(input, target)
     dtype = _result_dtype(input)
     if has_probabilities:
         dtype = torch.promote_types(dtype, target.dtype)
-    of_sums = (dim, _SUM, ignore_index, label_smoothing, log_probabilities, empty_zero, gamma)
     wide = torch.promote_types(dtype, torch.float32)  # rounded once, when the loss is finished
 
     def of_this_rank() -> tuple[Tensor, Tensor]:
         labels = target if has_probabilities else _labels(op, input, target, dim)
-        loss = _cross_entropy(input, labels, weight, voxel_weight, *of_sums, wide, op)
+        loss = _cross_entropy(input, labels, weight, voxel_weight, dim, _SUM, ignore_index, *options, gamma, wide, op)
         if not log_probabilities:
             _warn_of_one_channel(op, input, dim)
         if has_probabilities:

@@ -19,8 +19,15 @@ inline OptionalTensor defined_or_none(const Tensor& tensor) {
 }
 
 // The tensors of a loss as autograd handles them, and back: input, target, weight and voxel weight, then others.
-inline variable_list tensors_of(const Arguments& a) {
-    return {a.input, a.target, or_undefined(a.weight), or_undefined(a.voxel_weight)};
+inline variable_list tensors_of(const Arguments& arguments) {
+    const auto& [op, input, target, weight, voxel_weight] = arguments;
+    variable_list tensors;
+    tensors.reserve(5);
+    tensors.push_back(input);
+    tensors.push_back(target);
+    tensors.push_back(or_undefined(weight));
+    tensors.push_back(or_undefined(voxel_weight));
+    return tensors;
 }
 
 inline Arguments arguments_of(const std::string& op, const variable_list& tensors) {

@@ -183,8 +183,11 @@ private:
 
     static variable_list saved(const Arguments& arguments, const Results& results) {
         auto tensors = tensors_of(arguments);
-        const auto kept = select(results, Role::kept);
-        tensors.insert(tensors.end(), kept.begin(), kept.end());
+        for (size_t k = 0; k < kNumResults; ++k) {
+            if (Loss::results[k].role == Role::kept) {
+                tensors.push_back(results[k]);
+            }
+        }
         return tensors;
     }
 

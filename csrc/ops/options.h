@@ -108,7 +108,10 @@ struct Packed {
 
     // For saved_data: a tuple of numbers, which compiled autograd can compare, as it cannot lists.
     c10::IValue with_name(const std::string& op) const {
-        std::vector<c10::IValue> elements{op, dim};
+        std::vector<c10::IValue> elements;
+        elements.reserve(2 + options.size() + factors.size());
+        elements.emplace_back(op);
+        elements.emplace_back(dim);
         elements.insert(elements.end(), options.begin(), options.end());
         elements.insert(elements.end(), factors.begin(), factors.end());
         return c10::ivalue::Tuple::create(std::move(elements));
