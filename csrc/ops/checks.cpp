@@ -30,8 +30,6 @@ SymShape with_size(SymShape shape, int64_t dim, c10::SymInt size) {
     return shape;
 }
 
-bool is_integer(const Tensor& tensor) { return at::isIntegralType(tensor.scalar_type(), /*includeBool=*/true); }
-
 // Floating, of a dtype that the kernels read: there are others, of eight bits.
 bool is_real(at::ScalarType dtype) {
     return dtype == at::kDouble || dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16;
@@ -171,6 +169,19 @@ std::vector<int64_t> index_of(int64_t flat, at::IntArrayRef sizes) {
 std::string label_text(const Tensor& labels, int64_t flat) {
     const auto label = labels.flatten()[flat].item();
     return label.isUnsigned() ? std::to_string(label.toUInt64()) : c10::str(label);
+}
+
+std::string first_value(const Tensor& values, const Tensor& found) { return label_text(values, first_true(found)); }
+
+std::string first_place(const char* name, const Tensor& found) {
+    return c10::str("at index ", at::IntArrayRef(index_of(first_true(found), found.sizes())), " of ", name, " ",
+                    found.sizes());
+}
+
+bool is_integer(const Tensor& tensor) { return at::isIntegralType(tensor.scalar_type(), /*includeBool=*/true); }
+
+Tensor is_outside(const Tensor& labels, int64_t num_classes) {
+    return labels.lt(0).logical_or_(labels.ge(num_classes));
 }
 
 int64_t class_dim(const std::string& op, const Tensor& input, int64_t dim) {

@@ -63,10 +63,20 @@ bool has_label_shape(const Tensor& input, const Tensor& labels, int64_t dim);
 // The first true element of a mask: its flat position.
 int64_t first_true(const Tensor& mask);
 
+// The value of the first element that was found, as a message gives it; and where it lies in the tensor `name`.
+std::string first_value(const Tensor& values, const Tensor& found);
+std::string first_place(const char* name, const Tensor& found);
+
 std::vector<int64_t> index_of(int64_t flat, at::IntArrayRef sizes);
 
 // The label, or number, at a flat position, as a message gives it.
 std::string label_text(const Tensor& labels, int64_t flat);
+
+// Integer or bool.
+bool is_integer(const Tensor& tensor);
+
+// True where a label is none of [0, num_classes).
+Tensor is_outside(const Tensor& labels, int64_t num_classes);
 
 // Raises if a floating label is not integral.
 void check_integral_labels(const std::string& op, const Tensor& labels);

@@ -1,21 +1,69 @@
-// Between the counting operator and the kernels of every device.
+// Predictions against labels: what is counted of them, for the metrics and the kernels of every device.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
 #include <string>
 
 #include "../kernels/kernels.h"
 
 namespace segloss {
 
-// Checks the arguments of confusion_counts and describes them; `dim` counted from the front, not used for label maps.
-segloss_confusion confusion_for_kernel(const std::string& op, const at::Tensor& input, const at::Tensor& target,
-                                       const c10::SymInt& num_classes, int64_t ignore_index, int64_t dim,
-                                       bool per_class);
+// What a number of classes that the labels alone say may take, and what the tables of all threads may take together: of
+// int64, 128 MiB.
+constexpr int64_t kMaxCells = int64_t{1} << 24;
+
+// What is compared, and how. Operators count `dim`, that of the classes, from the front; for two label maps it is the
+// one along which they could hold a mask for each class instead.
+struct Comparison {
+    std::string op; // the name that errors give
+    at::Tensor input;
+    at::Tensor target;
+    std::optional<c10::SymInt> num_classes;
+    int64_t ignore_index;
+    std::optional<int64_t> dim;
+    bool per_class = false;
+};
+
+// The operators, through the dispatcher. A voxel whose label is ignore_index does not count.
+
+// Logits or a label map against labels. int64 [C, C], row = label, column = prediction; or per class [3, C]: true
+// positives, false positives, false negatives.
+at::Tensor confusion_counts(const Comparison& given);
+
+// The classes of two label maps: 1 + their largest label.
+int64_t num_label_classes(const Comparison& maps);
+
+// int64 [2]: the voxels where two label maps agree, and all.
+at::Tensor equal_label_counts(const Comparison& maps);
+
+// Of masks of one shape. int64 [4, C]: true positives, false positives, false negatives, true negatives. A voxel that
+// is ignore_index in a class counts in none.
+at::Tensor mask_counts(const Comparison& masks);
+
+// Parts of them.
+
+// TypeError unless the tensors can be read.
+void check_tensors(const Comparison& given);
+
+// Raises for masks where label maps were expected. `kind`: what both are along `dim`.
+[[noreturn]] void raise_no_label_maps(const Comparison& maps, int64_t dim, const char* kind);
+
+// The voxels that count.
+at::Tensor valid_voxels(const Comparison& given);
+
+// Checks the arguments of confusion_counts and describes them to a kernel.
+segloss_confusion confusion_for_kernel(const Comparison& given);
 
 // Words the error of a label of either tensor that a kernel refused.
-[[noreturn]] void raise_refused_labels(const std::string& op, const at::Tensor& input, const at::Tensor& target,
-                                       int64_t num_classes, int64_t ignore_index);
+[[noreturn]] void raise_refused_labels(const Comparison& given, int64_t num_classes);
+
+// A function that counts, with the arguments of confusion_counts' schema.
+template <at::Tensor (*count)(const Comparison&)>
+at::Tensor confusion_counts_by(c10::string_view op, const at::Tensor& input, const at::Tensor& target,
+                               c10::SymInt num_classes, int64_t ignore_index, int64_t dim, bool per_class) {
+    return count({std::string(op), input, target, num_classes, ignore_index, dim, per_class});
+}
 
 } // namespace segloss

@@ -1,0 +1,225 @@
+// How good predicted classes, or masks, are: accuracy, confusion matrix, Dice score, Jaccard index.
+
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "checks.h"
+#include "confusion.h"
+#include "targets.h"
+
+namespace segloss {
+namespace {
+
+using OptionalSymInt = std::optional<c10::SymInt>;
+
+// Two maps in one shape: where one of them keeps a class dimension, it is dropped.
+Comparison in_one_shape(Comparison maps) {
+    check_tensors(maps);
+    const auto sizes = c10::str("input ", maps.input.sym_sizes(), " and target ", maps.target.sym_sizes());
+    if (std::abs(maps.input.dim() - maps.target.dim()) == 1) {
+        auto& larger = maps.input.dim() > maps.target.dim() ? maps.input : maps.target;
+        larger = larger.squeeze(class_dim(maps.op, larger, *maps.dim));
+    }
+    TORCH_CHECK(maps.input.sym_sizes() == maps.target.sym_sizes(), maps.op,
+                ": expected input and target of one shape, up to a class dimension of size 1, got ", sizes);
+    return maps;
+}
+
+// The dimension along which two maps of one shape could hold a mask for each class instead of labels, if there is one.
+// RuntimeError where their dtype says that much.
+std::optional<int64_t> dim_of_masks(const Comparison& maps) {
+    const auto num_dims = maps.input.dim();
+    const auto dim = *maps.dim < 0 ? *maps.dim + num_dims : *maps.dim;
+    if (num_dims < 2 || dim < 0 || dim >= num_dims || maps.input.sym_sizes() != maps.target.sym_sizes() ||
+        maps.input.sym_size(dim) < 2) {
+        return std::nullopt;
+    }
+    if (maps.input.scalar_type() == at::kBool && maps.target.scalar_type() == at::kBool) {
+        raise_no_label_maps(maps, dim, "bool with more than one entry");
+    }
+    return dim;
+}
+
+// The labels of two maps say how many classes there are. One stray label must not ask for gigabytes.
+int64_t classes_of_maps(const Comparison& maps) {
+    const auto classes = num_label_classes(maps);
+    const auto num_cells = (maps.per_class ? 3 : classes) * classes;
+    if (num_cells <= kMaxCells) {
+        return classes;
+    }
+    const auto largest = [&](const Tensor& map) {
+        return map.to(at::kLong).eq(classes - 1).logical_and_(valid_voxels(maps));
+    };
+    const bool of_target = largest(maps.target).any().item<bool>();
+    const auto& map = of_target ? maps.target : maps.input;
+    TORCH_CHECK(false, maps.op, ": expected num_classes where labels ask for more than 2^24 counts, got label ",
+                first_value(map, largest(map)), " ", first_place(of_target ? "target" : "input", largest(map)),
+                ", for which the counts would take ", std::round(static_cast<double>(num_cells) / 1.25e7) / 10,
+                " GB. Give num_classes=", classes, " if there are so many classes; else relabel, or set ignore_index ",
+                "to the label of voxels to leave out");
+}
+
+Tensor counts_of_maps(const Comparison& given) {
+    auto maps = in_one_shape(given);
+    if (!maps.num_classes) {
+        maps.dim = dim_of_masks(given);
+        maps.num_classes = classes_of_maps(maps);
+    }
+    maps.dim = 0;
+    return confusion_counts(maps);
+}
+
+// Whether input has the shape that a map of the target's labels has, and logits for the target have not.
+bool has_map_shape(const Tensor& input, const Tensor& target, int64_t dim) {
+    const auto num_dims = target.dim();
+    if (num_dims == input.dim()) {
+        const bool is_unbatched = num_dims < 2 && input.sym_sizes() == target.sym_sizes();
+        return is_unbatched && (num_dims == 0 || !target.is_floating_point());
+    }
+    const auto d = num_dims == 1 ? 0 : dim < 0 ? dim + num_dims : dim;
+    return num_dims == input.dim() + 1 && d >= 0 && d < num_dims && target.sym_size(d) == 1 &&
+           has_label_shape(target, input, d);
+}
+
+// The class dimension of floating input. RuntimeError where it holds predicted labels, or one class alone.
+int64_t class_dim_of_logits(const Comparison& given) {
+    const auto& [op, input, target, num_classes, ignore_index, given_dim, per_class] = given;
+    check_logits(op, input);
+    check_label_tensor(op, target);
+    TORCH_CHECK(!has_map_shape(input, target, *given_dim), op,
+                ": expected logits [N, C, ...] or [C] as floating input, got ", input.scalar_type(), " input ",
+                input.sym_sizes(), " for target ", target.sym_sizes(),
+                ". Use input.long() for a map of predicted labels");
+    const auto dim = class_dim(op, input, *given_dim);
+    TORCH_CHECK(input.sym_size(dim) != 1, op, ": expected logits of two classes or more, got ", input.scalar_type(),
+                " input ", input.sym_sizes(), " with one channel in dimension ", dim,
+                ", where argmax is always 0. Use (input > 0).long() with num_classes=2 for the logits of one ",
+                "foreground class, or input.long() for a map of predicted labels");
+    return dim;
+}
+
+// Floats of input's shape count where they are one-hot: probabilities have no one label to compare with.
+Tensor counts_of_logits(Comparison given) {
+    given.dim = class_dim_of_logits(given);
+    const auto classes = given.input.sym_size(*given.dim);
+    const auto kind = classify_target(given.op, given.input, given.target, *given.dim);
+    TORCH_CHECK_VALUE(
+        given.num_classes.value_or(classes) == classes, given.op, ": expected num_classes=", classes,
+        ", the classes of input ", given.input.sym_sizes(), " in dimension ", *given.dim, ", got ",
+        given.num_classes.value_or(0),
+        ". Leave num_classes out with logits, or give dim; use input.long() for a map of predicted labels");
+    given.num_classes = classes;
+    if (kind != Target::labels) {
+        given.target =
+            one_hot_labels(given.op, given.target, *given.dim, "or input.long() if input is a map of predicted labels");
+    }
+    return confusion_counts(given);
+}
+
+Tensor counts_of_labels(const Comparison& given) {
+    return is_integer(given.input) ? counts_of_maps(given) : counts_of_logits(given);
+}
+
+// With the classes in `dim` where both have it; else the masks of one class, which need not have it.
+Tensor counts_of_masks(const Comparison& given) {
+    check_dense(given.op, given.input, "input");
+    TORCH_CHECK_TYPE(is_integer(given.input), given.op,
+                     ": expected an integer or bool input of 0 and 1 with masks=True, got ", given.input.scalar_type(),
+                     ". Use (input > 0) for logits, (input > 0.5) for probabilities");
+    auto masks = in_one_shape(given);
+    const auto num_dims = masks.input.dim();
+    if (num_dims > 1 && num_dims == given.input.dim() && num_dims == given.target.dim()) {
+        masks.dim = class_dim(given.op, given.input, *given.dim);
+    } else {
+        masks.dim = std::min<int64_t>(num_dims, 1);
+        masks.input = masks.input.unsqueeze(*masks.dim);
+        masks.target = masks.target.unsqueeze(*masks.dim);
+    }
+    const auto classes = masks.input.sym_size(*masks.dim);
+    TORCH_CHECK_VALUE(given.num_classes.value_or(classes) == classes, given.op, ": expected num_classes=", classes,
+                      ", the masks of input ", given.input.sym_sizes(), ", got ", given.num_classes.value_or(0),
+                      ". Leave num_classes out with masks=True, or give dim");
+    return mask_counts(masks);
+}
+
+// In the default dtype, rounded once.
+Tensor quotient(const Tensor& numerator, const Tensor& denominator) {
+    const auto dtype = c10::typeMetaToScalarType(c10::get_default_dtype());
+    const auto wide = numerator.is_mps() ? at::kFloat : at::kDouble; // MPS has no float64
+    return (numerator.to(wide) / denominator.to(wide)).to(dtype);
+}
+
+// Of each class: true positives, false positives, false negatives; true negatives of masks alone.
+Tensor class_counts(Comparison given, bool masks) {
+    at::NoGradGuard no_grad;
+    given.per_class = true;
+    return masks ? counts_of_masks(given) : counts_of_labels(given);
+}
+
+// Of maps any two labels can be compared, however many classes there are.
+Tensor accuracy_of_maps(const Comparison& given) {
+    at::NoGradGuard no_grad;
+    auto maps = in_one_shape(given);
+    maps.dim = dim_of_masks(given);
+    const auto n = equal_label_counts(maps);
+    return quotient(n[0], n[1]);
+}
+
+Tensor accuracy(const Tensor& input, const Tensor& target, OptionalSymInt num_classes, int64_t ignore_index,
+                int64_t dim, bool masks) {
+    const Comparison given{"accuracy", input, target, num_classes, ignore_index, dim};
+    if (is_integer(input) && !num_classes && !masks) {
+        return accuracy_of_maps(given);
+    }
+    const auto n = class_counts(given, masks);
+    return masks ? quotient(n[0] + n[3], n.sum(0)) : quotient(n[0].sum(), (n[0] + n[2]).sum());
+}
+
+Tensor confusion_matrix(const Tensor& input, const Tensor& target, OptionalSymInt num_classes, int64_t ignore_index,
+                        int64_t dim) {
+    at::NoGradGuard no_grad;
+    return counts_of_labels({"confusion_matrix", input, target, num_classes, ignore_index, dim});
+}
+
+Tensor dice_score(const Tensor& input, const Tensor& target, OptionalSymInt num_classes, int64_t ignore_index,
+                  int64_t dim, bool masks) {
+    const auto n = class_counts({"dice_score", input, target, num_classes, ignore_index, dim}, masks);
+    return quotient(2 * n[0], 2 * n[0] + n[1] + n[2]);
+}
+
+Tensor jaccard_index(const Tensor& input, const Tensor& target, OptionalSymInt num_classes, int64_t ignore_index,
+                     int64_t dim, bool masks) {
+    const auto n = class_counts({"jaccard_index", input, target, num_classes, ignore_index, dim}, masks);
+    return quotient(n[0], n[0] + n[1] + n[2]);
+}
+
+void implement_metrics(torch::Library& m) {
+    m.impl("accuracy", TORCH_FN(accuracy));
+    m.impl("confusion_matrix", TORCH_FN(confusion_matrix));
+    m.impl("dice_score", TORCH_FN(dice_score));
+    m.impl("jaccard_index", TORCH_FN(jaccard_index));
+}
+
+} // namespace
+
+TORCH_LIBRARY_FRAGMENT(segloss, m) {
+    const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
+    const std::string arguments =
+        "(Tensor input, Tensor target, SymInt? num_classes=None, int ignore_index=-100, int dim=1";
+    m.def(("confusion_matrix" + arguments + ") -> Tensor").c_str(), tags);
+    for (const std::string name : {"accuracy", "dice_score", "jaccard_index"}) {
+        m.def((name + arguments + ", bool masks=False) -> Tensor").c_str(), tags);
+    }
+}
+
+TORCH_LIBRARY_IMPL(segloss, CompositeImplicitAutograd, m) { implement_metrics(m); }
+
+// Under vmap, too, a metric is what it is made of, not a loop over samples.
+TORCH_LIBRARY_IMPL(segloss, FuncTorchBatchedDecomposition, m) { implement_metrics(m); }
+
+} // namespace segloss
