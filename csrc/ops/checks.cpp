@@ -25,6 +25,11 @@ SymShape without(SymShape shape, int64_t dim) {
     return shape;
 }
 
+SymShape with_batch(SymShape shape) {
+    shape.insert(shape.begin(), 1);
+    return shape;
+}
+
 SymShape with_size(SymShape shape, int64_t dim, c10::SymInt size) {
     shape[dim] = std::move(size);
     return shape;
@@ -51,14 +56,6 @@ bool fits(c10::SymIntArrayRef target, c10::SymIntArrayRef input, int64_t dim) {
            target.slice(at + 1) == input.slice(at + 1);
 }
 
-std::string expand_call(const c10::SymInt& batch_size, size_t num_dims) {
-    std::string rest;
-    for (size_t d = 1; d < num_dims; ++d) {
-        rest += ", -1";
-    }
-    return c10::str("target.expand(", batch_size, rest, ")");
-}
-
 // target.permute(...) that gives `expected`, or an empty string if the sizes are not the same ones.
 std::string permute_call(const SymShape& target, const SymShape& expected) {
     std::vector<size_t> order;
@@ -74,49 +71,48 @@ std::string permute_call(const SymShape& target, const SymShape& expected) {
     return permutes ? c10::str("target.permute(", c10::Join(", ", order), ")") : "";
 }
 
-// The one call that would make target fit input, or an empty string.
-std::string mend(const SymShape& input, const SymShape& target, int64_t dim) {
+// What would make target fit input: by a dimension more or less, or another dim; by another order; and for other sizes.
+// An empty string where nothing of the kind does.
+
+std::string mend_dims(const SymShape& input, const SymShape& target, int64_t dim) {
     for (int64_t d = 0; d < static_cast<int64_t>(target.size()); ++d) {
         if (target[d] == 1 && fits(without(target, d), input, dim)) {
             return c10::str("target.squeeze(", d, ")");
         }
     }
-    for (int64_t d = static_cast<int64_t>(input.size()) - 1; d > 0; --d) {
+    const bool keeps_dim = dim < static_cast<int64_t>(target.size()) && target[dim] == 1;
+    for (auto d = static_cast<int64_t>(input.size()) - 1; d > 0; --d) {
         if (fits(target, input, d)) {
             return c10::str("dim=", d, ", if that is where the classes are");
         }
-        if (dim < static_cast<int64_t>(target.size()) && target[dim] == 1 && fits(without(target, dim), input, d)) {
+        if (keeps_dim && fits(without(target, dim), input, d)) {
             return c10::str("dim=", d, " with target.squeeze(", dim, "), if that is where the classes are");
         }
     }
-    auto batched_target = target;
-    batched_target.insert(batched_target.begin(), 1);
-    if (fits(batched_target, input, dim)) {
-        return "target.unsqueeze(0)";
-    }
-    auto batched_input = input;
-    batched_input.insert(batched_input.begin(), 1);
-    if (fits(target, batched_input, dim)) {
-        return "input.unsqueeze(0)";
-    }
-    if (fits(batched_target, batched_input, dim)) {
-        return "input.unsqueeze(0) and target.unsqueeze(0)";
-    }
-    if (target.size() == input.size() && dim < static_cast<int64_t>(target.size())) {
+    const auto batched_input = with_batch(input), batched_target = with_batch(target);
+    return fits(batched_target, input, dim)           ? "target.unsqueeze(0)"
+           : fits(target, batched_input, dim)         ? "input.unsqueeze(0)"
+           : fits(batched_target, batched_input, dim) ? "input.unsqueeze(0) and target.unsqueeze(0)"
+                                                      : "";
+}
+
+std::string mend_order(const SymShape& input, const SymShape& target, int64_t dim) {
+    const bool keeps_dim = target.size() == input.size();
+    if (keeps_dim) {
         auto moved = target;
-        moved.insert(moved.begin() + dim, moved.back());
-        moved.pop_back();
+        std::rotate(moved.begin() + dim, moved.end() - 1, moved.end());
         if (moved == input) {
             return c10::str("target.movedim(-1, ", dim, ")");
         }
     }
-    const auto expected = target.size() == input.size() ? with_size(input, dim, 1) : without(input, dim);
-    if (const auto permuted = permute_call(target, expected); !permuted.empty()) {
-        return permuted;
-    }
-    if (c10::multiply_integers(target) == c10::multiply_integers(expected)) {
-        return c10::str("target.reshape(", c10::SymIntArrayRef(expected), ")");
-    }
+    const auto expected = keeps_dim ? with_size(input, dim, 1) : without(input, dim);
+    const auto permuted = permute_call(target, expected);
+    return !permuted.empty() || c10::multiply_integers(target) != c10::multiply_integers(expected)
+               ? permuted
+               : c10::str("target.reshape(", c10::SymIntArrayRef(expected), ")");
+}
+
+std::string mend_sizes(const SymShape& input, const SymShape& target, int64_t dim) {
     const auto labels = target.size() == input.size() ? without(target, dim) : target;
     const auto positions = without(input, dim);
     if (labels.size() != positions.size() || positions.empty()) {
@@ -129,20 +125,23 @@ std::string mend(const SymShape& input, const SymShape& target, int64_t dim) {
                                           "the labels are in its first channel");
     }
     if (labels[0] == positions[0] && dim == 1 && labels.size() > 1) {
-        const auto size = c10::SymIntArrayRef(labels).slice(1);
-        return c10::str("torch.nn.functional.interpolate(input, size=", size,
+        return c10::str("torch.nn.functional.interpolate(input, size=", c10::SymIntArrayRef(labels).slice(1),
                         ") to bring the logits to the labels' size");
     }
-    if (SymShape(labels.begin() + 1, labels.end()) == SymShape(positions.begin() + 1, positions.end())) {
-        const auto same = std::string("input and target of the same samples");
-        return labels[0] == 1 ? same + ", or " + expand_call(positions[0], target.size()) + " if all share these labels"
-                              : same;
+    if (!std::equal(labels.begin() + 1, labels.end(), positions.begin() + 1)) {
+        return "";
     }
-    return "";
+    const auto sizes = with_size(SymShape(target.size(), -1), 0, positions[0]);
+    return "input and target of the same samples" +
+           (labels[0] == 1 ? c10::str(", or target.expand(", c10::Join(", ", sizes), ") if all share these labels")
+                           : "");
 }
 
 [[noreturn]] void raise_shape_error(const std::string& op, const Tensor& input, const Tensor& target, int64_t dim) {
-    const auto fix = mend(shape_of(input), shape_of(target), dim);
+    std::string fix;
+    for (auto* const mend : {mend_dims, mend_order, mend_sizes}) {
+        fix = fix.empty() ? mend(shape_of(input), shape_of(target), dim) : fix;
+    }
     const auto message =
         c10::str(op, ": expected labels of shape ", label_shapes(input, dim), " or class probabilities of shape ",
                  input.sym_sizes(), " for input ", input.sym_sizes(), " with its classes in dimension ", dim,
@@ -344,8 +343,8 @@ void check_integral_labels(const std::string& op, const Tensor& labels) {
     }
     const auto fractional = labels.ne(labels.floor());
     TORCH_CHECK(!fractional.any().item<bool>(), op, ": expected integral labels in target ", labels.sizes(),
-                " of dtype ", labels.scalar_type(), ", got ", labels.flatten()[first_true(fractional)].item<double>(),
-                " at index ", at::IntArrayRef(index_of(first_true(fractional), labels.sizes())),
+                " of dtype ", labels.scalar_type(), ", got ", first_value(labels, fractional), " at index ",
+                at::IntArrayRef(index_of(first_true(fractional), labels.sizes())),
                 ". Round the labels, or give class probabilities the shape of input");
 }
 
@@ -365,40 +364,28 @@ Tensor is_ignored(const Tensor& labels, int64_t ignore_index) {
 void check_label_values(const std::string& op, const Tensor& labels, int64_t num_classes, int64_t ignore_index) {
     check_integral_labels(op, labels);
     const auto wide = labels.is_floating_point() ? at::promote_types(labels.scalar_type(), at::kFloat) : at::kLong;
-    const auto values = labels.to(wide);
-    const auto outside = values.lt(0).logical_or_(values.ge(num_classes));
-    const auto bad = outside.logical_and_(is_ignored(labels, ignore_index).logical_not_());
+    const auto bad =
+        is_outside(labels.to(wide), num_classes).logical_and_(is_ignored(labels, ignore_index).logical_not_());
     const auto num_bad = bad.sum().item<int64_t>();
-    if (num_bad == 0) {
-        return;
-    }
-    const auto first = first_true(bad);
     const auto advice = num_classes == 1
                             ? kSingleLogit
                             : "Relabel, give the network more classes, or set ignore_index to the label of voxels to "
                               "leave out";
-    TORCH_CHECK_INDEX(false, op, ": Target ", label_text(labels, first), " is out of bounds: ", num_bad,
-                      num_bad == 1 ? " label is" : " labels are", " outside [0, ", num_classes,
-                      "), the first at index ", at::IntArrayRef(index_of(first, labels.sizes())), " of target ",
-                      labels.sizes(), ". Expected labels 0 to ", std::max<int64_t>(num_classes - 1, 0),
+    TORCH_CHECK_INDEX(num_bad == 0, op, ": Target ", first_value(labels, bad), " is out of bounds: ", num_bad,
+                      num_bad == 1 ? " label is" : " labels are", " outside [0, ", num_classes, "), the first ",
+                      first_place("target", bad), ". Expected labels 0 to ", std::max<int64_t>(num_classes - 1, 0),
                       " or ignore_index=", ignore_index, ". ", advice);
 }
 
 void check_mask_values(const std::string& op, const Tensor& masks, int64_t ignore_index) {
-    const auto values = masks.to(at::kLong);
-    const auto other = values.ne(0).logical_and_(values.ne(1));
-    const auto bad = other.logical_and_(is_ignored(masks, ignore_index).logical_not_());
-    if (!bad.any().item<bool>()) {
-        return;
-    }
-    const auto first = first_true(bad);
-    TORCH_CHECK(
-        false, op, ": expected 0 and 1 in an integer target that is a mask for each class, got ",
-        label_text(masks, first), " at index ", at::IntArrayRef(index_of(first, masks.sizes())), " of target ",
-        masks.sizes(),
-        ". A mask of 0 and another value becomes one of 0 and 1 by target.ne(0); set ignore_index to the value of "
-        "voxels to leave out. Labels of several classes are [N, ...] or [N, 1, ...], of logits with a channel for "
-        "each");
+    const auto outside = is_outside(masks.to(at::kLong), 2);
+    const auto bad = outside.logical_and(is_ignored(masks, ignore_index).logical_not_());
+    TORCH_CHECK(!bad.any().item<bool>(), op,
+                ": expected 0 and 1 in an integer target that is a mask for each class, got ", first_value(masks, bad),
+                " ", first_place("target", bad),
+                ". A mask of 0 and another value becomes one of 0 and 1 by target.ne(0); set ignore_index to the value "
+                "of voxels to leave out. Labels of several classes are [N, ...] or [N, 1, ...], of logits with a "
+                "channel for each");
 }
 
 void check_one_hot_values(const std::string& op, const Tensor& target, int64_t dim, c10::string_view advice) {
