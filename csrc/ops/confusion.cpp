@@ -32,8 +32,8 @@ void check_predicted_values(const Comparison& given, int64_t num_classes) {
 }
 
 void check_dim(const Comparison& given) {
-    TORCH_CHECK_INDEX(*given.dim >= 0 && *given.dim < given.input.dim(), given.op, ": expected dim in [0, ",
-                      given.input.dim() - 1, "], got ", *given.dim);
+    TORCH_CHECK_INDEX(given.dim >= 0 && given.dim < given.input.dim(), given.op, ": expected dim in [0, ",
+                      given.input.dim() - 1, "], got ", given.dim);
 }
 
 void check_maps(const Comparison& maps) {
@@ -45,33 +45,32 @@ void check_maps(const Comparison& maps) {
                 maps.input.sizes(), " and target ", maps.target.sizes());
 }
 
-void check_label_maps(const Comparison& maps) {
+void check_label_maps(const Comparison& maps, std::optional<int64_t> mask_dim) {
     check_maps(maps);
-    if (maps.dim && maps.input.numel() > 0 && is_one_hot(maps.op, maps.input, *maps.dim) &&
-        is_one_hot(maps.op, maps.target, *maps.dim)) {
-        raise_no_label_maps(maps, *maps.dim, "one-hot");
+    if (mask_dim && maps.input.numel() > 0 && is_one_hot(maps.op, maps.input, *mask_dim) &&
+        is_one_hot(maps.op, maps.target, *mask_dim)) {
+        raise_no_label_maps(maps, *mask_dim, "one-hot");
     }
 }
 
 // Of confusion_counts, that nothing be read beside a tensor. The number of classes.
-int64_t check_arguments(const Comparison& given) {
-    const auto& [op, input, target, sym_num_classes, ignore_index, dim, per_class] = given;
-    check_dense(op, input, "input");
+int64_t check_arguments(const Comparison& given, const c10::SymInt& sym_num_classes) {
+    const auto& [op, input, target, ignore_index, dim] = given;
     if (is_integer(input)) {
         check_maps(given);
     } else {
         check_tensors(given);
         check_dim(given);
         check_logits(op, input);
-        TORCH_CHECK(classify_target(op, input, target, *dim) == Target::labels, op,
+        TORCH_CHECK(classify_target(op, input, target, dim) == Target::labels, op,
                     ": expected class labels, got target ", target.sizes(), " for input ", input.sizes());
     }
-    const auto num_classes = sym_num_classes->guard_int(__FILE__, __LINE__);
+    const auto num_classes = sym_num_classes.guard_int(__FILE__, __LINE__);
     TORCH_CHECK_VALUE(num_classes >= 0 && num_classes <= INT32_MAX, op, ": expected num_classes in [0, ", INT32_MAX,
                       "], got ", num_classes);
-    TORCH_CHECK_VALUE(is_integer(input) || num_classes == input.size(*dim), op,
-                      ": expected num_classes=", input.size(*dim), " for input ", input.sizes(),
-                      " with its classes in dimension ", *dim, ", got ", num_classes);
+    TORCH_CHECK_VALUE(is_integer(input) || num_classes == input.size(dim), op,
+                      ": expected num_classes=", input.size(dim), " for input ", input.sizes(),
+                      " with its classes in dimension ", dim, ", got ", num_classes);
     return num_classes;
 }
 
@@ -79,23 +78,21 @@ int64_t check_arguments(const Comparison& given) {
 
 segloss_confusion kernel_arguments(const Comparison& given, int64_t num_classes) {
     const bool is_map = is_integer(given.input);
-    const auto dim = is_map ? 0 : *given.dim;
     segloss_confusion args{};
     args.num_classes = num_classes;
     args.ignore_index = given.ignore_index;
     args.prediction_is_labels = is_map;
-    args.per_class = given.per_class;
-    args.positions = describe(is_map ? at::DimVector(given.input.sizes()) : position_sizes(given.input, dim), dim,
-                              {{&given.input, &args.prediction}, {&given.target, &args.target}});
+    args.positions = describe(is_map ? at::DimVector(given.input.sizes()) : position_sizes(given.input, given.dim),
+                              given.dim, {{&given.input, &args.prediction}, {&given.target, &args.target}});
     return args;
 }
 
-Tensor confusion_counts_cpu(const Comparison& given) {
-    const auto args = confusion_for_kernel(given);
+Tensor confusion_counts_cpu(const Comparison& given, const c10::SymInt& num_classes, bool per_class) {
+    const auto args = confusion_for_kernel(given, num_classes, per_class);
     // A table for each thread: integers add up to the same in any order. No two tables share a line of the cache. Large
     // ones are for fewer threads, in the end for one.
     constexpr int64_t kLine = 16;
-    const auto num_rows = given.per_class ? 3 : args.num_classes;
+    const auto num_rows = per_class ? 3 : args.num_classes;
     const auto num_cells = num_rows * args.num_classes;
     const Chunks chunks(given.target.numel(), args.prediction_is_labels ? 1 : args.num_classes);
     const auto most_threads = std::max<int64_t>(kMaxCells / std::max<int64_t>(num_cells, 1), 1);
@@ -113,9 +110,8 @@ Tensor confusion_counts_cpu(const Comparison& given) {
     return (num_tables == 1 ? counts[0] : counts.sum(0)).view({num_rows, args.num_classes});
 }
 
-Tensor confusion_counts_meta(const Comparison& given) {
-    const auto& num_classes = *given.num_classes;
-    return at::empty_symint({given.per_class ? 3 : num_classes, num_classes}, given.input.options().dtype(at::kLong));
+Tensor confusion_counts_meta(const Comparison& given, const c10::SymInt& num_classes, bool per_class) {
+    return at::empty_symint({per_class ? 3 : num_classes, num_classes}, given.input.options().dtype(at::kLong));
 }
 
 // How often each of [0, num_cells) is the cell of a voxel that counts.
@@ -124,9 +120,9 @@ Tensor histogram(const Tensor& cell, const Tensor& counts, int64_t num_cells) {
     return all.bincount(/*weights=*/{}, num_cells + 1).narrow(0, 0, num_cells);
 }
 
-Tensor confusion_counts_composite(const Comparison& given) {
-    const auto& [op, input, target, sym_num_classes, ignore_index, dim, per_class] = given;
-    const auto num_classes = check_arguments(given);
+Tensor confusion_counts_composite(const Comparison& given, const c10::SymInt& sym_num_classes, bool per_class) {
+    const auto& [op, input, target, ignore_index, dim] = given;
+    const auto num_classes = check_arguments(given, sym_num_classes);
     check_label_values(op, target, num_classes, ignore_index);
     if (is_integer(input)) {
         check_predicted_values(given, num_classes);
@@ -147,8 +143,8 @@ Tensor confusion_counts_composite(const Comparison& given) {
 
 // ---- num_label_classes ----------------------------------------------------------------------------------------------
 
-Tensor num_label_classes_cpu(const Comparison& maps) {
-    check_label_maps(maps);
+Tensor num_label_classes_cpu(const Comparison& maps, std::optional<int64_t> mask_dim) {
+    check_label_maps(maps, mask_dim);
     const auto args = kernel_arguments(maps, INT32_MAX);
     const Chunks chunks(maps.target.numel(), 1);
     std::vector<int64_t> largest(chunks.count());
@@ -161,10 +157,12 @@ Tensor num_label_classes_cpu(const Comparison& maps) {
     return at::scalar_tensor(largest.empty() ? 0 : *std::max_element(largest.begin(), largest.end()) + 1, at::kLong);
 }
 
-Tensor num_label_classes_meta(const Comparison& maps) { return at::empty({}, maps.input.options().dtype(at::kLong)); }
+Tensor num_label_classes_meta(const Comparison& maps, std::optional<int64_t> /*mask_dim*/) {
+    return at::empty({}, maps.input.options().dtype(at::kLong));
+}
 
-Tensor num_label_classes_composite(const Comparison& maps) {
-    check_label_maps(maps);
+Tensor num_label_classes_composite(const Comparison& maps, std::optional<int64_t> mask_dim) {
+    check_label_maps(maps, mask_dim);
     check_label_values(maps.op, maps.target, INT32_MAX, maps.ignore_index);
     check_predicted_values(maps, INT32_MAX);
     const auto larger = at::maximum(maps.input.to(at::kLong), maps.target.to(at::kLong));
@@ -182,14 +180,16 @@ Tensor equal_labels(const Tensor& a, const Tensor& b) {
     return one_wraps ? equal.logical_and(integers.ge(0)) : equal;
 }
 
-Tensor equal_label_counts_composite(const Comparison& maps) {
-    check_label_maps(maps);
+Tensor equal_label_counts_composite(const Comparison& maps, std::optional<int64_t> mask_dim) {
+    check_label_maps(maps, mask_dim);
     check_integral_labels(maps.op, maps.target);
     const auto valid = valid_voxels(maps);
     return at::stack({equal_labels(maps.input, maps.target).logical_and_(valid).sum(), valid.sum()});
 }
 
-Tensor equal_label_counts_meta(const Comparison& maps) { return at::empty({2}, maps.input.options().dtype(at::kLong)); }
+Tensor equal_label_counts_meta(const Comparison& maps, std::optional<int64_t> /*mask_dim*/) {
+    return at::empty({2}, maps.input.options().dtype(at::kLong));
+}
 
 // ---- mask_counts ----------------------------------------------------------------------------------------------------
 
@@ -211,12 +211,12 @@ Tensor mask_counts_composite(const Comparison& masks) {
     if (masks.target.is_floating_point()) {
         ignored = ignored.logical_and(masks.target.eq(masks.target.floor()));
     }
-    const auto valid = ignored.any(*masks.dim, /*keepdim=*/true).logical_not();
+    const auto valid = ignored.any(masks.dim, /*keepdim=*/true).logical_not();
     const auto p = foreground(masks.op, masks.input, "input", valid);
     const auto t = foreground(masks.op, masks.target, "target", ignored.logical_not());
     std::vector<int64_t> voxel_dims(p.dim() + 1); // and one more, for the sum over no dimension is over all
     std::iota(voxel_dims.begin(), voxel_dims.end(), 0);
-    voxel_dims.erase(voxel_dims.begin() + *masks.dim);
+    voxel_dims.erase(voxel_dims.begin() + masks.dim);
     const auto count = [&](const Tensor& where) { return where.unsqueeze(-1).sum(voxel_dims); };
     const auto predicted = count(p.logical_and(valid));
     const auto actual = count(t.logical_and_(valid));
@@ -225,42 +225,47 @@ Tensor mask_counts_composite(const Comparison& masks) {
 }
 
 Tensor mask_counts_meta(const Comparison& masks) {
-    return at::empty_symint({4, masks.input.sym_size(*masks.dim)}, masks.input.options().dtype(at::kLong));
+    return at::empty_symint({4, masks.input.sym_size(masks.dim)}, masks.input.options().dtype(at::kLong));
 }
 
 // ---- the operators --------------------------------------------------------------------------------------------------
 
-// A function that counts in maps, with the arguments of its operator's schema. Of masks alone `dim` is no option.
-template <Tensor (*count)(const Comparison&), typename Dim = std::optional<int64_t>>
-Tensor map_counts_by(c10::string_view op, const Tensor& input, const Tensor& target, int64_t ignore_index, Dim dim) {
-    return count({std::string(op), input, target, {}, ignore_index, dim});
+// Functions that count, with the arguments of their operator's schema.
+
+template <Tensor (*count)(const Comparison&, std::optional<int64_t> mask_dim)>
+Tensor label_counts_by(c10::string_view op, const Tensor& input, const Tensor& target, int64_t ignore_index,
+                       std::optional<int64_t> dim) {
+    return count({std::string(op), input, target, ignore_index, 0}, dim);
+}
+
+template <Tensor (*count)(const Comparison&)>
+Tensor mask_counts_by(c10::string_view op, const Tensor& input, const Tensor& target, int64_t ignore_index,
+                      int64_t dim) {
+    return count({std::string(op), input, target, ignore_index, dim});
 }
 
 } // namespace
 
-Tensor confusion_counts(const Comparison& given) {
-    const auto& [op, input, target, num_classes, ignore_index, dim, per_class] = given;
+Tensor confusion_counts(const Comparison& given, const c10::SymInt& num_classes, bool per_class) {
+    const auto& [op, input, target, ignore_index, dim] = given;
     return call_operator<confusion_counts_by<confusion_counts_cpu>>("segloss::confusion_counts", op, input, target,
-                                                                    *num_classes, ignore_index, *dim, per_class);
+                                                                    num_classes, ignore_index, dim, per_class);
 }
 
-int64_t num_label_classes(const Comparison& maps) {
-    constexpr auto function = map_counts_by<num_label_classes_cpu>;
-    return call_operator<function>("segloss::num_label_classes", maps.op, maps.input, maps.target, maps.ignore_index,
-                                   maps.dim)
-        .item<int64_t>();
+int64_t num_label_classes(const Comparison& maps, std::optional<int64_t> mask_dim) {
+    const auto classes = call_operator<label_counts_by<num_label_classes_cpu>>(
+        "segloss::num_label_classes", maps.op, maps.input, maps.target, maps.ignore_index, mask_dim);
+    return classes.item<int64_t>();
 }
 
-Tensor equal_label_counts(const Comparison& maps) {
-    constexpr auto function = map_counts_by<equal_label_counts_composite>;
-    return call_operator<function>("segloss::equal_label_counts", maps.op, maps.input, maps.target, maps.ignore_index,
-                                   maps.dim);
+Tensor equal_label_counts(const Comparison& maps, std::optional<int64_t> mask_dim) {
+    return call_operator<label_counts_by<equal_label_counts_composite>>(
+        "segloss::equal_label_counts", maps.op, maps.input, maps.target, maps.ignore_index, mask_dim);
 }
 
 Tensor mask_counts(const Comparison& masks) {
-    constexpr auto function = map_counts_by<mask_counts_composite, int64_t>;
-    return call_operator<function>("segloss::mask_counts", masks.op, masks.input, masks.target, masks.ignore_index,
-                                   *masks.dim);
+    return call_operator<mask_counts_by<mask_counts_composite>>("segloss::mask_counts", masks.op, masks.input,
+                                                                masks.target, masks.ignore_index, masks.dim);
 }
 
 void check_tensors(const Comparison& given) {
@@ -281,8 +286,10 @@ void raise_no_label_maps(const Comparison& maps, int64_t dim, const char* kind) 
 
 Tensor valid_voxels(const Comparison& given) { return is_ignored(given.target, given.ignore_index).logical_not_(); }
 
-segloss_confusion confusion_for_kernel(const Comparison& given) {
-    return kernel_arguments(given, check_arguments(given));
+segloss_confusion confusion_for_kernel(const Comparison& given, const c10::SymInt& num_classes, bool per_class) {
+    auto args = kernel_arguments(given, check_arguments(given, num_classes));
+    args.per_class = per_class;
+    return args;
 }
 
 void raise_refused_labels(const Comparison& given, int64_t num_classes) {
@@ -293,35 +300,34 @@ void raise_refused_labels(const Comparison& given, int64_t num_classes) {
 }
 
 TORCH_LIBRARY_FRAGMENT(segloss, m) {
-    const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
-    m.def("confusion_counts(str op, Tensor input, Tensor target, SymInt num_classes, int ignore_index, int dim, "
+    for (const auto* const schema :
+         {"confusion_counts(str op, Tensor input, Tensor target, SymInt num_classes, int ignore_index, int dim, "
           "bool per_class) -> Tensor",
-          tags);
-    for (const std::string name : {"num_label_classes", "equal_label_counts"}) {
-        m.def((name + "(str op, Tensor input, Tensor target, int ignore_index, int? dim=None) -> Tensor").c_str(),
-              tags);
+          "num_label_classes(str op, Tensor input, Tensor target, int ignore_index, int? dim=None) -> Tensor",
+          "equal_label_counts(str op, Tensor input, Tensor target, int ignore_index, int? dim=None) -> Tensor",
+          "mask_counts(str op, Tensor input, Tensor target, int ignore_index, int dim) -> Tensor"}) {
+        m.def(schema, {at::Tag::pt2_compliant_tag});
     }
-    m.def("mask_counts(str op, Tensor input, Tensor target, int ignore_index, int dim) -> Tensor", tags);
 }
 
 TORCH_LIBRARY_IMPL(segloss, CPU, m) {
     m.impl("confusion_counts", TORCH_FN(confusion_counts_by<confusion_counts_cpu>));
-    m.impl("num_label_classes", TORCH_FN(map_counts_by<num_label_classes_cpu>));
+    m.impl("num_label_classes", TORCH_FN(label_counts_by<num_label_classes_cpu>));
 }
 
 TORCH_LIBRARY_IMPL(segloss, Meta, m) {
     m.impl("confusion_counts", TORCH_FN(confusion_counts_by<confusion_counts_meta>));
-    m.impl("num_label_classes", TORCH_FN(map_counts_by<num_label_classes_meta>));
-    m.impl("equal_label_counts", TORCH_FN(map_counts_by<equal_label_counts_meta>));
-    m.impl("mask_counts", TORCH_FN((map_counts_by<mask_counts_meta, int64_t>)));
+    m.impl("num_label_classes", TORCH_FN(label_counts_by<num_label_classes_meta>));
+    m.impl("equal_label_counts", TORCH_FN(label_counts_by<equal_label_counts_meta>));
+    m.impl("mask_counts", TORCH_FN(mask_counts_by<mask_counts_meta>));
 }
 
 // Devices without a kernel.
 TORCH_LIBRARY_IMPL(segloss, CompositeExplicitAutograd, m) {
     m.impl("confusion_counts", TORCH_FN(confusion_counts_by<confusion_counts_composite>));
-    m.impl("num_label_classes", TORCH_FN(map_counts_by<num_label_classes_composite>));
-    m.impl("equal_label_counts", TORCH_FN(map_counts_by<equal_label_counts_composite>));
-    m.impl("mask_counts", TORCH_FN((map_counts_by<mask_counts_composite, int64_t>)));
+    m.impl("num_label_classes", TORCH_FN(label_counts_by<num_label_classes_composite>));
+    m.impl("equal_label_counts", TORCH_FN(label_counts_by<equal_label_counts_composite>));
+    m.impl("mask_counts", TORCH_FN(mask_counts_by<mask_counts_composite>));
 }
 
 } // namespace segloss

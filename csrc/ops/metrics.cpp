@@ -23,7 +23,7 @@ Comparison in_one_shape(Comparison maps) {
     const auto sizes = c10::str("input ", maps.input.sym_sizes(), " and target ", maps.target.sym_sizes());
     if (std::abs(maps.input.dim() - maps.target.dim()) == 1) {
         auto& larger = maps.input.dim() > maps.target.dim() ? maps.input : maps.target;
-        larger = larger.squeeze(class_dim(maps.op, larger, *maps.dim));
+        larger = larger.squeeze(class_dim(maps.op, larger, maps.dim));
     }
     TORCH_CHECK(maps.input.sym_sizes() == maps.target.sym_sizes(), maps.op,
                 ": expected input and target of one shape, up to a class dimension of size 1, got ", sizes);
@@ -33,22 +33,23 @@ Comparison in_one_shape(Comparison maps) {
 // The dimension along which two maps of one shape could hold a mask for each class instead of labels, if there is one.
 // RuntimeError where their dtype says that much.
 std::optional<int64_t> dim_of_masks(const Comparison& maps) {
-    const auto num_dims = maps.input.dim();
-    const auto dim = *maps.dim < 0 ? *maps.dim + num_dims : *maps.dim;
-    if (num_dims < 2 || dim < 0 || dim >= num_dims || maps.input.sym_sizes() != maps.target.sym_sizes() ||
-        maps.input.sym_size(dim) < 2) {
+    const auto& [op, input, target, ignore_index, given_dim] = maps;
+    const auto num_dims = input.dim();
+    const auto dim = given_dim < 0 ? given_dim + num_dims : given_dim;
+    if (num_dims < 2 || dim < 0 || dim >= num_dims || input.sym_sizes() != target.sym_sizes() ||
+        input.sym_size(dim) < 2) {
         return std::nullopt;
     }
-    if (maps.input.scalar_type() == at::kBool && maps.target.scalar_type() == at::kBool) {
+    if (input.scalar_type() == at::kBool && target.scalar_type() == at::kBool) {
         raise_no_label_maps(maps, dim, "bool with more than one entry");
     }
     return dim;
 }
 
 // The labels of two maps say how many classes there are. One stray label must not ask for gigabytes.
-int64_t classes_of_maps(const Comparison& maps) {
-    const auto classes = num_label_classes(maps);
-    const auto num_cells = (maps.per_class ? 3 : classes) * classes;
+int64_t classes_of_maps(const Comparison& maps, std::optional<int64_t> mask_dim, bool per_class) {
+    const auto classes = num_label_classes(maps, mask_dim);
+    const auto num_cells = (per_class ? 3 : classes) * classes;
     if (num_cells <= kMaxCells) {
         return classes;
     }
@@ -64,14 +65,11 @@ int64_t classes_of_maps(const Comparison& maps) {
                 "to the label of voxels to leave out");
 }
 
-Tensor counts_of_maps(const Comparison& given) {
+Tensor counts_of_maps(const Comparison& given, const OptionalSymInt& num_classes, bool per_class) {
     auto maps = in_one_shape(given);
-    if (!maps.num_classes) {
-        maps.dim = dim_of_masks(given);
-        maps.num_classes = classes_of_maps(maps);
-    }
     maps.dim = 0;
-    return confusion_counts(maps);
+    const auto classes = num_classes ? *num_classes : classes_of_maps(maps, dim_of_masks(given), per_class);
+    return confusion_counts(maps, classes, per_class);
 }
 
 // Whether input has the shape that a map of the target's labels has, and logits for the target have not.
@@ -88,14 +86,14 @@ bool has_map_shape(const Tensor& input, const Tensor& target, int64_t dim) {
 
 // The class dimension of floating input. RuntimeError where it holds predicted labels, or one class alone.
 int64_t class_dim_of_logits(const Comparison& given) {
-    const auto& [op, input, target, num_classes, ignore_index, given_dim, per_class] = given;
+    const auto& [op, input, target, ignore_index, given_dim] = given;
     check_logits(op, input);
     check_label_tensor(op, target);
-    TORCH_CHECK(!has_map_shape(input, target, *given_dim), op,
+    TORCH_CHECK(!has_map_shape(input, target, given_dim), op,
                 ": expected logits [N, C, ...] or [C] as floating input, got ", input.scalar_type(), " input ",
                 input.sym_sizes(), " for target ", target.sym_sizes(),
                 ". Use input.long() for a map of predicted labels");
-    const auto dim = class_dim(op, input, *given_dim);
+    const auto dim = class_dim(op, input, given_dim);
     TORCH_CHECK(input.sym_size(dim) != 1, op, ": expected logits of two classes or more, got ", input.scalar_type(),
                 " input ", input.sym_sizes(), " with one channel in dimension ", dim,
                 ", where argmax is always 0. Use (input > 0).long() with num_classes=2 for the logits of one ",
@@ -104,29 +102,29 @@ int64_t class_dim_of_logits(const Comparison& given) {
 }
 
 // Floats of input's shape count where they are one-hot: probabilities have no one label to compare with.
-Tensor counts_of_logits(Comparison given) {
-    given.dim = class_dim_of_logits(given);
-    const auto classes = given.input.sym_size(*given.dim);
-    const auto kind = classify_target(given.op, given.input, given.target, *given.dim);
-    TORCH_CHECK_VALUE(
-        given.num_classes.value_or(classes) == classes, given.op, ": expected num_classes=", classes,
-        ", the classes of input ", given.input.sym_sizes(), " in dimension ", *given.dim, ", got ",
-        given.num_classes.value_or(0),
-        ". Leave num_classes out with logits, or give dim; use input.long() for a map of predicted labels");
-    given.num_classes = classes;
+Tensor counts_of_logits(const Comparison& given, const OptionalSymInt& num_classes, bool per_class) {
+    auto [op, input, target, ignore_index, dim] = given;
+    dim = class_dim_of_logits(given);
+    const auto classes = input.sym_size(dim);
+    const auto kind = classify_target(op, input, target, dim);
+    TORCH_CHECK_VALUE(num_classes.value_or(classes) == classes, op, ": expected num_classes=", classes,
+                      ", the classes of input ", input.sym_sizes(), " in dimension ", dim, ", got ",
+                      num_classes.value_or(0),
+                      ". Leave num_classes out with logits, or give dim; use input.long() for "
+                      "a map of predicted labels");
     if (kind != Target::labels) {
-        given.target =
-            one_hot_labels(given.op, given.target, *given.dim, "or input.long() if input is a map of predicted labels");
+        target = one_hot_labels(op, target, dim, "or input.long() if input is a map of predicted labels");
     }
-    return confusion_counts(given);
+    return confusion_counts({op, input, target, ignore_index, dim}, classes, per_class);
 }
 
-Tensor counts_of_labels(const Comparison& given) {
-    return is_integer(given.input) ? counts_of_maps(given) : counts_of_logits(given);
+Tensor counts_of_labels(const Comparison& given, const OptionalSymInt& num_classes, bool per_class) {
+    const auto counts = is_integer(given.input) ? counts_of_maps : counts_of_logits;
+    return counts(given, num_classes, per_class);
 }
 
 // With the classes in `dim` where both have it; else the masks of one class, which need not have it.
-Tensor counts_of_masks(const Comparison& given) {
+Tensor counts_of_masks(const Comparison& given, const OptionalSymInt& num_classes) {
     check_dense(given.op, given.input, "input");
     TORCH_CHECK_TYPE(is_integer(given.input), given.op,
                      ": expected an integer or bool input of 0 and 1 with masks=True, got ", given.input.scalar_type(),
@@ -134,67 +132,59 @@ Tensor counts_of_masks(const Comparison& given) {
     auto masks = in_one_shape(given);
     const auto num_dims = masks.input.dim();
     if (num_dims > 1 && num_dims == given.input.dim() && num_dims == given.target.dim()) {
-        masks.dim = class_dim(given.op, given.input, *given.dim);
+        masks.dim = class_dim(given.op, given.input, given.dim);
     } else {
         masks.dim = std::min<int64_t>(num_dims, 1);
-        masks.input = masks.input.unsqueeze(*masks.dim);
-        masks.target = masks.target.unsqueeze(*masks.dim);
+        masks.input = masks.input.unsqueeze(masks.dim);
+        masks.target = masks.target.unsqueeze(masks.dim);
     }
-    const auto classes = masks.input.sym_size(*masks.dim);
-    TORCH_CHECK_VALUE(given.num_classes.value_or(classes) == classes, given.op, ": expected num_classes=", classes,
-                      ", the masks of input ", given.input.sym_sizes(), ", got ", given.num_classes.value_or(0),
+    const auto classes = masks.input.sym_size(masks.dim);
+    TORCH_CHECK_VALUE(num_classes.value_or(classes) == classes, given.op, ": expected num_classes=", classes,
+                      ", the masks of input ", given.input.sym_sizes(), ", got ", num_classes.value_or(0),
                       ". Leave num_classes out with masks=True, or give dim");
     return mask_counts(masks);
 }
 
 // In the default dtype, rounded once.
 Tensor quotient(const Tensor& numerator, const Tensor& denominator) {
-    const auto dtype = c10::typeMetaToScalarType(c10::get_default_dtype());
     const auto wide = numerator.is_mps() ? at::kFloat : at::kDouble; // MPS has no float64
-    return (numerator.to(wide) / denominator.to(wide)).to(dtype);
+    return (numerator.to(wide) / denominator.to(wide)).to(c10::get_default_dtype_as_scalartype());
 }
 
 // Of each class: true positives, false positives, false negatives; true negatives of masks alone.
-Tensor class_counts(Comparison given, bool masks) {
+Tensor class_counts(const Comparison& given, const OptionalSymInt& num_classes, bool masks) {
     at::NoGradGuard no_grad;
-    given.per_class = true;
-    return masks ? counts_of_masks(given) : counts_of_labels(given);
-}
-
-// Of maps any two labels can be compared, however many classes there are.
-Tensor accuracy_of_maps(const Comparison& given) {
-    at::NoGradGuard no_grad;
-    auto maps = in_one_shape(given);
-    maps.dim = dim_of_masks(given);
-    const auto n = equal_label_counts(maps);
-    return quotient(n[0], n[1]);
+    return masks ? counts_of_masks(given, num_classes) : counts_of_labels(given, num_classes, /*per_class=*/true);
 }
 
 Tensor accuracy(const Tensor& input, const Tensor& target, OptionalSymInt num_classes, int64_t ignore_index,
                 int64_t dim, bool masks) {
-    const Comparison given{"accuracy", input, target, num_classes, ignore_index, dim};
-    if (is_integer(input) && !num_classes && !masks) {
-        return accuracy_of_maps(given);
+    at::NoGradGuard no_grad;
+    const Comparison given{"accuracy", input, target, ignore_index, dim};
+    if (is_integer(input) && !num_classes && !masks) { // any two labels can be compared, however many classes there are
+        const auto maps = in_one_shape(given);
+        const auto n = equal_label_counts(maps, dim_of_masks(given));
+        return quotient(n[0], n[1]);
     }
-    const auto n = class_counts(given, masks);
+    const auto n = class_counts(given, num_classes, masks);
     return masks ? quotient(n[0] + n[3], n.sum(0)) : quotient(n[0].sum(), (n[0] + n[2]).sum());
 }
 
 Tensor confusion_matrix(const Tensor& input, const Tensor& target, OptionalSymInt num_classes, int64_t ignore_index,
                         int64_t dim) {
     at::NoGradGuard no_grad;
-    return counts_of_labels({"confusion_matrix", input, target, num_classes, ignore_index, dim});
+    return counts_of_labels({"confusion_matrix", input, target, ignore_index, dim}, num_classes, /*per_class=*/false);
 }
 
 Tensor dice_score(const Tensor& input, const Tensor& target, OptionalSymInt num_classes, int64_t ignore_index,
                   int64_t dim, bool masks) {
-    const auto n = class_counts({"dice_score", input, target, num_classes, ignore_index, dim}, masks);
+    const auto n = class_counts({"dice_score", input, target, ignore_index, dim}, num_classes, masks);
     return quotient(2 * n[0], 2 * n[0] + n[1] + n[2]);
 }
 
 Tensor jaccard_index(const Tensor& input, const Tensor& target, OptionalSymInt num_classes, int64_t ignore_index,
                      int64_t dim, bool masks) {
-    const auto n = class_counts({"jaccard_index", input, target, num_classes, ignore_index, dim}, masks);
+    const auto n = class_counts({"jaccard_index", input, target, ignore_index, dim}, num_classes, masks);
     return quotient(n[0], n[0] + n[1] + n[2]);
 }
 
