@@ -3,6 +3,7 @@
 #include <ATen/ATen.h>
 
 #include <cstdlib>
+#include <utility>
 
 #ifndef _WIN32
 #include <pthread.h>
@@ -19,36 +20,19 @@ std::atomic<bool> forked{false};
 #endif
 
 segloss_dtype dtype_of(const at::Tensor& tensor) {
-    switch (tensor.scalar_type()) {
-    case at::kFloat:
-        return SEGLOSS_FLOAT32;
-    case at::kDouble:
-        return SEGLOSS_FLOAT64;
-    case at::kHalf:
-        return SEGLOSS_FLOAT16;
-    case at::kBFloat16:
-        return SEGLOSS_BFLOAT16;
-    case at::kBool:
-    case at::kByte:
-        return SEGLOSS_UINT8;
-    case at::kChar:
-        return SEGLOSS_INT8;
-    case at::kUInt16:
-        return SEGLOSS_UINT16;
-    case at::kShort:
-        return SEGLOSS_INT16;
-    case at::kUInt32:
-        return SEGLOSS_UINT32;
-    case at::kInt:
-        return SEGLOSS_INT32;
-    case at::kUInt64:
-        return SEGLOSS_UINT64;
-    case at::kLong:
-        return SEGLOSS_INT64;
-    default:
-        TORCH_CHECK_TYPE(false, "segloss: expected a tensor of an integer dtype, bool, float64, float32, float16 or ",
-                         "bfloat16, got ", tensor.scalar_type());
+    static constexpr std::pair<at::ScalarType, segloss_dtype> kDtypes[] = {
+        {at::kFloat, SEGLOSS_FLOAT32},     {at::kDouble, SEGLOSS_FLOAT64}, {at::kHalf, SEGLOSS_FLOAT16},
+        {at::kBFloat16, SEGLOSS_BFLOAT16}, {at::kLong, SEGLOSS_INT64},     {at::kByte, SEGLOSS_UINT8},
+        {at::kBool, SEGLOSS_UINT8},        {at::kInt, SEGLOSS_INT32},      {at::kChar, SEGLOSS_INT8},
+        {at::kShort, SEGLOSS_INT16},       {at::kUInt16, SEGLOSS_UINT16},  {at::kUInt32, SEGLOSS_UINT32},
+        {at::kUInt64, SEGLOSS_UINT64}};
+    for (const auto& [dtype, of_kernels] : kDtypes) {
+        if (dtype == tensor.scalar_type()) {
+            return of_kernels;
+        }
     }
+    TORCH_CHECK_TYPE(false, "segloss: expected a tensor of an integer dtype, bool, float64, float32, float16 or ",
+                     "bfloat16, got ", tensor.scalar_type());
 }
 
 // The stride from one position to the next along the d-th of `num_dims` dimensions of positions.
@@ -100,20 +84,15 @@ segloss_positions describe(at::IntArrayRef sizes, int64_t dim, at::ArrayRef<Oper
         }
     }
     segloss_positions positions{0, {}};
-    const auto stride = [&](const Operand& operand, int64_t d) {
-        return position_stride(*operand.tensor, num_dims, dim, d);
-    };
-    const auto mergeable = [&](int64_t d) {
-        const auto last = positions.num_dims - 1;
-        return positions.num_dims > 0 && std::all_of(operands.begin(), operands.end(), [&](const Operand& operand) {
-                   return operand.view->strides[last] == stride(operand, d) * sizes[d];
-               });
-    };
     for (int64_t d = 0; d < num_dims; ++d) {
         if (sizes[d] == 1) {
             continue;
         }
-        const bool merge = mergeable(d);
+        const auto stride = [&](const Operand& operand) { return position_stride(*operand.tensor, num_dims, dim, d); };
+        const bool merge =
+            positions.num_dims > 0 && std::all_of(operands.begin(), operands.end(), [&](const Operand& operand) {
+                return operand.view->strides[positions.num_dims - 1] == stride(operand) * sizes[d];
+            });
         TORCH_CHECK(merge || positions.num_dims < SEGLOSS_MAX_DIMS, "segloss: expected at most ", SEGLOSS_MAX_DIMS,
                     " dimensions that lie apart in memory, got positions ", sizes,
                     ". Make input and target contiguous()");
@@ -121,7 +100,7 @@ segloss_positions describe(at::IntArrayRef sizes, int64_t dim, at::ArrayRef<Oper
         const auto last = positions.num_dims - 1;
         positions.sizes[last] = (merge ? positions.sizes[last] : 1) * sizes[d];
         for (const auto& operand : operands) {
-            operand.view->strides[last] = stride(operand, d);
+            operand.view->strides[last] = stride(operand);
         }
     }
     if (positions.num_dims == 0) {

@@ -4,7 +4,6 @@
 #include <ATen/ScalarOps.h>
 #include <torch/library.h>
 
-#include <numeric>
 #include <string>
 #include <vector>
 
@@ -25,16 +24,15 @@ void check_arguments(const std::string& op, const Tensor& target, const Optional
         if (tensor) {
             check_dense(op, *tensor, name);
             check_same_device(op, target, *tensor, name);
-            TORCH_CHECK(tensor->is_floating_point() || at::isIntegralType(tensor->scalar_type(), /*includeBool=*/true),
-                        op, ": expected an integer, bool or floating ", name, ", got ", tensor->scalar_type());
+            TORCH_CHECK(is_integer(*tensor) || tensor->is_floating_point(), op,
+                        ": expected an integer, bool or floating ", name, ", got ", tensor->scalar_type());
         }
     }
     TORCH_CHECK(!weight || (weight->dim() == 1 && weight->sym_size(0) == num_classes), op,
-                ": expected weight of shape [", num_classes, "], one for each class, got ",
-                weight ? weight->sym_sizes() : c10::SymIntArrayRef());
+                ": expected weight of shape [", num_classes, "], one for each class, got ", weight->sym_sizes());
     TORCH_CHECK(!voxel_weight || voxel_weight->sym_sizes() == target.sym_sizes(), op,
                 ": expected voxel_weight of the labels' shape ", target.sym_sizes(), ", got ",
-                voxel_weight ? voxel_weight->sym_sizes() : c10::SymIntArrayRef());
+                voxel_weight->sym_sizes());
 }
 
 Tensor total_weight_cpu(c10::string_view op_view, const Tensor& target, const OptionalTensor& weight,
@@ -52,13 +50,14 @@ Tensor total_weight_cpu(c10::string_view op_view, const Tensor& target, const Op
     const Chunks chunks(target.numel(), 1);
     std::vector<segloss_sums> sums(chunks.count());
     const auto kernel = kernels().cross_entropy_weight[SEGLOSS_REAL_DOUBLE];
-    const bool accepted =
-        chunks.run([&](int64_t chunk, int64_t begin, int64_t end) { return kernel(&args, begin, end, &sums[chunk]); });
-    if (!accepted) {
+    const auto sum = [&](int64_t chunk, int64_t begin, int64_t end) { return kernel(&args, begin, end, &sums[chunk]); };
+    if (!chunks.run(sum)) {
         check_label_values(op, target, num_classes, ignore_index);
     }
-    const double total = std::accumulate(sums.begin(), sums.end(), 0.0,
-                                         [](double sum, const segloss_sums& chunk) { return sum + chunk.weight; });
+    double total = 0;
+    for (const auto& chunk : sums) {
+        total += chunk.weight;
+    }
     return at::detail::scalar_tensor_static(total, at::kDouble, at::kCPU);
 }
 
@@ -89,10 +88,9 @@ Tensor total_weight_composite(c10::string_view op_view, const Tensor& target, co
 } // namespace
 
 TORCH_LIBRARY_FRAGMENT(segloss, m) {
-    const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
     m.def("total_weight(str op, Tensor target, Tensor? weight, Tensor? voxel_weight, int num_classes, "
           "int ignore_index) -> Tensor",
-          tags);
+          {at::Tag::pt2_compliant_tag});
 }
 
 TORCH_LIBRARY_IMPL(segloss, CPU, m) { m.impl("total_weight", TORCH_FN(total_weight_cpu)); }
