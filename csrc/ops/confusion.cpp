@@ -248,24 +248,24 @@ Tensor mask_counts_by(c10::string_view op, const Tensor& input, const Tensor& ta
 
 Tensor confusion_counts(const Comparison& given, const c10::SymInt& num_classes, bool per_class) {
     const auto& [op, input, target, ignore_index, dim] = given;
-    return call_operator<confusion_counts_by<confusion_counts_cpu>>("segloss::confusion_counts", op, input, target,
-                                                                    num_classes, ignore_index, dim, per_class);
+    return call_operator<confusion_counts_by<confusion_counts_cpu>>("confusion_counts", op, input, target, num_classes,
+                                                                    ignore_index, dim, per_class);
 }
 
 int64_t num_label_classes(const Comparison& maps, std::optional<int64_t> mask_dim) {
     const auto classes = call_operator<label_counts_by<num_label_classes_cpu>>(
-        "segloss::num_label_classes", maps.op, maps.input, maps.target, maps.ignore_index, mask_dim);
+        "num_label_classes", maps.op, maps.input, maps.target, maps.ignore_index, mask_dim);
     return classes.item<int64_t>();
 }
 
 Tensor equal_label_counts(const Comparison& maps, std::optional<int64_t> mask_dim) {
-    return call_operator<label_counts_by<equal_label_counts_composite>>(
-        "segloss::equal_label_counts", maps.op, maps.input, maps.target, maps.ignore_index, mask_dim);
+    return call_operator<label_counts_by<equal_label_counts_composite>>("equal_label_counts", maps.op, maps.input,
+                                                                        maps.target, maps.ignore_index, mask_dim);
 }
 
 Tensor mask_counts(const Comparison& masks) {
-    return call_operator<mask_counts_by<mask_counts_composite>>("segloss::mask_counts", masks.op, masks.input,
-                                                                masks.target, masks.ignore_index, masks.dim);
+    return call_operator<mask_counts_by<mask_counts_composite>>("mask_counts", masks.op, masks.input, masks.target,
+                                                                masks.ignore_index, masks.dim);
 }
 
 void check_tensors(const Comparison& given) {

@@ -246,17 +246,15 @@ Tensor soft_stats_backward(const SoftStats::Handed& handed, const Arguments& arg
 
 // ---- counts ---------------------------------------------------------------------------------------------------------
 
-Tensor confusion_counts_cuda(c10::string_view op_name, const Tensor& input, const Tensor& target,
-                             c10::SymInt num_classes, int64_t ignore_index, int64_t dim, bool per_class) {
-    const std::string op(op_name);
-    const auto args = confusion_for_kernel(op, input, target, num_classes, ignore_index, dim, per_class);
+Tensor confusion_counts_of_kernel(const Comparison& given, const c10::SymInt& num_classes, bool per_class) {
+    const auto args = confusion_for_kernel(given, num_classes, per_class);
     const auto counts =
-        at::zeros({per_class ? 3 : args.num_classes, args.num_classes}, input.options().dtype(at::kLong));
-    Launches launches(op, input);
-    const auto call = launches.call(args, target.sizes(), input.scalar_type());
+        at::zeros({per_class ? 3 : args.num_classes, args.num_classes}, given.input.options().dtype(at::kLong));
+    Launches launches(given.op, given.input);
+    const auto call = launches.call(args, given.target.sizes(), given.input.scalar_type());
     launches.check(segloss_cuda_confusion(&args, &call, counts.mutable_data_ptr<int64_t>()));
     if (launches.refused_at_once()) {
-        raise_refused_labels(op, input, target, args.num_classes, ignore_index);
+        raise_refused_labels(given, args.num_classes);
     }
     return counts;
 }
@@ -266,7 +264,7 @@ Tensor confusion_counts_cuda(c10::string_view op_name, const Tensor& input, cons
 TORCH_LIBRARY_IMPL(segloss, CUDA, m) {
     Operator<CrossEntropy>::implement<&cross_entropy_forward, &cross_entropy_backward>(m);
     Operator<SoftStats>::implement<&soft_stats_forward, &soft_stats_backward>(m);
-    m.impl("confusion_counts", TORCH_FN(confusion_counts_cuda));
+    m.impl("confusion_counts", TORCH_FN(confusion_counts_by<confusion_counts_of_kernel>));
 }
 
 } // namespace segloss

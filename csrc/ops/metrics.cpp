@@ -18,15 +18,16 @@ namespace {
 using OptionalSymInt = std::optional<c10::SymInt>;
 
 // Two maps in one shape: where one of them keeps a class dimension, it is dropped.
-Comparison in_one_shape(Comparison maps) {
-    check_tensors(maps);
-    const auto sizes = c10::str("input ", maps.input.sym_sizes(), " and target ", maps.target.sym_sizes());
+Comparison in_one_shape(const Comparison& given) {
+    check_tensors(given);
+    auto maps = given;
     if (std::abs(maps.input.dim() - maps.target.dim()) == 1) {
         auto& larger = maps.input.dim() > maps.target.dim() ? maps.input : maps.target;
         larger = larger.squeeze(class_dim(maps.op, larger, maps.dim));
     }
     TORCH_CHECK(maps.input.sym_sizes() == maps.target.sym_sizes(), maps.op,
-                ": expected input and target of one shape, up to a class dimension of size 1, got ", sizes);
+                ": expected input and target of one shape, up to a class dimension of size 1, got input ",
+                given.input.sym_sizes(), " and target ", given.target.sym_sizes());
     return maps;
 }
 
