@@ -690,6 +690,15 @@ def test_the_operator_beneath_refuses_maps_of_different_shapes():
             torch.ops.segloss.num_label_classes("dice_score", map, randint(3, 2, 4), -100)
 
 
+@pytest.mark.cpu_only
+def test_the_operators_beneath_returned_what_the_memory_held_for_a_target_without_values():
+    maps = ("dice_score", randint(3, 2, 4), randint(3, 2, 4).to("meta"))
+    calls = {"confusion_counts": (3, -100, 0, True), "num_label_classes": (-100,), "equal_label_counts": (-100,)}
+    for name, options in {**calls, "mask_counts": (-100, 1)}.items():
+        with pytest.raises(RuntimeError, match="dice_score: expected all tensors on one device"):
+            getattr(torch.ops.segloss, name)(*maps, *options)
+
+
 @pytest.mark.parametrize("num_classes", [2, 4])
 def test_the_operator_beneath_refuses_another_number_of_classes_than_the_logits(num_classes):
     with pytest.raises(ValueError, match=rf"expected num_classes=3 for input \[2, 3\] .* got {num_classes}"):

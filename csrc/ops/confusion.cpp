@@ -111,6 +111,7 @@ Tensor confusion_counts_cpu(const Comparison& given, const c10::SymInt& num_clas
 }
 
 Tensor confusion_counts_meta(const Comparison& given, const c10::SymInt& num_classes, bool per_class) {
+    check_tensors(given);
     return at::empty_symint({per_class ? 3 : num_classes, num_classes}, given.input.options().dtype(at::kLong));
 }
 
@@ -158,6 +159,7 @@ Tensor num_label_classes_cpu(const Comparison& maps, std::optional<int64_t> mask
 }
 
 Tensor num_label_classes_meta(const Comparison& maps, std::optional<int64_t> /*mask_dim*/) {
+    check_tensors(maps);
     return at::empty({}, maps.input.options().dtype(at::kLong));
 }
 
@@ -188,6 +190,7 @@ Tensor equal_label_counts_composite(const Comparison& maps, std::optional<int64_
 }
 
 Tensor equal_label_counts_meta(const Comparison& maps, std::optional<int64_t> /*mask_dim*/) {
+    check_tensors(maps);
     return at::empty({2}, maps.input.options().dtype(at::kLong));
 }
 
@@ -225,6 +228,7 @@ Tensor mask_counts_composite(const Comparison& masks) {
 }
 
 Tensor mask_counts_meta(const Comparison& masks) {
+    check_tensors(masks);
     return at::empty_symint({4, masks.input.sym_size(masks.dim)}, masks.input.options().dtype(at::kLong));
 }
 

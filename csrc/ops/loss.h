@@ -72,6 +72,10 @@ template <class Loss> struct LossDefaults {
     template <class Results, class Options> static Results finish(const Results& sums, const Options& /*options*/) {
         return sums;
     }
+
+private:
+    LossDefaults() = default; // for the loss alone
+    friend Loss;
 };
 
 } // namespace segloss

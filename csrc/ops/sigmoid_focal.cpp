@@ -95,7 +95,7 @@ struct SigmoidFocal : LossDefaults<SigmoidFocal> {
     }
 };
 
-const Operator<SigmoidFocal>::Registration registration;
+const Operator<SigmoidFocal>::Registration registration; // NOLINT(bugprone-throwing-static-initialization): as torch's
 
 } // namespace
 } // namespace segloss
