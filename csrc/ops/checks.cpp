@@ -1,6 +1,7 @@
 #include "checks.h"
 
-#include <ATen/ATen.h>
+#include <ATen/core/Formatting.h>
+#include <ATen/core/Tensor.h>
 #include <ATen/WrapDimUtils.h>
 #include <c10/core/GradMode.h>
 #include <c10/util/StringUtil.h>
@@ -221,7 +222,7 @@ void check_label_tensor(const std::string& op, const Tensor& target) {
 void check_loss_dtype(const std::string& op, const Tensor& input, at::ScalarType dtype) {
     TORCH_CHECK_TYPE(is_real(dtype), op, ": expected float64, float32, float16 or bfloat16 as dtype of the loss, got ",
                      dtype);
-    TORCH_CHECK_TYPE(at::promote_types(dtype, input.scalar_type()) == dtype, op, ": expected a dtype of the loss that ",
+    TORCH_CHECK_TYPE(c10::promoteTypes(dtype, input.scalar_type()) == dtype, op, ": expected a dtype of the loss that ",
                      "holds input's ", input.scalar_type(), ", got ", dtype, ". Convert the loss itself");
 }
 
@@ -355,7 +356,7 @@ Tensor is_ignored(const Tensor& labels, int64_t ignore_index) {
         return same.logical_and(integers.ge(0)); // beyond int64 they wrap
     }
     if (labels.is_floating_point()) {
-        const auto wide = labels.to(at::promote_types(labels.scalar_type(), at::kFloat));
+        const auto wide = labels.to(c10::promoteTypes(labels.scalar_type(), at::kFloat));
         return same.logical_and(wide.ge(-0x1p63)).logical_and(wide.lt(0x1p63)); // nor are those beyond int64 in it
     }
     return same;
@@ -363,7 +364,7 @@ Tensor is_ignored(const Tensor& labels, int64_t ignore_index) {
 
 void check_label_values(const std::string& op, const Tensor& labels, int64_t num_classes, int64_t ignore_index) {
     check_integral_labels(op, labels);
-    const auto wide = labels.is_floating_point() ? at::promote_types(labels.scalar_type(), at::kFloat) : at::kLong;
+    const auto wide = labels.is_floating_point() ? c10::promoteTypes(labels.scalar_type(), at::kFloat) : at::kLong;
     const auto bad =
         is_outside(labels.to(wide), num_classes).logical_and_(is_ignored(labels, ignore_index).logical_not_());
     const auto num_bad = bad.sum().item<int64_t>();

@@ -1,6 +1,6 @@
 #include "layout.h"
 
-#include <ATen/ATen.h>
+#include <ATen/core/Tensor.h>
 
 #include <cstdlib>
 #include <utility>
