@@ -5,7 +5,6 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/core/ivalue.h>
 
-#include <algorithm>
 #include <array>
 #include <optional>
 #include <string>
@@ -67,10 +66,12 @@ template <> struct OptionType<segloss_activation> {
     static constexpr auto schema = "str";
     static std::string text(segloss_activation value) { return "\"" + std::string(kNames[value]) + "\""; }
     static segloss_activation of(const std::string& op, Public name) {
-        const auto* const found = std::find(kNames.begin(), kNames.end(), name);
-        TORCH_CHECK_VALUE(found != kNames.end(), op, ": expected activation 'softmax', 'sigmoid' or 'none', got '",
-                          name, "'");
-        return static_cast<segloss_activation>(found - kNames.begin());
+        for (size_t k = 0; k < kNames.size(); ++k) {
+            if (name == kNames[k]) {
+                return static_cast<segloss_activation>(k);
+            }
+        }
+        TORCH_CHECK_VALUE(false, op, ": expected activation 'softmax', 'sigmoid' or 'none', got '", name, "'");
     }
     static segloss_activation unpacked(const std::string& op, int64_t number) {
         TORCH_CHECK_VALUE(number >= SEGLOSS_SOFTMAX && number <= SEGLOSS_IDENTITY, op,
