@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from monai.data import MetaTensor
+from operators import ACTIVATIONS, SET, options_of
 from tolerances import assert_close
 from torch import Tensor, nn
 
@@ -267,6 +268,18 @@ ARGUMENTS = {
 
 
 @st.composite
+def lists_of_options(draw, loss):
+    """What the operators beneath a loss carry: of values that mean something, or of any, or of another length."""
+    strategies = {**ARGUMENTS, "dtype": st.sampled_from(READABLE), "activation": st.sampled_from(ACTIVATIONS)}
+    schema = getattr(torch.ops.segloss, loss).default._schema
+    keywords = [a.name for a in schema.arguments if a.name not in ("dim", "op") and "Tensor" not in str(a.type)]
+    names = dict.fromkeys([*keywords, *SET.get(loss, {})])
+    _, integers, factors = options_of(loss, **{name: draw(strategies.get(name, st.booleans())) for name in names})
+    any_integers = st.lists(st.sampled_from(INTS), min_size=len(integers) - 1, max_size=len(integers) + 1)
+    return draw(mostly(st.just(integers), any_integers)), draw(mostly(st.just(factors), st.just([0.0])))
+
+
+@st.composite
 def operator_calls(draw):
     """An operator and its arguments, of shapes that fit, usually."""
     operator = getattr(torch.ops.segloss, draw(st.sampled_from(OPERATORS))).default
@@ -288,13 +301,15 @@ def operator_calls(draw):
         "dim": mostly(st.just(dim), st.sampled_from(INTS)),
         # Counts of that many classes are not asked for: they take memory.
         "num_classes": mostly(st.just(num_classes), st.sampled_from([n for n in INTS if not 256 < n < 2**40])),
-        "activation": st.sampled_from([0, 1, 2, 3, -1, 2**63 - 1]),
+        "activation": st.sampled_from(["softmax", "sigmoid", "none", "", "relu"]),
     }
-    if operator._schema.name == "segloss::soft_stats":
-        numbers["activation"] = st.sampled_from(["softmax", "sigmoid", "none", "", "relu"])
     numbers |= {"name": st.sampled_from(["input", "target"]), "low": st.just(0.0), "high": st.just(1.0)}
     strategies = {**tensors_of, "values": tensors(whole, READABLE), **numbers}
-    arguments = [draw(strategies.get(each.name, st.booleans())) for each in operator._schema.arguments]
+    names = [each.name for each in operator._schema.arguments]
+    if "factors" in names:
+        loss = operator._schema.name.removeprefix("segloss::").removesuffix("_forward").removesuffix("_backward")
+        strategies["options"], strategies["factors"] = map(st.just, draw(lists_of_options(loss)))
+    arguments = [draw(strategies.get(name, st.booleans())) for name in names]
     return operator, arguments
 
 
