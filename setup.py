@@ -56,10 +56,23 @@ def kernel_library(name: str, source: str, flags: list[str]) -> tuple[str, dict[
 libraries = [kernel_library("dispatch", "dispatch.c", [])]
 libraries += [kernel_library(isa, f"kernels_{isa}.c", flags) for isa, flags in ISA_FLAGS.items()]
 
+
+def in_few_units(sources: list[Path]) -> list[str]:
+    """As many compilations as there are processors on a small machine, each of many sources: torch's headers take
+    longer than what follows them."""
+    units = [Path(f"build/glue_{k}.cpp") for k in range(2)]
+    for k, unit in enumerate(units):
+        text = "".join(f'#include "{source.resolve()}"\n' for source in sources[k :: len(units)])
+        unit.parent.mkdir(exist_ok=True)
+        if not unit.exists() or unit.read_text() != text:
+            unit.write_text(text)
+    return [str(unit) for unit in units]
+
+
 extension = CppExtension(
     name="segloss._C",
-    sources=[str(path) for path in sorted(OPS.glob("*.cpp")) if CUDA or path.stem != "cuda"],
-    depends=[str(path) for path in [*sorted(OPS.glob("*.h")), KERNELS / "kernels.h"]],
+    sources=in_few_units([path for path in sorted(OPS.glob("*.cpp")) if CUDA or path.stem != "cuda"]),
+    depends=[str(path) for path in [*sorted(OPS.iterdir()), KERNELS / "kernels.h"]],
     extra_compile_args=CXX_FLAGS,
     extra_link_args=LINK_FLAGS,
 )

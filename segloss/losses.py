@@ -34,9 +34,9 @@ class _Loss(nn.Module):
     def __init__(self, weight: Tensor | None = None, **options: Any) -> None:
         super().__init__()
         if "reduce" in options:
-            options["reduction"] = _with_legacy(
-                options["reduction"], options.pop("size_average"), options.pop("reduce")
-            )
+            size_average, reduce = options.pop("size_average"), options.pop("reduce")
+            if size_average is not None or reduce is not None:
+                options["reduction"] = _reduction.legacy_get_string(size_average, reduce)  # warns as torch does
         self.register_buffer("weight", weight)
         self._names = tuple(options)
         for name, value in options.items():
@@ -61,12 +61,6 @@ class _Loss(nn.Module):
 def _keywords(arguments: dict[str, Any]) -> dict[str, Any]:
     """The keywords among the locals() of an __init__."""
     return {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
-
-
-def _with_legacy(reduction: str, size_average: bool | None, reduce: bool | None) -> str:
-    if size_average is None and reduce is None:
-        return reduction
-    return _reduction.legacy_get_string(size_average, reduce)  # warns as torch does
 
 
 class NLLLoss(_Loss):

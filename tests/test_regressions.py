@@ -274,6 +274,11 @@ def test_topk_of_float8_logits_spoke_of_promotion():
         segloss.topk_loss(torch.randn(2, 3).to(torch.float8_e4m3fn), torch.tensor([0, 2]))
 
 
+def test_a_range_of_float8_values_was_not_implemented():
+    with pytest.raises(TypeError, match=r"dice_loss: expected values of dtype .* got Float8"):
+        torch.ops.segloss.check_range("dice_loss", "target", torch.ones(0).to(torch.float8_e4m3fn), 0.0, 1.0)
+
+
 def test_a_one_hot_target_without_classes_spoke_of_max():
     with pytest.raises(RuntimeError, match="expected at least one class for a one-hot target, got target"):
         segloss.cross_entropy(torch.zeros(2, 0, 4), torch.zeros(2, 0, 4).long())

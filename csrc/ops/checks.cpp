@@ -36,11 +36,6 @@ SymShape with_size(SymShape shape, int64_t dim, c10::SymInt size) {
     return shape;
 }
 
-// Floating, of a dtype that the kernels read: there are others, of eight bits.
-bool is_real(at::ScalarType dtype) {
-    return dtype == at::kDouble || dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16;
-}
-
 // The shapes that labels may have, for messages.
 std::string label_shapes(const Tensor& input, int64_t dim) {
     const auto shape = shape_of(input);
@@ -154,6 +149,10 @@ std::string mend_sizes(const SymShape& input, const SymShape& target, int64_t di
 }
 
 } // namespace
+
+bool is_real(at::ScalarType dtype) {
+    return dtype == at::kDouble || dtype == at::kFloat || dtype == at::kHalf || dtype == at::kBFloat16;
+}
 
 int64_t first_true(const Tensor& mask) { return mask.flatten().to(at::kByte).argmax().item<int64_t>(); }
 

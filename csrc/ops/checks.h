@@ -75,6 +75,9 @@ std::string label_text(const Tensor& labels, int64_t flat);
 // Integer or bool.
 bool is_integer(const Tensor& tensor);
 
+// Floating, of a dtype that the kernels read: there are others, of eight bits.
+bool is_real(at::ScalarType dtype);
+
 // True where a label is none of [0, num_classes).
 Tensor is_outside(const Tensor& labels, int64_t num_classes);
 

@@ -236,7 +236,7 @@ CrossEntropy::Results CrossEntropy::finish(const Results& sums, const Options& o
 
 namespace {
 
-const Operator<CrossEntropy>::Registration registration; // NOLINT(bugprone-throwing-static-initialization): as torch's
+const Operator<CrossEntropy>::Registration cross_entropy; // NOLINT(bugprone-throwing-static-initialization): as torch's
 
 } // namespace
 } // namespace segloss

@@ -16,7 +16,7 @@ std::atomic<bool> forked{false};
 
 #ifndef _WIN32
 // fork copies the calling thread alone. OpenMP does not know, and would wait for its other threads forever.
-[[maybe_unused]] const int watching_forks = pthread_atfork(nullptr, nullptr, [] { forked = true; });
+[[maybe_unused]] const int noting_forks = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 #endif
 
 segloss_dtype dtype_of(const at::Tensor& tensor) {

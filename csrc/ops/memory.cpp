@@ -127,7 +127,7 @@ private:
     int64_t num_requests_ = 0;
 };
 
-[[maybe_unused]] const int watching_forks = pthread_atfork(Recycler::lock, Recycler::unlock, Recycler::unlock);
+[[maybe_unused]] const int locking_for_forks = pthread_atfork(Recycler::lock, Recycler::unlock, Recycler::unlock);
 
 } // namespace
 

@@ -95,7 +95,7 @@ struct SigmoidFocal : LossDefaults<SigmoidFocal> {
     }
 };
 
-const Operator<SigmoidFocal>::Registration registration; // NOLINT(bugprone-throwing-static-initialization): as torch's
+const Operator<SigmoidFocal>::Registration sigmoid_focal; // NOLINT(bugprone-throwing-static-initialization): as torch's
 
 } // namespace
 } // namespace segloss

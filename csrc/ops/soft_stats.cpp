@@ -292,7 +292,7 @@ SoftStats::Results SoftStats::composite(const Arguments& arguments, const Option
 
 namespace {
 
-const Operator<SoftStats>::Registration registration; // NOLINT(bugprone-throwing-static-initialization): as torch's
+const Operator<SoftStats>::Registration soft_stats; // NOLINT(bugprone-throwing-static-initialization): as torch's
 
 } // namespace
 } // namespace segloss

@@ -119,7 +119,8 @@ Tensor class_masks_meta(c10::string_view /*op*/, const Tensor& target, int64_t /
 Tensor check_range_composite(c10::string_view op, c10::string_view name, const Tensor& values, double low,
                              double high) {
     check_dense(std::string(op), values, "values");
-    TORCH_CHECK_TYPE(values.is_floating_point(), op, ": expected floating values, got ", values.scalar_type());
+    TORCH_CHECK_TYPE(is_real(values.scalar_type()), op,
+                     ": expected values of dtype float64, float32, float16 or bfloat16, got ", values.scalar_type());
     check_values_in_range(std::string(op), name, values, {low, high});
     return at::zeros({}, values.options());
 }
