@@ -76,4 +76,4 @@ bench-full: .venv/.built .venv/.peers
 	@touch $@
 
 clean:
-	rm -rf .venv build dist demo segloss/*.so segloss/_C.torch *.egg-info
+	rm -rf .venv build dist demo segloss/*.so *.egg-info

@@ -1,30 +1,36 @@
-"""Builds the C kernels, one static library per instruction set, and the extension that links them."""
+"""Builds the C kernels, which know no torch, and the glue that makes torch's operators of them: for the torch of this
+environment, or for each of the folders of torch in SEGLOSS_TORCH. Neither knows Python, so a wheel serves all versions.
+"""
 
 import os
 import platform
+import runpy
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 
-import torch
-from setuptools import setup
-from torch.utils.cpp_extension import BuildExtension, CppExtension
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
 
 KERNELS = Path("csrc/kernels")
 OPS = Path("csrc/ops")
+GLUE = runpy.run_path("segloss/_glue.py")
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
 DEBUG = os.environ.get("SEGLOSS_DEBUG", "0") == "1"  # asserts, and the address and undefined-behaviour sanitizers
-
 CUDA = os.environ.get("SEGLOSS_CUDA", "0") == "1"  # kernels for GPUs, too: no GPU has run them yet
 
 # -fno-trapping-math lets the exponential's comparisons become vector selects; -std=gnu11 (not c11) lets a * b + c
 # become one fused instruction; -fno-wrapv takes back a default of Python's build that makes the gradient slower.
 # Aligned loops are as fast whatever code lies before them.
-C_FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fno-wrapv"]
+C_FLAGS = ["-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fno-wrapv"]
 C_FLAGS += ["-falign-functions=64", "-falign-loops=32"]
-C_FLAGS += ["-Wall", "-Wextra", "-Wconversion"]
-CXX_FLAGS = ["-O2", "-g0", "-std=c++20", "-Wall", "-Wno-array-bounds"]  # a false alarm in torch's tuples
+C_FLAGS += ["-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wconversion"]
+CXX_FLAGS = ["-O2", "-g0", "-std=c++20", "-fPIC", "-Wall", "-Wno-array-bounds"]  # a false alarm in torch's tuples
 LINK_FLAGS: list[str] = []
 
 ISA_FLAGS: dict[str, list[str]] = {"baseline": []}
@@ -45,66 +51,120 @@ if DEBUG:
     LINK_FLAGS += SANITIZE
 
 
-def kernel_library(name: str, source: str, flags: list[str]) -> tuple[str, dict[str, list[str]]]:
-    """One entry of setuptools' `libraries`; it is built anew when any header of the kernels changes."""
-    headers = [str(path) for path in sorted(KERNELS.glob("*.h"))]
-    build = {"sources": [str(KERNELS / source)], "cflags": C_FLAGS + flags, "obj_deps": {"": headers}}
-    return f"segloss_{name}", build  # type: ignore[return-value]
+class Library(Extension):
+    """A shared library in the package's folder, whose name has no version of Python in it."""
+
+    def __init__(self, name: str, flags: dict[str, list[str]], headers: list[Path], **options: object) -> None:
+        super().__init__(f"segloss.{name}", list(flags), depends=[*map(str, headers)], **options)
+        self.flags = flags  # of the compiler, for each source
 
 
-# The linker takes what is still missing from left to right: dispatch needs the tables.
-libraries = [kernel_library("dispatch", "dispatch.c", [])]
-libraries += [kernel_library(isa, f"kernels_{isa}.c", flags) for isa, flags in ISA_FLAGS.items()]
+def kernels() -> Library:
+    """One source, compiled once for each instruction set."""
+    flags = {str(KERNELS / f"kernels_{isa}.c"): C_FLAGS + flags for isa, flags in ISA_FLAGS.items()}
+    flags[str(KERNELS / "dispatch.c")] = C_FLAGS
+    headers = sorted(KERNELS.glob("*.h"))
+    return Library("_kernels", flags, headers, extra_link_args=[*LINK_FLAGS, "-lm"])
 
 
-def in_few_units(sources: list[Path]) -> list[str]:
-    """As many compilations as there are processors on a small machine, each of many sources: torch's headers take
-    longer than what follows them."""
+def in_few_units(sources: list[Path]) -> list[Path]:
+    """Two compilations of many sources each: torch's headers take longer than what follows them."""
     units = [Path(f"build/glue_{k}.cpp") for k in range(2)]
     for k, unit in enumerate(units):
         text = "".join(f'#include "{source.resolve()}"\n' for source in sources[k :: len(units)])
         unit.parent.mkdir(exist_ok=True)
         if not unit.exists() or unit.read_text() != text:
             unit.write_text(text)
-    return [str(unit) for unit in units]
+    return units
 
 
-extension = CppExtension(
-    name="segloss._C",
-    sources=in_few_units([path for path in sorted(OPS.glob("*.cpp")) if CUDA or path.stem != "cuda"]),
-    depends=[str(path) for path in [*sorted(OPS.iterdir()), KERNELS / "kernels.h"]],
-    extra_compile_args=CXX_FLAGS,
-    extra_link_args=LINK_FLAGS,
-)
+def torches() -> Iterator[Path]:
+    """The folders of torch, whose headers and libraries are all that is needed of it."""
+    if "SEGLOSS_TORCH" in os.environ:
+        yield from map(Path, os.environ["SEGLOSS_TORCH"].split(os.pathsep))
+    elif spec := find_spec("torch"):
+        yield from map(Path, spec.submodule_search_locations or [])
+    else:
+        sys.exit(
+            "segloss: expected torch in the environment that builds, found none. Install the torch that you train "
+            "with, then build in its environment: pip install --no-build-isolation ... (pip would otherwise fetch "
+            "another torch, of several gigabytes)"
+        )
+
+
+def glue(torch: Path) -> Library:
+    version = runpy.run_path(str(torch / "version.py"))["__version__"]
+    include = [torch / "include", torch / "include/torch/csrc/api/include"]
+    flags = [*CXX_FLAGS, *(f"-isystem{path}" for path in include), f"-idirafter{OPS / 'missing'}"]
+    sources = in_few_units([path for path in sorted(OPS.glob("*.cpp")) if CUDA or path.stem != "cuda"])
+    here = "@loader_path" if sys.platform == "darwin" else "$ORIGIN"
+    return Library(
+        GLUE["name"](version),
+        dict.fromkeys(map(str, sources), flags),
+        [*sorted(OPS.rglob("*.*pp")), *sorted(OPS.glob("*.h")), KERNELS / "kernels.h", Path("setup.py")],
+        libraries=["c10", "torch_cpu", "torch"] + ["segloss_cuda"] * CUDA,
+        library_dirs=[str(torch / "lib")],
+        extra_link_args=[*LINK_FLAGS, f"-Wl,-rpath,{here}"],
+    )
 
 
 def cuda_architectures() -> list[str]:
     """nvcc's options for what torch was built for, or for every generation where it was built without CUDA."""
+    import torch
+
     pairs = [name.split("_") for name in torch.cuda.get_arch_list()]  # such as sm_90, or compute_120 for PTX
     return [f"-gencode=arch=compute_{number},code={kind}_{number}" for kind, number in pairs] or ["-arch=all-major"]
 
 
 def link_cuda_kernels(directory: Path) -> None:
-    """Makes a library of the CUDA kernels beside the extension: nvcc, which knows its own runtime, needs nothing of
-    torch."""
-    directory.mkdir(parents=True, exist_ok=True)
+    """Makes a library of the CUDA kernels beside the glue: nvcc knows its own runtime, and needs nothing of torch."""
     sources = sorted((KERNELS / "cuda").glob("*.cu"))
     options = ["-shared", "-std=c++17", "-Xcompiler=-fPIC", "--threads=0", *cuda_architectures()]
     subprocess.run(["nvcc", *options, *sources, "-o", directory / "libsegloss_cuda.so"], check=True)
-    extension.libraries.append("segloss_cuda")
-    extension.library_dirs.append(str(directory))
-    extension.runtime_library_dirs.append("$ORIGIN")
 
 
-class Build(BuildExtension):
-    """Leaves the version of torch beside the extension: segloss/_extension.py compares it before it loads it."""
+class Build(build_ext):
+    """Compiles a library's sources side by side, and links it."""
 
-    def run(self) -> None:
-        directory = Path(self.get_ext_fullpath("segloss._C")).parent
-        if CUDA:
-            link_cuda_kernels(directory)
-        super().run()
-        (directory / "_C.torch").write_text(torch.__version__)
+    def get_ext_filename(self, fullname: str) -> str:
+        return str(Path(*fullname.split(".")).with_suffix(".so"))
+
+    def build_extension(self, library: Library) -> None:
+        target = Path(self.get_ext_fullpath(library.name))
+        newest = max(Path(path).stat().st_mtime for path in [*library.sources, *library.depends])
+        if target.exists() and target.stat().st_mtime > newest and not self.force:
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if CUDA and library.libraries:
+            link_cuda_kernels(target.parent)
+
+        directory = os.path.join(self.build_temp, library.name)
+
+        def compile_source(source: str) -> str:
+            options = library.flags[source]
+            return self.compiler.compile([source], output_dir=directory, extra_postargs=options)[0]
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            objects = list(pool.map(compile_source, library.sources))
+        beside = [":_kernels.so"] if library.libraries else []
+        self.compiler.link_shared_object(
+            objects,
+            str(target),
+            libraries=beside + library.libraries,
+            library_dirs=[str(target.parent), *library.library_dirs],
+            extra_postargs=library.extra_link_args,
+            target_lang="c++" if library.libraries else "c",
+        )
 
 
-setup(libraries=libraries, ext_modules=[extension], cmdclass={"build_ext": Build})
+class Wheel(bdist_wheel):
+    """For every Python 3."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[-1]
+
+
+if sys.platform == "win32":
+    sys.exit("segloss: expected Linux or macOS, got Windows, which is not supported. Use WSL 2, a Linux within Windows")
+
+setup(ext_modules=[kernels(), *map(glue, torches())], cmdclass={"build_ext": Build, "bdist_wheel": Wheel})

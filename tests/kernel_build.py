@@ -72,7 +72,7 @@ def kernel_sources():
 def built_kernels():
     """The object files that the extension was linked of, where the build left them and nothing has changed since."""
     newest = max(path.stat().st_mtime for path in [*KERNELS.glob("*.[ch]"), ROOT / "setup.py"])
-    for directory in ROOT.glob("build/temp*/csrc/kernels"):
+    for directory in ROOT.glob("build/temp*/segloss._kernels/csrc/kernels"):
         objects = [directory / name for name, *_ in kernel_sources()]
         if all(each.exists() and each.stat().st_mtime > newest for each in objects):
             return objects

@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,7 +29,7 @@ ANALYZE_HEADERS = ["-Xclang", "-analyzer-opt-analyze-headers"]
 
 # The analyzer would go through torch's headers, for minutes.
 OPERATORS = ["--quiet", "--checks=-clang-analyzer-*", "--header-filter=csrc/ops"]
-TORCH = [f"-isystem{path}" for path in [*include_paths(), sysconfig.get_path("include")]]
+TORCH = [*(f"-isystem{path}" for path in include_paths()), "-idirafter", ROOT / "csrc" / "ops" / "missing"]
 
 
 def commands():

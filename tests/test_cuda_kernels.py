@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.utils.cpp_extension import include_paths, library_paths
 
-import segloss
+from segloss import _extension
 
 ROOT = Path(__file__).parent.parent
 KERNELS = ROOT / "csrc" / "kernels"
@@ -72,7 +72,7 @@ def test_cuda_kernels_equal_slow_references(directory):
 @pytest.fixture(scope="module")
 def library(directory):
     """The operators of CUDA tensors, for the emulated GPU."""
-    extension = Path(segloss._C.__file__)
+    extension = _extension.library()
     target = directory / "segloss_cuda.so"
     libraries = [f"-L{path}" for path in library_paths()] + ["-ltorch_cpu", "-lc10"]
     extension_flags = [f"-L{extension.parent}", f"-l:{extension.name}", f"-Wl,-rpath,{extension.parent}"]

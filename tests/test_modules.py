@@ -322,4 +322,3 @@ def test_every_public_name_has_a_docstring():
 def test_type_information_is_shipped():
     files = importlib.resources.files(segloss)
     assert files.joinpath("py.typed").is_file()
-    assert files.joinpath("_C.pyi").is_file()

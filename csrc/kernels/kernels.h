@@ -191,6 +191,9 @@ extern const struct segloss_kernels segloss_kernels_avx512;
 
 /* The table for the instruction set `isa`, or for the best one of this processor where `isa` is NULL or empty. NULL if
  * there is no such table or this processor cannot run it. */
+#ifdef __GNUC__
+__attribute__((visibility("default"))) /* all else is the library's own */
+#endif
 const struct segloss_kernels* segloss_select_kernels(const char* isa);
 
 #ifdef __cplusplus

@@ -4,6 +4,8 @@
 #include <ATen/SavedTensorHooks.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/functorch/DynamicLayer.h>
+#include <ATen/functorch/TensorWrapper.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
@@ -11,12 +13,21 @@
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/functions/utils.h>
 #include <torch/csrc/autograd/saved_variable.h>
-#include <torch/csrc/utils/pybind.h>
 
 #include <cmath>
 #include <memory>
 #include <mutex>
 #include <utility>
+
+// What of Python's C interface has been the same in every version. Weak: nothing has to provide it, and one library
+// serves all versions.
+extern "C" {
+struct PyThreadState;
+[[gnu::weak]] int Py_IsInitialized();
+[[gnu::weak]] int PyGILState_Check();
+[[gnu::weak]] PyThreadState* PyEval_SaveThread();
+[[gnu::weak]] void PyEval_RestoreThread(PyThreadState* state);
+}
 
 namespace segloss {
 namespace {
@@ -56,33 +67,42 @@ private:
 };
 
 // A level of torch.func for one derivative, as torch.func.vjp makes it. In a backward pass under torch.func the levels
-// of what was saved may be over, and vmap hides its tensors from autograd: no operator would record there. From Python,
-// as the headers of these functions include one that torch's wheels lack.
+// of what was saved may be over, and vmap hides its tensors from autograd: no operator would record there.
 class FuncLevel {
 public:
-    FuncLevel() : level_(call<int64_t>("_grad_increment_nesting")) {}
-    ~FuncLevel() { call<int64_t>("_grad_decrement_nesting"); } // NOLINT(bugprone-exception-escape): a level is open
+    FuncLevel()
+        : level_(at::functorch::initAndPushDynamicLayer(at::functorch::TransformType::Grad, /*batch_size=*/{},
+                                                        /*randomness=*/{}, at::GradMode::is_enabled())) {}
+    ~FuncLevel() { at::functorch::popDynamicLayerAndDeleteMetadata(); } // NOLINT(bugprone-exception-escape): one is open
     FuncLevel(const FuncLevel&) = delete;
     FuncLevel& operator=(const FuncLevel&) = delete;
 
-    Tensor wrap(const Tensor& tensor) const { return call<Tensor>("_wrap_for_grad", tensor, level_); }
-    Tensor unwrap(const Tensor& tensor) const { return call<Tensor>("_unwrap_for_grad", tensor, level_); }
-
-private:
-    template <typename Result, typename... Arguments>
-    static Result call(const char* name, const Arguments&... arguments) {
-        const pybind11::gil_scoped_acquire gil;
-        const auto function = pybind11::module_::import("torch._C._functorch").attr(name);
-        return function(arguments...).template cast<Result>();
+    Tensor wrap(const Tensor& tensor) const { return at::functorch::makeTensorWrapper(tensor, level_); }
+    Tensor unwrap(const Tensor& tensor) const {
+        const auto* wrapper = at::functorch::maybeGetTensorWrapper(tensor);
+        return wrapper && wrapper->level() == level_ ? wrapper->value() : tensor;
     }
 
+private:
     int64_t level_;
 };
 
-// Compilers call operators from Python, whose lock the autograd engine refuses.
-std::unique_ptr<pybind11::gil_scoped_release> without_gil() {
-    return Py_IsInitialized() && PyGILState_Check() ? std::make_unique<pybind11::gil_scoped_release>() : nullptr;
-}
+// Releases Python's lock where this thread holds it: compilers call operators with it, and the autograd engine refuses
+// it.
+class WithoutGil {
+public:
+    WithoutGil() : state_(Py_IsInitialized && Py_IsInitialized() && PyGILState_Check() ? PyEval_SaveThread() : nullptr) {}
+    ~WithoutGil() {
+        if (state_) {
+            PyEval_RestoreThread(state_);
+        }
+    }
+    WithoutGil(const WithoutGil&) = delete;
+    WithoutGil& operator=(const WithoutGil&) = delete;
+
+private:
+    PyThreadState* state_;
+};
 
 // Whether an operator that is called here goes through a torch.func transform: not within one that a transform runs.
 bool calls_func() {
@@ -189,7 +209,7 @@ variable_list composite_gradients(const Composite& composite, const variable_lis
         }
     }
     const auto gradients = [&] {
-        const auto unlocked = without_gil();
+        const WithoutGil unlocked;
         return torch::autograd::grad(results, sources, defined_grads, /*retain_graph=*/create_graph, create_graph,
                                      /*allow_unused=*/true);
     }();
