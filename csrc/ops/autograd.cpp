@@ -4,9 +4,9 @@
 #include <ATen/SavedTensorHooks.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/core/grad_mode.h>
 #include <ATen/functorch/DynamicLayer.h>
 #include <ATen/functorch/TensorWrapper.h>
-#include <c10/core/GradMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -18,6 +18,8 @@
 #include <memory>
 #include <mutex>
 #include <utility>
+
+#include "compat.h"
 
 // What of Python's C interface has been the same in every version. Weak: nothing has to provide it, and one library
 // serves all versions.
@@ -177,7 +179,7 @@ Tensor take_gradient(torch::autograd::AutogradContext* ctx, const Tensor& grad) 
 
 void record(const char* name, const variable_list& results, const variable_list& inputs, const variable_list& saved,
             BackwardPass backward) {
-    const auto node = c10::make_intrusive<Recorded>(name, saved, std::move(backward));
+    const auto node = make_node<Recorded>(name, saved, std::move(backward));
     node->set_next_edges(torch::autograd::collect_next_edges(inputs));
     torch::autograd::set_history(results, node);
 }

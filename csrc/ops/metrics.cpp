@@ -1,6 +1,7 @@
 // How good predicted classes, or masks, are: accuracy, confusion matrix, Dice score, Jaccard index.
 
 #include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
 #include <torch/library.h>
 
 #include <algorithm>

@@ -1,0 +1,24 @@
+// All that depends on the version of torch, 2.10 to 2.15. Each entry names the torch that needs it and goes with it.
+#pragma once
+
+#include <torch/csrc/autograd/function.h>
+#include <torch/version.h>
+
+#include <memory>
+#include <utility>
+
+#define SEGLOSS_TORCH_BEFORE(major, minor)                                                                             \
+    (TORCH_VERSION_MAJOR < (major) || (TORCH_VERSION_MAJOR == (major) && TORCH_VERSION_MINOR < (minor)))
+
+namespace segloss {
+
+// A node of autograd's graph, held as graphs hold theirs. Newest torch that takes a shared pointer: 2.12.
+template <class Node, typename... Arguments> auto make_node(Arguments&&... arguments) {
+#if SEGLOSS_TORCH_BEFORE(2, 13)
+    return std::shared_ptr<Node>(new Node(std::forward<Arguments>(arguments)...), torch::autograd::deleteNode);
+#else
+    return c10::make_intrusive<Node>(std::forward<Arguments>(arguments)...);
+#endif
+}
+
+} // namespace segloss
