@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 from torch.distributed.tensor import Partial, Placement, Replicate, Shard
-from torch.distributed.tensor.experimental import register_sharding
 from torch.nn import _reduction
+
+from segloss._compat import register_sharding
 
 _ops = torch.ops.segloss
 
@@ -30,8 +31,12 @@ def replicated(*tensors: Any) -> list[Tensor]:
 
 
 def _rule(*ops: OpOverload) -> Callable[[_Rule], _Rule]:
-    decorator: Callable[[_Rule], _Rule] = register_sharding(list(ops))
-    return decorator
+    def register(rule: _Rule) -> _Rule:
+        for op in ops:
+            register_sharding(op, rule)
+        return rule
+
+    return register
 
 
 # In what follows, logits are sharded over their dimension d, or not at all where d is None.

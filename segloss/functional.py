@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import _reduction
 
+from segloss._compat import is_autocast_available
 from segloss._distributed import check_process_group, is_dtensor, sum_over_ranks, sums_or_zeros
 from segloss._docs import documented
 
@@ -629,5 +630,5 @@ def _mean_or_sum(loss: Tensor, total: Tensor, reduction: str, empty_zero: bool) 
 def _result_dtype(input: Tensor) -> torch.dtype:
     """Input's dtype; float32 for half types under autocast."""
     device = input.device.type
-    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    autocast = is_autocast_available(device) and torch.is_autocast_enabled(device)
     return torch.promote_types(input.dtype, torch.float32) if autocast else input.dtype
