@@ -21,6 +21,7 @@ OPS = Path("csrc/ops")
 GLUE = runpy.run_path("segloss/_glue.py")
 
 X86 = platform.machine().lower() in ("x86_64", "amd64")
+ARM = platform.machine().lower() in ("aarch64", "arm64")
 DEBUG = os.environ.get("SEGLOSS_DEBUG", "0") == "1"  # asserts, and the address and undefined-behaviour sanitizers
 CUDA = os.environ.get("SEGLOSS_CUDA", "0") == "1"  # kernels for GPUs, too: no GPU has run them yet
 
@@ -33,7 +34,7 @@ C_FLAGS += ["-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wconver
 CXX_FLAGS = ["-O2", "-g0", "-std=c++20", "-fPIC", "-Wall", "-Wno-array-bounds"]  # a false alarm in torch's tuples
 LINK_FLAGS: list[str] = []
 
-ISA_FLAGS: dict[str, list[str]] = {"baseline": []}
+ISA_FLAGS: dict[str, list[str]] = {"neon" if ARM else "baseline": []}
 if X86:
     ISA_FLAGS["avx2"] = ["-mavx2", "-mfma"]
     ISA_FLAGS["avx512"] = ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma"]

@@ -11,16 +11,24 @@ ROOT = Path(__file__).parent.parent
 KERNELS = ROOT / "csrc" / "kernels"
 C_TESTS = ROOT / "tests" / "c"
 
+# What is compiled for, the compiler, and the command that runs its programs here: `make test-arm` sets all three.
+MACHINE = os.environ.get("SEGLOSS_TEST_MACHINE", platform.machine()).lower()
+CC = os.environ.get("SEGLOSS_TEST_CC", "cc")
+EMULATOR = os.environ.get("SEGLOSS_TEST_EMULATOR", "").split()
+
 # The flags of setup.py.
 FLAGS = ["-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra", "-Wconversion", f"-I{KERNELS}"]
-ISA_FLAGS: dict[str, list[str]] = {"baseline": []}
-if platform.machine().lower() in ("x86_64", "amd64"):
+ARM = MACHINE in ("aarch64", "arm64")
+ISA_FLAGS: dict[str, list[str]] = {"neon" if ARM else "baseline": []}
+if MACHINE in ("x86_64", "amd64"):
     FLAGS += ["-DSEGLOSS_X86"]
     ISA_FLAGS["avx2"] = ["-mavx2", "-mfma"]
     ISA_FLAGS["avx512"] = ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma"]
     ISA_FLAGS["avx512"] += ["-mprefer-vector-width=512"]
 
 CPU_FLAGS = {"baseline": [], "avx2": ["avx2", "fma"], "avx512": ["avx512f", "avx512vl", "avx512dq", "avx512bw", "fma"]}
+if ARM:
+    CPU_FLAGS = {"neon": []}
 
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 

@@ -3,6 +3,20 @@
 
 #include "kernels.h"
 
+static const struct segloss_kernels* const best_first[] = {
+#ifdef SEGLOSS_X86
+    &segloss_kernels_avx512,
+    &segloss_kernels_avx2,
+#endif
+#ifdef __aarch64__
+    &segloss_kernels_neon,
+#else
+    &segloss_kernels_baseline,
+#endif
+};
+
+enum { NUM_TABLES = sizeof best_first / sizeof best_first[0] };
+
 static int processor_has(const struct segloss_kernels* kernels) {
 #ifdef SEGLOSS_X86
     if (kernels == &segloss_kernels_avx512) {
@@ -14,22 +28,24 @@ static int processor_has(const struct segloss_kernels* kernels) {
         return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     }
 #endif
-    return kernels == &segloss_kernels_baseline;
+    return kernels == best_first[NUM_TABLES - 1];
 }
 
-const struct segloss_kernels* segloss_select_kernels(const char* isa) {
-    static const struct segloss_kernels* const best_first[] = {
-#ifdef SEGLOSS_X86
-        &segloss_kernels_avx512,
-        &segloss_kernels_avx2,
-#endif
-        &segloss_kernels_baseline,
-    };
-    for (size_t i = 0; i < sizeof best_first / sizeof best_first[0]; ++i) {
-        const int wanted = !isa || !*isa || strcmp(isa, best_first[i]->isa) == 0;
-        if (wanted && processor_has(best_first[i])) {
+const struct segloss_kernels* segloss_usable_kernels(int k) {
+    for (int i = 0; i < NUM_TABLES; ++i) {
+        if (processor_has(best_first[i]) && k-- == 0) {
             return best_first[i];
         }
     }
     return NULL;
+}
+
+const struct segloss_kernels* segloss_select_kernels(const char* isa) {
+    const struct segloss_kernels* kernels = NULL;
+    for (int k = 0; (kernels = segloss_usable_kernels(k)); ++k) {
+        if (!isa || !*isa || strcmp(isa, kernels->isa) == 0) {
+            return kernels;
+        }
+    }
+    return isa && strcmp(isa, "baseline") == 0 ? best_first[NUM_TABLES - 1] : NULL;
 }

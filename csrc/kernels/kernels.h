@@ -183,18 +183,23 @@ struct segloss_kernels {
     int64_t (*one_hot)(const struct segloss_one_hot* args, int64_t begin, int64_t end);
 };
 
+/* What is built: neon on 64-bit ARM; baseline elsewhere, and with it the other two on x86-64. */
 extern const struct segloss_kernels segloss_kernels_baseline;
-#ifdef SEGLOSS_X86
 extern const struct segloss_kernels segloss_kernels_avx2;
 extern const struct segloss_kernels segloss_kernels_avx512;
-#endif
+extern const struct segloss_kernels segloss_kernels_neon;
+
+#pragma GCC visibility push(default) /* all else is the library's own */
+
+/* The k-th table that this processor can run, the best one first; NULL after the last one. */
+const struct segloss_kernels* segloss_usable_kernels(int k);
 
 /* The table for the instruction set `isa`, or for the best one of this processor where `isa` is NULL or empty. NULL if
- * there is no such table or this processor cannot run it. */
-#ifdef __GNUC__
-__attribute__((visibility("default"))) /* all else is the library's own */
-#endif
+ * there is no such table or this processor cannot run it. "baseline" is what every processor of its kind has: where
+ * another name says which instructions these are, that one's table. */
 const struct segloss_kernels* segloss_select_kernels(const char* isa);
+
+#pragma GCC visibility pop
 
 #ifdef __cplusplus
 }

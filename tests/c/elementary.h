@@ -17,9 +17,8 @@ struct elementary {
 };
 
 extern const struct elementary elementary_baseline;
-#ifdef SEGLOSS_X86
 extern const struct elementary elementary_avx2;
 extern const struct elementary elementary_avx512;
-#endif
+extern const struct elementary elementary_neon;
 
 #endif

@@ -5,12 +5,21 @@
 #include "elementary.h"
 #include "tables.h"
 
-enum { GRID = 512 }; /* batches of points of each function */
+/* Batches of points of each function. */
+#ifdef FEW_CASES
+enum { GRID = 64 };
+#else
+enum { GRID = 512 };
+#endif
 
 /* What is compiled as the table is. */
 static const struct elementary* elementary_of(const struct segloss_kernels* table) {
     static const struct elementary* const all[] = {
+#ifdef __aarch64__
+        &elementary_neon,
+#else
         &elementary_baseline,
+#endif
 #ifdef SEGLOSS_X86
         &elementary_avx2,
         &elementary_avx512,

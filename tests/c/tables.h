@@ -7,7 +7,6 @@
 /* Cases for each size, or size and dtype; and of bad targets, every how many-th is run. FEW_CASES is for programs that
  * take long for each: what they are there to find, any case finds. */
 enum {
-    MAX_TABLES = 3,
 #ifdef FEW_CASES
     ROUNDS = 1,
     SOFT_ROUNDS = 1,
@@ -21,7 +20,14 @@ enum {
 #endif
 };
 
-static const char* const isa_names[MAX_TABLES] = {"baseline", "avx2", "avx512"};
+/* The best one last. */
+#ifdef __aarch64__
+static const char* const isa_names[] = {"neon"};
+#else
+static const char* const isa_names[] = {"baseline", "avx2", "avx512"};
+#endif
+
+enum { MAX_TABLES = sizeof isa_names / sizeof isa_names[0] };
 
 /* The tables that this processor runs. */
 static const struct segloss_kernels* tables[MAX_TABLES];

@@ -22,6 +22,14 @@ static void test_selection(void) {
     if (segloss_select_kernels(NULL) != best || segloss_select_kernels("") != best) {
         fail("expected %s by default", best->isa);
     }
+    if (segloss_select_kernels("baseline") != tables[0]) {
+        fail("expected %s for baseline", tables[0]->isa);
+    }
+    for (int k = 0; k <= num_tables; ++k) {
+        if (segloss_usable_kernels(k) != (k < num_tables ? tables[num_tables - 1 - k] : NULL)) {
+            fail("expected table %d of %d to be the %d-th best", num_tables - 1 - k, num_tables, k);
+        }
+    }
     if (segloss_select_kernels("sse9") != NULL) {
         fail("an instruction set that does not exist was found");
     }
