@@ -45,7 +45,7 @@ torch.ops.load_library(library())  # type: ignore[no-untyped-call]
 
 
 def get_isa() -> str:
-    """The instruction set whose kernels are in use: ``'baseline'``, ``'avx2'`` or ``'avx512'``.
+    """The instruction set whose kernels are in use: ``'baseline'``, ``'avx2'`` or ``'avx512'``; ``'neon'`` on ARM.
 
     Raises:
         ValueError: The environment variable ``SEGLOSS_ISA`` names none that this processor has.

@@ -3,6 +3,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdlib>
+#include <string>
 #include <utility>
 
 #ifndef _WIN32
@@ -43,12 +44,21 @@ int64_t position_stride(const at::Tensor& tensor, int64_t num_dims, int64_t dim,
     return tensor.strides()[tensor.dim() > num_dims && d >= dim ? d + 1 : d];
 }
 
+/* Those that this processor has, the best one first. */
+std::string isa_names() {
+    std::string names;
+    for (int k = 0; const segloss_kernels* usable = segloss_usable_kernels(k); ++k) {
+        names += (k > 0 ? ", " : "") + std::string(usable->isa);
+    }
+    return names;
+}
+
 } // namespace
 
 const segloss_kernels& kernels() {
     static const segloss_kernels* chosen = segloss_select_kernels(std::getenv("SEGLOSS_ISA"));
-    TORCH_CHECK_VALUE(chosen, "segloss: expected SEGLOSS_ISA to be baseline, avx2 or avx512, and one that this ",
-                      "processor has, got '", std::getenv("SEGLOSS_ISA"), "'. Unset it to let segloss choose");
+    TORCH_CHECK_VALUE(chosen, "segloss: expected SEGLOSS_ISA to be one that this processor has (", isa_names(),
+                      "), got '", std::getenv("SEGLOSS_ISA"), "'. Unset it to let segloss choose");
     return *chosen;
 }
 
