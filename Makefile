@@ -1,4 +1,4 @@
-# make demo | test | test-isas | fuzz | sanitize | lint | bench | bench-full. Each sets up .venv on its first run.
+# make demo | test | test-isas | test-arm | fuzz | sanitize | lint | bench | bench-full. Each sets up .venv on its first run.
 PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -16,7 +16,7 @@ SANITIZED := build/sanitized
 UNSANITIZED := $(patsubst %,--ignore=tests/test_%.py,kernels cuda_kernels compile benchmarks leaks large example)
 UNSANITIZED += -k "not peak_memory and not another_instruction_set"
 
-.PHONY: demo test test-isas fuzz sanitize lint bench bench-full clean
+.PHONY: demo test test-isas test-arm fuzz sanitize lint bench bench-full clean
 
 demo: .venv/.built
 	$(BIN)/python examples/mni152.py
@@ -28,6 +28,14 @@ test-isas: .venv/.built
 	for isa in baseline avx2 avx512; do \
 		SEGLOSS_ISA=$$isa $(PYTEST) $(NUMBERS:%=tests/test_%.py) || exit 1; \
 	done
+
+# The kernels for 64-bit ARM, in an emulator. Without conftest.py, which asks for the extension.
+test-arm: .venv/.installed
+	@for tool in aarch64-linux-gnu-gcc qemu-aarch64; do command -v $$tool > /dev/null || { echo "$$tool was not found:" \
+		"Debian's gcc-aarch64-linux-gnu, libc6-dev-arm64-cross and qemu-user are needed" >&2; exit 1; }; done
+	SEGLOSS_TEST_MACHINE=aarch64 SEGLOSS_TEST_CC=aarch64-linux-gnu-gcc \
+		SEGLOSS_TEST_EMULATOR="qemu-aarch64 -L /usr/aarch64-linux-gnu" \
+		$(BIN)/python -m pytest --noconftest tests/test_kernels.py::test_kernels_equal_slow_references
 
 # Targets of any shape, dtype and value; then the C kernels by clang's libFuzzer, a minute for each family.
 fuzz: .venv/.built

@@ -10,7 +10,9 @@ import fuzz_kernels
 import pytest
 from kernel_build import (
     C_TESTS,
+    CC,
     CPU_FLAGS,
+    EMULATOR,
     ISA_FLAGS,
     KERNELS,
     SANITIZE,
@@ -54,7 +56,8 @@ def check_tables(output):
 def run_program(compiler, flags, kernels, directory, options=()):
     """The test program, compiled with the options, and the kernels' object files."""
     objects = compile_objects(compiler, [], program_sources(flags, options), directory)
-    output = run([link(compiler, flags, [*objects, *kernels], directory / "test_kernels")], env=SANITIZER_ENV)
+    program = link(compiler, flags, [*objects, *kernels], directory / "test_kernels")
+    output = run([*EMULATOR, program], env=SANITIZER_ENV)
     print(output)  # the measured errors, with pytest -s
     check_tables(output)
     assert output.rstrip().endswith("ok")
@@ -63,7 +66,7 @@ def run_program(compiler, flags, kernels, directory, options=()):
 @pytest.fixture(scope="module")
 def plain_kernels(tmp_path_factory):
     """Those of the extension itself, or the same compiled here."""
-    return built_kernels() or compile_objects("cc", ["-O3"], kernel_sources(), tmp_path_factory.mktemp("plain"))
+    return built_kernels() or compile_objects(CC, ["-O3"], kernel_sources(), tmp_path_factory.mktemp("plain"))
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +81,7 @@ def sanitized(tmp_path_factory):
 
 
 def test_kernels_equal_slow_references(plain_kernels, tmp_path):
-    run_program("cc", ["-O3"], plain_kernels, tmp_path)
+    run_program(CC, ["-O3"], plain_kernels, tmp_path, ["-DFEW_CASES"] if EMULATOR else [])
 
 
 def test_kernels_of_clang_equal_slow_references(tmp_path):
