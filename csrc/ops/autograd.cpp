@@ -75,7 +75,7 @@ public:
     FuncLevel()
         : level_(at::functorch::initAndPushDynamicLayer(at::functorch::TransformType::Grad, /*batch_size=*/{},
                                                         /*randomness=*/{}, at::GradMode::is_enabled())) {}
-    ~FuncLevel() { at::functorch::popDynamicLayerAndDeleteMetadata(); } // NOLINT(bugprone-exception-escape): one is open
+    ~FuncLevel() { at::functorch::popDynamicLayerAndDeleteMetadata(); } // NOLINT(bugprone-exception-escape)
     FuncLevel(const FuncLevel&) = delete;
     FuncLevel& operator=(const FuncLevel&) = delete;
 
@@ -93,7 +93,8 @@ private:
 // it.
 class WithoutGil {
 public:
-    WithoutGil() : state_(Py_IsInitialized && Py_IsInitialized() && PyGILState_Check() ? PyEval_SaveThread() : nullptr) {}
+    WithoutGil()
+        : state_(Py_IsInitialized && Py_IsInitialized() && PyGILState_Check() ? PyEval_SaveThread() : nullptr) {}
     ~WithoutGil() {
         if (state_) {
             PyEval_RestoreThread(state_);
