@@ -16,9 +16,20 @@ def is_autocast_available(device_type: str) -> bool:
     return torch.amp.is_autocast_available(device_type)
 
 
-# Newest torch whose compiler does not trace it: 2.12. This is what torch.compiler.assume_constant_result sets.
-if TORCH < (2, 13):
+# Newest torch whose compiler does not trace it: 2.11. This is what torch.compiler.assume_constant_result sets.
+if TORCH < (2, 12):
     is_autocast_available._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def sym_clamp(number: Any, least: int, most: Any) -> Any:
+    """Of sizes, as numbers or as symbols: int, max and min would tie an exported graph to one shape."""
+    if TAKES_NO_NUMBERS and isinstance(number, int) and isinstance(most, int):
+        return min(max(least, number), most)
+    return torch.sym_min(torch.sym_max(least, number), most)  # type: ignore[no-untyped-call]
+
+
+# Newest torch whose compiler refuses torch.sym_max of numbers: 2.11.
+TAKES_NO_NUMBERS = TORCH < (2, 12)
 
 
 def register_sharding(op: OpOverload, rule: Callable[..., Any]) -> None:
@@ -27,7 +38,7 @@ def register_sharding(op: OpOverload, rule: Callable[..., Any]) -> None:
     from torch.distributed.tensor.experimental import register_sharding
 
     register_sharding(op)(rule)
-    if TORCH < (2, 13):  # newest torch that looks for a mesh in the first argument alone: 2.12
+    if TORCH < (2, 12):  # newest torch that looks for a mesh in the first argument alone: 2.11
         strategies = DTensor._op_dispatcher.sharding_propagator.op_strategy_funcs
         strategies[op] = _with_mesh_of_tensors(strategies[op])
 

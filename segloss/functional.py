@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import _reduction
 
-from segloss._compat import is_autocast_available
+from segloss._compat import is_autocast_available, sym_clamp
 from segloss._distributed import check_process_group, is_dtensor, sum_over_ranks, sums_or_zeros
 from segloss._docs import documented
 
@@ -348,10 +348,9 @@ def topk_loss(
     dtype = torch.float32 if losses.is_mps else torch.float64  # the one without float64
     num_voxels = counts.sum(dtype=dtype)
     num_kept = (k * num_voxels / 100).floor().clamp(min=1).minimum(num_voxels)
-    # To ask for that number would make the host wait for the device, and end a graph. As many as it can be are ranked;
-    # int, max and min would tie an exported graph to one shape.
+    # To ask for that number would make the host wait for the device, and end a graph. As many as it can be are ranked.
     share = math.trunc(k * losses.numel() / 100)
-    most = torch.sym_min(torch.sym_max(1, share), losses.numel())  # type: ignore[no-untyped-call]
+    most = sym_clamp(share, 1, losses.numel())
     ranked = losses.masked_fill(~counts, -torch.inf).flatten().topk(most).values
     is_kept = torch.arange(most, device=losses.device) < num_kept
     total = torch.where(is_kept, ranked, 0.0).sum(dtype=dtype)

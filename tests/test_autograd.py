@@ -11,8 +11,6 @@ from torch.utils.checkpoint import checkpoint
 import segloss
 
 # torch's own forward mode scripts its decompositions when it is first used.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
-
 WEIGHT = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
 REDUCTIONS = ["mean", "sum", "none"]
 LABELS = torch.tensor([[0, 2], [1, -100]])

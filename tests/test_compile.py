@@ -8,14 +8,11 @@ from tolerances import assert_close
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
+from torch_versions import TRACES_LOCALS, ignores_warnings_of_compilers
 
 import segloss
 
-# What torch says of its own code when Inductor and the packaging are imported and run.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning"),
-]
+pytestmark = ignores_warnings_of_compilers
 
 NUM_CLASSES = 3
 WEIGHT = torch.tensor([0.5, 2.0, 1.0])
@@ -59,6 +56,9 @@ def one_hot_of(n, *sizes):
     return F.one_hot(labels_of(n, *sizes).squeeze(1).long(), NUM_CLASSES).movedim(-1, 1)
 
 
+DEEP_SUPERVISION = segloss.DeepSupervisionLoss(segloss.CrossEntropyLoss(ignore_index=1))
+
+
 def nll_of_log_softmax(logits, target):
     return segloss.nll_loss(logits.log_softmax(1), target)
 
@@ -68,8 +68,7 @@ def binary_dice_of_sigmoid(logits, target):
 
 
 def deeply_supervised(logits, target):
-    outputs = [logits, F.avg_pool2d(logits, 2)]
-    return segloss.DeepSupervisionLoss(segloss.CrossEntropyLoss(ignore_index=1))(outputs, target)
+    return DEEP_SUPERVISION([logits, F.avg_pool2d(logits, 2)], target)
 
 
 def weighted_voxels(logits, target):
@@ -196,6 +195,19 @@ def test_compiled_autograd_takes_the_backward_pass(name):
         module(*batch).sum().backward()
     actual = [parameter.grad for parameter in module.parameters()]
     assert_same(actual, loss_and_gradients(module, module, *batch)[1:])
+
+
+def test_a_module_may_be_made_within_the_graph():
+    def step(logits, target):
+        return segloss.DeepSupervisionLoss(segloss.CrossEntropyLoss(ignore_index=1))([logits], target)
+
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    batch = torch.randn(2, NUM_CLASSES, 4, 8), labels_of(2, 4, 8)
+    if TRACES_LOCALS:
+        assert torch.equal(compiled(*batch), step(*batch))
+    else:
+        with pytest.raises(torch._dynamo.exc.Unsupported, match="builtin operator `locals`"):
+            compiled(*batch)
 
 
 # ---- torch.export and AOTInductor ----

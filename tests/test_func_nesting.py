@@ -14,8 +14,6 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 import segloss
 
 # torch's own forward mode scripts its decompositions when it is first used.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
-
 WEIGHT = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
 VOXEL_WEIGHT = torch.tensor([[0.5, 2.0]], dtype=torch.float64)
 

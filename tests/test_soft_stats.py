@@ -10,8 +10,6 @@ from torch.nn.functional import one_hot
 import segloss
 
 # torch's own forward mode scripts its decompositions when it is first used.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
-
 INTEGERS = [
     torch.uint8,
     torch.int8,

@@ -12,8 +12,6 @@ from torch.autograd import gradcheck, gradgradcheck
 import segloss
 
 # torch's own forward mode scripts its decompositions when it is first used.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
-
 WEIGHT = torch.tensor([0.5, 2.0, 1.0])
 NAN = float("nan")
 

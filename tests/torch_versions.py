@@ -1,0 +1,16 @@
+"""What tests expect of one torch and not of another. Each entry names the torch that needs it, and goes with it."""
+
+import pytest
+
+from segloss._compat import TORCH
+
+# What torch says of its own code when Inductor and the packaging are imported and run.
+ignores_warnings_of_compilers = [
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),
+    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning"),
+    # When it loads an exported module. Newest torch: 2.11.
+    pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning"),
+]
+
+# Whether the compiler traces `locals`, which the modules call when they are made. Oldest torch: 2.12.
+TRACES_LOCALS = TORCH >= (2, 12)
