@@ -7,10 +7,10 @@ from operators import options_of
 from tolerances import assert_close
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
+from torch_versions import ignores_warnings_of_opcheck
 
 import segloss
 
-# torch's own forward mode scripts its decompositions when it is first used.
 WEIGHT = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
 REDUCTIONS = ["mean", "sum", "none"]
 LABELS = torch.tensor([[0, 2], [1, -100]])
@@ -505,6 +505,7 @@ def opcheck_cases():
     ]
 
 
+@ignores_warnings_of_opcheck
 @pytest.mark.parametrize(
     ("args", "options"), [case[1:] for case in opcheck_cases()], ids=[case[0] for case in opcheck_cases()]
 )
@@ -525,6 +526,7 @@ def test_opcheck_of_the_forward_and_backward_operators(reduction, with_gradient,
     torch.library.opcheck(torch.ops.segloss.cross_entropy_backward.default, backward)
 
 
+@ignores_warnings_of_opcheck
 @pytest.mark.parametrize("voxel_loss", [False, True])
 @pytest.mark.parametrize("soft_label", [False, True])
 @pytest.mark.parametrize(

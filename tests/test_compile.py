@@ -8,7 +8,7 @@ from tolerances import assert_close
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim
-from torch_versions import TRACES_LOCALS, ignores_warnings_of_compilers
+from torch_versions import TRACES_LOCALS, ignores_warnings_of_compilers, ignores_warnings_of_opcheck
 
 import segloss
 
@@ -285,6 +285,7 @@ def test_fake_results_have_the_strides_of_real_ones(operator, layout, dtype):
         assert (fake.shape, fake.stride(), fake.dtype) == (real.shape, real.stride(), real.dtype)
 
 
+@ignores_warnings_of_opcheck
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("target_of", [labels_of, masks_of, probabilities_of])
 def test_opcheck_of_sigmoid_focal(target_of, layout):

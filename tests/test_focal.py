@@ -11,7 +11,6 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import segloss
 
-# torch's own forward mode scripts its decompositions when it is first used.
 REDUCTIONS = ["mean", "sum", "none"]
 GAMMAS = [0.5, 1.0, 2.0, 5.0]
 FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]

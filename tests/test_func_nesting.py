@@ -13,7 +13,6 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 import segloss
 
-# torch's own forward mode scripts its decompositions when it is first used.
 WEIGHT = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
 VOXEL_WEIGHT = torch.tensor([[0.5, 2.0]], dtype=torch.float64)
 

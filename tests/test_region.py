@@ -12,7 +12,6 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import segloss
 
-# torch's own forward mode scripts its decompositions when it is first used.
 TERMS = ["dice_loss", "generalized_dice_loss", "tversky_loss"]
 COMPOUNDS = ["dice_ce_loss", "dice_focal_loss"]
 LOSSES = TERMS + COMPOUNDS

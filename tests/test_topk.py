@@ -11,7 +11,6 @@ from torch.autograd import gradcheck, gradgradcheck
 
 import segloss
 
-# torch's own forward mode scripts its decompositions when it is first used.
 WEIGHT = torch.tensor([0.5, 2.0, 1.0])
 NAN = float("nan")
 

@@ -11,7 +11,6 @@ from torch.utils.checkpoint import checkpoint
 
 import segloss
 
-# torch's own forward mode scripts its decompositions when it is first used.
 WEIGHT = torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)
 LABELS = torch.tensor([[0, 2], [1, -100]])
 MASKS = torch.tensor([[[1, 0], [1, 1], [0, 0]], [[0, 0], [1, 0], [1, 1]]])

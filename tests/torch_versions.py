@@ -12,5 +12,8 @@ ignores_warnings_of_compilers = [
     pytest.mark.filterwarnings("ignore:The given buffer is not writable:UserWarning"),
 ]
 
+# When opcheck looks at the gradient of an input that requires one. Oldest torch: 2.14.
+ignores_warnings_of_opcheck = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+
 # Whether the compiler traces `locals`, which the modules call when they are made. Oldest torch: 2.12.
 TRACES_LOCALS = TORCH >= (2, 12)
