@@ -330,7 +330,8 @@ def test_more_than_2_to_the_31_logits():
 
 def allocations(call):
     """Bytes of each allocation that torch's allocator makes during call()."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True, acc_events=True) as profile:
         call()
     return [event.nbytes() for event in memory_events(profile) if event.nbytes() > 0]
 

@@ -1050,7 +1050,8 @@ def test_an_error_leaves_every_tensor_as_it_was(spoil, error):
 
 def allocations(call):
     """Bytes of each allocation that torch's allocator makes during call()."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True, acc_events=True) as profile:
         call()
     events = profile.profiler.kineto_results.events()
     return [event.nbytes() for event in events if event.name() == "[memory]" and event.nbytes() > 0]
