@@ -1,4 +1,4 @@
-"""All that depends on the version of torch, 2.10 to 2.15. Each entry names the torch that needs it and goes with it."""
+"""All that depends on the version of torch. Each entry names the torch that needs it and goes with it."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
