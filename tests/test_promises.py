@@ -207,6 +207,51 @@ def test_a_fork_while_another_thread_took_memory_for_a_gradient_locked_it_in_the
     assert done.returncode == 0, done.stderr
 
 
+# ---- threads ----
+
+
+@pytest.mark.cpu_only
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_loss_takes_as_many_threads_as_torch_was_told():
+    done = run(
+        """
+        import os
+        import torch, segloss
+
+        torch.set_num_threads(1)
+        logits, labels = torch.zeros(1, 2, 500_000), torch.zeros(1, 500_000, dtype=torch.uint8)
+        for threads in (1, 2, 3):  # they stay when they are done
+            torch.set_num_threads(threads)
+            before = len(os.listdir("/proc/self/task"))
+            segloss.cross_entropy(logits, labels)
+            print(len(os.listdir("/proc/self/task")) - before)
+        """
+    )
+    assert done.stdout.split() == ["0", "1", "1"], done.stderr
+
+
+@pytest.mark.cpu_only
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_segloss_loads_no_library_but_its_own_two():
+    """Another OpenMP than torch's would have threads of its own, which torch.set_num_threads does not reach."""
+    done = run(
+        """
+        import re
+        import torch
+
+        def libraries():
+            with open("/proc/self/maps") as maps:
+                return set(re.findall(r"/\S+[.]so\S*", maps.read()))
+
+        before = libraries()
+        import segloss
+        segloss.cross_entropy(torch.zeros(1, 2, 500_000), torch.zeros(1, 500_000, dtype=torch.uint8))
+        print(*sorted(path.rsplit("/", 1)[1] for path in libraries() - before))
+        """
+    )
+    assert done.stdout.split() == sorted(["_kernels.so", f"{_glue.name(torch.__version__)}.so"]), done.stderr
+
+
 # ---- import ----
 
 
