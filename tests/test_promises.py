@@ -235,7 +235,7 @@ def test_a_loss_takes_as_many_threads_as_torch_was_told():
 def test_segloss_loads_no_library_but_its_own_two():
     """Another OpenMP than torch's would have threads of its own, which torch.set_num_threads does not reach."""
     done = run(
-        """
+        r"""
         import re
         import torch
 
