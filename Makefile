@@ -36,7 +36,7 @@ test: $(VENV)/.built
 	$(PYTEST) $(TESTS)
 
 test-isas: $(VENV)/.built
-	for isa in baseline avx2 avx512; do \
+	for isa in $$(PYTHONPATH=tests $(BIN)/python -c 'from kernel_build import *; print(*filter(can_run, CPU_FLAGS))'); do \
 		SEGLOSS_ISA=$$isa $(PYTEST) $(NUMBERS) || exit 1; \
 	done
 

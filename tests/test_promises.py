@@ -299,6 +299,23 @@ def test_a_source_tree_that_is_not_built_says_how_to_build_it(tmp_path):
     assert "pip install --no-build-isolation --editable ." in done.stderr
 
 
+BUILDS = {
+    "expected setuptools 77 or newer, got 65.5.0: pip install": "setuptools.__version__ = '65.5.0'",
+    "expected torch in the environment that builds, found none.": "importlib.util.find_spec = lambda name: None",
+    "expected Linux or macOS, got Windows": "sys.platform = 'win32'",
+}
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("message", BUILDS)
+def test_a_build_that_cannot_succeed_says_why(message):
+    source = Path(__file__).resolve().parent.parent
+    code = "import importlib.util, runpy, sys, setuptools.command.bdist_wheel, setuptools.command.build_ext\n"
+    done = run(f"{code}{BUILDS[message]}\nrunpy.run_path('setup.py')", cwd=source)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"segloss: {message}"), done.stderr
+
+
 @pytest.mark.cpu_only
 def test_another_distribution_of_this_name_is_warned_of(tmp_path):
     (tmp_path / "segloss-9.1.dist-info").mkdir()
