@@ -19,7 +19,7 @@ NUMBERS := $(patsubst %,tests/test_%.py,contract layouts targets focal soft_stat
 # Trees of links to this one, without its package: one whose package is built with sanitizers, one for the wheel's.
 SANITIZED := build/sanitized
 INSTALLED := build/installed
-LINKS := $(addprefix $(CURDIR)/,tests csrc docs benchmarks examples pyproject.toml README.md)
+LINKS := $(addprefix $(CURDIR)/,tests csrc docs benchmarks examples setup.py pyproject.toml README.md)
 # An environment that builds packages, without torch.
 PACKAGER := build/venv-wheel
 # What does not go with them: files that start compilers (kernels, cuda_kernels, compile), measure time (benchmarks) or memory (leaks,
