@@ -407,7 +407,7 @@ def total_weight(
     over_ranks = process_group is not None or is_dtensor(target)
     num_classes = _MOST_CLASSES if weight is None else weight.numel()
     refused: list[Exception] = []
-    arguments = (op, target, _detached(weight), _detached(voxel_weight), num_classes, ignore_index)
+    arguments = (op, target.detach(), _detached(weight), _detached(voxel_weight), num_classes, ignore_index)
     (total,) = sums_or_zeros(process_group, refused, target, lambda: [()], _total_weight, *arguments)
     return sum_over_ranks(op, process_group, refused, total)[0] if over_ranks else total
 

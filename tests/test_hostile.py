@@ -133,7 +133,7 @@ LAYOUTS = {
     "negated later": lambda x: torch._neg_view(x) if x.is_floating_point() else x,
     "sparse": lambda x: x if x.dtype in WIDE_UNSIGNED else x.to_sparse(),
     "meta": lambda x: x.to("meta"),
-    "mkldnn": lambda x: x.cpu().to_mkldnn() if x.dtype == torch.float32 else x,
+    "mkldnn": lambda x: x.cpu().to_mkldnn() if x.dtype == torch.float32 and x.dim() <= 5 else x,
     "nested": lambda x: x if x.dtype in WIDE_UNSIGNED else torch.nested.nested_tensor([x, x]),
 }
 USUAL_LAYOUTS = ["contiguous"] * 4 + ["last dimension first", "every other", "expanded", "flipped", "negated later"]

@@ -116,3 +116,9 @@ def test_errors(arguments, error, message):
 def test_a_voxel_weight_of_another_shape_is_refused():
     with pytest.raises(RuntimeError, match=r"expected voxel_weight of the labels' shape \[2, 2, 3\], got \[2, 3\]"):
         segloss.total_weight(LABELS, voxel_weight=VOXEL_WEIGHT[0])
+
+
+def test_the_total_of_floating_labels_with_a_gradient_claimed_to_have_one():
+    """Its backward pass gave none, with a warning of torch's."""
+    labels = torch.tensor([1.0, 0.0, 2.0], requires_grad=True)
+    assert not segloss.total_weight(labels).requires_grad
