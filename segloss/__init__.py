@@ -1,4 +1,4 @@
-"""Segmentation losses for PyTorch that take labels as they come.
+"""Segmentation losses and metrics for PyTorch that take integer labels of any dtype, with or without a channel.
 
 >>> import segloss, torch
 >>> logits = torch.randn(2, 4, 8, 8, 8, requires_grad=True)  # [N, C, D, H, W]

@@ -1,4 +1,4 @@
-"""All that depends on the version of torch. Each entry names the torch that needs it and goes with it."""
+"""All code that depends on the version of torch. Each entry names the torch that needs it, and is removed with it."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ if TORCH < (2, 12):
 
 
 def sym_clamp(number: Any, least: int, most: Any) -> Any:
-    """Of sizes, as numbers or as symbols: int, max and min would tie an exported graph to one shape."""
+    """Clamps a size, a number or a symbol; int, max and min would tie an exported graph to one shape."""
     if TAKES_NO_NUMBERS and isinstance(number, int) and isinstance(most, int):
         return min(max(least, number), most)
     return torch.sym_min(torch.sym_max(least, number), most)  # type: ignore[no-untyped-call]
@@ -34,7 +34,7 @@ TAKES_NO_NUMBERS = TORCH < (2, 12)
 
 def register_sharding(op: OpOverload, rule: Callable[..., Any]) -> None:
     """A DTensor rule for an operator whose first argument need not be a tensor."""
-    from torch.distributed.tensor import DTensor  # here, as it takes long and few ask for it
+    from torch.distributed.tensor import DTensor  # here, as the import is slow and few need it
     from torch.distributed.tensor.experimental import register_sharding
 
     register_sharding(op)(rule)

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def is_dtensor(tensor: Tensor) -> bool:
-    """Whether `tensor` is a DTensor; if it is, the operators have sharding rules from here on."""
+    """Whether `tensor` is a DTensor. If it is, this registers the sharding rules of the operators."""
     if type(tensor) is Tensor or not hasattr(tensor, "device_mesh"):
         return False
-    import segloss._dtensor  # noqa: F401  here, as torch.distributed.tensor takes long and few ask for it
+    import segloss._dtensor  # noqa: F401  here, as torch.distributed.tensor imports slowly and few need it
 
     return True
 
@@ -23,13 +23,14 @@ def is_dtensor(tensor: Tensor) -> bool:
 def sum_over_ranks(
     op: str, process_group: "ProcessGroup | None", refused: list[Exception], *tensors: Tensor
 ) -> list[Tensor]:
-    """The tensors of all ranks added up, in one message; without a group, DTensors, one by one.
+    """The sums of the tensors over all ranks, in one message; without a group, of DTensors, one by one.
 
-    Each rank's gradient is that of the sum of the ranks' losses. They are equal, so the mean over the ranks, as
-    DistributedDataParallel takes it, is the gradient of one of them. DTensors keep account of that themselves.
+    Each rank's gradient is that of the sum of the ranks' losses. These losses are equal, so the mean of the gradients,
+    which DistributedDataParallel computes, is the gradient of one of them. DTensors handle this themselves.
 
-    `refused` holds the error of a rank whose operators refused its data, and nothing on others. It sends what stands
-    in for its sums, with a flag, as the others would wait for it; then it raises that error, they one that names it.
+    `refused` holds the error of a rank whose operators refused its data; on other ranks it is empty. As the others wait
+    for that rank, it sends stand-ins for its sums, with a flag. Then it raises its error, and the others one that names
+    it.
     """
     if process_group is None:
         from segloss._dtensor import replicated
@@ -37,7 +38,7 @@ def sum_over_ranks(
         return replicated(*tensors)
     if is_dtensor(tensors[0]):
         raise ValueError("segloss: expected no process_group with DTensors, whose device_mesh tells the ranks")
-    # Here, as it takes long and few ask for it; what torch.distributed.nn advises, differentiable and to be compiled.
+    # Here, as the import is slow and few need it. torch.distributed.nn recommends it: differentiable, and it compiles.
     from torch.distributed._functional_collectives import all_reduce, wait_tensor
 
     flags = tensors[0].new_zeros(torch.distributed.get_world_size(process_group))
@@ -48,7 +49,7 @@ def sum_over_ranks(
         total: Tensor = wait_tensor(all_reduce(packed, "sum", process_group))  # type: ignore[no-untyped-call]
     finally:
         if refused:
-            raise refused.pop()  # held by no frame that it holds itself, so that nothing keeps the logits
+            raise refused.pop()  # popped, as a cycle of error and frame would keep the logits
     *parts, flags = torch.split(total, [*(each.numel() for each in tensors), flags.numel()])
     if shares_errors(process_group, flags) and type(flags) is Tensor:  # a fake tensor has no values
         _raise_for_others(op, process_group, [rank for rank, flag in enumerate(flags.tolist()) if flag])
@@ -56,10 +57,10 @@ def sum_over_ranks(
 
 
 def shares_errors(process_group: "ProcessGroup | None", tensor: Tensor) -> bool:
-    """Whether an error of this rank's operators is told the others, who read of it in the next message.
+    """Whether the other ranks learn of an error of this rank's operators, from the next message.
 
-    A graph would break there. Where a GPU's kernels report what they refused to a later call, it is that call's error:
-    to read flags, too, the host would have to wait for the device.
+    Under torch.compile they do not: reading the flags would break the graph. Nor where the kernels of a GPU report bad
+    data to a later call: reading the flags would make the host wait for the device.
     """
     if process_group is None or torch.compiler.is_compiling() or tensor.is_meta or is_dtensor(tensor):
         return False
@@ -75,9 +76,9 @@ def sums_or_zeros(
     operator: Callable[..., Any],
     *arguments: Any,
 ) -> list[Tensor]:
-    """The operator's sums of `like`; zeros of their sizes, and its error in `refused`, where that is shared.
+    """The sums that the operator returns; if it raises an error that is shared, zeros, and the error in `refused`.
 
-    An argument may leave the sizes unknown, None: then no error is shared.
+    The zeros are on the device of `like`. If an argument leaves their sizes unknown, None, no error is shared.
     """
     try:
         sums = operator(*arguments)
@@ -87,7 +88,7 @@ def sums_or_zeros(
         if sizes_of_zeros is None:
             raise
         refused.append(error)
-        dtype = torch.float32 if like.is_mps else torch.float64  # as the operators give them
+        dtype = torch.float32 if like.is_mps else torch.float64  # as the operators return them
         return [like.new_zeros(size, dtype=dtype) for size in sizes_of_zeros]
 
 
@@ -106,7 +107,7 @@ def _raise_for_others(op: str, process_group: "ProcessGroup", ranks: list[int]) 
 
 
 def check_process_group(op: str, process_group: Any) -> None:
-    """TypeError for what is no process group; None is this process alone."""
+    """Raises a TypeError for a value that is not a process group; None is this process alone."""
     if process_group is None:
         return
     if torch.distributed.is_available() and isinstance(process_group, torch.distributed.ProcessGroup):

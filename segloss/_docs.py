@@ -1,4 +1,8 @@
-"""Completes docstrings: a keyword is described once, and help() shows it wherever it is taken, with its default."""
+"""Completes docstrings at import: a keyword is described once, and help() shows it wherever it is taken.
+
+Editors read the source instead. There a docstring describes the arguments that are its own, and an entry "others" under
+Args says which function describes the rest. The completed docstring has the rest in place of that entry.
+"""
 
 import inspect
 import re
@@ -7,71 +11,78 @@ from typing import Any, NamedTuple, TypeVar
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-_ARGS = re.compile(r"^Args:\n((?: .*\n|\n(?= ))*)\n*", re.MULTILINE)
+_SECTIONS = ("Args", "Call", "Returns", "Raises", "Equivalent to", "Example", "See also")
+_HEADING = re.compile(rf"^({'|'.join(_SECTIONS)}):\n", re.MULTILINE)
 _ENTRY = re.compile(r"^    (\w+(?:, \w+)*): ", re.MULTILINE)
-_SECTION = re.compile(r"^(Returns|Raises|Equivalent to|Example):\n", re.MULTILINE)
 _WIDTH = 112
 
 
-class _Parts(NamedTuple):
-    text: str  # before the arguments
-    entries: dict[str, str]  # of the arguments, by name; one that is of several is there for each
-    sections: str  # after them
+class _Doc(NamedTuple):
+    text: str  # before the sections
+    sections: dict[str, str]  # by heading
+
+    def entries(self) -> dict[str, str]:
+        """The arguments by name; an entry of several arguments is there for each."""
+        _, *names_and_texts = _ENTRY.split(self.sections.get("Args", ""))
+        return {
+            name: f"    {names}: {text.rstrip()}"
+            for names, text in zip(names_and_texts[::2], names_and_texts[1::2], strict=True)
+            for name in names.split(", ")
+        }
+
+    def __str__(self) -> str:
+        sections = (f"{heading}:\n{self.sections[heading]}" for heading in _SECTIONS if heading in self.sections)
+        return "\n\n".join([self.text, *sections]) + "\n"
 
 
 def documented(like: Callable[..., Any] | None = None) -> Callable[[_Function], _Function]:
-    """Lets the docstring describe each argument: in the function's own words, in those of `like`, and its default."""
+    """Completes a function's Args: its own entries, those of `like` for the other parameters, and the defaults."""
 
     def complete(function: _Function) -> _Function:
         if function.__doc__:  # not under python -OO
-            own = _parts(function.__doc__)
-            entries = own.entries if like is None else _parts(like.__doc__ or "").entries | own.entries
-            arguments = _arguments(entries, inspect.signature(function).parameters)
-            function.__doc__ = f"{own.text}\n\nArgs:\n{arguments}\n\n{own.sections}\n"
+            own = _parsed(function.__doc__)
+            entries = own.entries() if like is None else _parsed(like.__doc__ or "").entries() | own.entries()
+            own.sections["Args"] = _arguments(entries, inspect.signature(function).parameters)
+            function.__doc__ = str(own)
         return function
 
     return complete
 
 
 def document_module(module: type, function: Callable[..., Any]) -> None:
-    """Describes a module by its function: what it computes, and the keywords that it takes."""
+    """Completes a module's docstring by that of its function: all but summary, example and neighbours."""
     if not (module.__doc__ and function.__doc__):
         return
-    own, of_function = _parts(module.__doc__), _parts(function.__doc__)
-    keywords = {name: each for name, each in inspect.signature(module).parameters.items() if name != "self"}
-    arguments = _arguments(of_function.entries | own.entries, keywords)
+    own, of_function = _parsed(module.__doc__), _parsed(function.__doc__)
+    entries = of_function.entries()
+    call = "\n".join(_bullet(entries[name]) for name in ("input", "target", "voxel_weight"))
+    if "weight" in entries:
+        entries["weight"] += "\n        It is a buffer and moves with the module."
+    sections = of_function.sections | own.sections
+    sections["Args"] = _arguments(entries, inspect.signature(module).parameters)
+    sections["Call"] = f"    ``loss(input, target, voxel_weight=None)``, where\n\n{call}"
+    summary, *_ = own.text.partition("\n\n")  # what follows it is of the function, which may say more
     _, _, explanation = of_function.text.partition("\n\n")
-    buffer = "\n``weight`` is a buffer, so that it moves with the module." if "weight" in keywords else ""
-    call = "Called as ``loss(input, target, voxel_weight=None)``; shapes, dtypes and errors are the function's."
-    module.__doc__ = f"{own.text}\n\n{explanation}\n\nArgs:\n{arguments}\n\n{call}{buffer}\n\n{own.sections}\n"
+    module.__doc__ = str(_Doc(f"{summary}\n\n{explanation}", sections))
 
 
-def _parts(doc: str) -> _Parts:
-    doc = inspect.cleandoc(doc) + "\n"
-    args = _ARGS.search(doc)
-    if args:
-        before, entries, sections = doc[: args.start()], args[1], doc[args.end() :]
-    else:
-        section = _SECTION.search(doc)
-        start = section.start() if section else len(doc)
-        before, entries, sections = doc[:start], "", doc[start:]
-    _, *names_and_texts = _ENTRY.split(entries)
-    by_name = {
-        name: f"    {names}: {text.rstrip()}"
-        for names, text in zip(names_and_texts[::2], names_and_texts[1::2], strict=True)
-        for name in names.split(", ")
-    }
-    return _Parts(before.rstrip(), by_name, sections.rstrip())
+def _parsed(doc: str) -> _Doc:
+    text, *rest = _HEADING.split(inspect.cleandoc(doc) + "\n")
+    return _Doc(text.rstrip(), {heading: body.rstrip() for heading, body in zip(rest[::2], rest[1::2], strict=True)})
+
+
+def _bullet(entry: str) -> str:
+    return "    * " + entry[4:].replace("\n        ", "\n      ")
 
 
 def _arguments(entries: Mapping[str, str], parameters: Mapping[str, inspect.Parameter]) -> str:
     """In the order of the signature."""
-    texts = {name: _with_default(entries[name], parameter.default) for name, parameter in parameters.items()}
-    return "\n".join(dict.fromkeys(texts.values()))
+    texts = [_with_default(entries[name], each.default) for name, each in parameters.items() if name != "self"]
+    return "\n".join(dict.fromkeys(texts))
 
 
 def _with_default(entry: str, default: object) -> str:
-    """An entry says its default itself where the signature has None for it, or nothing."""
+    """An entry states its default itself where the signature has None for it, or nothing."""
     if "Default: " in entry or default is inspect.Parameter.empty:
         return entry
     value = f'``"{default}"``' if isinstance(default, str) else f"{default:g}" if type(default) is float else default

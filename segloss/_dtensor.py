@@ -1,8 +1,8 @@
-"""How the operators act on DTensors: of logits sharded over the batch or over space, each rank walks over its own.
+"""Sharding rules of the operators for DTensors: each rank reads its own logits, sharded over the batch or over space.
 
-A rank's sum is a part of the whole's: Partial. Who needs the whole asks for it with `replicated`, so that nothing but
-sums crosses the network. There is no rule for logits sharded over their classes, nor for the mean of cross entropy,
-whose denominator is the whole's: DTensor redistributes what it has no rule for.
+The sum of a rank is a part of the whole sum: Partial. `replicated` returns the whole sum, so that only sums cross the
+network. There is no rule for logits sharded over their classes, nor for the mean of cross entropy, whose denominator is
+a sum over all ranks: DTensor redistributes the arguments of operators without a rule.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from segloss._compat import register_sharding
 
 _ops = torch.ops.segloss
 
-# Of the results, and of the arguments; None for what is no tensor.
+# Placements of the results and of the arguments; None for an argument that is not a tensor.
 _Sharding = tuple[list[Placement | None], list[Placement | None]]
 _Rule = Callable[..., list[_Sharding]]
 
@@ -39,11 +39,11 @@ def _rule(*ops: OpOverload) -> Callable[[_Rule], _Rule]:
     return register
 
 
-# In what follows, logits are sharded over their dimension d, or not at all where d is None.
+# Below, logits are sharded over their dimension d, or not at all if d is None.
 
 
 def _dims(input: Any, dim: int) -> list[int | None]:
-    """All but the class dimension."""
+    """The dimensions that may be sharded: all but the class dimension; None for none."""
     return [None, *(d for d in range(input.ndim) if d != dim)]
 
 
@@ -52,7 +52,7 @@ def _shard(d: int | None) -> Placement:
 
 
 def _shard_without(dim: int, d: int | None) -> Placement:
-    """Of a tensor of the logits' shape without the class dimension."""
+    """Placement of a tensor of the logits' shape without the class dimension."""
     return _shard(d - 1 if d is not None and d > dim else d)
 
 
@@ -61,12 +61,12 @@ def _sum(d: int | None) -> Placement:
 
 
 def _sum_of_samples(dim: int, d: int | None) -> Placement:
-    """[N, C] or [N]; the batch is the first dimension that is not the class dimension."""
+    """Placement of sums [N, C] or [N]; the batch is the first dimension that is not the class dimension."""
     return Shard(0) if d == (1 if dim == 0 else 0) else _sum(d)
 
 
 def _voxels(tensor: Any, input: Any, dim: int, d: int | None) -> Placement | None:
-    """Of a tensor of the logits' shape, with or without the class dimension."""
+    """Placement of a tensor of the logits' shape, with or without the class dimension."""
     if tensor is None:
         return None
     return _shard(d) if tensor.ndim == input.ndim else _shard_without(dim, d)
@@ -79,7 +79,7 @@ def _arguments(
     return [_shard(d), _voxels(target, input, dim, d), whole, _voxels(voxel_weight, input, dim, d)]
 
 
-# Of the arguments of every loss's operators: what is no tensor comes first (the name that errors give) and last.
+# Arguments of the operators of every loss that are not tensors: the first (the name in errors), and the last ones.
 _BEFORE: list[Placement | None] = [None]
 _AFTER: list[Placement | None] = [None, None, None]
 
@@ -134,7 +134,7 @@ def _soft_stats_forward(
 def _soft_stats_backward(grad_intersection: Any, grad_prediction: Any, grad_loss: Any, *call: Any) -> list[_Sharding]:
     shardings: list[_Sharding] = []
     for [sums, *_], arguments in _soft_stats_forward(*call):
-        grad = sums if sums == Shard(0) else Replicate()  # a part's gradient is that of the whole sum
+        grad = sums if sums == Shard(0) else Replicate()  # the gradient of a part is that of the whole sum
         shardings.append(([arguments[len(_BEFORE)]], [grad, grad, grad, *arguments]))
     return shardings
 

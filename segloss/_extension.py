@@ -1,4 +1,4 @@
-"""Loads the operators that were compiled for the torch at hand."""
+"""Loads the operators compiled for the installed torch."""
 
 import warnings
 from importlib import metadata
@@ -10,7 +10,7 @@ from segloss import _glue
 
 
 def library() -> Path:
-    """Of the operators for this torch."""
+    """The path of the operators for this torch."""
     here = Path(__file__).parent
     library = here / f"{_glue.name(torch.__version__)}.so"
     if not library.exists():
@@ -27,7 +27,7 @@ def library() -> Path:
 
 
 def _warn_of_namesake() -> None:
-    """Another project's distribution `segloss` has a segloss/__init__.py, too: who is installed last overwrites it."""
+    """Warns of another project's distribution `segloss`: the one installed last overwrites segloss/__init__.py."""
     try:
         version = metadata.version("segloss")
     except metadata.PackageNotFoundError:
@@ -45,10 +45,23 @@ torch.ops.load_library(library())  # type: ignore[no-untyped-call]
 
 
 def get_isa() -> str:
-    """The instruction set whose kernels are in use: ``'baseline'``, ``'avx2'`` or ``'avx512'``; ``'neon'`` on ARM.
+    """Name of the instruction set whose kernels are in use.
+
+    The environment variable ``SEGLOSS_ISA`` selects another one that this processor has; set it before the import.
+
+    Returns:
+        A str, ``"baseline"``, ``"avx2"`` or ``"avx512"`` on x86, ``"neon"`` on ARM.
 
     Raises:
-        ValueError: The environment variable ``SEGLOSS_ISA`` names none that this processor has.
+        ValueError: ``SEGLOSS_ISA`` is not an instruction set that this processor has; the import raises it, too.
+
+    Example:
+        >>> import segloss
+        >>> segloss.get_isa() in ("baseline", "avx2", "avx512", "neon")
+        True
+
+    See also:
+        * ``torch.backends.cpu.get_cpu_capability``: the instruction set of torch's own kernels
     """
     return str(torch.ops.segloss.get_isa())
 

@@ -1,7 +1,7 @@
-"""How the operators act on tensors with a dimension that torch.vmap hides: it becomes one more dimension of the batch.
+"""Batching rules of the operators for torch.vmap: the hidden dimension becomes one more dimension of the batch.
 
-What is not mapped is the same for each member of the hidden dimension, by a view; soft statistics of several samples
-copy it. Class weights that are mapped are the exception: a kernel takes one row of them, so it is called for each.
+A tensor that is not mapped is expanded to each member of the hidden dimension, as a view; soft statistics of several
+samples copy it. Mapped class weights are the exception: a kernel takes one row of them, so it is called for each row.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,8 +22,8 @@ _NONE, _MEAN = map(_reduction.get_enum, ("none", "mean"))
 
 
 def _rule(op: OpOverload, is_of_all: bool = False) -> Callable[[_Rule], _Rule]:
-    """Registers a rule for tensors whose first dimension is the hidden one, class weights apart: results likewise, or
-    one for all members."""
+    """Registers a rule for tensors, other than class weights, whose first dimension is the hidden one. So is that of
+    the results; with `is_of_all` there is one result for all members."""
     names = [argument.name for argument in op._schema.arguments]
 
     def register(rule: _Rule) -> _Rule:
@@ -33,7 +33,7 @@ def _rule(op: OpOverload, is_of_all: bool = False) -> Callable[[_Rule], _Rule]:
             results = rule(
                 *(
                     _in_front(argument, hidden, info.batch_size) if name != "weight" else argument
-                    for name, argument, hidden in zip(names, arguments, in_dims, strict=False)  # but for defaults
+                    for name, argument, hidden in zip(names, arguments, in_dims, strict=False)  # no defaults
                 )
             )
             hidden = None if is_of_all else 0
@@ -63,32 +63,32 @@ def _one_by_one(op: OpOverload, size: int, in_dims: Any, arguments: Any) -> Any:
 
 
 def _sum_each(values: Tensor) -> Tensor:
-    """[B, *] to [B]: in float64, but for devices that have none."""
+    """[B, *] to [B], in float64 on devices that have it."""
     return values.unsqueeze(-1).flatten(1).sum(1, dtype=torch.float32 if values.is_mps else torch.float64)
 
 
-# ---- cross entropy: each member has a denominator of its own ----
+# ---- cross entropy: each member has its own denominator ----
 
 
 def _of_the_loss_shape(target: Tensor, input: Tensor) -> Tensor:
-    """A label [1] of logits [C] as []: logits that have no batch."""
+    """A label [1] of logits [C], which have no batch, as []."""
     return target if input.ndim > 2 or _holds_probabilities(input, target) else target.flatten()
 
 
-# The options of cross entropy that its operators carry as a list, by the names that the public operator gives them.
+# Names, from the public operator, of the options of cross entropy that its other operators take as a list.
 _OPTIONS = [
     argument.name
     for argument in _ops.cross_entropy.default._schema.arguments
     if argument.name not in ("dim", "op") and str(argument.type) not in ("Tensor", "Optional[Tensor]", "float")
 ]
 
-# By c10::ScalarType, as options hold it.
+# By c10::ScalarType, as in the options.
 _DTYPES = {5: torch.float16, 6: torch.float32, 7: torch.float64, 15: torch.bfloat16}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
 def _replaced(options: Sequence[int], **values: int) -> list[int]:
-    """The options, some exchanged; without a gradient ahead of time."""
+    """The options with some replaced, and without a gradient ahead of time."""
     named = dict(zip(_OPTIONS, options, strict=False)) | values
     return [*named.values(), 0]
 
@@ -107,7 +107,7 @@ def _cross_entropy_forward(
     named = dict(zip(_OPTIONS, options, strict=False))
     reduction, dtype = named["reduction"], _DTYPES[named["dtype"]]
     arguments = (op, input, _of_the_loss_shape(target, input), weight, voxel_weight)
-    wide = torch.promote_types(dtype, torch.float32)  # of what is summed: a loss is rounded once, when it is finished
+    wide = torch.promote_types(dtype, torch.float32)  # of the summands: a loss is rounded once, when it is finished
     dtype_of_losses = dtype if reduction == _NONE else wide
     of_voxels = _replaced(options, reduction=_NONE, dtype=_CODES[dtype_of_losses])
     loss, *_ = _ops.cross_entropy_forward(*arguments, dim + 1, of_voxels, factors)
@@ -127,7 +127,7 @@ def _total_weights(
     dim: int,
     options: Sequence[int],
 ) -> Tensor:
-    """Of each member: the sum of its losses where each log probability is -1, with labels."""
+    """The total weight of each member: with labels, the sum of its losses if each log probability is -1."""
     named = dict(zip(_OPTIONS, options, strict=False))
     if _holds_probabilities(input, target):
         voxels = input.select(dim, 0)
@@ -162,11 +162,11 @@ def _cross_entropy_backward(
     return gradient
 
 
-# ---- soft statistics: sums of each sample, so that the hidden dimension and the batch become one ----
+# ---- soft statistics: sums of each sample, so the hidden dimension and the batch can be merged ----
 
 
 def _folded(dim: int, input: Tensor, *tensors: Tensor | None) -> list[Tensor | None]:
-    """[B, N, *] to [B * N, *], the class dimension to max(dim, 1); an input [C] is a sample by itself."""
+    """[B, N, *] to [B * N, *], with the class dimension at max(dim, 1); an input [C] is one sample."""
 
     def fold(tensor: Tensor | None) -> Tensor | None:
         if tensor is None or input.ndim == 2:
@@ -213,7 +213,7 @@ def _soft_stats_backward(
     return gradient.movedim(1, 2) if dim == 0 else gradient
 
 
-# ---- operators of single voxels, for which the hidden dimension is one like others ----
+# ---- operators on single voxels: the hidden dimension is like any other ----
 
 
 def _one_dim_more(op: OpOverload) -> None:
@@ -247,7 +247,7 @@ def _one_hot_labels(op: str, target: Tensor, dim: int, *advice: str) -> Tensor:
     return labels
 
 
-# ---- looks at all members together, with one answer for them ----
+# ---- checks of all members together, with one answer ----
 
 
 torch.library.register_vmap(
@@ -267,7 +267,7 @@ def _num_label_classes(op: str, input: Tensor, target: Tensor, ignore_index: int
     return number
 
 
-# ---- counts, of member after member ----
+# ---- counts: one member after the other ----
 
 
 def _count_one_by_one(op: OpOverload) -> None:

@@ -54,56 +54,54 @@ def cross_entropy(
     empty: Empty = "nan",
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
-    r"""Cross entropy of logits against labels as they come, or against class probabilities.
+    """Cross entropy of logits against integer labels of any dtype, or against class probabilities.
 
-    A replacement of :func:`torch.nn.functional.cross_entropy` with the same values and gradients.
+    For a voxel with logits x, p = softmax(x), label y, voxel weight v and label smoothing s::
 
-    For a voxel with logits :math:`x`, label :math:`y`, voxel weight :math:`v` and label smoothing :math:`s`
+        loss = v * ((1 - s) * weight[y] * -log(p[y]) + s / C * sum_c weight[c] * -log(p[c]))
 
-    .. math::
-        l = v \left((1 - s)\, w_y\, (-\log p_y) + \frac{s}{C} \sum_c w_c\, (-\log p_c)\right),
-        \qquad p = \mathrm{softmax}(x)
+    and for class probabilities t::
 
-    and for class probabilities :math:`t`
+        loss = v * sum_c weight[c] * ((1 - s) * t[c] + s / C) * -log(p[c])
 
-    .. math::
-        l = v \sum_c w_c \left((1 - s)\, t_c + \frac{s}{C}\right) (-\log p_c)
+    Label smoothing: Szegedy et al. 2016, "Rethinking the Inception Architecture for Computer Vision", arXiv:1512.00567.
 
-    (Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", 2016, for the smoothing.)
-    A product with a zero weight or a zero probability is 0 even where the logit is -inf. Of one channel the softmax is
-    1: the loss is 0, as in torch, with a UserWarning.
+    Values and gradients are those of ``torch.nn.functional.cross_entropy``. A zero weight or probability times an
+    infinite loss is 0. With one channel the softmax is 1 and the loss is 0, as in torch, with a UserWarning.
 
     Args:
-        input: logits ``[N, C, *]`` with any number of spatial sizes, or ``[C]``; float64, float32, float16 or
-            bfloat16, of any strides.
+        input: logits ``[N, C, *]`` with any number of spatial dimensions, or ``[C]``; float64, float32, float16 or
+            bfloat16, with any strides.
         target: one of
 
             * class labels ``[N, *]`` or ``[N, 1, *]``: any integer dtype, bool, or floating with integral values;
             * class probabilities, floating, of input's shape, each in [0, 1];
             * exact one-hot labels, integer, of input's shape.
-        weight: a weight for each class ``[C]``, of any floating dtype. Default: 1.
-        size_average: deprecated, see ``reduction``.
-        ignore_index: label of the voxels that do not count. Class labels only.
-        reduce: deprecated, see ``reduction``.
-        reduction: ``"mean"`` divides the sum by ``sum(v * w[y])`` over the voxels that count (class probabilities: by
-            ``sum(v)``, the number of voxels), ``"sum"`` adds, ``"none"`` gives one loss for each voxel, of the shape of
-            the labels, or of input without ``dim`` for probabilities and one-hot.
-        label_smoothing: in [0, 1].
+        weight: a weight for each class, ``[C]``, any floating dtype. Default: None, every weight is 1.
+        size_average: deprecated, use ``reduction``.
+        ignore_index: label of the voxels to ignore; they add nothing to the loss, and their gradient is 0. Only class
+            labels have one.
+        reduce: deprecated, use ``reduction``.
+        reduction: ``"mean"`` divides the sum over the voxels that count by ``sum(v * weight[y])`` (with class
+            probabilities by ``sum(v)``, the number of voxels), ``"sum"`` adds, ``"none"`` returns the loss of each
+            voxel.
+        label_smoothing: s in the formula, in [0, 1].
         dim: the class dimension of input; ``dim=-1`` reads ``[B, L, C]``. Labels may keep a dimension of size 1 there.
-        voxel_weight: a weight for each voxel, of the labels' shape; voxels of weight 0 do not count. Without gradient.
-            Default: 1.
-        empty: the mean over no voxel, or over zero weights: ``"nan"`` as torch, or ``"zero"``. With both the gradient
-            is zero.
-        process_group: the :class:`torch.distributed.ProcessGroup` whose ranks hold parts of the batch, of any sizes.
-            Each rank gets the loss of the whole, and the mean of their gradients, as DistributedDataParallel takes it,
-            is the gradient of the whole. ``reduction="none"`` adds nothing up. Input or target that one rank refuses
-            raises its error there and a RuntimeError that names the rank on the others, within seconds; but the others
-            wait for the group's timeout where an option or a type is refused, under torch.compile, and on a GPU whose
-            kernels report labels to a later call. None is this process alone.
+        voxel_weight: a weight for each voxel, of the labels' shape. Voxels of weight 0 do not count. Must not require
+            a gradient. Default: None, every weight is 1.
+        empty: the mean over no voxel, or over zero weights: ``"nan"`` as in torch, or ``"zero"``. The gradient is 0 in
+            both cases.
+        process_group: the ``torch.distributed.ProcessGroup`` whose ranks hold parts of the batch, of any sizes. Each
+            rank gets the loss of the whole batch; the mean of the ranks' gradients, which DistributedDataParallel
+            computes, is the gradient of the whole batch. ``reduction="none"`` communicates nothing. If a rank refuses
+            its input or target, it raises the error and the other ranks raise a RuntimeError that names it, within
+            seconds. The other ranks wait for the group's timeout instead where a rank refuses an option or a type,
+            under torch.compile, and on a GPU whose kernels report labels to a later call. None is this process alone.
 
     Returns:
-        A tensor of input's dtype (float32 for half types under autocast; promoted with the dtype of probabilities).
-        Sums are accumulated in double precision and do not depend on the number of threads.
+        A tensor of input's dtype (float32 for half types under autocast; promoted with the dtype of probabilities),
+        0-dim, or with ``reduction="none"`` of the labels' shape, or of input's shape without ``dim`` for probabilities
+        and one-hot labels. Sums are accumulated in double precision and do not depend on the number of threads.
 
     Raises:
         TypeError: input is not floating, or target is neither integer, bool nor floating.
@@ -123,6 +121,13 @@ def cross_entropy(
         >>> labels = torch.tensor([[[[1, 0], [0, 1]]]], dtype=torch.uint8)  # [N, 1, H, W]
         >>> segloss.cross_entropy(logits, labels)
         tensor(1.0066)
+
+    See also:
+        * ``segloss.CrossEntropyLoss``: the same as a module
+        * ``segloss.nll_loss``: for log-probabilities
+        * ``segloss.focal_loss``, ``segloss.topk_loss``: variants that stress hard voxels
+        * ``segloss.dice_ce_loss``: with a Dice loss
+        * ``segloss.total_weight``: the denominator of the mean
     """
     op = "cross_entropy"
     _check_options(op, ignore_index, dim, label_smoothing)
@@ -155,20 +160,33 @@ def nll_loss(
     empty: Empty = "nan",
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
-    r"""Negative log likelihood of log-probabilities against labels as they come.
+    """Negative log likelihood of log-probabilities against integer labels of any dtype, or class probabilities.
 
-    A replacement of :func:`torch.nn.functional.nll_loss` with the same values and gradients. For a voxel with
-    log-probabilities :math:`x`, label :math:`y` and voxel weight :math:`v`
+    For a voxel with log-probabilities x, label y and voxel weight v::
 
-    .. math::
-        l = -v\, w_y\, x_y
+        loss = v * weight[y] * -x[y]
 
-    and for class probabilities :math:`t`, :math:`l = -v \sum_c w_c\, t_c\, x_c`.
+    and for class probabilities t::
+
+        loss = v * sum_c weight[c] * t[c] * -x[c]
+
+    Values and gradients are those of ``torch.nn.functional.nll_loss``.
 
     Args:
-        input: log-probabilities ``[N, C, *]`` or ``[C]``, as :func:`torch.nn.functional.log_softmax` gives them.
+        input: log-probabilities ``[N, C, *]`` or ``[C]``, as ``torch.nn.functional.log_softmax`` returns them; float64,
+            float32, float16 or bfloat16, with any strides.
+        others: as in ``segloss.cross_entropy``.
 
-    The result and the errors are those of :func:`segloss.cross_entropy`.
+    Returns:
+        A tensor of input's dtype (float32 for half types under autocast; promoted with the dtype of probabilities),
+        0-dim, or with ``reduction="none"`` of the labels' shape, or of input's shape without ``dim`` for probabilities
+        and one-hot labels.
+
+    Raises:
+        TypeError, IndexError, ValueError, RuntimeError: as ``segloss.cross_entropy``.
+
+    Equivalent to:
+        ``torch.nn.functional.nll_loss(input, target.squeeze(1).long(), ...)`` for labels ``[N, 1, *]``.
 
     Example:
         >>> import segloss, torch
@@ -176,6 +194,10 @@ def nll_loss(
         >>> labels = torch.tensor([[[1, 0], [0, 1]]], dtype=torch.uint8)
         >>> segloss.nll_loss(logits.log_softmax(1), labels)
         tensor(1.0066)
+
+    See also:
+        * ``segloss.NLLLoss``: the same as a module
+        * ``segloss.cross_entropy``: for logits
     """
     op = "nll_loss"
     _check_options(op, ignore_index, dim)
@@ -206,44 +228,44 @@ def focal_loss(
     voxel_weight: Tensor | None = None,
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
-    r"""Focal loss: cross entropy in which voxels count the less, the better they are classified.
+    """Focal loss: cross entropy in which well-classified voxels count less.
 
-    For a voxel with logits :math:`x`, label :math:`y` and voxel weight :math:`v`
+    For a voxel with logits x, p = softmax(x), label y and voxel weight v::
 
-    .. math::
-        l = v\, w_y\, (1 - p_y)^\gamma\, (-\log p_y), \qquad p = \mathrm{softmax}(x)
+        loss = v * weight[y] * (1 - p[y]) ** gamma * -log(p[y])
 
-    and with ``activation="sigmoid"`` for each class, with a target :math:`g` of 0, 1 or between
+    and with ``activation="sigmoid"``, p = sigmoid(x), for each class c with a target g in [0, 1]::
 
-    .. math::
-        l_c = v\, w_c \left(g_c\, (1 - p_c)^\gamma\, (-\log p_c) + (1 - g_c)\, p_c^\gamma\, (-\log(1 - p_c))\right),
-        \qquad p = \sigma(x)
+        loss[c] = v * weight[c] * (g[c] * (1 - p[c]) ** gamma * -log(p[c])
+                                   + (1 - g[c]) * p[c] ** gamma * -log(1 - p[c]))
 
-    (Lin et al., "Focal Loss for Dense Object Detection", 2017.) With ``gamma=0`` it is :func:`segloss.cross_entropy`,
-    or the binary cross entropy with logits. The gradient is finite for every gamma, in saturated voxels, too.
+    Source: Lin et al. 2017, "Focal Loss for Dense Object Detection", arXiv:1708.02002.
+
+    With ``gamma=0`` it is ``segloss.cross_entropy``, with sigmoid the binary cross entropy with logits. The gradient is
+    finite for every gamma, also in saturated voxels.
 
     Args:
-        input: logits, as :func:`segloss.cross_entropy` takes them.
+        gamma: the exponent, 0 or more; the larger it is, the less well-classified voxels count.
+        activation: ``"softmax"``: classes exclude each other; ``"sigmoid"``: each class is a binary problem of its own.
         target: class labels ``[N, *]`` or ``[N, 1, *]``: any integer dtype, bool, or floating with integral values; or,
             of input's shape,
 
             * with softmax exact one-hot labels, integer;
-            * with sigmoid a mask for each class, floating from 0 to 1, or integer of 0 and 1. Of one channel a map of
-              0 and 1 of any shape and dtype is the mask of the foreground.
-        gamma: the exponent, from 0 on.
-        activation: ``"softmax"`` or ``"sigmoid"``.
-        ignore_index: label of the voxels that do not count.
-        reduction: ``"mean"`` divides the sum by ``sum(v * w[y])`` over the voxels that count, with sigmoid by ``C *
-            sum(v)``; ``"sum"`` adds; ``"none"`` gives one loss for each voxel, of the labels' shape, with sigmoid one
-            for each voxel and class, of input's shape.
+            * with sigmoid a mask for each class, floating in [0, 1], or integer of 0 and 1. With one channel a map of 0
+              and 1 of any shape and dtype is the mask of the foreground.
+        ignore_index: label of the voxels to ignore; they add nothing to the loss, and their gradient is 0.
+        reduction: ``"mean"`` divides the sum over the voxels that count by ``sum(v * weight[y])``, with sigmoid by ``C
+            * sum(v)``; ``"sum"`` adds; ``"none"`` returns the loss of each voxel, with sigmoid of each voxel and class.
+        others: as in ``segloss.cross_entropy``.
 
     Returns:
-        A tensor of input's dtype (float32 for half types under autocast).
+        A tensor of input's dtype (float32 for half types under autocast), 0-dim; or with ``reduction="none"`` of the
+        labels' shape (input's shape without ``dim`` for one-hot labels), with sigmoid of input's shape.
 
     Raises:
         ValueError: gamma is below 0, infinite or nan, or an option has an unknown value.
-        TypeError, IndexError, ValueError, RuntimeError: as :func:`segloss.cross_entropy`, with sigmoid as
-            :func:`segloss.soft_stats`.
+        TypeError, IndexError, ValueError, RuntimeError: as ``segloss.cross_entropy``; with sigmoid as
+            ``segloss.soft_stats``.
 
     Example:
         >>> import segloss, torch
@@ -253,6 +275,11 @@ def focal_loss(
         tensor(0.4686)
         >>> segloss.focal_loss(logits, labels, activation="sigmoid")
         tensor(0.2979)
+
+    See also:
+        * ``segloss.FocalLoss``: the same as a module
+        * ``segloss.topk_loss``: keeps the hardest voxels only
+        * ``segloss.dice_focal_loss``: with a Dice loss
     """
     op = "focal_loss"
     _check_types(op, input, target, weight, voxel_weight, ignore_index, dim)
@@ -298,20 +325,26 @@ def topk_loss(
     dim: int = 1,
     voxel_weight: Tensor | None = None,
 ) -> Tensor:
-    r"""Top-k loss: the mean of cross entropy over the k percent of the voxels where it is largest.
+    """Top-k loss (online bootstrapping): the mean of cross entropy over the k percent of voxels where it is largest.
 
-    Of the V voxels of the batch that count, ``max(1, floor(k / 100 * V))`` are kept; the others have no gradient.
-    ``voxel_weight`` and ``weight`` multiply the losses before the largest are chosen, and do not divide the mean.
+    With l the losses of the V voxels of the batch that count, as ``segloss.cross_entropy`` with ``reduction="none"``::
 
-    (Wu et al., "Bridging Category-level and Instance-level Semantic Image Segmentation", 2016, who keep a number of
-    voxels, not a share.)
+        loss = mean of the max(1, floor(k / 100 * V)) largest l
+
+    Source: Wu et al. 2016, "Bridging Category-level and Instance-level Semantic Image Segmentation", arXiv:1605.06885,
+    who keep a number of voxels instead of a percentage.
+
+    The other voxels have zero gradient. ``weight`` and ``voxel_weight`` multiply the losses before they are ranked; the
+    mean divides by the number of voxels kept.
 
     Args:
+        k: the percentage of voxels to keep, in (0, 100].
         target: class labels ``[N, *]`` or ``[N, 1, *]``: any integer dtype, bool, or floating with integral values; or
             exact one-hot labels, integer, of input's shape.
-        k: the percentage of voxels to keep, in (0, 100].
-        ignore_index: label of the voxels that do not count, neither among the largest nor in V.
-        empty: the loss of no voxel: ``"nan"``, or ``"zero"``. With both the gradient is zero.
+        ignore_index: label of the voxels to ignore: they are neither ranked nor counted in V.
+        label_smoothing: of the cross entropy, in [0, 1].
+        empty: the loss of no voxel: ``"nan"``, or ``"zero"``. The gradient is 0 in both cases.
+        others: as in ``segloss.cross_entropy``.
 
     Returns:
         A 0-dim tensor of input's dtype (float32 for half types under autocast).
@@ -319,10 +352,10 @@ def topk_loss(
     Raises:
         ValueError: k is outside (0, 100], or ``empty`` has an unknown value.
         RuntimeError: target holds class probabilities.
-        TypeError, IndexError, ValueError, RuntimeError: as :func:`segloss.cross_entropy`.
+        TypeError, IndexError, ValueError, RuntimeError: as ``segloss.cross_entropy``.
 
     Equivalent to:
-        ``cross_entropy(input, target, reduction="none").flatten().topk(k * V // 100).values.mean()`` where nothing is
+        ``cross_entropy(input, target, reduction="none").flatten().topk(k * V // 100).values.mean()`` if no voxel is
         ignored.
 
     Example:
@@ -331,6 +364,11 @@ def topk_loss(
         >>> labels = torch.tensor([[[[1, 0], [0, 1]]]], dtype=torch.uint8)
         >>> segloss.topk_loss(logits, labels, k=50)
         tensor(1.3275)
+
+    See also:
+        * ``segloss.TopKLoss``: the same as a module
+        * ``segloss.cross_entropy``: the mean over all voxels
+        * ``segloss.focal_loss``: stresses hard voxels without dropping any
     """
     op = "topk_loss"
     _check_types(op, input, target, weight, voxel_weight, ignore_index, dim, k=k, label_smoothing=label_smoothing)
@@ -345,10 +383,10 @@ def topk_loss(
     )
     _warn_of_one_channel(op, input, dim)
     counts = _counts(losses, target, voxel_weight, ignore_index)
-    dtype = torch.float32 if losses.is_mps else torch.float64  # the one without float64
+    dtype = torch.float32 if losses.is_mps else torch.float64  # MPS has no float64
     num_voxels = counts.sum(dtype=dtype)
     num_kept = (k * num_voxels / 100).floor().clamp(min=1).minimum(num_voxels)
-    # To ask for that number would make the host wait for the device, and end a graph. As many as it can be are ranked.
+    # Reading num_kept would make the host wait for the device, and break a graph: rank as many as it can be.
     share = math.trunc(k * losses.numel() / 100)
     most = sym_clamp(share, 1, losses.numel())
     ranked = losses.masked_fill(~counts, -torch.inf).flatten().topk(most).values
@@ -366,19 +404,23 @@ def total_weight(
     voxel_weight: Tensor | None = None,
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
-    r"""What the mean of cross entropy is divided by: the sum of :math:`v\, w_y` over the voxels that count.
+    """The denominator of the mean of cross entropy: the weights of the voxels that count, summed.
 
-    For gradients accumulated over micro-batches that hold different numbers of voxels: the mean of their means is not
-    the mean of the whole, but the sum of their sums divided by the whole's total weight is.
+    For labels y and voxel weights v::
+
+        total = sum of v * weight[y] over the voxels with y != ignore_index
+
+    Use it to accumulate gradients over micro-batches with different numbers of voxels: the mean of the micro-batches'
+    means is not the mean of the whole batch, but the sum of their sums divided by its total weight is.
 
     Args:
         target: class labels of any shape: any integer dtype, bool, or floating with integral values.
-        weight: a weight for each class ``[C]``, of any floating dtype. Default: 1, for labels up to
+        weight: a weight for each class, ``[C]``, any floating dtype. Default: None, every weight is 1, for labels up to
             2**31 - 2.
-        ignore_index: label of the voxels that do not count.
-        voxel_weight: a weight for each voxel, of target's shape. Default: 1.
-        process_group: the :class:`torch.distributed.ProcessGroup` over whose ranks it is added up, with errors as
-            :func:`segloss.cross_entropy` shares them; None is this process alone.
+        ignore_index: label of the voxels to ignore.
+        voxel_weight: a weight for each voxel, of target's shape. Default: None, every weight is 1.
+        process_group: the ``torch.distributed.ProcessGroup`` over whose ranks the weights are summed; it shares errors
+            as in ``segloss.cross_entropy``. None is this process alone.
 
     Returns:
         A 0-dim float64 tensor (float32 on MPS), without gradient.
@@ -399,6 +441,9 @@ def total_weight(
         >>> for micro_batch in range(4):
         ...     x, y = logits[micro_batch, None], labels[micro_batch, None]
         ...     (segloss.cross_entropy(x, y, ignore_index=255, reduction="sum") / total).backward()
+
+    See also:
+        * ``segloss.cross_entropy``, ``segloss.nll_loss``, ``segloss.focal_loss``: ``reduction="sum"`` is the numerator
     """
     op = "total_weight"
     _check_tensor(op, "target", target)
@@ -420,7 +465,7 @@ def _over_ranks(
     *,
     takes_probabilities: bool = True,
 ) -> Tensor:
-    """The operator's cross entropy of what the ranks hold together: their sums, divided by their total weights."""
+    """Cross entropy of the data of all ranks: the sum of their sums, divided by the sum of their total weights."""
     input, target, weight, voxel_weight, dim, code, ignore_index, *options = arguments
     _, log_probabilities, empty_zero = arguments[-3:]
     _check_types(op, input, target, weight, voxel_weight, ignore_index, dim)
@@ -449,7 +494,7 @@ def _over_ranks(
 
 
 def _holds_probabilities(input: Tensor, target: Tensor) -> bool:
-    """Of a softmax's target."""
+    """Whether the target of a softmax holds class probabilities."""
     return target.is_floating_point() and target.shape == input.shape
 
 
@@ -460,14 +505,14 @@ def _total_voxel_weight(input: Tensor, dim: int, voxel_weight: Tensor | None) ->
 
 
 def _num_voxels(input: Tensor, dim: int) -> int:
-    """Of logits, which may have no class."""
+    """The number of voxels of logits, which may have no class."""
     sizes = list(input.shape)
     del sizes[dim if len(sizes) > 1 else 0]
     return math.prod(sizes)
 
 
 def _labels(op: str, input: Tensor, target: Tensor, dim: int) -> Tensor:
-    """Class labels of a target that has one for each class; others are not touched."""
+    """Class labels of a one-hot target; other targets unchanged."""
     if target.shape != input.shape or not -input.dim() <= dim < input.dim() or input.dim() < 2:
         return target
     has_one_channel = input.shape[dim] == 1
@@ -481,8 +526,8 @@ def _labels(op: str, input: Tensor, target: Tensor, dim: int) -> Tensor:
 
 
 def _warn_of_one_channel(op: str, input: Tensor, dim: int) -> None:
-    """Of a softmax over one channel, which torch takes without a word; ``dim`` is one of input's dimensions."""
-    if not isinstance(input, Tensor):  # what torch itself unwraps
+    """Warns of a softmax over one channel, which torch accepts silently; ``dim`` is one of input's dimensions."""
+    if not isinstance(input, Tensor):  # an object that torch itself unwraps
         return
     if input.shape[dim if input.dim() > 1 else 0] == 1 and not torch.compiler.is_compiling():
         warnings.warn(
@@ -495,7 +540,7 @@ def _warn_of_one_channel(op: str, input: Tensor, dim: int) -> None:
 
 
 def _counts(losses: Tensor, target: Tensor, voxel_weight: Tensor | None, ignore_index: int) -> Tensor:
-    """True where a voxel counts, in the shape of their losses, whose kernel compares labels and weights likewise."""
+    """True where a voxel counts, in the shape of the losses; their kernel compares labels and weights the same way."""
     # As int64: in uint8, -100 is 156, in bfloat16 257 is 256, and the CPU does not compare uint16, uint32 and uint64.
     counts = (target.to(torch.int64) != ignore_index).reshape(losses.shape)
     return counts if voxel_weight is None else counts & (voxel_weight.to(losses.dtype) != 0).reshape(losses.shape)
@@ -515,10 +560,10 @@ def _check_types(
     dim: int,
     **numbers: float,
 ) -> None:
-    """TypeError for what is no dense tensor or no number; the dispatcher would print the whole of it.
+    """Raises a TypeError for an argument that is not a dense tensor or not a number.
 
-    Where nothing reads an argument before the operator does, this is asked after the operator has refused: good calls
-    do not wait for it. The dispatcher's error is left out of the traceback (from None).
+    The dispatcher's error would print the whole argument; ``from None`` leaves it out of the traceback. If nothing but
+    the operator reads the arguments, the check runs after the operator has refused them: good calls do not wait for it.
     """
     _check_tensor(op, "input", input)
     _check_tensor(op, "target", target)
@@ -535,7 +580,7 @@ def _check_tensor(op: str, name: str, value: object) -> None:
     if not isinstance(value, Tensor):
         got = type(value).__name__
         raise TypeError(f"{op}: expected {name} to be a torch.Tensor, got {got}. Use torch.as_tensor({name})") from None
-    if value.is_nested:  # whose shape cannot be asked for
+    if value.is_nested:  # its shape cannot be read
         raise TypeError(
             f"{op}: expected a dense {name}, got a nested tensor. Use {name}.to_padded_tensor(), and ignore_index as "
             "the label of the padding"
@@ -545,7 +590,7 @@ def _check_tensor(op: str, name: str, value: object) -> None:
 
 
 def _check_options(op: str, ignore_index: int, dim: int, label_smoothing: float = 0.0) -> None:
-    """TypeError for options that the dispatcher would make a number of: True, a float that it cuts off, a list of one.
+    """Raises a TypeError for options that the dispatcher would convert: True, a float that it truncates, a list of one.
 
     The usual types pass without a call.
     """
@@ -558,7 +603,7 @@ def _check_options(op: str, ignore_index: int, dim: int, label_smoothing: float 
 
 
 def _check_integer(op: str, name: str, value: object) -> None:
-    """TypeError for what torch takes for no int: a bool is none, an integer tensor without dimensions is one."""
+    """Raises a TypeError for a value that torch does not accept as an int: a bool. A 0-dim integer tensor passes."""
     if isinstance(value, bool) or not (isinstance(value, _INTEGER) or _is_scalar_tensor(value, is_integer=True)):
         raise TypeError(f"{op}: expected {name} to be an int, got {reprlib.repr(value)}") from None
     if not _INT64_MIN <= value <= _INT64_MAX:  # type: ignore[operator]
@@ -566,7 +611,7 @@ def _check_integer(op: str, name: str, value: object) -> None:
 
 
 def _check_number(op: str, name: str, value: object) -> None:
-    """TypeError for what is no real number; a real tensor without dimensions is one."""
+    """Raises a TypeError for a value that is not a real number; a real 0-dim tensor is one."""
     if not (isinstance(value, _REAL) or _is_scalar_tensor(value, is_integer=False)):
         raise TypeError(f"{op}: expected {name} to be a float, got {reprlib.repr(value)}") from None
     if isinstance(value, int) and not _INT64_MIN <= value <= _INT64_MAX:
@@ -619,7 +664,7 @@ def _is_zero(op: str, empty: str) -> bool:
 
 
 def _mean_or_sum(loss: Tensor, total: Tensor, reduction: str, empty_zero: bool) -> Tensor:
-    """A sum of voxel losses, or its mean; `total` is the mean's denominator, and the mean over 0 has no gradient."""
+    """A sum of voxel losses, or its mean; `total` is the denominator of the mean, whose gradient is 0 if it is 0."""
     if reduction == "sum":
         return loss
     empty = total == 0

@@ -16,22 +16,22 @@ from segloss.region import WeightType
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-# As ignore_index of a loss that ignores nothing: no other dtype than int64 can hold it, and nobody writes it.
+# The ignore_index of a loss that ignores nothing: no dtype but int64 can hold it, and nobody uses it as a label.
 _NO_LABEL = torch.iinfo(torch.int64).min
 
 
 class _Loss(nn.Module):
-    """A function with its keywords: options are attributes, tensors are buffers."""
+    """Base of the losses: a function with its keywords. Options are attributes, tensors are buffers."""
 
     _function: Callable[..., Tensor]
     weight: Tensor | None
-    reduction: str
 
     def __init_subclass__(cls) -> None:
         if "_function" in vars(cls):
             document_module(cls, cls._function)
 
     def __init__(self, weight: Tensor | None = None, **options: Any) -> None:
+        """Stores the keywords. The docstring of the class describes them."""
         super().__init__()
         if "reduce" in options:
             size_average, reduce = options.pop("size_average"), options.pop("reduce")
@@ -43,14 +43,24 @@ class _Loss(nn.Module):
             setattr(self, name, value)
 
     def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
+        """Calls the function of the loss with the keywords of the module.
+
+        Args:
+            input: logits ``[N, C, *]``, or what else the class says.
+            target: labels ``[N, *]`` or ``[N, 1, *]``, or what else the class says.
+            voxel_weight: a weight for each voxel, of the labels' shape. Default: None, every weight is 1.
+
+        Returns:
+            The loss, a 0-dim tensor of input's dtype; with ``reduction="none"`` its terms.
+        """
         options = self._options()
-        weight = self._buffers["weight"]  # self.weight takes a microsecond, as every buffer does
+        weight = self._buffers["weight"]  # self.weight takes a microsecond, as does every buffer
         if weight is not None:
             options["weight"] = weight
         return type(self)._function(input, target, voxel_weight=voxel_weight, **options)
 
     def _options(self) -> dict[str, Any]:
-        """The keywords of the function, all but the tensors."""
+        """The keywords of the function, apart from tensors."""
         return {name: getattr(self, name) for name in self._names}
 
     def extra_repr(self) -> str:
@@ -63,8 +73,48 @@ def _keywords(arguments: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
 
 
-class NLLLoss(_Loss):
-    """:func:`segloss.nll_loss` as a module; a replacement of :class:`torch.nn.NLLLoss`.
+# ---- types of the attributes that several losses share, for type checkers: Module's own answer is Tensor | Module ----
+
+
+class _LabelLoss(_Loss):
+    ignore_index: int
+    dim: int
+
+
+class _ReducedLoss(_LabelLoss):
+    reduction: Reduction
+    process_group: "ProcessGroup | None"
+
+
+class _RegionLoss(_ReducedLoss):
+    activation: Activation | None
+    include_background: bool
+    soft_label: bool
+    batch: bool
+    smooth_nr: float
+    smooth_dr: float
+
+
+class _CompoundLoss(_RegionLoss):
+    lambda_dice: float
+    squared: bool
+    jaccard: bool
+    empty: Empty
+
+
+class NLLLoss(_ReducedLoss):
+    """Module of ``segloss.nll_loss``; replaces ``torch.nn.NLLLoss``.
+
+    For a voxel with log-probabilities x, label y and voxel weight v::
+
+        loss = v * weight[y] * -x[y]
+
+    and for class probabilities t::
+
+        loss = v * sum_c weight[c] * t[c] * -x[c]
+
+    Args:
+        others: as in ``segloss.nll_loss``.
 
     Example:
         >>> import segloss, torch
@@ -72,9 +122,14 @@ class NLLLoss(_Loss):
         >>> log_p = torch.randn(2, 3, 4, 4).log_softmax(1)
         >>> loss(log_p, torch.full((2, 1, 4, 4), 2, dtype=torch.uint8)).shape
         torch.Size([])
+
+    See also:
+        * ``segloss.nll_loss``: the function that it calls
+        * ``segloss.CrossEntropyLoss``: for logits
     """
 
     _function = functional.nll_loss
+    empty: Empty
 
     def __init__(
         self,
@@ -91,17 +146,38 @@ class NLLLoss(_Loss):
         super().__init__(**_keywords(locals()))
 
 
-class CrossEntropyLoss(_Loss):
-    """:func:`segloss.cross_entropy` as a module; a replacement of :class:`torch.nn.CrossEntropyLoss`.
+class CrossEntropyLoss(_ReducedLoss):
+    """Module of ``segloss.cross_entropy``; replaces ``torch.nn.CrossEntropyLoss``.
+
+    For a voxel with logits x, p = softmax(x), label y, voxel weight v and label smoothing s::
+
+        loss = v * ((1 - s) * weight[y] * -log(p[y]) + s / C * sum_c weight[c] * -log(p[c]))
+
+    and for class probabilities t::
+
+        loss = v * sum_c weight[c] * ((1 - s) * t[c] + s / C) * -log(p[c])
+
+    Label smoothing: Szegedy et al. 2016, "Rethinking the Inception Architecture for Computer Vision", arXiv:1512.00567.
+
+    Args:
+        label_smoothing: s in the formula, in [0, 1].
+        others: as in ``segloss.cross_entropy``.
 
     Example:
         >>> import segloss, torch
         >>> loss = segloss.CrossEntropyLoss(ignore_index=255)
         >>> logits = torch.randn(2, 3, 8, 8, 8, requires_grad=True)
         >>> loss(logits, torch.ones(2, 1, 8, 8, 8, dtype=torch.uint8)).backward()
+
+    See also:
+        * ``segloss.cross_entropy``: the function that it calls
+        * ``segloss.FocalLoss``, ``segloss.TopKLoss``: variants that stress hard voxels
+        * ``segloss.DiceCELoss``: with a Dice loss
     """
 
     _function = functional.cross_entropy
+    label_smoothing: float
+    empty: Empty
 
     def __init__(
         self,
@@ -119,17 +195,41 @@ class CrossEntropyLoss(_Loss):
         super().__init__(**_keywords(locals()))
 
 
-class FocalLoss(_Loss):
-    """:func:`segloss.focal_loss` as a module: cross entropy in which well-classified voxels count less.
+class FocalLoss(_ReducedLoss):
+    """Module of ``segloss.focal_loss``: cross entropy in which well-classified voxels count less.
+
+    For a voxel with logits x, p = softmax(x), label y and voxel weight v::
+
+        loss = v * weight[y] * (1 - p[y]) ** gamma * -log(p[y])
+
+    and with ``activation="sigmoid"``, p = sigmoid(x), for each class c with a target g in [0, 1]::
+
+        loss[c] = v * weight[c] * (g[c] * (1 - p[c]) ** gamma * -log(p[c])
+                                   + (1 - g[c]) * p[c] ** gamma * -log(1 - p[c]))
+
+    Source: Lin et al. 2017, "Focal Loss for Dense Object Detection", arXiv:1708.02002.
+
+    Args:
+        gamma: the exponent, 0 or more; the larger it is, the less well-classified voxels count.
+        activation: ``"softmax"``: classes exclude each other; ``"sigmoid"``: each class is a binary problem of its own.
+        others: as in ``segloss.focal_loss``.
 
     Example:
         >>> import segloss, torch
         >>> loss = segloss.FocalLoss(gamma=1.5, ignore_index=255)
         >>> logits = torch.randn(2, 3, 8, 8, requires_grad=True)
         >>> loss(logits, torch.ones(2, 1, 8, 8, dtype=torch.uint8)).backward()
+
+    See also:
+        * ``segloss.focal_loss``: the function that it calls
+        * ``segloss.TopKLoss``: keeps the hardest voxels only
+        * ``segloss.DiceFocalLoss``: with a Dice loss
     """
 
     _function = functional.focal_loss
+    gamma: float
+    activation: Activation
+    empty: Empty
 
     def __init__(
         self,
@@ -146,17 +246,36 @@ class FocalLoss(_Loss):
         super().__init__(**_keywords(locals()))
 
 
-class TopKLoss(_Loss):
-    """:func:`segloss.topk_loss` as a module: cross entropy over the k percent of the voxels where it is largest.
+class TopKLoss(_LabelLoss):
+    """Module of ``segloss.topk_loss``: cross entropy over the k percent of voxels where it is largest.
+
+    With l the losses of the V voxels of the batch that count, as ``segloss.cross_entropy`` with ``reduction="none"``::
+
+        loss = mean of the max(1, floor(k / 100 * V)) largest l
+
+    Source: Wu et al. 2016, "Bridging Category-level and Instance-level Semantic Image Segmentation", arXiv:1605.06885,
+    who keep a number of voxels instead of a percentage.
+
+    Args:
+        k: the percentage of voxels to keep, in (0, 100].
+        others: as in ``segloss.topk_loss``.
 
     Example:
         >>> import segloss, torch
         >>> loss = segloss.TopKLoss(k=20)
         >>> logits = torch.randn(2, 3, 8, 8, requires_grad=True)
         >>> loss(logits, torch.ones(2, 1, 8, 8, dtype=torch.uint8)).backward()
+
+    See also:
+        * ``segloss.topk_loss``: the function that it calls
+        * ``segloss.CrossEntropyLoss``: the mean over all voxels
+        * ``segloss.FocalLoss``: stresses hard voxels without dropping any
     """
 
     _function = functional.topk_loss
+    k: float
+    label_smoothing: float
+    empty: Empty
 
     def __init__(
         self,
@@ -171,17 +290,51 @@ class TopKLoss(_Loss):
         super().__init__(**_keywords(locals()))
 
 
-class DiceLoss(_Loss):
-    """:func:`segloss.dice_loss` as a module: the soft Dice or Jaccard loss.
+class DiceLoss(_RegionLoss):
+    """Module of ``segloss.dice_loss``: the soft Dice or Jaccard loss.
+
+    For each sample and class, with I = sum v * p * g, P = sum v * p and T = sum v * g over the voxels that count, where
+    p is the activated input, g the target, one-hot if it holds labels, and v the voxel weight::
+
+        loss = weight * (1 - (2 * I + smooth_nr) / (P + T + smooth_dr))
+
+    and with ``jaccard``, the numerator and denominator of I / (P + T - I) doubled::
+
+        loss = weight * (1 - (2 * I + smooth_nr) / (2 * (P + T - I) + smooth_dr))
+
+    Source: Milletari et al. 2016, "V-Net: Fully Convolutional Neural Networks for Volumetric Medical Image
+    Segmentation", arXiv:1606.04797, whose formula has ``squared=True``.
+
+    Args:
+        include_background: whether class 0 has a term. It is part of the softmax in any case. If it is the only class,
+            it has a term anyway, with a UserWarning.
+        squared: whether P and T are sums of squares, ``sum v * p ** 2`` and ``sum v * g ** 2``; ``soft_label`` has no
+            effect then.
+        jaccard: whether to compute the Jaccard loss (intersection over union) instead.
+        batch: whether a class has one term for the whole batch, from sums over all samples, instead of one for each
+            sample.
+        smooth_nr, smooth_dr: added to the numerator and to the denominator. A sample without a voxel that counts has
+            the terms ``1 - smooth_nr / smooth_dr``. A term whose numerator and denominator are both 0 is 0, with zero
+            gradient.
+        others: as in ``segloss.dice_loss``.
 
     Example:
         >>> import segloss, torch
         >>> loss = segloss.DiceLoss(include_background=False, batch=True)
         >>> logits = torch.randn(2, 3, 8, 8, requires_grad=True)
         >>> loss(logits, torch.ones(2, 1, 8, 8, dtype=torch.uint8)).backward()
+
+    See also:
+        * ``segloss.dice_loss``: the function that it calls
+        * ``segloss.GeneralizedDiceLoss``: weights classes by their volume
+        * ``segloss.TverskyLoss``: weights false positives and false negatives
+        * ``segloss.DiceCELoss``, ``segloss.DiceFocalLoss``: compound losses
+        * ``segloss.BinaryDiceLoss``, ``segloss.MultiClassDiceLoss``: with one ``smooth``
     """
 
     _function = region.dice_loss
+    squared: bool
+    jaccard: bool
 
     def __init__(
         self,
@@ -203,17 +356,35 @@ class DiceLoss(_Loss):
         super().__init__(**_keywords(locals()))
 
 
-class GeneralizedDiceLoss(_Loss):
-    """:func:`segloss.generalized_dice_loss` as a module: Dice in which small classes weigh as much as large ones.
+class GeneralizedDiceLoss(_RegionLoss):
+    """Module of ``segloss.generalized_dice_loss``: Dice in which small classes weigh as much as large ones.
+
+    For each sample, with I = sum v * p * g, P = sum v * p and T = sum v * g of each class over the voxels that count,
+    where p is the activated input, g the target, one-hot if it holds labels, and v the voxel weight::
+
+        loss = 1 - (2 * sum_c w * I + smooth_nr) / (sum_c w * (P + T) + smooth_dr),   w = 1 / T ** 2, 1 / T or 1
+
+    Source: Sudre et al. 2017, "Generalised Dice overlap as a deep learning loss function for highly unbalanced
+    segmentations", arXiv:1707.03237.
+
+    Args:
+        w_type: the weight w of a class of volume T: ``"square"`` is 1 / T ** 2, ``"simple"`` 1 / T and ``"uniform"`` 1.
+        others: as in ``segloss.generalized_dice_loss``.
 
     Example:
         >>> import segloss, torch
         >>> loss = segloss.GeneralizedDiceLoss(w_type="simple")
         >>> logits = torch.randn(2, 3, 8, 8, requires_grad=True)
         >>> loss(logits, torch.ones(2, 1, 8, 8, dtype=torch.uint8)).backward()
+
+    See also:
+        * ``segloss.generalized_dice_loss``: the function that it calls
+        * ``segloss.DiceLoss``: one term for each class
+        * ``segloss.TverskyLoss``: weights false positives and false negatives
     """
 
     _function = region.generalized_dice_loss
+    w_type: WeightType
 
     def __init__(
         self,
@@ -233,17 +404,43 @@ class GeneralizedDiceLoss(_Loss):
         super().__init__(**_keywords(locals()))
 
 
-class TverskyLoss(_Loss):
-    """:func:`segloss.tversky_loss` as a module: Dice with a price of its own for false positives and negatives.
+class TverskyLoss(_RegionLoss):
+    """Module of ``segloss.tversky_loss``: Dice with separate weights for false positives and false negatives.
+
+    For each sample and class, with TP = I, FP = P - I and FN = T - I from I = sum v * p * g, P = sum v * p and T = sum
+    v * g over the voxels that count, where p is the activated input, g the target, one-hot if it holds labels, and v
+    the voxel weight::
+
+        loss = weight * (1 - (TP + smooth_nr) / (TP + alpha * FP + beta * FN + smooth_dr)) ** gamma
+
+    Source: Salehi et al. 2017, "Tversky loss function for image segmentation using 3D fully convolutional deep
+    networks", arXiv:1706.05721. With ``gamma`` it is the focal Tversky loss of Abraham and Khan 2018, "A Novel Focal
+    Tversky loss function with improved Attention U-Net for lesion segmentation", arXiv:1810.07842, who write 1 / gamma
+    for the exponent and exchange alpha and beta.
+
+    Args:
+        alpha: the weight of false positives.
+        beta: the weight of false negatives; above alpha it favours recall.
+        gamma: the exponent, 0 or more; below 1 small terms grow, above 1 they shrink. Unless gamma is 1, a base
+            of 0 or less counts as 0 and has zero gradient.
+        others: as in ``segloss.tversky_loss``.
 
     Example:
         >>> import segloss, torch
         >>> loss = segloss.TverskyLoss(alpha=0.3, beta=0.7, gamma=0.75)
         >>> logits = torch.randn(2, 3, 8, 8, requires_grad=True)
         >>> loss(logits, torch.ones(2, 1, 8, 8, dtype=torch.uint8)).backward()
+
+    See also:
+        * ``segloss.tversky_loss``: the function that it calls
+        * ``segloss.DiceLoss``: both weights equal
+        * ``segloss.GeneralizedDiceLoss``: weights classes by their volume
     """
 
     _function = region.tversky_loss
+    alpha: float
+    beta: float
+    gamma: float
 
     def __init__(
         self,
@@ -266,17 +463,36 @@ class TverskyLoss(_Loss):
         super().__init__(**_keywords(locals()))
 
 
-class DiceCELoss(_Loss):
-    """:func:`segloss.dice_ce_loss` as a module: Dice plus cross entropy, from one walk over the logits.
+class DiceCELoss(_CompoundLoss):
+    """Module of ``segloss.dice_ce_loss``: Dice plus cross entropy, computed together.
+
+    The weighted sum of ``segloss.dice_loss``, which defines I, P and T, and ``segloss.cross_entropy``::
+
+        loss = lambda_dice * dice_loss + lambda_ce * cross_entropy
+
+    Source: Isensee et al. 2021, "nnU-Net: a self-configuring method for deep learning-based biomedical image
+    segmentation", Nature Methods 18.
+
+    Args:
+        lambda_dice, lambda_ce: the factors of the two terms.
+        label_smoothing: s of the cross entropy, in [0, 1]. With sigmoid, a target g becomes ``(1 - s) * g + s / 2``.
+        others: as in ``segloss.dice_ce_loss``.
 
     Example:
         >>> import segloss, torch
         >>> loss = segloss.DiceCELoss(include_background=False, batch=True)
         >>> logits = torch.randn(2, 3, 8, 8, requires_grad=True)
         >>> loss(logits, torch.ones(2, 1, 8, 8, dtype=torch.uint8)).backward()
+
+    See also:
+        * ``segloss.dice_ce_loss``: the function that it calls
+        * ``segloss.DiceFocalLoss``: with focal loss instead of cross entropy
+        * ``segloss.DiceLoss``, ``segloss.CrossEntropyLoss``: the two terms
     """
 
     _function = region.dice_ce_loss
+    lambda_ce: float
+    label_smoothing: float
 
     def __init__(
         self,
@@ -302,17 +518,37 @@ class DiceCELoss(_Loss):
         super().__init__(**_keywords(locals()))
 
 
-class DiceFocalLoss(_Loss):
-    """:func:`segloss.dice_focal_loss` as a module: Dice plus focal loss, from one walk over the logits.
+class DiceFocalLoss(_CompoundLoss):
+    """Module of ``segloss.dice_focal_loss``: Dice plus focal loss, computed together.
+
+    The weighted sum of ``segloss.dice_loss``, which defines I, P and T, and ``segloss.focal_loss``::
+
+        loss = lambda_dice * dice_loss + lambda_focal * focal_loss
+
+    Source: Zhu et al. 2019, "AnatomyNet: Deep learning for fast and fully automated whole-volume segmentation of head
+    and neck anatomy", arXiv:1808.05238.
+
+    Args:
+        lambda_dice, lambda_focal: the factors of the two terms.
+        gamma: the exponent of the focal loss, 0 or more. With softmax and gamma > 0, target must hold class labels or
+            exact one-hot labels.
+        others: as in ``segloss.dice_focal_loss``.
 
     Example:
         >>> import segloss, torch
         >>> loss = segloss.DiceFocalLoss(activation="sigmoid")
         >>> logits = torch.randn(2, 3, 8, 8, requires_grad=True)
         >>> loss(logits, torch.ones(2, 1, 8, 8, dtype=torch.uint8)).backward()
+
+    See also:
+        * ``segloss.dice_focal_loss``: the function that it calls
+        * ``segloss.DiceCELoss``: with cross entropy instead of focal loss
+        * ``segloss.DiceLoss``, ``segloss.FocalLoss``: the two terms
     """
 
     _function = region.dice_focal_loss
+    lambda_focal: float
+    gamma: float
 
     def __init__(
         self,
@@ -339,23 +575,33 @@ class DiceFocalLoss(_Loss):
 
 
 class BinaryDiceLoss(_Loss):
-    r"""Dice loss of probabilities against a mask: one term for each sample, then their mean.
+    """Dice loss of probabilities against a mask: one term for each sample, then their mean.
 
-    For the probabilities :math:`p` and the target :math:`g` of a sample
+    For a sample with probabilities p, target g and voxel weights v::
 
-    .. math::
-        l = 1 - \frac{2 \sum p\, g + \mathrm{smooth}}{\sum p + \sum g + \mathrm{smooth}}
+        loss = 1 - (2 * sum v * p * g + smooth) / (sum v * p + sum v * g + smooth)
 
-    (Milletari et al., "V-Net: Fully Convolutional Neural Networks for Volumetric Medical Image Segmentation", 2016,
-    without its squares.)
+    Source: Milletari et al. 2016, "V-Net: Fully Convolutional Neural Networks for Volumetric Medical Image
+    Segmentation", arXiv:1606.04797, without its squares.
 
     Args:
         smooth: added to numerator and denominator. Default: 1.
 
-    Called as ``loss(input, target, voxel_weight=None)`` with probabilities ``[N, *]`` (float64, float32, float16 or
-    bfloat16), a target of their shape (floating, or integer or bool of 0 and 1) and, if any, a weight for each voxel,
-    of their shape, too. Returns a 0-dim tensor of input's dtype. A target of another shape is a ValueError; one of
-    other integers than 0 and 1, and floating values outside [0, 1] in either, as logits are, a RuntimeError.
+    Call:
+        ``loss(input, target, voxel_weight=None)``, where
+
+        * input: probabilities ``[N, *]``, each in [0, 1]; float64, float32, float16 or bfloat16.
+        * target: a mask of input's shape: floating in [0, 1], or integer or bool of 0 and 1.
+        * voxel_weight: a weight for each voxel, of input's shape. Default: None, every weight is 1.
+
+    Returns:
+        A 0-dim tensor of input's dtype.
+
+    Raises:
+        ValueError: input and target have different shapes.
+        RuntimeError: an integer target holds other values than 0 and 1, or a floating input or target holds values
+            outside [0, 1], as logits are.
+        TypeError: as ``segloss.dice_loss``.
 
     Equivalent to:
         ``dice_loss(input.unsqueeze(1), target.unsqueeze(1), activation=None, smooth_nr=smooth, smooth_dr=smooth)``
@@ -364,6 +610,10 @@ class BinaryDiceLoss(_Loss):
         >>> import segloss, torch
         >>> segloss.BinaryDiceLoss()(torch.tensor([[0.9, 0.2, 0.4]]), torch.tensor([[True, False, True]]))
         tensor(0.2000)
+
+    See also:
+        * ``segloss.MultiClassDiceLoss``: of several classes, from logits
+        * ``segloss.DiceLoss``: with all options; ``activation="sigmoid"`` for logits
     """
 
     smooth: float
@@ -390,20 +640,35 @@ class BinaryDiceLoss(_Loss):
 
 
 class MultiClassDiceLoss(_Loss):
-    r"""Softmax, then the weighted mean over the classes of their binary Dice losses.
+    """Softmax, then the weighted mean over the classes of their binary Dice losses.
 
-    With :math:`l_c` the :class:`segloss.BinaryDiceLoss` of the probabilities of class c against its mask
+    With I = sum v * p * g, P = sum v * p and T = sum v * g of a sample and class over the voxels that count, where p is
+    the softmax, g the target, one-hot if it holds labels, and v the voxel weight::
 
-    .. math::
-        \frac{1}{C} \sum_c w_c\, l_c
+        loss = mean over samples and classes of weight * (1 - (2 * I + smooth) / (P + T + smooth))
+
+    Source: Milletari et al. 2016, "V-Net: Fully Convolutional Neural Networks for Volumetric Medical Image
+    Segmentation", arXiv:1606.04797, without its squares.
 
     Args:
-        weight: a weight for each class ``[C]``; a buffer, so that it moves with the module. Default: 1.
-        ignore_index: label of the voxels that do not count; None: every voxel counts. Default: None.
+        weight: a weight for each class, ``[C]``, any floating dtype. It is a buffer and moves with the module. Default:
+            None, every weight is 1.
+        ignore_index: label of the voxels to ignore; None: every voxel counts. Default: None.
         smooth: added to numerator and denominator. Default: 1.
 
-    Called as ``loss(input, target, voxel_weight=None)``; shapes, dtypes and errors are those of
-    :func:`segloss.dice_loss`.
+    Call:
+        ``loss(input, target, voxel_weight=None)``, where
+
+        * input: logits ``[N, C, *]``; float64, float32, float16 or bfloat16.
+        * target: class labels ``[N, *]`` or ``[N, 1, *]``: any integer dtype, bool, or floating with integral values;
+          or of input's shape class probabilities or exact one-hot labels.
+        * voxel_weight: a weight for each voxel, of the labels' shape. Default: None, every weight is 1.
+
+    Returns:
+        A 0-dim tensor of input's dtype (float32 for half types under autocast).
+
+    Raises:
+        TypeError, IndexError, ValueError, RuntimeError: as ``segloss.dice_loss``.
 
     Equivalent to:
         ``dice_loss(input, target, weight=weight, smooth_nr=smooth, smooth_dr=smooth)``
@@ -413,6 +678,10 @@ class MultiClassDiceLoss(_Loss):
         >>> loss = segloss.MultiClassDiceLoss(ignore_index=255)
         >>> logits = torch.randn(2, 3, 8, 8, requires_grad=True)
         >>> loss(logits, torch.ones(2, 1, 8, 8, dtype=torch.uint8)).backward()
+
+    See also:
+        * ``segloss.DiceLoss``: with all options
+        * ``segloss.BinaryDiceLoss``: of one class, from probabilities
     """
 
     ignore_index: int | None
@@ -434,29 +703,38 @@ class MultiClassDiceLoss(_Loss):
 
 
 class DeepSupervisionLoss(nn.Module):
-    r"""A loss at several resolutions: the weighted sum of one loss over the outputs of a network's decoder.
+    """Deep supervision: the weighted sum of one loss over outputs of a network at several resolutions.
 
-    .. math::
-        \sum_i w_i\, \mathrm{loss}(x_i, y_i)
+    For logits x[i] and the target y[i] at their resolution::
 
-    where :math:`y_i` is the target at the resolution of the logits :math:`x_i`, by nearest neighbours: its element
-    :math:`\lfloor j \cdot \mathrm{in} / \mathrm{out} \rfloor` in each spatial dimension, as
-    :func:`torch.nn.functional.interpolate` with ``mode="nearest"`` takes it. Where the resolutions divide it is a view;
-    in no case is the target cast or made one-hot.
+        loss = sum_i weights[i] * loss(x[i], y[i])
 
-    (Lee et al., "Deeply-Supervised Nets", 2015; the default weights are those of nnU-Net, Isensee et al., "nnU-Net: a
-    self-configuring method for deep learning-based biomedical image segmentation", 2021.)
+    The target is subsampled by nearest neighbours, as by ``torch.nn.functional.interpolate`` with ``mode="nearest"``:
+    in a spatial dimension of size M, of size m in x[i], y[i] has the target's elements floor(j * M / m), for j from 0
+    to m - 1. It is a view if m divides M, and is never cast or made one-hot.
+
+    Source: Lee et al. 2015, "Deeply-Supervised Nets", arXiv:1409.5185. The default weights are those of nnU-Net:
+    Isensee et al. 2021, "nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation",
+    Nature Methods 18.
 
     Args:
-        loss: called as ``loss(input, target)``, or ``loss(input, target, voxel_weight=...)`` where voxel weights are
-            given; a module or a function. Its attribute ``dim``, or the keyword ``dim`` of a ``functools.partial``, is
-            the class dimension, 1 where it has none.
-        weights: a factor for each resolution, taken as it is; a resolution of weight 0 is left out. Default:
-            :math:`2^{-i}`, normalised to the sum 1.
+        loss: a module or function, called as ``loss(input, target)``, or ``loss(input, target, voxel_weight=...)`` if
+            voxel weights are given. Its attribute ``dim``, or the keyword ``dim`` of a ``functools.partial``, is the
+            class dimension; without one it is 1.
+        weights: a factor for each resolution, not normalized; a resolution of weight 0 is left out. Default: None, the
+            factors 1, 1/2, 1/4, ... divided by their sum.
 
-    Called as ``loss(inputs, target, voxel_weight=None)`` with a list or tuple of logits, usually of falling resolution;
-    target, labels ``[N, *]`` or ``[N, 1, *]`` or masks or probabilities ``[N, C, *]`` of any dtype, and voxel_weight at
-    full resolution.
+    Call:
+        ``loss(inputs, target, voxel_weight=None)``, where
+
+        * inputs: a list or tuple of logits ``[N, C, *]``, usually of falling resolution.
+        * target: labels ``[N, *]`` or ``[N, 1, *]``, or masks or probabilities ``[N, C, *]``, of any dtype, at full
+          resolution.
+        * voxel_weight: a weight for each voxel, of the labels' shape, at full resolution. Default: None, every weight
+          is 1.
+
+    Returns:
+        A tensor of the dtype and shape of the inner loss.
 
     Raises:
         TypeError: inputs is neither a list nor a tuple, or target is no tensor.
@@ -468,7 +746,13 @@ class DeepSupervisionLoss(nn.Module):
         >>> loss = segloss.DeepSupervisionLoss(segloss.DiceCELoss(ignore_index=255))
         >>> logits = [torch.randn(2, 3, size, size, requires_grad=True) for size in (16, 8, 4)]
         >>> loss(logits, torch.ones(2, 1, 16, 16, dtype=torch.uint8)).backward()
+
+    See also:
+        * ``segloss.DiceCELoss``, ``segloss.DiceFocalLoss``: usual inner losses
     """
+
+    loss: Callable[..., Tensor]
+    weights: tuple[float, ...] | None
 
     def __init__(self, loss: Callable[..., Tensor], weights: Sequence[float] | None = None) -> None:
         super().__init__()
@@ -478,6 +762,7 @@ class DeepSupervisionLoss(nn.Module):
         self.weights = None if weights is None else _checked_weights(weights)
 
     def forward(self, inputs: Sequence[Tensor], target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
+        """Calls the inner loss at each resolution; see the class."""
         dim = _class_dim_of(self.loss)
         losses = []
         for weight, input in zip(self._weights_for(inputs), inputs, strict=True):
@@ -552,7 +837,7 @@ def _subsampled(target: Tensor, input: Tensor, dim: int) -> Tensor:
 
 
 def _strided(tensor: Tensor, dim: int, size: int) -> Tensor:
-    """Elements floor(i * in / out) of a dimension; in integers, which no rounding shifts."""
+    """Elements floor(i * in / out) of a dimension, computed in integers, without rounding errors."""
     available = tensor.shape[dim]
     if size > 0 and available % size == 0:
         step = available // size

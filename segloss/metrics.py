@@ -1,4 +1,4 @@
-"""How good a prediction is."""
+"""Metrics: how good a prediction is."""
 
 from collections.abc import Callable
 
@@ -18,40 +18,42 @@ _OPERATORS: dict[str, Callable[..., Tensor]] = {
 def confusion_matrix(
     input: Tensor, target: Tensor, num_classes: int | None = None, *, ignore_index: int = -100, dim: int = 1
 ) -> Tensor:
-    r"""How many voxels of each class are predicted as each class: argmax and counting in one walk over the logits.
+    """Confusion matrix: how many voxels of each class are predicted as each class.
 
-    .. math::
-        M_{jk} = \sum_v [y_v \ne \mathrm{ignore}]\,[y_v = j]\,[\hat y_v = k],
-        \qquad \hat y_v = \mathrm{argmax}_c\, x_{v,c}
+    Over the voxels with label y != ignore_index and predicted class q = argmax_c x[c] of the logits x::
+
+        matrix[j, k] = number of voxels with y == j and q == k
+
+    The kernel reads the logits once, for argmax and counting together.
 
     Args:
-        input: logits ``[N, C, *]`` or ``[C]`` of two classes or more (floating; the first of equal logits wins, nan
+        input: logits ``[N, C, *]`` or ``[C]`` of two or more classes (floating; the first of equal logits wins, nan
             counts as largest), or a map of predicted labels ``[N, *]`` or ``[N, 1, *]`` (integer or bool).
-        target: labels ``[N, *]`` or ``[N, 1, *]`` of any integer dtype, bool or integral floats; or, with logits,
-            one-hot of input's shape.
-        num_classes: C, and with integer or bool input that it is a label map. Default: None, the classes of the logits;
-            with label maps 1 + the largest label of both at the voxels that count, 0 if there is none: give it where
-            matrices of several batches are to be added.
-        ignore_index: label of the voxels that do not count, whatever is predicted there.
+        target: labels ``[N, *]`` or ``[N, 1, *]``: any integer dtype, bool, or floating with integral values; or, with
+            logits, one-hot of input's shape.
+        num_classes: C; it also says that integer or bool input is a label map. Default: None, the number of classes of
+            the logits, or with label maps 1 + the largest label of both at the voxels that count, 0 if there is none.
+            Give it to add matrices of several batches.
+        ignore_index: label of the voxels to ignore, whatever is predicted there.
         dim: the class dimension of input.
 
     Returns:
-        int64 ``[C, C]``, the row is the target's class, the column the prediction's. The counts are exact, for any
-        number of voxels. Has no gradient.
+        An int64 tensor ``[C, C]``, rows are classes of the target, columns classes of the prediction. The counts are
+        exact for any number of voxels. Has no gradient.
 
     Raises:
         IndexError: a label, or the prediction of a voxel that counts, is outside [0, C).
         ValueError: ``num_classes`` is not the number of classes of the logits.
-        TypeError: as :func:`segloss.cross_entropy`.
-        RuntimeError: as :func:`segloss.cross_entropy`; label maps have different shapes; floating input has one channel
-            (the logits of one foreground class become a label map by ``(input > 0).long()``) or holds predicted labels
-            (``input.long()``). Without ``num_classes``: input and target of one shape are both exactly one-hot along
-            ``dim``, or both bool with more than one entry there, and thus no label maps; or the labels ask for more
-            than 2^24 counts.
+        TypeError: as ``segloss.cross_entropy``.
+        RuntimeError: as ``segloss.cross_entropy``; label maps have different shapes; floating input has one channel
+            (``(input > 0).long()`` makes the logits of one foreground class a label map) or holds predicted labels (use
+            ``input.long()``). Without ``num_classes``: input and target of one shape are both exactly one-hot along
+            ``dim``, or both bool with more than one entry there, and may thus be masks; or the labels need more than
+            2^24 counts.
 
     Equivalent to:
         ``torch.bincount(target.flatten() * C + input.argmax(1).flatten(), minlength=C * C).view(C, C)`` for int64
-        labels ``[N, *]`` where nothing is ignored.
+        labels ``[N, *]`` if no voxel is ignored.
 
     Example:
         >>> import segloss, torch
@@ -59,6 +61,9 @@ def confusion_matrix(
         >>> segloss.confusion_matrix(logits, torch.tensor([1, 0, 0]))
         tensor([[1, 1],
                 [0, 1]])
+
+    See also:
+        * ``segloss.accuracy``, ``segloss.dice_score``, ``segloss.jaccard_index``: scores computed from the same counts
     """
     return _score("confusion_matrix", input, target, num_classes, ignore_index, dim)
 
@@ -73,25 +78,29 @@ def accuracy(
     dim: int = 1,
     masks: bool = False,
 ) -> Tensor:
-    r"""Share of the voxels whose predicted class is the label: argmax and comparison in one walk over the logits.
+    """Accuracy: the share of voxels whose predicted class is the label.
 
-    .. math::
-        \frac{\sum_v [y_v \ne \mathrm{ignore}]\,[\mathrm{argmax}_c\, x_{v,c} = y_v]}{\sum_v [y_v \ne \mathrm{ignore}]}
+    Over the voxels with label y != ignore_index and predicted class q = argmax_c x[c] of the logits x::
+
+        accuracy = number of voxels with y == q / number of voxels
+
+    The kernel reads the logits once, for argmax and counting together.
 
     Args:
-        num_classes: C. Default: None, the classes of the logits; label maps are compared whatever their labels are.
-        masks: whether input and target are masks, one for each class: those of :func:`segloss.dice_score`.
+        num_classes: C. Default: None, the number of classes of the logits; label maps may hold any labels.
+        masks: whether input and target are masks, one for each class, as in ``segloss.dice_score``.
+        others: as in ``segloss.confusion_matrix``.
 
     Returns:
-        A 0-dim tensor of torch's default dtype; nan if no voxel counts. With ``masks=True`` a tensor ``[C]``: of each
-        class the share of the voxels where both masks agree. The counts are exact. Has no gradient.
+        A 0-dim tensor of torch's default dtype; nan if no voxel counts. With ``masks=True`` a tensor ``[C]``, for each
+        class the share of voxels where both masks agree. The counts are exact. Has no gradient.
 
     Raises:
-        TypeError, IndexError, ValueError, RuntimeError: as :func:`segloss.confusion_matrix`, and with ``masks=True`` as
-            :func:`segloss.dice_score`.
+        TypeError, IndexError, ValueError, RuntimeError: as ``segloss.confusion_matrix``, and with ``masks=True`` as
+            ``segloss.dice_score``.
 
     Equivalent to:
-        ``(input.argmax(1) == target.squeeze(1)).float().mean()`` where nothing is ignored.
+        ``(input.argmax(1) == target.squeeze(1)).float().mean()`` if no voxel is ignored.
 
     Example:
         >>> import segloss, torch
@@ -101,6 +110,10 @@ def accuracy(
         >>> predicted, target = torch.tensor([[[1, 1], [0, 1]]]), torch.tensor([[[1, 0], [0, 1]]])
         >>> segloss.accuracy(predicted, target, masks=True)  # two classes of two voxels
         tensor([0.5000, 1.0000])
+
+    See also:
+        * ``segloss.dice_score``, ``segloss.jaccard_index``: scores of each class
+        * ``segloss.confusion_matrix``: the counts
     """
     return _score("accuracy", input, target, num_classes, ignore_index, dim, masks)
 
@@ -115,31 +128,34 @@ def dice_score(
     dim: int = 1,
     masks: bool = False,
 ) -> Tensor:
-    r"""Dice score of each class.
+    """Dice score of each class.
 
-    (Dice, "Measures of the amount of ecologic association between species", 1945.)
+    With the true positives TP, false positives FP and false negatives FN of a class over all voxels of the batch that
+    count::
 
-    .. math::
-        \frac{2\,\mathrm{TP}_c}{2\,\mathrm{TP}_c + \mathrm{FP}_c + \mathrm{FN}_c}
+        score = 2 * TP / (2 * TP + FP + FN)
 
-    with the true positives, false positives and false negatives over all voxels of the batch that count. Errors
-    are those of :func:`segloss.confusion_matrix`; the memory it takes grows with C, not with C^2.
+    Source: Dice 1945, "Measures of the Amount of Ecologic Association Between Species", Ecology 26.
+
+    Its memory grows with C, not with C^2 as that of ``segloss.confusion_matrix``.
 
     Args:
-        masks: whether input and target are masks of 0 and 1, one for each class. Classes may overlap; each is scored by
-            itself. Both are ``[N, C, *]``, with the classes in ``dim``; or for one class ``[N, *]`` and ``[N, 1, *]``,
-            or ``[N]`` both. Input is integer or bool, target any dtype of labels. A voxel whose target is
-            ``ignore_index`` in any class counts in none.
+        masks: whether input and target are masks of 0 and 1, one for each class. Classes may overlap; each has its own
+            score. Both are ``[N, C, *]``, with the classes in ``dim``; or for one class ``[N, *]`` and ``[N, 1, *]``,
+            or both ``[N]``. Input is integer or bool, target any dtype of labels. A voxel whose target is
+            ``ignore_index`` in any class is ignored in all.
+        others: as in ``segloss.confusion_matrix``.
 
     Returns:
         A tensor ``[C]`` of torch's default dtype; nan for a class that is neither in target nor predicted. The counts
-        are exact. Has no gradient: :func:`torch.nanmean` gives the mean over the classes that occur.
+        are exact. Has no gradient. ``torch.nanmean`` gives the mean over the classes that occur.
 
     Raises:
-        TypeError: with ``masks=True``, floating input.
-        ValueError: with ``masks=True``, another ``num_classes`` than there are masks.
-        RuntimeError: with ``masks=True``, a value that is neither 0 nor 1 nor, in target, ``ignore_index``, or an
-            ``ignore_index`` of 0 or 1; shapes that differ.
+        TypeError, IndexError, ValueError, RuntimeError: as ``segloss.confusion_matrix``. With ``masks=True``:
+        TypeError: input is floating.
+        ValueError: ``num_classes`` is not the number of masks.
+        RuntimeError: a value is neither 0 nor 1 nor, in target, ``ignore_index``; ``ignore_index`` is 0 or 1; shapes
+            differ.
 
     Equivalent to:
         ``2 * m.diag() / (m.sum(0) + m.sum(1))`` for ``m = segloss.confusion_matrix(input, target)``.
@@ -152,6 +168,11 @@ def dice_score(
         >>> predicted, target = torch.tensor([[[1, 1], [0, 1]]]), torch.tensor([[[1, 0], [0, 1]]])
         >>> segloss.dice_score(predicted, target, masks=True)  # two classes of two voxels
         tensor([0.6667, 1.0000])
+
+    See also:
+        * ``segloss.jaccard_index``: intersection over union instead
+        * ``segloss.dice_loss``: the differentiable loss
+        * ``segloss.confusion_matrix``, ``segloss.accuracy``: other metrics
     """
     return _score("dice_score", input, target, num_classes, ignore_index, dim, masks)
 
@@ -166,14 +187,24 @@ def jaccard_index(
     dim: int = 1,
     masks: bool = False,
 ) -> Tensor:
-    r"""Jaccard index, intersection over union, of each class.
+    """Jaccard index, intersection over union (IoU), of each class.
 
-    (Jaccard, "The distribution of the flora in the alpine zone", 1912.)
+    With the true positives TP, false positives FP and false negatives FN of a class over all voxels of the batch that
+    count::
 
-    .. math::
-        \frac{\mathrm{TP}_c}{\mathrm{TP}_c + \mathrm{FP}_c + \mathrm{FN}_c}
+        score = TP / (TP + FP + FN)
 
-    Result and errors are those of :func:`segloss.dice_score`.
+    Source: Jaccard 1912, "The Distribution of the Flora in the Alpine Zone", New Phytologist 11.
+
+    Args:
+        others: as in ``segloss.dice_score``.
+
+    Returns:
+        A tensor ``[C]`` of torch's default dtype; nan for a class that is neither in target nor predicted. The counts
+        are exact. Has no gradient. ``torch.nanmean`` gives the mean over the classes that occur.
+
+    Raises:
+        TypeError, IndexError, ValueError, RuntimeError: as ``segloss.dice_score``.
 
     Equivalent to:
         ``m.diag() / (m.sum(0) + m.sum(1) - m.diag())`` for ``m = segloss.confusion_matrix(input, target)``.
@@ -186,6 +217,11 @@ def jaccard_index(
         >>> predicted, target = torch.tensor([[[1, 1], [0, 1]]]), torch.tensor([[[1, 0], [0, 1]]])
         >>> segloss.jaccard_index(predicted, target, masks=True)  # two classes of two voxels
         tensor([0.5000, 1.0000])
+
+    See also:
+        * ``segloss.dice_score``: the Dice score instead
+        * ``segloss.dice_loss``: with ``jaccard=True`` the differentiable loss
+        * ``segloss.confusion_matrix``, ``segloss.accuracy``: other metrics
     """
     return _score("jaccard_index", input, target, num_classes, ignore_index, dim, masks)
 

@@ -1,4 +1,4 @@
-"""The losses of regions: what the prediction and the target of a class share, from one walk over the logits."""
+"""Region losses (Dice family), and the sums that they are computed from; the kernels read the logits once."""
 
 import warnings
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -29,16 +29,36 @@ if TYPE_CHECKING:
 
 WeightType = Literal["square", "simple", "uniform"]
 
-# Sums below it are as good as none: its square is the smallest normal float32, so that above it no derivative of a
-# quotient overflows or is 0 / 0 where it is computed in, or rounded to, float32.
+# Smaller sums count as 0. The square of this one is the smallest normal float32: above it, no derivative of a quotient
+# overflows or is 0 / 0 when it is computed in float32, or rounded to it.
 _LEAST_SUM = 2.0**-63
 
 
 class SoftStats(NamedTuple):
-    """What :func:`segloss.soft_stats` returns: sums over the voxels of each sample and class, each ``[N, C]``.
+    """Three sums over the voxels of each sample and class: the result of ``segloss.soft_stats``.
 
-    ``tp``, ``fp`` and ``fn`` are the soft counts of true positives, false positives and false negatives. They are
-    counts of plain sums, not of those with ``squared=True``.
+    The properties ``tp``, ``fp`` and ``fn`` are soft counts of true positives, false positives and false negatives::
+
+        tp = intersection
+        fp = prediction - intersection
+        fn = target - intersection
+
+    They are meaningful for plain sums only, not with ``squared=True``.
+
+    Args:
+        intersection: I, the sums of prediction times target, ``[N, C]``.
+        prediction: P, the sums of the prediction, ``[N, C]``.
+        target: T, the sums of the target, ``[N, C]``.
+
+    Example:
+        >>> import segloss, torch
+        >>> probabilities, labels = torch.tensor([[[0.75, 0.5], [0.25, 0.5]]]), torch.tensor([[0, 1]])
+        >>> stats = segloss.soft_stats(probabilities, labels, activation=None)
+        >>> stats.prediction, stats.fp
+        (tensor([[1.2500, 0.7500]]), tensor([[0.5000, 0.2500]]))
+
+    See also:
+        * ``segloss.soft_stats``: computes the sums
     """
 
     intersection: Tensor
@@ -47,14 +67,17 @@ class SoftStats(NamedTuple):
 
     @property
     def tp(self) -> Tensor:
+        """Soft count of true positives, ``[N, C]``."""
         return self.intersection
 
     @property
     def fp(self) -> Tensor:
+        """Soft count of false positives, ``[N, C]``."""
         return self.prediction - self.intersection
 
     @property
     def fn(self) -> Tensor:
+        """Soft count of false negatives, ``[N, C]``."""
         return self.target - self.intersection
 
 
@@ -69,37 +92,37 @@ def soft_stats(
     voxel_weight: Tensor | None = None,
     dim: int = 1,
 ) -> SoftStats:
-    r"""What region losses are made of: three sums for each sample and class, from one walk over the logits.
+    """The three sums for each sample and class from which region losses (Dice family) are computed.
 
-    With :math:`p` the activated input, :math:`g` the target, one-hot where it holds labels, and :math:`v` the voxel
-    weights, sums over the voxels of sample n that count give
+    With p the activated input, g the target (one-hot if it holds labels) and v the voxel weights, sums over the voxels
+    of a sample that count are::
 
-    .. math::
-        I_{nc} = \sum v\, p_c\, g_c, \qquad P_{nc} = \sum v\, p_c, \qquad T_{nc} = \sum v\, g_c
+        I = sum v * p * g
+        P = sum v * p      (with squared: sum v * p ** 2)
+        T = sum v * g      (with squared: sum v * g ** 2)
 
-    or, ``squared``, :math:`P_{nc} = \sum v\, p_c^2` and :math:`T_{nc} = \sum v\, g_c^2`.
-
-    The gradient is one more walk; between the two nothing is kept but input, target and voxel weights themselves.
+    The forward pass reads the logits once, and so does the backward pass. No memory is kept in between apart from
+    input, target and voxel weights themselves.
 
     Args:
-        input: logits ``[N, C, *]`` with any number of spatial sizes; float64, float32, float16 or bfloat16, of any
-            strides. ``[C]`` is a batch of one voxel.
+        input: logits ``[N, C, *]`` with any number of spatial dimensions; float64, float32, float16 or bfloat16, with
+            any strides. ``[C]`` is a batch of one voxel.
         target: one of
 
             * class labels ``[N, *]`` or ``[N, 1, *]``: any integer dtype, bool, or floating with integral values;
             * with softmax: class probabilities, floating, or exact one-hot labels, integer, of input's shape;
-            * with sigmoid or without activation: a mask for each class, of input's shape: floating, or integer of 0
-              and 1, where a voxel that holds ``ignore_index`` in any class does not count. Of one channel a map of 0
-              and 1, ``[N, *]`` or ``[N, 1, *]``, is the mask of the foreground, whatever its dtype.
+            * with sigmoid or without activation: a mask for each class, of input's shape: floating, or integer of 0 and
+              1, where a voxel that holds ``ignore_index`` in any class is ignored. With one channel a map of 0 and 1,
+              ``[N, *]`` or ``[N, 1, *]``, is the mask of the foreground, whatever its dtype.
 
-            Here, but not in the losses, a floating target of input's shape may hold any finite numbers: sums of p times
-            a map are what boundary losses are made of.
-        activation: ``"softmax"`` over two or more classes, ``"sigmoid"``, or None for input that
-            holds probabilities, each in [0, 1].
+            Here, but not in the losses, a floating target of input's shape may hold any finite numbers: boundary losses
+            are made of sums of p times a map.
+        activation: ``"softmax"`` over two or more classes, ``"sigmoid"``, or None for input that holds probabilities,
+            each in [0, 1].
         squared: whether P and T are sums of squares.
-        ignore_index: label of the voxels that do not count.
-        voxel_weight: a weight for each voxel, of the labels' shape; voxels of weight 0 do not count. Without gradient.
-            Default: 1.
+        ignore_index: label of the voxels to ignore; they enter no sum, and their gradient is 0.
+        voxel_weight: a weight for each voxel, of the labels' shape. Voxels of weight 0 do not count. Must not require
+            a gradient. Default: None, every weight is 1.
         dim: the class dimension of input.
 
     Returns:
@@ -108,14 +131,15 @@ def soft_stats(
 
     Raises:
         ValueError: a softmax over one channel.
-        TypeError, IndexError, ValueError, RuntimeError: as :func:`segloss.cross_entropy`; a RuntimeError, too, for an
-            integer mask of other values than 0 and 1, a map that is not finite, an input outside [0, 1] without
+        TypeError, IndexError, ValueError, RuntimeError: as ``segloss.cross_entropy``. A RuntimeError also for an
+            integer mask with values other than 0 and 1, a map that is not finite, an input outside [0, 1] without
             activation, and an ``ignore_index`` that its mask cannot hold: 0 or 1 in integer masks, any from 0 on in
             floating ones.
 
     Example:
-        A loss that segloss does not have, one minus the correlation of Matthews (Abhishek and Hamarneh, "Matthews
-        Correlation Coefficient Loss for Deep Convolutional Networks", 2021), at the speed of those that it has:
+        A loss that segloss does not have, one minus the Matthews correlation coefficient (Abhishek and Hamarneh 2021,
+        "Matthews Correlation Coefficient Loss for Deep Convolutional Networks", arXiv:2010.13454), at the speed of the
+        losses that it has:
 
         >>> import segloss, torch
         >>> def matthews_loss(logits, labels):
@@ -131,6 +155,10 @@ def soft_stats(
         >>> loss.backward()
         >>> print(f"{loss.item():.4f}")
         0.1059
+
+    See also:
+        * ``segloss.SoftStats``: the type of the result
+        * ``segloss.dice_loss``, ``segloss.generalized_dice_loss``, ``segloss.tversky_loss``: losses made of these sums
     """
     walk = _Walk(dim, activation, ignore_index, squared=squared, any_finite_target=True)
     stats, *_ = _sums("soft_stats", input, target, None, voxel_weight, walk)
@@ -158,53 +186,65 @@ def dice_loss(
     voxel_weight: Tensor | None = None,
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
-    r"""Soft Dice loss of logits against labels as they come, against class probabilities, or against masks.
+    """Soft Dice or Jaccard loss of logits against labels, class probabilities or masks.
 
-    For each sample and class, with the sums I, P and T of :func:`segloss.soft_stats`
+    For each sample and class, with I = sum v * p * g, P = sum v * p and T = sum v * g over the voxels that count, where
+    p is the activated input, g the target, one-hot if it holds labels, and v the voxel weight::
 
-    .. math::
-        l_{nc} = w_c \left(1 - \frac{2 I_{nc} + \mathrm{smooth\_nr}}{P_{nc} + T_{nc} + \mathrm{smooth\_dr}}\right)
+        loss = weight * (1 - (2 * I + smooth_nr) / (P + T + smooth_dr))
 
-    (Milletari et al., "V-Net: Fully Convolutional Neural Networks for Volumetric Medical Image Segmentation", 2016,
-    with ``squared=True``), and with ``jaccard`` the soft Jaccard loss, whose denominator is
-    :math:`2 (P_{nc} + T_{nc} - I_{nc}) + \mathrm{smooth\_dr}`.
+    and with ``jaccard``, the numerator and denominator of I / (P + T - I) doubled::
+
+        loss = weight * (1 - (2 * I + smooth_nr) / (2 * (P + T - I) + smooth_dr))
+
+    Source: Milletari et al. 2016, "V-Net: Fully Convolutional Neural Networks for Volumetric Medical Image
+    Segmentation", arXiv:1606.04797, whose formula has ``squared=True``.
 
     Args:
-        input, target: as :func:`segloss.soft_stats` takes them; floating masks and class probabilities in [0, 1].
-        include_background: whether class 0 is among the terms. It takes part in the softmax in any case, and is kept,
-            with a UserWarning, where it is the only class.
-        squared: whether the denominator sums squares.
-        jaccard: whether to compute the Jaccard loss instead.
-        soft_label: whether I is the sum of :math:`(p + g - |p - g|) / 2`, the smaller one of p and g, instead of
-            :math:`p\, g` where target holds class probabilities :math:`g`. The loss is then smallest at :math:`p = g`;
-            with products a p that is surer than g can have the smaller loss. Labels, integer masks and ``squared`` sums
-            are not affected.
-        batch: whether a class has one term for the whole batch, of sums over its samples, instead of one for each
+        target: one of
+
+            * class labels ``[N, *]`` or ``[N, 1, *]``: any integer dtype, bool, or floating with integral values;
+            * with softmax: class probabilities, floating, each in [0, 1], or exact one-hot labels, integer, of input's
+              shape;
+            * with sigmoid or without activation: a mask for each class, of input's shape: floating in [0, 1], or
+              integer of 0 and 1, where a voxel that holds ``ignore_index`` in any class is ignored. With one channel a
+              map of 0 and 1, ``[N, *]`` or ``[N, 1, *]``, is the mask of the foreground, whatever its dtype.
+        include_background: whether class 0 has a term. It is part of the softmax in any case. If it is the only class,
+            it has a term anyway, with a UserWarning.
+        squared: whether P and T are sums of squares, ``sum v * p ** 2`` and ``sum v * g ** 2``; ``soft_label`` has no
+            effect then.
+        jaccard: whether to compute the Jaccard loss (intersection over union) instead.
+        soft_label: whether I is ``sum v * min(p, g)`` instead of ``sum v * p * g`` if target holds class probabilities
+            or floating masks g. The loss is then smallest at p = g; with products a p that is more confident than g can
+            have the smaller loss. Labels and integer masks are not affected. Source: Wang et al. 2023, "Dice Semimetric
+            Losses: Optimizing the Dice Score with Soft Labels", arXiv:2303.16296.
+        batch: whether a class has one term for the whole batch, from sums over all samples, instead of one for each
             sample.
-        weight: a weight for each class ``[C]``, which multiplies its terms; that of a class without a term is not used.
-            Default: 1.
+        weight: a weight for each class, ``[C]``, any floating dtype; it multiplies the terms of the class, if there are
+            any. Default: None, every weight is 1.
         smooth_nr, smooth_dr: added to the numerator and to the denominator. A sample without a voxel that counts has
             the terms ``1 - smooth_nr / smooth_dr``. A term whose numerator and denominator are both 0 is 0, with zero
             gradient.
-        reduction: ``"mean"`` of the terms, their ``"sum"``, or ``"none"`` for the terms themselves: ``[N, C']``, with
-            ``batch`` ``[C']``, where C' classes have terms. The mean of an input without a voxel is nan, with zero
-            gradient.
-        voxel_weight: a weight for each voxel, of the labels' shape; it multiplies the voxel's part of every sum.
-            Voxels of weight 0 do not count. Without gradient. Default: 1.
-        process_group: the :class:`torch.distributed.ProcessGroup` whose ranks hold parts of the batch, of any sizes.
-            Each rank gets the loss of the whole, and the mean of their gradients, as DistributedDataParallel takes it,
-            is the gradient of the whole; with ``batch`` the parts may be of the same volumes, too. Without ``batch``,
-            ``reduction="none"`` gives the terms of this rank's samples. Errors are shared as by
-            :func:`segloss.cross_entropy`. None is this process alone.
+        reduction: ``"mean"`` or ``"sum"`` of the terms, or ``"none"`` for the terms themselves. The mean of an input
+            without a voxel is nan, with zero gradient.
+        voxel_weight: a weight for each voxel, of the labels' shape; it multiplies what the voxel adds to each sum.
+            Voxels of weight 0 do not count. Must not require a gradient. Default: None, every weight is 1.
+        process_group: the ``torch.distributed.ProcessGroup`` whose ranks hold parts of the batch, of any sizes. Each
+            rank gets the loss of the whole batch; the mean of the ranks' gradients, which DistributedDataParallel
+            computes, is the gradient of the whole batch. With ``batch`` the ranks may also hold parts of the same
+            volumes. Without ``batch``, ``reduction="none"`` returns the terms of this rank's samples. It shares errors
+            as in ``segloss.cross_entropy``. None is this process alone.
+        others: as in ``segloss.soft_stats``.
 
     Returns:
-        A tensor of input's dtype (float32 for half types under autocast), rounded to it once.
+        A tensor of input's dtype (float32 for half types under autocast), rounded to it once; 0-dim, or with
+        ``reduction="none"`` of the shape ``[N, C']``, or ``[C']`` with ``batch``, where C' classes have terms.
 
     Raises:
         ValueError: an option has an unknown value.
         RuntimeError: a floating mask or class probability is nan or outside [0, 1] by more than four times the epsilon
             of its dtype.
-        TypeError, IndexError, ValueError, RuntimeError: as :func:`segloss.soft_stats`.
+        TypeError, IndexError, ValueError, RuntimeError: as ``segloss.soft_stats``.
 
     Example:
         >>> import segloss, torch
@@ -214,6 +254,13 @@ def dice_loss(
         tensor(0.6030)
         >>> segloss.dice_loss(logits, labels, reduction="none")
         tensor([[0.5634, 0.6427]])
+
+    See also:
+        * ``segloss.DiceLoss``: the same as a module
+        * ``segloss.generalized_dice_loss``: weights classes by their volume
+        * ``segloss.tversky_loss``: weights false positives and false negatives
+        * ``segloss.dice_ce_loss``, ``segloss.dice_focal_loss``: compound losses
+        * ``segloss.dice_score``: the metric
     """
     op = "dice_loss"
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
@@ -243,28 +290,33 @@ def generalized_dice_loss(
     voxel_weight: Tensor | None = None,
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
-    r"""Generalized Dice loss: one term for each sample, in which small classes weigh as much as large ones.
+    """Generalized Dice loss: one term for each sample, in which small classes weigh as much as large ones.
 
-    With the sums I, P and T of :func:`segloss.soft_stats`
+    For each sample, with I = sum v * p * g, P = sum v * p and T = sum v * g of each class over the voxels that count,
+    where p is the activated input, g the target, one-hot if it holds labels, and v the voxel weight::
 
-    .. math::
-        l_n = 1 - \frac{2 \sum_c w_{nc} I_{nc} + \mathrm{smooth\_nr}}
-                       {\sum_c w_{nc} (P_{nc} + T_{nc}) + \mathrm{smooth\_dr}},
-        \qquad w_{nc} = T_{nc}^{-2},\ T_{nc}^{-1}\ \text{or}\ 1
+        loss = 1 - (2 * sum_c w * I + smooth_nr) / (sum_c w * (P + T) + smooth_dr),   w = 1 / T ** 2, 1 / T or 1
 
-    (Sudre et al., "Generalised Dice overlap as a deep learning loss function for highly unbalanced segmentations",
-    2017). A class that the sample lacks, whose volume is below 2**-63, has the largest finite weight of the sample's
-    classes; if it lacks all, all weights are 1.
+    Source: Sudre et al. 2017, "Generalised Dice overlap as a deep learning loss function for highly unbalanced
+    segmentations", arXiv:1707.03237.
+
+    A class that the sample lacks (T below 2**-63) has the largest finite weight of the sample's classes. If the sample
+    lacks all classes, all weights are 1.
 
     Args:
-        w_type: ``"square"`` (the reciprocal of the squared volume), ``"simple"`` (the reciprocal of the volume) or
-            ``"uniform"`` (1).
-        include_background: whether class 0 is among the sums over the classes, and among the weights.
-        batch: whether there is one term for the whole batch, of sums over its samples.
-        reduction: ``"mean"`` of the terms, their ``"sum"``, or ``"none"`` for the terms themselves: ``[N]``, with
-            ``batch`` ``[]``.
+        w_type: the weight w of a class of volume T: ``"square"`` is 1 / T ** 2, ``"simple"`` 1 / T and ``"uniform"`` 1.
+        include_background: whether class 0 is in the sums over the classes, and among the weights.
+        batch: whether there is one term for the whole batch, from sums over all samples.
+        reduction: ``"mean"`` or ``"sum"`` of the terms, or ``"none"`` for the terms themselves. The mean of an input
+            without a voxel is nan, with zero gradient.
+        others: as in ``segloss.dice_loss``.
 
-    The result and the errors are those of :func:`segloss.dice_loss`.
+    Returns:
+        A tensor of input's dtype (float32 for half types under autocast), 0-dim; with ``reduction="none"`` of the shape
+        ``[N]``, or 0-dim with ``batch``.
+
+    Raises:
+        TypeError, IndexError, ValueError, RuntimeError: as ``segloss.dice_loss``.
 
     Example:
         >>> import segloss, torch
@@ -272,6 +324,11 @@ def generalized_dice_loss(
         >>> labels = torch.tensor([[[[1, 0], [0, 0]]]], dtype=torch.uint8)
         >>> segloss.generalized_dice_loss(logits, labels)
         tensor(0.5794)
+
+    See also:
+        * ``segloss.GeneralizedDiceLoss``: the same as a module
+        * ``segloss.dice_loss``: one term for each class
+        * ``segloss.tversky_loss``: weights false positives and false negatives
     """
     op = "generalized_dice_loss"
     _check_choice(op, "w_type", w_type, ("square", "simple", "uniform"))
@@ -307,29 +364,35 @@ def tversky_loss(
     voxel_weight: Tensor | None = None,
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
-    r"""Tversky loss: Dice with a price of its own for false positives and for false negatives.
+    """Tversky and focal Tversky loss: Dice with separate weights for false positives and false negatives.
 
-    For each sample and class, with :math:`\mathrm{TP} = I`, :math:`\mathrm{FP} = P - I` and :math:`\mathrm{FN} = T - I`
-    of :func:`segloss.soft_stats`
+    For each sample and class, with TP = I, FP = P - I and FN = T - I from I = sum v * p * g, P = sum v * p and T = sum
+    v * g over the voxels that count, where p is the activated input, g the target, one-hot if it holds labels, and v
+    the voxel weight::
 
-    .. math::
-        l_{nc} = w_c \left(1 - \frac{\mathrm{TP} + \mathrm{smooth\_nr}}
-            {\mathrm{TP} + \alpha\, \mathrm{FP} + \beta\, \mathrm{FN} + \mathrm{smooth\_dr}}\right)^\gamma
+        loss = weight * (1 - (TP + smooth_nr) / (TP + alpha * FP + beta * FN + smooth_dr)) ** gamma
 
-    (Salehi et al., "Tversky loss function for image segmentation using 3D fully convolutional deep networks", 2017;
-    with ``gamma`` the focal Tversky loss of Abraham and Khan, "A Novel Focal Tversky loss function with improved
-    Attention U-Net for lesion segmentation", 2018, who write :math:`1 / \gamma` for the exponent and exchange
-    :math:`\alpha` and :math:`\beta`.) ``alpha = beta = 0.5`` is the Dice loss with doubled smoothing, ``alpha = beta =
-    1`` the Jaccard loss.
+    Source: Salehi et al. 2017, "Tversky loss function for image segmentation using 3D fully convolutional deep
+    networks", arXiv:1706.05721. With ``gamma`` it is the focal Tversky loss of Abraham and Khan 2018, "A Novel Focal
+    Tversky loss function with improved Attention U-Net for lesion segmentation", arXiv:1810.07842, who write 1 / gamma
+    for the exponent and exchange alpha and beta.
+
+    ``alpha = beta = 0.5`` is the Dice loss with doubled smoothing, ``alpha = beta = 1`` the Jaccard loss.
 
     Args:
-        alpha: the price of a false positive.
-        beta: the price of a false negative.
-        gamma: the exponent, from 0 on; below 1 small terms grow, above 1 they shrink. Where the base is 0, so is the
-            gradient; with another gamma than 1, a base below 0 counts as 0.
+        alpha: the weight of false positives.
+        beta: the weight of false negatives; above alpha it favours recall.
+        gamma: the exponent, 0 or more; below 1 small terms grow, above 1 they shrink. Unless gamma is 1, a base
+            of 0 or less counts as 0 and has zero gradient.
+        others: as in ``segloss.dice_loss``.
 
-    The result and the errors are those of :func:`segloss.dice_loss`; a gamma below 0 is a
-    ValueError.
+    Returns:
+        A tensor of input's dtype (float32 for half types under autocast), 0-dim; with ``reduction="none"`` of the shape
+        ``[N, C']``, or ``[C']`` with ``batch``, where C' classes have terms.
+
+    Raises:
+        ValueError: gamma is below 0, infinite or nan.
+        TypeError, IndexError, ValueError, RuntimeError: as ``segloss.dice_loss``.
 
     Example:
         >>> import segloss, torch
@@ -337,6 +400,11 @@ def tversky_loss(
         >>> labels = torch.tensor([[[[1, 0], [0, 1]]]], dtype=torch.uint8)
         >>> segloss.tversky_loss(logits, labels, alpha=0.3, beta=0.7)
         tensor(0.6024)
+
+    See also:
+        * ``segloss.TverskyLoss``: the same as a module
+        * ``segloss.dice_loss``: both weights equal
+        * ``segloss.generalized_dice_loss``: weights classes by their volume
     """
     op = "tversky_loss"
     _check_gamma(op, gamma)
@@ -373,26 +441,35 @@ def dice_ce_loss(
     voxel_weight: Tensor | None = None,
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
-    r"""Dice loss plus cross entropy, both from one walk over the logits, and their gradient from another.
+    """Compound loss: Dice plus cross entropy, computed together.
 
-    .. math::
-        \lambda_\mathrm{dice}\, \mathrm{dice\_loss} + \lambda_\mathrm{ce}\, \mathrm{cross\_entropy}
+    The weighted sum of ``segloss.dice_loss``, which defines I, P and T, and ``segloss.cross_entropy``::
 
-    (Isensee et al., "nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation", 2021.)
-    With ``activation="sigmoid"`` the second term is the binary cross entropy with logits, weighted by ``weight`` and
-    averaged over voxels and classes.
+        loss = lambda_dice * dice_loss + lambda_ce * cross_entropy
+
+    Source: Isensee et al. 2021, "nnU-Net: a self-configuring method for deep learning-based biomedical image
+    segmentation", Nature Methods 18.
+
+    The forward pass reads the logits once for both terms, and so does the backward pass. With ``activation="sigmoid"``
+    the second term is the binary cross entropy with logits, weighted by ``weight`` and averaged over voxels and
+    classes.
 
     Args:
         lambda_dice, lambda_ce: the factors of the two terms.
-        label_smoothing: in [0, 1], of the second term. With sigmoid, a target g becomes ``(1 - s) g + s / 2``.
-        empty: the second term's mean over no voxel that counts, or over zero weights, and the mean of both for an input
-            without a voxel: ``"nan"`` as torch, or ``"zero"``. With both the gradient is zero.
-        activation: ``"softmax"`` or ``"sigmoid"``; the second term needs logits.
-        include_background: whether class 0 is among the terms of Dice; in cross entropy it always is.
-        weight: a weight for each class ``[C]``, in both terms. Default: 1.
+        label_smoothing: s of the cross entropy, in [0, 1]. With sigmoid, a target g becomes ``(1 - s) * g + s / 2``.
+        empty: the second term's mean over no voxel that counts, or over zero weights, and the mean of both terms for an
+            input without a voxel: ``"nan"`` as in torch, or ``"zero"``. The gradient is 0 in both cases.
+        activation: ``"softmax"`` or ``"sigmoid"``, for both terms; None is an error, as the second term needs logits.
+        include_background: whether class 0 has a Dice term; it is always part of the second term.
+        weight: a weight for each class, ``[C]``, any floating dtype, for both terms. Default: None, every weight is 1.
         reduction: ``"mean"`` or ``"sum"``, of both terms.
+        others: as in ``segloss.dice_loss``.
 
-    The result and the errors are those of :func:`segloss.dice_loss`.
+    Returns:
+        A 0-dim tensor of input's dtype (float32 for half types under autocast).
+
+    Raises:
+        TypeError, IndexError, ValueError, RuntimeError: as ``segloss.dice_loss`` and ``segloss.cross_entropy``.
 
     Equivalent to:
         ``lambda_dice * dice_loss(input, target, ...) + lambda_ce * cross_entropy(input, target, ...)``
@@ -403,6 +480,11 @@ def dice_ce_loss(
         >>> labels = torch.tensor([[[[1, 0], [0, 1]]]], dtype=torch.uint8)
         >>> segloss.dice_ce_loss(logits, labels)
         tensor(1.6096)
+
+    See also:
+        * ``segloss.DiceCELoss``: the same as a module
+        * ``segloss.dice_focal_loss``: with focal loss instead of cross entropy
+        * ``segloss.dice_loss``, ``segloss.cross_entropy``: the two terms
     """
     op = "dice_ce_loss"
     _check_numbers(op, lambda_dice=lambda_dice, lambda_ce=lambda_ce)
@@ -437,21 +519,29 @@ def dice_focal_loss(
     voxel_weight: Tensor | None = None,
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
-    r"""Dice loss plus focal loss, both from one walk over the logits, and their gradient from another.
+    """Compound loss: Dice plus focal loss, computed together.
 
-    .. math::
-        \lambda_\mathrm{dice}\, \mathrm{dice\_loss} + \lambda_\mathrm{focal}\, \mathrm{focal\_loss}
+    The weighted sum of ``segloss.dice_loss``, which defines I, P and T, and ``segloss.focal_loss``::
 
-    (Zhu et al., "AnatomyNet: Deep learning for fast and fully automated whole-volume segmentation of head and neck
-    anatomy", 2019.) Both terms have the same activation.
+        loss = lambda_dice * dice_loss + lambda_focal * focal_loss
+
+    Source: Zhu et al. 2019, "AnatomyNet: Deep learning for fast and fully automated whole-volume segmentation of head
+    and neck anatomy", arXiv:1808.05238.
+
+    The forward pass reads the logits once for both terms, and so does the backward pass.
 
     Args:
         lambda_dice, lambda_focal: the factors of the two terms.
-        gamma: the exponent of :func:`segloss.focal_loss`. With softmax and gamma > 0, target holds class labels or
-            exact one-hot ones.
+        gamma: the exponent of the focal loss, 0 or more. With softmax and gamma > 0, target must hold class labels or
+            exact one-hot labels.
+        others: as in ``segloss.dice_ce_loss``.
 
-    The result and the errors are those of :func:`segloss.dice_ce_loss`; a gamma below 0 is a
-    ValueError.
+    Returns:
+        A 0-dim tensor of input's dtype (float32 for half types under autocast).
+
+    Raises:
+        ValueError: gamma is below 0, infinite or nan.
+        TypeError, IndexError, ValueError, RuntimeError: as ``segloss.dice_loss`` and ``segloss.focal_loss``.
 
     Equivalent to:
         ``lambda_dice * dice_loss(input, target, ...) + lambda_focal * focal_loss(input, target, ...)``
@@ -462,6 +552,11 @@ def dice_focal_loss(
         >>> labels = torch.tensor([[[[1, 0], [0, 1]]]], dtype=torch.uint8)
         >>> segloss.dice_focal_loss(logits, labels)
         tensor(1.0716)
+
+    See also:
+        * ``segloss.DiceFocalLoss``: the same as a module
+        * ``segloss.dice_ce_loss``: with cross entropy instead of focal loss
+        * ``segloss.dice_loss``, ``segloss.focal_loss``: the two terms
     """
     op = "dice_focal_loss"
     _check_gamma(op, gamma)
@@ -474,7 +569,7 @@ def dice_focal_loss(
 
 
 class _Walk(NamedTuple):
-    """What sums are taken, and over what; see the losses' keywords."""
+    """Which sums to compute, and over which voxels and classes; see the keywords of the losses."""
 
     dim: int
     activation: str | None
@@ -484,11 +579,11 @@ class _Walk(NamedTuple):
     process_group: "ProcessGroup | None" = None
     soft_label: bool = False
     squared: bool = False
-    any_finite_target: bool = False  # of a floating target's values
+    any_finite_target: bool = False  # whether a floating target may hold any finite values
 
 
 class _VoxelLoss(NamedTuple):
-    """A loss of each voxel, in the same walk: cross entropy, or by its options another."""
+    """The second term of a compound loss, computed together with the sums: cross entropy or focal loss."""
 
     name: str
     empty: str
@@ -497,7 +592,7 @@ class _VoxelLoss(NamedTuple):
 
 
 class _DiceTerms(NamedTuple):
-    """What becomes of the sums."""
+    """How to compute Dice terms from the sums."""
 
     jaccard: bool
     smooth_nr: float
@@ -515,7 +610,7 @@ def _dice_and(
     terms: _DiceTerms,
     reduction: str,
 ) -> tuple[Tensor, Tensor]:
-    """Dice, and a loss of the voxels."""
+    """The two terms of a compound loss: Dice, and a loss of each voxel."""
     second = voxel_loss.name
     advice = f"The second term needs logits; for probabilities p write dice_loss(p, ..., activation=None) + {second}"
     _check_choice(op, "activation", walk.activation, ("softmax", "sigmoid"), f"{advice}(p.log(), ...)")
@@ -530,11 +625,11 @@ def _dice_and(
 
 
 class _Whole(NamedTuple):
-    """What sums are of."""
+    """The data that sums were computed from."""
 
     op: str
     process_group: "ProcessGroup | None"
-    num_logits: int | Tensor  # of this rank, or, a tensor, of all ranks, whose sums they are then
+    num_logits: int | Tensor  # of this rank; of all ranks, as the sums, if it is a tensor
     refused: list[Exception]  # see sum_over_ranks
 
 
@@ -547,10 +642,10 @@ def _sums(
     walk: _Walk,
     voxel_loss: _VoxelLoss | None = None,
 ) -> tuple[SoftStats, _Whole, list[Tensor]]:
-    """The sums of the classes that count, [N, C'] or [C'], and what they are of; with `voxel_loss` the sums of the
-    losses and of their weights, too.
+    """The sums of the classes that have terms, [N, C'] or [C'], and the data that they were computed from; with
+    `voxel_loss` also the sums of the losses and of their weights.
 
-    They are float64 where a kernel takes them, whatever input is, so that a loss is rounded once, when it is finished.
+    The kernels return float64 for any dtype of input, so that a loss is rounded once, when it is finished.
     """
     dim, activation, ignore_index, include_background, batch, process_group, soft_label, squared, any_finite = walk
     gamma, label_smoothing = (voxel_loss.gamma, voxel_loss.label_smoothing) if voxel_loss else (0.0, 0.0)
@@ -585,7 +680,7 @@ def _sums(
 
 
 def _sizes_of_sums(input: Tensor, dim: int) -> list[tuple[int, ...]] | None:
-    """Of one sample. None where `dim` is no dimension of input."""
+    """The shapes of the sums of one sample; None if `dim` is not a dimension of input."""
     along = 0 if input.dim() == 1 else dim
     if not -input.dim() <= along < input.dim():
         return None
@@ -601,8 +696,10 @@ def _without_background(op: str, sums: list[Tensor]) -> list[Tensor]:
 
 
 def _dice_terms(stats: SoftStats, terms: _DiceTerms) -> Tensor:
-    """1 - (2 I + smooth_nr) / sizes, halved above and below with jaccard: an operation on a few numbers takes as long
-    as one on thousands, and so does its gradient, of which target has none.
+    """1 - (2 I + smooth_nr) / sizes; for Jaccard the numerator and denominator are halved.
+
+    Few operations, and some of them on target alone, which has no gradient: an operation on a few numbers takes as long
+    as one on thousands, and so does its gradient.
     """
     jaccard, smooth_nr, smooth_dr = terms
     shared = stats.intersection + smooth_nr / 2
@@ -614,10 +711,10 @@ def _dice_terms(stats: SoftStats, terms: _DiceTerms) -> Tensor:
 
 
 def _terms(factor: int, shared: Tensor, sizes: Tensor, smooth_nr: float, gamma: float = 1.0) -> Tensor:
-    """(1 - factor shared / sizes) ** gamma; where both are 0, that is 0, and so is its gradient.
+    """(1 - factor * shared / sizes) ** gamma; 0 with zero gradient where shared and sizes are both 0.
 
-    A smoothed numerator is not 0. (A tensor's value is not asked for: the host would wait for it.) Where the numerator
-    alone is 0, as probabilities that underflow leave it, the term is 1 with gradient 0 at any size.
+    A smoothed numerator is not 0. (The value of a tensor is not read: the host would wait for it.) Where the numerator
+    alone is 0, as after an underflow of probabilities, the term is 1 with zero gradient at any size.
     """
     one = shared.new_ones(())
     if not isinstance(smooth_nr, Tensor) and smooth_nr != 0:
@@ -637,7 +734,7 @@ def _volume_weights(volume: Tensor, w_type: str) -> Tensor:
 
 
 def _power(terms: Tensor, gamma: float) -> Tensor:
-    """terms ** gamma, but with gradient 0 from the rounding of 1 down, where that of a root has no bound."""
+    """terms ** gamma, with zero gradient for terms up to the rounding error of 1, where that of a root has no bound."""
     if gamma == 1:
         return terms
     least = torch.finfo(terms.dtype).eps
@@ -645,7 +742,7 @@ def _power(terms: Tensor, gamma: float) -> Tensor:
 
 
 def _reduced(terms: Tensor, weight: Tensor | None, reduction: str, whole: _Whole, empty_zero: bool = False) -> Tensor:
-    """The terms, their sum or their mean. That over no voxel is nan or 0, with a zero gradient, whatever they are."""
+    """The terms, their sum or their mean. The mean over no voxel is nan or 0, with zero gradient, for any terms."""
     op, process_group, num_logits, refused = whole
     if weight is not None and not refused:
         terms = terms * weight[weight.shape[0] - terms.shape[-1] :].to(terms.dtype)
@@ -664,7 +761,7 @@ def _reduced(terms: Tensor, weight: Tensor | None, reduction: str, whole: _Whole
             return total
         mean = total / count
     if not isinstance(num_logits, Tensor):
-        if not torch.compiler.is_compiling() and num_logits > 0:  # a graph would be tied to what is asked of sizes
+        if not torch.compiler.is_compiling() and num_logits > 0:  # a condition on sizes would tie a graph to it
             return mean
         num_logits = terms.new_full((), num_logits)
     return torch.where(num_logits == 0, 0.0 if empty_zero else torch.nan, mean)
