@@ -1,4 +1,4 @@
-# make demo | test | test-isas | test-arm | test-torch | test-torches | fuzz | sanitize | lint | bench | bench-full | wheel | test-wheel
+# make demo | test | test-isas | test-arm | test-torch | test-torches | fuzz | sanitize | lint | docs | bench | bench-full | wheel | test-wheel
 # Each sets up an environment on its first run: .venv, or, with TORCH=2.11.0 and the like, one in build for that torch.
 # TESTS=tests/test_focal.py, or TESTS='$(NUMBERS)', runs these alone.
 PYTHON ?= python3
@@ -27,7 +27,7 @@ PACKAGER := build/venv-wheel
 UNSANITIZED := $(patsubst %,--ignore=tests/test_%.py,kernels cuda_kernels compile benchmarks leaks large example)
 UNSANITIZED += -k "not peak_memory and not another_instruction_set"
 
-.PHONY: demo test test-isas test-arm test-torch test-torches fuzz sanitize lint bench bench-full wheel test-wheel clean
+.PHONY: demo test test-isas test-arm test-torch test-torches fuzz sanitize lint docs bench bench-full wheel test-wheel clean
 
 demo: $(VENV)/.built
 	$(BIN)/python examples/mni152.py
@@ -75,6 +75,10 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(LINTED_C)
 	$(BIN)/python tests/static_analysis.py
+
+# In build/docs. A warning, such as a link that leads nowhere, is an error.
+docs: $(VENV)/.built
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
 
 bench: $(VENV)/.built $(VENV)/.peers
 	$(BIN)/python benchmarks/bench.py --quick
@@ -131,7 +135,7 @@ test-wheel: $(VENV)/.installed
 	@$(PIP) --no-deps --force-reinstall dist/*.whl
 	@mkdir -p $(INSTALLED)
 	@ln -sfn $(LINKS) $(INSTALLED)
-	cd $(INSTALLED) && $(PYTEST) $(or $(TESTS),tests README.md --pyargs segloss)
+	cd $(INSTALLED) && $(PYTEST) $(or $(TESTS),tests --pyargs segloss)
 
 clean:
 	rm -rf .venv build dist demo segloss/*.so *.egg-info

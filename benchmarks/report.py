@@ -93,6 +93,49 @@ def device_of(rows: list[Row]) -> str:
     return rows[0].get("device", "cpu")
 
 
+# The shape that each peer is shown at where one row has to do.
+IN_SHORT = {
+    "torch": ("cross_entropy", "[2, 19, 512, 1024]"),
+    "torch, compiled": ("cross_entropy", "[2, 19, 512, 1024]"),
+    "MONAI": ("dice_ce_loss", "[2, 4, 96, 96, 96]"),
+    "nnU-Net": ("dice_ce_loss", "[2, 4, 96, 96, 96]"),
+    "SMP": ("dice_loss", "[2, 19, 256, 512]"),
+    "kornia": ("focal_loss", "[2, 19, 256, 512]"),
+}
+
+
+def in_short(results: Results) -> str:
+    """README's table: forward + backward, one row a peer."""
+    rows = []
+    for peer, (loss, logits) in IN_SHORT.items():
+        speed, memory = (one_of(results[what], loss, logits) for what in ("speed", "memory"))
+        peaks = [
+            f"{memory['memory'][name]['peak']:.1f}" if name in memory["memory"] else "" for name in (peer, "segloss")
+        ]
+        rows.append([peer, TITLES[loss], f"`{logits}`", *times(speed, peer), *peaks])
+    return table(["", "loss", "logits", "time", "segloss's", "faster", "memory", "segloss's"], rows)
+
+
+def by_shape(results: Results) -> str:
+    """README's other table: cross entropy beside torch's, also where torch is faster."""
+    rows = [row for row in results["speed"] if row["loss"] == "cross_entropy" and is_shown(row)]
+    cells = [[f"`{row['logits']}`", row["labels"], *times(row, "torch")] for row in rows]
+    return table(["logits", "labels", "torch", "segloss", "faster"], cells)
+
+
+def times(row: Row, peer: str) -> list[str]:
+    taken = row["peers"][peer]
+    return [duration(taken["theirs"]), duration(row["segloss"]), f"**{taken['ratio']:.1f}x**"]
+
+
+def one_of(rows: list[Row], loss: str, logits: str) -> Row:
+    return next(row for row in rows if (row["loss"], row["logits"]) == (loss, logits) and is_shown(row))
+
+
+def is_shown(row: Row) -> bool:
+    return (row.get("pass", SHOWN[0]), row["dtype"], row["layout"]) == SHOWN
+
+
 def speed_tables(rows: list[Row]) -> list[str]:
     texts = [
         "## Speed\n\n"
@@ -196,7 +239,7 @@ def plot(results: Results, path: Path) -> None:
 
 def plot_speed(rows: list[Row], where: str, path: Path) -> None:
     """Milliseconds of forward + backward in float32 contiguous."""
-    rows = [row for row in rows if (row["pass"], row["dtype"], row["layout"]) == SHOWN and row["logits"] != SMALL]
+    rows = [row for row in rows if is_shown(row) and row["logits"] != SMALL]
     if not rows:
         return
     panels = [[row for row in rows if (row["loss"] == "cross_entropy") == is_left] for is_left in (True, False)]

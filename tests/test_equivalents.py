@@ -1,7 +1,7 @@
-"""The README's table of what reproduces the losses of MONAI, nnU-Net, SMP and kornia, evaluated line by line.
+"""The tables in docs/coming-from: what reproduces the losses of PyTorch, MONAI, nnU-Net, SMP and kornia, line by line.
 
-MONAI is MONAI itself; the losses of the other packages are written out below, under their names and keywords.
-Where a line has a remark, its data show none of it, and a test of its own shows the difference.
+PyTorch and MONAI are the packages themselves; the losses of the others are written out below, under their names and
+keywords. Where a line has a remark on a difference, its data show none of it, and a test of its own shows it.
 """
 
 import re
@@ -13,13 +13,13 @@ import pytest
 import torch
 from monai import losses as monai
 from tolerances import assert_close
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import segloss
 
-README = Path(__file__).parent.parent / "README.md"
-HEADING = "## Equivalent to, in MONAI, nnU-Net, SMP and kornia"
+PAGES = Path(__file__).parent.parent / "docs" / "coming-from"
+PAGE_OF = {"PyTorch": "pytorch.md", "MONAI": "monai.md", "nnU-Net": "nnunet.md", "SMP": "smp.md", "kornia": "kornia.md"}
 
 Loss = Callable[..., Tensor]
 
@@ -209,6 +209,7 @@ def kornia_binary_focal(x: Tensor, m: Tensor, alpha=0.25, gamma=2.0, reduction="
 
 
 PACKAGES = {
+    "PyTorch": {"torch": torch, "nn": nn, "F": F},
     "MONAI": vars(monai),
     "nnU-Net": {
         "softmax": softmax,
@@ -238,7 +239,7 @@ PACKAGES = {
 }
 
 
-# ---- the table -------------------------------------------------------------------------------------------------------
+# ---- the tables ------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -254,18 +255,15 @@ class Line:
         return eval(self.ours, {**vars(segloss), **data}), eval(self.theirs, {**PACKAGES[self.package], **data})
 
 
-def lines_of_the_table() -> list[Line]:
-    section = README.read_text(encoding="utf-8").split(HEADING)[1].split("\n## ")[0]
-    rows = [row for row in section.splitlines() if row.startswith("|")][2:]
-    lines = []
-    for row in rows:
-        theirs, ours, remark = (cell.strip() for cell in row.strip().removeprefix("|").removesuffix("|").split("|"))
-        package, theirs = re.fullmatch(r"(\S+) `(.+)`", theirs).groups()
-        lines.append(Line(package, theirs, ours.strip("`"), remark))
-    return lines
+def lines_of_the_table(package: str) -> list[Line]:
+    page = (PAGES / PAGE_OF[package]).read_text(encoding="utf-8")
+    header, _, *rows = [row for row in page.splitlines() if row.startswith("|")]
+    assert re.fullmatch(rf"\| {package} [\d.]+ \| segloss \| difference \|", header)
+    cells = [[cell.strip() for cell in row.removeprefix("|").removesuffix("|").split("|")] for row in rows]
+    return [Line(package, theirs.strip("`"), ours.strip("`"), remark) for theirs, ours, remark in cells]
 
 
-LINES = lines_of_the_table()
+LINES = [line for package in PAGE_OF for line in lines_of_the_table(package)]
 
 
 def random_labels(generator: torch.Generator, num_classes: int = 4) -> Tensor:
@@ -280,6 +278,7 @@ def random_data(package: str, seed: int = 0) -> dict:
     x = torch.randn(2, 4, 12, 8, generator=generator, dtype=torch.float64) * 2
     ignored = torch.rand(2, 1, 12, 8, generator=generator) < 0.2
     unlabelled = labels.masked_fill(ignored, 255)
+    data = names_of_pytorch(x.requires_grad_(), labels, unlabelled) if package == "PyTorch" else {}
     return {
         "x": x.requires_grad_(),
         "y": as_wanted_by(package, labels),
@@ -292,6 +291,20 @@ def random_data(package: str, seed: int = 0) -> dict:
         "xs": [x, F.avg_pool2d(x, 2), F.avg_pool2d(x, 4)],
         "ys": [labels, labels[..., ::2, ::2], labels[..., ::4, ::4]],
         "p": torch.rand(x.shape, generator=generator, dtype=torch.float64).softmax(1),
+        **data,
+    }
+
+
+def names_of_pytorch(x: Tensor, labels: Tensor, unlabelled: Tensor) -> dict:
+    """What its page names, and no other: labels of a byte, integer one-hot, classes last."""
+    return {
+        "y": labels.to(torch.uint8),
+        "u": unlabelled.to(torch.uint8),
+        "g": one_hot(labels, x).to(torch.uint8),
+        "log_p": x.log_softmax(1),
+        "z": x.flatten(2).movedim(1, -1),
+        "t": labels.flatten(1),
+        "M": segloss.confusion_matrix(x, unlabelled, ignore_index=255),
     }
 
 
@@ -303,9 +316,13 @@ def as_wanted_by(package: str, labels: Tensor) -> Tensor:
 def assert_same(line: Line, data: dict) -> None:
     ours, theirs = line.evaluate(data)
     # MONAI casts to float32 in its focal losses, the weights of generalized Dice and deep supervision.
-    in_float32 = line.package == "MONAI" and re.match("(Dice)?Focal|Generalized|Deep", line.theirs)
-    dtype = torch.float32 if in_float32 else torch.float64
+    cast = line.package == "MONAI" and re.match("(Dice)?Focal|Generalized|Deep", line.theirs)
+    dtype = torch.float32 if cast or theirs.dtype != torch.float64 else torch.float64
+    assert ours.shape == theirs.shape
     assert_close(ours, theirs, dtype)
+    if not theirs.requires_grad:  # a score
+        assert not ours.requires_grad
+        return
     # Times the number of elements: a mean's gradient would vanish in the tolerance.
     gradients = [
         torch.autograd.grad(loss * data["x"].numel(), data["x"], retain_graph=True)[0] for loss in (ours, theirs)
@@ -359,7 +376,7 @@ REMARKS: set[str] = set()
 
 
 def shows(remark: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Marks the test of a remark of the table, word for word."""
+    """Marks the test of a remark of a table, word for word."""
     REMARKS.add(remark)
     return lambda test: test
 
@@ -376,7 +393,14 @@ def random_logits(*shape: int, seed: int = 0) -> Tensor:
     )
 
 
-@shows("`to_onehot_y=True`: voxels masked out are background there")
+@shows("segloss raises an error if `g` is not one-hot.")
+def test_one_hot_labels_are_checked():
+    g = torch.tensor([[[1, 0], [1, 1]]], dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="one-hot"):
+        segloss.cross_entropy(random_logits(1, 2, 2), g)
+
+
+@shows("With `to_onehot_y=True`, MONAI counts the masked-out voxels as background.")
 def test_monai_masked_dice_counts_masked_voxels_as_background():
     data = random_data("MONAI")
     x, y, valid = data["x"], data["y"], 1 - data["ignored"]
@@ -390,7 +414,7 @@ def test_monai_masked_dice_counts_masked_voxels_as_background():
     assert_close(ours[1:], expected[1:])
 
 
-@shows("no class that counts has a voxel: 1 - nr/dr there")
+@shows("If none of the counted classes has a voxel, MONAI's loss is `1 - smooth_nr / smooth_dr`.")
 def test_monai_generalized_dice_without_any_voxel_is_1_minus_nr_over_dr():
     x, y = random_logits(1, 3, 4, 4), torch.zeros(1, 1, 4, 4, dtype=torch.long)
     options = {"include_background": False, "smooth_nr": 0.1, "smooth_dr": 0.4}
@@ -400,7 +424,7 @@ def test_monai_generalized_dice_without_any_voxel_is_1_minus_nr_over_dr():
     assert_close(ours, 1 - 0.1 / (x.softmax(1)[:, 1:].sum() + 0.4))
 
 
-@shows("`weight`: of the positive voxels in the second term there, of the class in both here")
+@shows("MONAI takes `weight` as `pos_weight` of the cross entropy; segloss multiplies both terms by it.")
 def test_monai_dice_ce_weighs_the_positive_voxels_of_one_class():
     data = random_data("MONAI")
     x, m, weight = data["x"][:, :1], data["m"][:, :1], torch.tensor([3.0], dtype=torch.float64)
@@ -410,7 +434,7 @@ def test_monai_dice_ce_weighs_the_positive_voxels_of_one_class():
     assert_close(segloss.dice_ce_loss(x, m, activation="sigmoid", weight=weight), 3 * dice + 3 * bce(x, m))
 
 
-@shows("`include_background=False`: of both terms there, of Dice here")
+@shows("`include_background=False` drops class 0 from both terms in MONAI, from Dice only in segloss.")
 def test_monai_dice_focal_drops_the_background_of_both_terms():
     data = random_data("MONAI")
     x, y, g = data["x"], data["y"], data["g"]
@@ -422,7 +446,7 @@ def test_monai_dice_focal_drops_the_background_of_both_terms():
     assert_close(ours, dice + binary_focal(x, g, 2.0).mean())
 
 
-@shows("without the factor C the ignored voxels do not change the terms' ratio")
+@shows("With `use_ignore_label`, nnU-Net sums the cross entropy over the classes; `lambda_ce=C` reproduces that.")
 def test_nnunet_ignored_voxels_make_the_binary_cross_entropy_c_times_as_heavy():
     data = random_data("nnU-Net")
     x, m, none_ignored = data["x"], data["m"], torch.zeros_like(data["ignored"])
@@ -435,7 +459,7 @@ def test_nnunet_ignored_voxels_make_the_binary_cross_entropy_c_times_as_heavy():
     assert_close(ours, segloss.dice_ce_loss(x, m, **options))
 
 
-@shows("ignored voxels are zeros among the losses there")
+@shows("nnU-Net counts ignored voxels as losses of 0.")
 def test_nnunet_topk_counts_ignored_voxels_as_zeros():
     x = random_logits(1, 3, 10, 10)
     y = torch.full((1, 1, 10, 10), 255.0)
@@ -457,8 +481,8 @@ def without_a_class(data: dict) -> dict:
     }
 
 
-@shows("a class without a voxel: 0 there")
-@pytest.mark.parametrize("line", lines_with("a class without a voxel: 0 there"))
+@shows("The loss of a class without a voxel is 0 in SMP.")
+@pytest.mark.parametrize("line", lines_with("The loss of a class without a voxel is 0 in SMP."))
 def test_smp_counts_a_class_without_a_voxel_as_0(line):
     data = without_a_class(random_data(line.package))
     ours, theirs = line.evaluate(data)
@@ -473,15 +497,16 @@ def test_smp_differs_by_the_term_of_the_class_without_a_voxel():
     assert_close(terms[3], torch.ones_like(terms[3]))
 
 
-@shows("a class without a voxel in the sample: not in its mean there")
-@pytest.mark.parametrize("line", lines_with("a class without a voxel in the sample: not in its mean there"))
+@shows("kornia leaves a class without a voxel out of the sample's mean.")
+@pytest.mark.parametrize("line", lines_with("kornia leaves a class without a voxel out of the sample's mean."))
 def test_kornia_leaves_a_class_without_a_voxel_out_of_the_samples_mean(line):
     data = without_a_class(random_data(line.package))
     ours, theirs = line.evaluate({**data, "w": torch.ones(4, dtype=torch.float64)})
     assert_close(ours, (3 * theirs + 1) / 4)  # ours has the absent class's term 1 in the mean
 
 
-@shows("ignored voxels: in the mean's denominator there")
+@shows("SMP divides by the ignored voxels, too.")
+@shows("kornia divides by the ignored voxels, too.")
 def test_smp_and_kornia_divide_by_ignored_voxels_too():
     data = random_data("SMP")
     x, u, ignored = data["x"], data["u"], data["ignored"].bool()
@@ -496,10 +521,11 @@ def test_smp_and_kornia_divide_by_ignored_voxels_too():
         assert_close(theirs, ours * (~ignored).double().mean())
 
 
-def test_every_remark_of_the_table_has_a_test():
+def test_every_remark_of_a_table_has_a_test():
     assert {line.remark for line in LINES} - {""} == REMARKS
 
 
-def test_every_package_has_lines_in_the_table():
+def test_every_package_has_lines_in_a_table():
     assert {line.package for line in LINES} == PACKAGES.keys()
-    assert len(LINES) == len({(line.package, line.theirs) for line in LINES}) >= 40
+    assert {page.name for page in PAGES.glob("*.md")} == {*PAGE_OF.values(), "huggingface.md"}
+    assert len(LINES) == len({(line.package, line.theirs) for line in LINES}) >= 55

@@ -1,0 +1,140 @@
+"""Draws the pictures of which-loss.md: `python docs/pictures.py` writes them to docs/pictures."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+import numpy as np
+import torch
+from matplotlib import pyplot
+from matplotlib.axes import Axes
+from nilearn.datasets import load_mni152_template
+from torch import Tensor
+
+import segloss
+
+PICTURES = Path(__file__).parent / "pictures"
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+# Okabe and Ito's colours, which the colour-blind can tell apart
+DASHES = ["-", ":", "-", "--", "-.", "-"]  # where lines lie on each other
+COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#000000"]
+LOSSES: dict[str, Loss] = {
+    "cross entropy": segloss.cross_entropy,
+    "focal, gamma 2": segloss.focal_loss,
+    "Dice": segloss.dice_loss,
+    "Tversky, beta 0.9": lambda x, y: segloss.tversky_loss(x, y, alpha=0.1, beta=0.9),
+    "Dice + cross entropy": segloss.dice_ce_loss,
+    "top-k, 10 %": segloss.topk_loss,
+}
+
+
+def save(name: str) -> None:
+    pyplot.savefig(PICTURES / f"{name}.png", dpi=90)
+    pyplot.close()
+
+
+def plain(ax: Axes, **labels: object) -> None:
+    ax.set(**labels)
+    ax.grid(alpha=0.3)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def logits_of(p: Tensor) -> Tensor:
+    """Of one sample and two classes, [1, 2, *]; the second has the probabilities p."""
+    return torch.stack([(1 - p).log(), p.log()])[None]
+
+
+def draw_focal() -> None:
+    """The loss of one voxel against the probability of its class."""
+    p = torch.linspace(0.01, 0.999, 200)
+    _, ax = pyplot.subplots(figsize=(6, 3.6), layout="constrained")
+    for gamma, colour in zip((0, 0.5, 1, 2, 5), COLOURS, strict=False):
+        loss = segloss.focal_loss(logits_of(p), torch.ones(1, len(p)), gamma=gamma, reduction="none")
+        ax.plot(p, loss[0], color=colour, label=f"gamma = {gamma}" + (", cross entropy" if gamma == 0 else ""))
+    plain(ax, xlabel="probability of the voxel's class", ylabel="loss", ylim=(0, 4))
+    ax.legend(frameon=False)
+    save("focal")
+
+
+def draw_sizes() -> None:
+    """The loss of a network that misses the object, and of one that finds it with a margin, by the object's size."""
+    side, radii = 64, torch.arange(1, 25)
+    distance = torch.cartesian_prod(*[torch.arange(side) - side / 2 + 0.5] * 3).norm(dim=1)
+    _, axes = pyplot.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
+    for ax, margin in zip(axes, (None, 2), strict=True):
+        values: dict[str, list[float]] = {name: [] for name in LOSSES}
+        for radius in radii:
+            found = torch.zeros_like(distance) if margin is None else (distance < radius + margin).float()
+            x, y = logits_of(0.02 + 0.96 * found), (distance < radius)[None]
+            for name, loss in LOSSES.items():
+                values[name].append(loss(x, y).item())
+        sizes = [(distance < radius).sum().item() for radius in radii]
+        for (name, losses), colour, dash in zip(values.items(), COLOURS, DASHES, strict=True):
+            ax.plot(sizes, losses, dash, color=colour, label=name)
+        title = "the object is missed" if margin is None else "found, with two voxels too many all round"
+        plain(ax, xscale="log", yscale="log", ylim=(1e-3, 10), xlabel="voxels of the object, of 64³", title=title)
+    axes[0].set_ylabel("loss")
+    axes[1].legend(frameon=False, fontsize=8)
+    save("sizes")
+
+
+def lesion() -> tuple[np.ndarray, Tensor, Tensor, Tensor]:
+    """A slice of the demo's brain, labels of a drawn lesion, what looks like one, and logits that see half of it."""
+    brain = load_mni152_template(resolution=2).get_fdata()[:, :, 45].T[::-1][20:95, 10:88].copy()
+    rows, columns = torch.meshgrid(*(torch.arange(size) for size in brain.shape), indexing="ij")
+    labels = ((rows - 18) ** 2 + (columns - 22) ** 2 < 16).to(torch.uint8)
+    seen = torch.exp(-((rows - 18) ** 2 + (columns - 25) ** 2) / 12.0)
+    elsewhere = torch.exp(-((rows - 50) ** 2 + (columns - 52) ** 2) / 12.0)
+    return brain, labels, elsewhere, logits_of(0.02 + 0.8 * torch.maximum(seen, 0.6 * elsewhere))
+
+
+def pushes(loss: Loss, logits: Tensor, labels: Tensor) -> Tensor:
+    """How the loss moves the lesion's logit of each voxel: up is positive, the largest is 1."""
+    x = logits.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(x, labels[None]), x)
+    return -gradient[0, 1] / gradient.abs().max()
+
+
+def draw_lesion() -> None:
+    brain, labels, elsewhere, logits = lesion()
+    figure, axes = pyplot.subplots(2, 3, figsize=(9, 6.2), layout="constrained")
+    for ax, (name, loss) in zip(axes.flat, LOSSES.items(), strict=True):
+        ax.imshow(brain, cmap="gray")
+        push = pushes(loss, logits, labels)
+        image = ax.imshow(push, cmap="PuOr_r", vmin=-1, vmax=1, alpha=push.abs().sqrt().numpy())
+        ax.contour(labels, levels=[0.5], colors="#00e0e0", linewidths=1)
+        ax.contour(elsewhere, levels=[0.5], colors="#00e0e0", linewidths=1, linestyles="dashed")
+        ax.set_title(name, fontsize=10)
+        ax.axis("off")
+    figure.colorbar(image, ax=axes, label="pull towards lesion (+) or away from it (-)", shrink=0.6)
+    save("lesion")
+
+
+def draw_imbalance() -> None:
+    """Which share of the gradient belongs to the object's voxels, by their share of all voxels."""
+    generator = torch.Generator().manual_seed(0)
+    shares = torch.logspace(-4, -0.3, 20)
+    x = torch.randn(1, 2, 200_000, generator=generator)
+    _, ax = pyplot.subplots(figsize=(6, 3.6), layout="constrained")
+    for (name, loss), colour, dash in zip(LOSSES.items(), COLOURS, DASHES, strict=True):
+        of_object = []
+        for share in shares:
+            labels = (torch.arange(x.shape[2]) < share * x.shape[2])[None]
+            leaf = x.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(loss(leaf, labels), leaf)
+            size = gradient.abs().sum(1)
+            of_object.append((size[labels].sum() / size.sum()).item())
+        ax.plot(shares, of_object, dash, color=colour, label=name)
+    scales = {"xscale": "log", "yscale": "log"}
+    plain(ax, xlabel="the object's share of the voxels", ylabel="its share of the gradient", **scales)
+    ax.legend(frameon=False, fontsize=8)
+    save("imbalance")
+
+
+if __name__ == "__main__":
+    PICTURES.mkdir(exist_ok=True)
+    for draw in (draw_focal, draw_sizes, draw_lesion, draw_imbalance):
+        draw()
