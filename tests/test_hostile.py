@@ -239,15 +239,27 @@ def calls(draw):
     return function, {name: value for name, value in arguments.items() if name in names}
 
 
-@settings(RANDOM, max_examples=300)
-@given(calls())
-def test_a_hostile_call_gives_a_value_or_an_error_that_says_enough(call):
-    function, arguments = call
-    x = arguments.get("input")
-    value = survives(function, **arguments)
-    value = value[0] if isinstance(value, tuple) else value
-    if value is not None and value.requires_grad and x.requires_grad and x.numel() > 0:
-        assert_has_a_gradient(value, x)
+def assert_many_are_values(values):
+    """If every call raised, nothing else would be tested."""
+    assert sum(value is not None for value in values) > len(values) / 10
+
+
+def test_a_hostile_call_gives_a_value_or_an_error_that_says_enough():
+    values = []
+
+    @settings(RANDOM, max_examples=300)
+    @given(calls())
+    def check(call):
+        function, arguments = call
+        x = arguments.get("input")
+        value = survives(function, **arguments)
+        value = value[0] if isinstance(value, tuple) else value
+        values.append(value)
+        if value is not None and value.requires_grad and x.requires_grad and x.numel() > 0:
+            assert_has_a_gradient(value, x)
+
+    check()
+    assert_many_are_values(values)
 
 
 # ---- the operators beneath -------------------------------------------------------------------------------------------
@@ -317,15 +329,21 @@ def operator_calls(draw):
 OF_THE_DISPATCHER = "Could not run|negative dimension"
 
 
-@settings(RANDOM, max_examples=300)
-@given(operator_calls())
-def test_a_hostile_call_of_an_operator_gives_a_value_or_an_error_that_says_enough(call):
-    operator, arguments = call
-    try:
-        survives(operator, *arguments)
-    except AssertionError as error:
-        if not re.search(OF_THE_DISPATCHER, str(error)):
-            raise
+def test_a_hostile_call_of_an_operator_gives_a_value_or_an_error_that_says_enough():
+    values = []
+
+    @settings(RANDOM, max_examples=300)
+    @given(operator_calls())
+    def check(call):
+        operator, arguments = call
+        try:
+            values.append(survives(operator, *arguments))
+        except AssertionError as error:
+            if not re.search(OF_THE_DISPATCHER, str(error)):
+                raise
+
+    check()
+    assert_many_are_values(values)
 
 
 # ---- labels over the whole range of their dtype ----------------------------------------------------------------------
