@@ -3,7 +3,7 @@
 import math
 import reprlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Literal
 
@@ -578,8 +578,8 @@ def _check_types(
 
 def _check_tensor(op: str, name: str, value: object) -> None:
     if not isinstance(value, Tensor):
-        got = type(value).__name__
-        raise TypeError(f"{op}: expected {name} to be a torch.Tensor, got {got}. Use torch.as_tensor({name})") from None
+        got, advice = type(value).__name__, _advice_for(name, value)
+        raise TypeError(f"{op}: expected {name} to be a torch.Tensor, got {got}. {advice}") from None
     if value.is_nested:  # its shape cannot be read
         raise TypeError(
             f"{op}: expected a dense {name}, got a nested tensor. Use {name}.to_padded_tensor(), and ignore_index as "
@@ -587,6 +587,16 @@ def _check_tensor(op: str, name: str, value: object) -> None:
         ) from None
     if value.layout != torch.strided:
         raise TypeError(f"{op}: expected a dense {name}, got {value.layout}. Use {name}.to_dense()") from None
+
+
+def _advice_for(name: str, value: object) -> str:
+    """What to do with an argument that is no tensor: networks return dictionaries and lists of tensors as well."""
+    if isinstance(value, Mapping):
+        names = [key for key, each in value.items() if isinstance(each, Tensor)]
+        return f"Pass a tensor that is in it: {reprlib.repr(names)}"
+    if isinstance(value, list | tuple) and any(isinstance(each, Tensor) for each in value):
+        return "Pass one of its tensors, or outputs of several resolutions to DeepSupervisionLoss"
+    return f"Use torch.as_tensor({name})"
 
 
 def _check_options(op: str, ignore_index: int, dim: int, label_smoothing: float = 0.0) -> None:

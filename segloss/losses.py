@@ -37,6 +37,8 @@ class _Loss(nn.Module):
             size_average, reduce = options.pop("size_average"), options.pop("reduce")
             if size_average is not None or reduce is not None:
                 options["reduction"] = _reduction.legacy_get_string(size_average, reduce)  # warns as torch does
+        if weight is not None:
+            functional._check_tensor(type(self).__name__, "weight", weight)
         self.register_buffer("weight", weight)
         self._names = tuple(options)
         for name, value in options.items():
@@ -756,8 +758,9 @@ class DeepSupervisionLoss(nn.Module):
 
     def __init__(self, loss: Callable[..., Tensor], weights: Sequence[float] | None = None) -> None:
         super().__init__()
-        if not callable(loss):
-            raise TypeError(f"DeepSupervisionLoss: expected a module or a function as loss, got {type(loss).__name__}")
+        if not callable(loss) or isinstance(loss, type):
+            got = f"a class. Pass {loss.__name__}()" if isinstance(loss, type) else type(loss).__name__
+            raise TypeError(f"DeepSupervisionLoss: expected a module or a function as loss, got {got}")
         self.loss = loss
         self.weights = None if weights is None else _checked_weights(weights)
 

@@ -652,6 +652,15 @@ def test_a_weight_of_another_shape_is_refused_with_both_shapes(loss, shape):
         getattr(segloss, loss)(torch.randn(2, 3, 4), torch.randint(3, (2, 4)), torch.ones(shape))
 
 
+@pytest.mark.parametrize(
+    ("shape", "mend"),
+    [((2,), "Give class 0 a weight too"), ((1, 3, 1), r"Use weight\.flatten\(\)"), ((2, 3, 4), "as voxel_weight")],
+)
+def test_a_weight_of_another_shape_is_told_the_mend(shape, mend):
+    with pytest.raises(RuntimeError, match=f"expected weight of shape .*{mend}"):
+        segloss.dice_ce_loss(torch.randn(2, 3, 4), torch.randint(3, (2, 4)), weight=torch.ones(shape))
+
+
 @pytest.mark.parametrize("kind", ["labels", "one-hot"])
 def test_a_weight_that_requires_grad_is_refused_with_labels(kind):
     target = torch.tensor([0, 2]) if kind == "labels" else torch.tensor([[1, 0, 0], [0, 0, 1]])
@@ -740,6 +749,13 @@ def test_an_argmax_as_input_is_refused(loss, dtype):
         getattr(segloss, loss)(predicted, torch.randint(3, (2, 4)))
 
 
+@pytest.mark.parametrize(("keepdim", "error"), [(False, RuntimeError), (True, IndexError)])
+def test_an_argmax_in_a_floating_dtype_is_told_to_be_one(keepdim, error):
+    predicted = torch.tensor([[0, 2, 1], [2, 0, 1]]).unsqueeze(1) if keepdim else torch.tensor([[0, 2, 1], [2, 0, 1]])
+    with pytest.raises(error, match="If input holds predicted labels, pass the logits, before argmax"):
+        segloss.cross_entropy(predicted.float(), torch.tensor([[0, 2, 1], [1, 0, 1]]))
+
+
 @pytest.mark.parametrize("num_samples", [2, 3, 7])
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
 def test_an_input_that_lost_its_classes_to_a_max_is_refused(dtype, num_samples):
@@ -776,6 +792,8 @@ SHAPE_ERRORS = [
     ((2, 3, 4, 5), (1, 4, 5), ValueError, "target.expand(2, -1, -1)"),
     ((2, 3, 4, 5), (1, 1, 4, 5), ValueError, "target.expand(2, -1, -1, -1)"),
     ((4, 3, 5), (2, 5), ValueError, "input and target of the same samples"),
+    ((2, 3, 4, 5), (4, 5), ValueError, "target.expand(2, -1, -1)"),
+    ((2, 5, 4, 6), (2, 4, 6, 3), RuntimeError, "turn the colours of an image into labels first"),
 ]
 
 
@@ -807,6 +825,8 @@ MENDS = {
     "target.unsqueeze(0)": ((1, 3, 4, 5), (4, 5), lambda x, y: segloss.cross_entropy(x, y.unsqueeze(0))),
     "input.unsqueeze(0)": ((3, 4, 5), (1, 4, 5), lambda x, y: segloss.cross_entropy(x.unsqueeze(0), y)),
     "target.expand(2, -1, -1)": ((2, 3, 4, 5), (1, 4, 5), lambda x, y: segloss.cross_entropy(x, y.expand(2, -1, -1))),
+    "target.expand(2, -1, -1) ": ((2, 3, 4, 5), (4, 5), lambda x, y: segloss.cross_entropy(x, y.expand(2, -1, -1))),
+    "target[..., 0]": ((2, 5, 4, 6), (2, 4, 6, 3), lambda x, y: segloss.cross_entropy(x, y[..., 0])),
     "target.argmax(1)": ((2, 3, 4, 5), (2, 2, 4, 5), lambda x, y: segloss.cross_entropy(x, y.argmax(1))),
     "target.narrow(1, 0, 1)": ((2, 3, 4, 5), (2, 2, 4, 5), lambda x, y: segloss.cross_entropy(x, y.narrow(1, 0, 1))),
     "torch.nn.functional.interpolate(input, size=[8, 10])": (

@@ -305,6 +305,11 @@ def test_a_tensor_instead_of_a_list_is_refused():
         segloss.DeepSupervisionLoss(segloss.DiceLoss())(logits_of([(4, 6)])[0], labels_of((4, 6)))
 
 
+def test_a_loss_that_was_not_made_is_refused():
+    with pytest.raises(TypeError, match=r"expected a module or a function as loss, got a class\. Pass DiceLoss\(\)"):
+        segloss.DeepSupervisionLoss(segloss.DiceLoss)
+
+
 def test_a_list_of_targets_is_refused():
     with pytest.raises(TypeError, match=r"expected one target at full resolution, got list"):
         segloss.DeepSupervisionLoss(segloss.DiceLoss())(logits_of([(4, 6)]), [labels_of((4, 6))])

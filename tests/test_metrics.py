@@ -682,6 +682,15 @@ def test_shapes_that_do_not_fit_are_refused(metric):
         getattr(segloss, metric)(randint(3, 2, 4), randint(3, 2, 5))
 
 
+@pytest.mark.parametrize(("one_hot", "dim"), [("input", 1), ("target", -1)])
+@pytest.mark.parametrize("metric", METRICS)
+def test_one_hot_beside_labels_is_told_to_take_its_argmax(metric, one_hot, dim):
+    labels = torch.randint(3, (2, 4, 5))
+    maps = {"input": labels, "target": labels} | {one_hot: torch.nn.functional.one_hot(labels, 3).movedim(-1, dim)}
+    with pytest.raises(RuntimeError, match=rf"Use {one_hot}\.byte\(\)\.argmax\({dim % 4}\) if {one_hot} is one-hot"):
+        getattr(segloss, metric)(**maps, dim=dim)
+
+
 def test_the_operator_beneath_refuses_maps_of_different_shapes():
     for map, dim in ((randint(3, 2, 5), 0), (randint(3, 8), 1)):
         with pytest.raises(RuntimeError, match="expected label maps of one shape"):

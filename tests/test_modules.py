@@ -223,6 +223,11 @@ def test_a_module_takes_part_in_backward(module):
 # ---- a module is a citizen ----
 
 
+def test_a_weight_that_is_no_tensor_is_refused():
+    with pytest.raises(TypeError, match=r"^DiceLoss: expected weight to be a torch.Tensor, got list\. Use"):
+        segloss.DiceLoss(weight=[1.0, 2.0])
+
+
 @pytest.mark.parametrize("module", WEIGHTED)
 def test_weight_is_a_buffer(module):
     weight = torch.tensor([0.5, 2.0, 1.0])

@@ -118,6 +118,8 @@ def test_float64_overflowed_the_stack_of_a_small_thread():
         ({"target": np.zeros((2, 4))}, r"expected target to be a torch.Tensor, got ndarray\. Use torch.as_tensor"),
         ({"target": None}, "expected target to be a torch.Tensor, got NoneType"),
         ({"input": [[0.0]]}, "expected input to be a torch.Tensor, got list"),
+        ({"input": [torch.zeros(2, 3, 4)] * 2}, ".*got list. Pass one of its tensors, or .* to DeepSupervisionLoss"),
+        ({"input": {"out": torch.zeros(2, 3, 4), "loss": 0}}, r".*got dict\. Pass a tensor that is in it: \['out'\]"),
         ({"weight": [1.0, 1.0]}, "expected weight to be a torch.Tensor, got list"),
         ({"ignore_index": 2.5}, r"expected ignore_index to be an int, got 2\.5"),
         ({"dim": "C"}, "expected dim to be an int, got 'C'"),

@@ -85,6 +85,13 @@ def test_a_bad_label_of_each_dtype_raises(dtype):
         segloss.cross_entropy(logits_of(3, 3), labels)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.int64, torch.float32])
+def test_bad_labels_are_told_by_the_smallest_and_the_largest(dtype):
+    labels = torch.tensor([0, 9, 250, 3]).to(dtype)
+    with pytest.raises(IndexError, match=r"3 labels are outside \[0, 3\), .* with values from 3\.?0* to 250\.?0*\. "):
+        segloss.cross_entropy(logits_of(4, 3), labels)
+
+
 def test_a_label_beyond_int64_is_bad():
     labels = torch.tensor([2**63 + 1, 0], dtype=torch.uint64)
     with pytest.raises(IndexError, match="out of bounds"):

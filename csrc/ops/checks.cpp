@@ -15,7 +15,8 @@ namespace {
 
 constexpr auto kSingleLogit =
     "With a single logit per voxel use torch.nn.functional.binary_cross_entropy_with_logits, or a segloss loss with "
-    "activation='sigmoid' and the mask of the foreground as target";
+    "activation='sigmoid' and the mask of the foreground as target. If input holds predicted labels, pass the logits, "
+    "before argmax";
 
 using SymShape = std::vector<c10::SymInt>;
 
@@ -108,9 +109,22 @@ std::string mend_order(const SymShape& input, const SymShape& target, int64_t di
                : c10::str("target.reshape(", c10::SymIntArrayRef(expected), ")");
 }
 
+// Labels whose values are spread over a last dimension: a colour for each voxel.
+bool are_colours(const SymShape& target, const SymShape& positions) {
+    return target.size() == positions.size() + 1 && positions.size() > 1 &&
+           std::equal(positions.begin(), positions.end(), target.begin());
+}
+
 std::string mend_sizes(const SymShape& input, const SymShape& target, int64_t dim) {
-    const auto labels = target.size() == input.size() ? without(target, dim) : target;
     const auto positions = without(input, dim);
+    if (are_colours(target, positions)) {
+        return "target[..., 0] if its last dimension repeats the labels; turn the colours of an image into labels "
+               "first";
+    }
+    const bool has_no_batch = target.size() + 1 == positions.size();
+    const auto labels = has_no_batch                    ? with_batch(target)
+                        : target.size() == input.size() ? without(target, dim)
+                                                        : target;
     if (labels.size() != positions.size() || positions.empty()) {
         return "";
     }
@@ -127,10 +141,17 @@ std::string mend_sizes(const SymShape& input, const SymShape& target, int64_t di
     if (!std::equal(labels.begin() + 1, labels.end(), positions.begin() + 1)) {
         return "";
     }
-    const auto sizes = with_size(SymShape(target.size(), -1), 0, positions[0]);
+    const auto sizes = with_size(SymShape(std::max(target.size(), labels.size()), -1), 0, positions[0]);
     return "input and target of the same samples" +
            (labels[0] == 1 ? c10::str(", or target.expand(", c10::Join(", ", sizes), ") if all share these labels")
                            : "");
+}
+
+const char* mend_weight(const c10::SymInt& num_classes, const Tensor& weight) {
+    return weight.dim() == 1 && weight.sym_size(0) + 1 == num_classes
+               ? "Give class 0 a weight too, also where include_background=False leaves it out"
+           : weight.sym_numel() == num_classes ? "Use weight.flatten()"
+                                               : "Pass weights of voxels as voxel_weight";
 }
 
 [[noreturn]] void raise_shape_error(const std::string& op, const Tensor& input, const Tensor& target, int64_t dim) {
@@ -141,11 +162,21 @@ std::string mend_sizes(const SymShape& input, const SymShape& target, int64_t di
     const auto message =
         c10::str(op, ": expected labels of shape ", label_shapes(input, dim), " or class probabilities of shape ",
                  input.sym_sizes(), " for input ", input.sym_sizes(), " with its classes in dimension ", dim,
-                 ", got target ", target.sym_sizes(), ". ", fix.empty() ? "" : "Try ", fix, fix.empty() ? "" : ".");
+                 ", got target ", target.sym_sizes(), fix.empty() ? "" : ". Try ", fix);
     const bool batches_differ =
         dim > 0 && target.dim() > 0 && input.dim() > 1 && input.sym_size(0) != target.sym_size(0);
     TORCH_CHECK_VALUE(!batches_differ, message);
     TORCH_CHECK(false, message);
+}
+
+// The smallest and the largest of the bad labels, where they differ. Those beyond int64 have no order here.
+std::string values_between(const Tensor& labels, const Tensor& bad) {
+    if (labels.scalar_type() == at::kUInt64) {
+        return "";
+    }
+    const auto values = (labels.is_floating_point() ? labels : labels.to(at::kLong)).masked_select(bad);
+    const auto smallest = label_text(values.min(), 0), largest = label_text(values.max(), 0);
+    return smallest == largest ? "" : c10::str(", with values from ", smallest, " to ", largest);
 }
 
 } // namespace
@@ -277,7 +308,7 @@ void check_weight(const std::string& op, const Tensor& input, const OptionalTens
     check_same_device(op, input, *weight, "weight");
     TORCH_CHECK(weight->dim() == 1 && weight->sym_size(0) == input.sym_size(dim), op, ": expected weight of shape [",
                 input.sym_size(dim), "], one for each class of input ", input.sym_sizes(), ", got ",
-                weight->sym_sizes(), ". Weights of voxels are given as voxel_weight");
+                weight->sym_sizes(), ". ", mend_weight(input.sym_size(dim), *weight));
     TORCH_CHECK(weight->is_floating_point(), op, ": expected a floating weight, got ", weight->scalar_type(),
                 ". Use weight.to(input.dtype)");
     TORCH_CHECK(
@@ -294,7 +325,7 @@ void check_voxel_weight(const std::string& op, const Tensor& input, const Option
     check_same_device(op, input, *voxel_weight, "voxel_weight");
     TORCH_CHECK(has_label_shape(input, *voxel_weight, dim), op, ": expected voxel_weight of the labels' shape, ",
                 label_shapes(input, dim), " for input ", input.sym_sizes(), ", got ", voxel_weight->sym_sizes(),
-                ". Weights of classes are given as weight");
+                ". Pass weights of classes as weight");
     TORCH_CHECK(is_integer(*voxel_weight) || is_real(voxel_weight->scalar_type()), op,
                 ": expected a voxel_weight of an integer dtype, bool, float64, float32, float16 or bfloat16, got ",
                 voxel_weight->scalar_type(), ". Use voxel_weight.float()");
@@ -373,8 +404,8 @@ void check_label_values(const std::string& op, const Tensor& labels, int64_t num
                               "leave out";
     TORCH_CHECK_INDEX(num_bad == 0, op, ": Target ", first_value(labels, bad), " is out of bounds: ", num_bad,
                       num_bad == 1 ? " label is" : " labels are", " outside [0, ", num_classes, "), the first ",
-                      first_place("target", bad), ". Expected labels 0 to ", std::max<int64_t>(num_classes - 1, 0),
-                      " or ignore_index=", ignore_index, ". ", advice);
+                      first_place("target", bad), values_between(labels, bad), ". Expected labels 0 to ",
+                      std::max<int64_t>(num_classes - 1, 0), " or ignore_index=", ignore_index, ". ", advice);
 }
 
 void check_mask_values(const std::string& op, const Tensor& masks, int64_t ignore_index) {
@@ -407,8 +438,8 @@ void check_one_hot_values(const std::string& op, const Tensor& target, int64_t d
                 target.scalar_type(), ". An integer target of input's shape ", target.sizes(),
                 " is read as one-hot, but ", voxel, "; its values lie between ", values.min().item<int64_t>(), " and ",
                 values.max().item<int64_t>(), ". Labels have shape ", strange.sizes(), ": target.narrow(", dim,
-                ", 0, 1) where they were expanded over the classes; a mask of 0 and another value becomes one-hot by "
-                "target.ne(0)",
+                ", 0, 1) if it repeats its labels for each class; target.ne(0) if it is a "
+                "mask of 0 and another value. If input holds predicted labels, pass the logits, before argmax",
                 more);
 }
 

@@ -18,6 +18,19 @@ namespace {
 
 using OptionalSymInt = std::optional<c10::SymInt>;
 
+// What to do with one map that has a channel for each class, which the other has not.
+std::string mend_one_hot(const Comparison& given) {
+    const auto advice = [&given](const Tensor& map, const Tensor& other, const char* name) -> std::string {
+        const auto num_dims = map.dim();
+        const auto dim = given.dim < 0 ? given.dim + num_dims : given.dim;
+        return num_dims > 1 && dim >= 0 && dim < num_dims && has_label_shape(map, other, dim)
+                   ? c10::str(". Use ", name, ".byte().argmax(", dim, ") if ", name, " is one-hot")
+                   : "";
+    };
+    const auto of_input = advice(given.input, given.target, "input");
+    return of_input.empty() ? advice(given.target, given.input, "target") : of_input;
+}
+
 // Two maps in one shape: where one of them keeps a class dimension, it is dropped.
 Comparison in_one_shape(const Comparison& given) {
     check_tensors(given);
@@ -28,7 +41,7 @@ Comparison in_one_shape(const Comparison& given) {
     }
     TORCH_CHECK(maps.input.sym_sizes() == maps.target.sym_sizes(), maps.op,
                 ": expected input and target of one shape, up to a class dimension of size 1, got input ",
-                given.input.sym_sizes(), " and target ", given.target.sym_sizes());
+                given.input.sym_sizes(), " and target ", given.target.sym_sizes(), mend_one_hot(given));
     return maps;
 }
 
