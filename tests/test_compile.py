@@ -59,10 +59,6 @@ def one_hot_of(n, *sizes):
 DEEP_SUPERVISION = segloss.DeepSupervisionLoss(segloss.CrossEntropyLoss(ignore_index=1))
 
 
-def nll_of_log_softmax(logits, target):
-    return segloss.nll_loss(logits.log_softmax(1), target)
-
-
 def binary_dice_of_sigmoid(logits, target):
     return segloss.BinaryDiceLoss()(logits.sigmoid(), target)
 
@@ -80,7 +76,7 @@ CRITERIA = {
     "smoothed and weighted cross entropy": (segloss.CrossEntropyLoss(WEIGHT, label_smoothing=0.1), labels_of),
     "cross entropy of probabilities": (segloss.CrossEntropyLoss(), probabilities_of),
     "cross entropy of one-hot labels": (segloss.CrossEntropyLoss(), one_hot_of),
-    "negative log likelihood": (nll_of_log_softmax, labels_of),
+    "negative log likelihood": (segloss.NLLLoss(), labels_of),
     "focal": (segloss.FocalLoss(weight=WEIGHT), labels_of),
     "sigmoid focal": (segloss.FocalLoss(activation="sigmoid"), masks_of),
     "sigmoid focal of each voxel": (segloss.FocalLoss(activation="sigmoid", reduction="none"), labels_of),

@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch
+from losses import OF_EACH_VOXEL, VARIANTS, is_sigmoid, takes, takes_probabilities
 from tolerances import assert_close
 from torch._C import DispatchKey, DispatchKeySet
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,23 +20,7 @@ import segloss
 pytestmark = pytest.mark.cpu_only
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
-LOSSES = {
-    "cross_entropy": segloss.cross_entropy,
-    "smoothed cross_entropy": partial(segloss.cross_entropy, label_smoothing=0.1),
-    "cross_entropy of each voxel": partial(segloss.cross_entropy, reduction="none"),
-    "nll_loss": segloss.nll_loss,
-    "focal_loss": segloss.focal_loss,
-    "sigmoid focal_loss": partial(segloss.focal_loss, activation="sigmoid"),
-    "sigmoid focal_loss of each voxel": partial(segloss.focal_loss, activation="sigmoid", reduction="none"),
-    "topk_loss": segloss.topk_loss,
-    "dice_loss": segloss.dice_loss,
-    "squared dice_loss": partial(segloss.dice_loss, squared=True, batch=True),
-    "generalized_dice_loss": segloss.generalized_dice_loss,
-    "tversky_loss": segloss.tversky_loss,
-    "dice_ce_loss": partial(segloss.dice_ce_loss, label_smoothing=0.1),
-    "sigmoid dice_ce_loss": partial(segloss.dice_ce_loss, activation="sigmoid", label_smoothing=0.1),
-    "dice_focal_loss": segloss.dice_focal_loss,
-}
+LOSSES = VARIANTS | OF_EACH_VOXEL
 EVERY_LOSS = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 FOCAL_LOSSES = {name: loss for name, loss in LOSSES.items() if "focal" in name}
 INF = float("inf")
@@ -87,7 +72,7 @@ def test_labels_with_ignored_voxels_and_weights(loss, dtype):
     x, y = torch.randn(SMALL, dtype=dtype), torch.randint(3, (2, 1, 5, 4, 3))
     y[0, 0, 0] = 7
     x[0, :, 0, 0] = float("nan")  # where it is ignored
-    options = {} if "generalized" in str(loss) else {"weight": torch.tensor([0.5, 2.0, 0.0])}
+    options = {"weight": torch.tensor([0.5, 2.0, 0.0])} if takes(loss, "weight") else {}
     assert_same_without_kernels(loss, x, y, ignore_index=7, voxel_weight=torch.rand(2, 5, 4, 3).round(), **options)
 
 
@@ -98,16 +83,14 @@ def test_labels_of_two_slabs(loss):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", [name for name in LOSSES if name.split()[-1] not in ("focal_loss", "topk_loss")])
+@pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if takes_probabilities(loss)])
 def test_probabilities(name, dtype):
-    if name in ("dice_focal_loss", "sigmoid focal_loss of each voxel"):
-        pytest.skip("takes labels or masks")
     x, y = torch.randn(SMALL, dtype=dtype), torch.randn(SMALL).softmax(1)
     assert_same_without_kernels(LOSSES[name], x, y.to(dtype), voxel_weight=torch.rand(2, 5, 4, 3))
 
 
 @SMALL_AND_SLABS
-@pytest.mark.parametrize("name", [name for name in LOSSES if name.startswith("sigmoid")])
+@pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if is_sigmoid(loss)])
 def test_masks(name, shape):
     x, y = torch.randn(shape), torch.randint(2, shape, dtype=torch.uint8)
     y[:, 2, 3] = 255
@@ -168,7 +151,7 @@ def test_no_class_spoke_of_amax_or_narrow(loss, shape):
     assert_same_without_kernels(loss, torch.zeros(shape), y)
 
 
-@pytest.mark.parametrize("name", [name for name in LOSSES if "generalized" not in name])
+@pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if takes(loss, "weight")])
 def test_no_class_with_class_weights_spoke_of_an_index_out_of_range(name):
     x, y = torch.zeros(2, 0, 4), torch.full((2, 4), -100)
     assert_same_without_kernels(LOSSES[name], x, y, weight=torch.zeros(0), voxel_weight=torch.rand(2, 4))

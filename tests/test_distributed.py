@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from losses import BATCH, FUNCTIONS, VARIANTS, takes
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,30 +23,18 @@ pytestmark = pytest.mark.cpu_only
 
 WEIGHT = torch.tensor([0.3, 1.0, 2.5], dtype=torch.float64)
 IGNORED = {"ignore_index": 255}
-BATCH = {"batch": True}
 PARTS = {2: (1, 3), 4: (2, 1, 3, 1)}  # samples of each rank; those of rank 0 are all ignored
 NOTHING = (slice(0), (slice(None), slice(None), slice(0)))
 CLOSE = {"rtol": 0, "atol": 1e-10}
 
 CASES = {
-    "cross entropy": partial(segloss.CrossEntropyLoss, WEIGHT, **IGNORED),
-    "cross entropy, sum": partial(segloss.CrossEntropyLoss, WEIGHT, **IGNORED, reduction="sum"),
-    "cross entropy, smoothing": partial(segloss.CrossEntropyLoss, **IGNORED, label_smoothing=0.1),
-    "negative log likelihood": partial(segloss.NLLLoss, WEIGHT, **IGNORED),
-    "focal": partial(segloss.FocalLoss, weight=WEIGHT, **IGNORED),
-    "focal, sigmoid": partial(segloss.FocalLoss, activation="sigmoid", **IGNORED),
-    "dice": partial(segloss.DiceLoss, weight=WEIGHT, **IGNORED),
-    "dice, sum": partial(segloss.DiceLoss, **IGNORED, reduction="sum"),
-    "dice of the batch": partial(segloss.DiceLoss, **IGNORED, **BATCH, include_background=False),
-    "generalized dice": partial(segloss.GeneralizedDiceLoss, **IGNORED),
-    "generalized dice of the batch": partial(segloss.GeneralizedDiceLoss, **IGNORED, **BATCH),
-    "tversky": partial(segloss.TverskyLoss, alpha=0.3, beta=0.7, **IGNORED),
-    "tversky of the batch": partial(segloss.TverskyLoss, gamma=0.75, **IGNORED, **BATCH),
-    "dice and cross entropy": partial(segloss.DiceCELoss, weight=WEIGHT, **IGNORED),
-    "dice and cross entropy of the batch": partial(segloss.DiceCELoss, weight=WEIGHT, **IGNORED, **BATCH),
-    "dice and focal of the batch": partial(segloss.DiceFocalLoss, **IGNORED, **BATCH),
+    **{name: partial(loss, **IGNORED) for name, loss in VARIANTS.items() if takes(loss, "process_group")},
+    "weighted cross_entropy": partial(segloss.cross_entropy, weight=WEIGHT, **IGNORED),
+    "weighted dice_ce_loss of the batch": partial(segloss.dice_ce_loss, weight=WEIGHT, **IGNORED, **BATCH),
+    "cross_entropy, sum": partial(segloss.cross_entropy, weight=WEIGHT, **IGNORED, reduction="sum"),
+    "dice_loss, sum": partial(segloss.dice_loss, **IGNORED, reduction="sum"),
 }
-SLABS = ["cross entropy", "focal", "dice of the batch", "dice and cross entropy of the batch"]
+SLABS = ["weighted cross_entropy", "focal_loss", "squared dice_loss of the batch", "weighted dice_ce_loss of the batch"]
 
 
 def network():
@@ -68,22 +57,22 @@ def gradients_of(module):
     return [parameter.grad for parameter in module.parameters()]
 
 
-def expected(make_loss, images, labels):
+def expected(loss, images, labels):
     module = network()
-    loss = make_loss()(module(images), labels)
-    loss.backward()
-    return loss.detach(), gradients_of(module)
+    value = loss(module(images), labels)
+    value.backward()
+    return value.detach(), gradients_of(module)
 
 
 # ---- what a rank does ----
 
 
-def step(make_loss, images, labels):
+def step(loss, images, labels):
     """A training step of this rank's part of the batch."""
     module = DistributedDataParallel(network())
-    loss = make_loss(process_group=dist.group.WORLD)(module(images), labels)
-    loss.backward()
-    return loss.detach(), gradients_of(module.module)
+    value = loss(module(images), labels, process_group=dist.group.WORLD)
+    value.backward()
+    return value.detach(), gradients_of(module.module)
 
 
 def accumulated(images, labels):
@@ -107,13 +96,13 @@ def run_rank(rank, world_size, folder):
     images, labels = whole_batch(world_size)
     part = [each.split(PARTS[world_size])[rank] for each in (images, labels)]
     slab = [each.chunk(world_size, dim=2)[rank] for each in (images, labels)]
-    got = {name: step(make_loss, *part) for name, make_loss in CASES.items()}
+    got = {name: step(loss, *part) for name, loss in CASES.items()}
     got |= {f"{name}, slabs": step(CASES[name], *slab) for name in SLABS}
-    got["probabilities"] = step(segloss.CrossEntropyLoss, part[0], probabilities(part[0]))
+    got["probabilities"] = step(segloss.cross_entropy, part[0], probabilities(part[0]))
     got["accumulated"] = accumulated(*part)
     rest = [each[:0] if rank == 0 else each for each in part]
-    got |= {f"{name}, without the first": step(make_loss, *rest) for name, make_loss in CASES.items()}
-    got["nothing"] = {name: losses_of_nothing(make_loss, *part) for name, make_loss in CASES.items()}
+    got |= {f"{name}, without the first": step(loss, *rest) for name, loss in CASES.items()}
+    got["nothing"] = {name: losses_of_nothing(loss, *part) for name, loss in CASES.items()}
     logits, options = network()(part[0]), {**IGNORED, "process_group": dist.group.WORLD}
     got["empty"] = [
         segloss.cross_entropy(logits, 255 + 0 * part[1], **options, empty=empty) for empty in ("nan", "zero")
@@ -127,14 +116,14 @@ def run_rank(rank, world_size, folder):
     dist.destroy_process_group()
 
 
-def losses_of_nothing(make_loss, images, labels):
+def losses_of_nothing(loss, images, labels):
     """Of no sample, and of samples without a voxel."""
-    criterion = make_loss(process_group=dist.group.WORLD)
-    return [criterion(network()(images)[part], labels[part]).detach() for part in NOTHING]
+    loss = partial(loss, process_group=dist.group.WORLD)
+    return [loss(network()(images)[part], labels[part]).detach() for part in NOTHING]
 
 
 def compiled_step(images, labels):
-    module, criterion = network(), CASES["dice and cross entropy of the batch"](process_group=dist.group.WORLD)
+    module, criterion = network(), segloss.DiceCELoss(weight=WEIGHT, **IGNORED, **BATCH, process_group=dist.group.WORLD)
     call = torch.compile(lambda x, y: criterion(module(x), y), fullgraph=True, backend="aot_eager")
     loss = call(images, labels)
     loss.backward()
@@ -158,10 +147,9 @@ class Messages(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def messages(make_loss, images, labels):
-    criterion = make_loss(process_group=dist.group.WORLD)
+def messages(loss, images, labels):
     with Messages() as sent:
-        criterion(network()(images), labels).backward()
+        loss(network()(images), labels, process_group=dist.group.WORLD).backward()
     return sent.sizes
 
 
@@ -192,7 +180,7 @@ def test_each_rank_gets_the_loss_and_ddp_the_gradient_of_the_whole_batch(ranks, 
 
 def test_the_same_with_probabilities(ranks):
     (images, _), got = ranks
-    assert_each_rank_got(got, "probabilities", *expected(segloss.CrossEntropyLoss, images, probabilities(images)))
+    assert_each_rank_got(got, "probabilities", *expected(segloss.cross_entropy, images, probabilities(images)))
 
 
 @pytest.mark.parametrize("name", SLABS)
@@ -203,7 +191,7 @@ def test_ranks_may_hold_slabs_of_the_same_volumes(ranks, name):
 
 def test_sums_over_uneven_micro_batches_divided_by_the_total_weight_are_the_mean(ranks):
     (images, labels), got = ranks
-    _, gradients = expected(CASES["cross entropy"], images, labels)
+    _, gradients = expected(CASES["weighted cross_entropy"], images, labels)
     assert_each_rank_got(got, "accumulated", segloss.total_weight(labels, WEIGHT, **IGNORED), gradients)
 
 
@@ -217,7 +205,7 @@ def test_a_rank_without_a_sample_takes_part(ranks, name):
 @pytest.mark.parametrize("name", CASES)
 def test_ranks_that_are_all_empty_get_the_loss_of_an_empty_batch(ranks, name):
     (images, labels), got = ranks
-    whole = [CASES[name]()(network()(images)[part], labels[part]) for part in NOTHING]
+    whole = [CASES[name](network()(images)[part], labels[part]) for part in NOTHING]
     assert all(value.isnan() for value in whole) or "sum" in name
     for rank in got:
         torch.testing.assert_close(rank["nothing"][name], whole, **CLOSE, equal_nan=True)
@@ -244,7 +232,7 @@ def test_without_reduction_a_rank_keeps_its_own(ranks, name, loss):
 
 def test_compile_is_one_graph(ranks):
     (images, labels), got = ranks
-    value, _ = expected(CASES["dice and cross entropy of the batch"], images, labels)
+    value, _ = expected(CASES["weighted dice_ce_loss of the batch"], images, labels)
     for rank in got:
         torch.testing.assert_close(rank["compiled"], value, **CLOSE)
 
@@ -279,11 +267,7 @@ def test_a_rank_that_never_comes_makes_the_others_raise_by_the_groups_timeout(tm
     assert (tmp_path / "raised").exists()
 
 
-LOSSES = [segloss.cross_entropy, segloss.nll_loss, segloss.focal_loss, segloss.dice_loss]
-LOSSES += [segloss.generalized_dice_loss, segloss.tversky_loss, segloss.dice_ce_loss, segloss.dice_focal_loss]
-
-
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("loss", [loss for loss in FUNCTIONS.values() if takes(loss, "process_group")])
 def test_what_is_no_process_group_is_a_type_error(loss):
     expected = "expected process_group to be a torch.distributed.ProcessGroup, got str"
     with pytest.raises(TypeError, match=f"{loss.__name__}: {expected}"):

@@ -5,6 +5,7 @@ from itertools import product
 
 import pytest
 import torch
+from losses import COMPOUND_LOSSES, REGION_LOSSES, SIGMOID, VOXEL_LOSSES
 from test_devices import without_kernels
 from tolerances import assert_close
 
@@ -13,14 +14,10 @@ import segloss
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 SHAPES = [(0, 3, 4), (2, 3, 0), (0, 3), (2, 2, 4, 0, 2)]
 SMOOTH = {"smooth_nr": 0.5, "smooth_dr": 2.0}  # a term of nothing is 0.75
-VOXEL_LOSSES = ["cross_entropy", "nll_loss", "focal_loss", "topk_loss"]
-REGION_LOSSES = ["dice_loss", "generalized_dice_loss", "tversky_loss"]
-COMPOUNDS = ["dice_ce_loss", "dice_focal_loss"]
-OF_CLASSES = {"activation": "sigmoid"}
-CASES = [(name, {}) for name in VOXEL_LOSSES] + [("focal_loss", OF_CLASSES)]
+CASES = [(name, {}) for name in VOXEL_LOSSES] + [("focal_loss", SIGMOID)]
 CASES += [
     (name, {"batch": batch, **SMOOTH, **activation})
-    for name, batch, activation in product(REGION_LOSSES + COMPOUNDS, (False, True), ({}, OF_CLASSES))
+    for name, batch, activation in product((*REGION_LOSSES, *COMPOUND_LOSSES), (False, True), ({}, SIGMOID))
 ]
 EVERY_SHAPE = pytest.mark.parametrize("shape", SHAPES, ids=str)
 EVERY_SHAPE_AND_DTYPE = pytest.mark.parametrize(("shape", "dtype"), list(zip(SHAPES, DTYPES, strict=True)), ids=str)
@@ -61,7 +58,7 @@ def test_the_mean_is_0_where_empty_says_so(name, options, shape, dtype):
 @pytest.mark.parametrize(("name", "options"), [case for case in CASES if case[0] != "topk_loss"], ids=str)
 def test_the_sum_is_that_of_the_terms(name, options, shape, dtype):
     num_terms = 0
-    if name in REGION_LOSSES + COMPOUNDS:
+    if name in (*REGION_LOSSES, *COMPOUND_LOSSES):
         num_terms = (1 if options["batch"] else shape[0]) * (1 if name == "generalized_dice_loss" else shape[1])
     value = value_of(loss_of(name, options, reduction="sum"), shape, dtype)
     assert_close(value, torch.tensor(0.75 * num_terms, dtype=dtype))
@@ -87,14 +84,14 @@ def test_voxels_that_are_all_ignored_are_voxels(name, shape):
 
 
 @pytest.mark.parametrize("smoothing", [{}, {"smooth_nr": 0.0, "smooth_dr": 0.0}, {"smooth_nr": 1.0, "smooth_dr": 0.0}])
-@pytest.mark.parametrize("name", COMPOUNDS)
+@pytest.mark.parametrize("name", COMPOUND_LOSSES)
 def test_smoothing_does_not_change_the_mean_of_nothing(name, smoothing):
     assert value_of(loss_of(name, smoothing, empty="zero"), (2, 3, 0)) == 0
     assert value_of(loss_of(name, smoothing), (2, 3, 0)).isnan()
 
 
 @pytest.mark.parametrize("dim", [0, 2, -1])
-@pytest.mark.parametrize("name", [*REGION_LOSSES, *COMPOUNDS])
+@pytest.mark.parametrize("name", [*REGION_LOSSES, *COMPOUND_LOSSES])
 def test_the_class_dimension_may_be_any(name, dim):
     x = torch.zeros(0, 4, 3).movedim(2, dim)
     assert getattr(segloss, name)(x, torch.zeros(0, 4).long(), dim=dim).isnan()
@@ -108,7 +105,7 @@ def test_the_same_without_kernels(name, options, shape):
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 4), (2, 3, 0)])
-@pytest.mark.parametrize("name", COMPOUNDS)
+@pytest.mark.parametrize("name", COMPOUND_LOSSES)
 def test_a_compiled_loss_of_nothing(name, shape):
     torch._dynamo.reset()
     loss = torch.compile(loss_of(name, SMOOTH, empty="zero"), backend="aot_eager", fullgraph=True)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from losses import FUNCTIONS, METRICS, OF_EACH_VOXEL, VARIANTS, takes
 from monai.data import MetaTensor
 from operators import ACTIVATIONS, SET, options_of
 from tolerances import assert_close
@@ -32,24 +33,12 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 LOSSES = {
-    "cross_entropy": segloss.cross_entropy,
-    "nll_loss": segloss.nll_loss,
-    "focal_loss": segloss.focal_loss,
-    "sigmoid focal_loss": lambda x, y, **options: segloss.focal_loss(x, y, activation="sigmoid", **options),
-    "sigmoid focal_loss of each": lambda x, y, **options: segloss.focal_loss(
-        x, y, activation="sigmoid", reduction="none", **options
-    ),
-    "topk_loss": segloss.topk_loss,
-    "dice_loss": segloss.dice_loss,
-    "generalized_dice_loss": segloss.generalized_dice_loss,
-    "tversky_loss": segloss.tversky_loss,
-    "dice_ce_loss": segloss.dice_ce_loss,
-    "dice_focal_loss": segloss.dice_focal_loss,
+    **VARIANTS,
+    **OF_EACH_VOXEL,
     "soft_stats": lambda x, y, **options: segloss.soft_stats(x, y, **options).intersection,
     "MultiClassDiceLoss": segloss.MultiClassDiceLoss(),
     "DeepSupervisionLoss": lambda x, y, **options: segloss.DeepSupervisionLoss(segloss.DiceCELoss())([x], y, **options),
 }
-METRICS = {name: getattr(segloss, name) for name in ("accuracy", "confusion_matrix", "dice_score", "jaccard_index")}
 OF_TWO = {**LOSSES, **METRICS, "BinaryDiceLoss": segloss.BinaryDiceLoss()}
 
 
@@ -210,17 +199,13 @@ OPTIONS = {
     "dim": ([1, -1, 0], [5, -9, 2**63, None, True, 1.5]),
     "process_group": ([None], [3, "WORLD"]),
 }
-FUNCTIONS = [
-    *(segloss.cross_entropy, segloss.nll_loss, segloss.focal_loss, segloss.topk_loss, segloss.dice_loss),
-    *(segloss.generalized_dice_loss, segloss.tversky_loss, segloss.dice_ce_loss, segloss.dice_focal_loss),
-    *(segloss.soft_stats, segloss.total_weight, *METRICS.values()),
-]
+CALLED = [*FUNCTIONS.values(), segloss.soft_stats, segloss.total_weight, *METRICS.values()]
 
 
 @st.composite
 def calls(draw):
     """A public function, its tensors, and its options."""
-    function = draw(st.sampled_from(FUNCTIONS))
+    function = draw(st.sampled_from(CALLED))
     names = list(inspect.signature(function).parameters)
     sizes, num_classes, dim = draw(shapes())
     arguments = {
@@ -498,8 +483,7 @@ def test_a_tensor_that_no_kernel_reads_is_refused(name, kind):
 @pytest.mark.parametrize("keyword", ["weight", "voxel_weight"])
 def test_weights_that_no_kernel_reads_are_refused(keyword, kind):
     weight = torch.rand(3) if keyword == "weight" else torch.rand(2, 4)
-    takes = [function for function in FUNCTIONS if keyword in inspect.signature(function).parameters]
-    for function in takes:
+    for function in (each for each in CALLED if takes(each, keyword)):
         tensors = (torch.randint(3, (2, 4)),) if function is segloss.total_weight else logits_and_labels("dice_loss")
         with pytest.raises((TypeError, RuntimeError)) as raised:
             function(*tensors, **{keyword: NOT_DENSE[kind](weight)})

@@ -6,11 +6,13 @@ import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 import reference
 import torch
+from losses import METRICS, VARIANTS
 from tolerances import CONFIDENT_RTOL, assert_relative
 
 import segloss
@@ -43,20 +45,7 @@ def test_the_gradient_of_every_class_of_a_confident_voxel_keeps_its_digits(num_c
 
 # ---- the same bits ----
 
-LOSSES = {
-    "cross_entropy": (segloss.cross_entropy, {"weight": torch.tensor([0.3, 2.0, 0.7]), "label_smoothing": 0.1}),
-    "nll_loss": (segloss.nll_loss, {}),
-    "focal_loss": (segloss.focal_loss, {"gamma": 1.5}),
-    "focal_loss of sigmoids": (segloss.focal_loss, {"activation": "sigmoid"}),
-    "topk_loss": (segloss.topk_loss, {"k": 20.0}),
-    "dice_loss": (segloss.dice_loss, {"squared": True, "jaccard": True}),
-    "dice_loss of sigmoids": (segloss.dice_loss, {"activation": "sigmoid", "batch": True}),
-    "generalized_dice_loss": (segloss.generalized_dice_loss, {}),
-    "tversky_loss": (segloss.tversky_loss, {"alpha": 0.3, "beta": 0.7}),
-    "dice_ce_loss": (segloss.dice_ce_loss, {"include_background": False}),
-    "dice_focal_loss": (segloss.dice_focal_loss, {}),
-}
-METRICS = {"accuracy": segloss.accuracy, "confusion_matrix": segloss.confusion_matrix, "dice_score": segloss.dice_score}
+LOSSES = VARIANTS | {"weighted cross_entropy": partial(segloss.cross_entropy, weight=torch.tensor([0.3, 2.0, 0.7]))}
 NAMES = [*LOSSES, *METRICS]
 
 
@@ -74,9 +63,8 @@ def bits(name, x, labels):
     """Value and gradient, or the counts."""
     if name in METRICS:
         return [METRICS[name](x, labels, ignore_index=255)]
-    loss, options = LOSSES[name]
     x = x.detach().requires_grad_()
-    value = loss(x, labels, ignore_index=255, **options)
+    value = LOSSES[name](x, labels, ignore_index=255)
     return [value.detach(), *torch.autograd.grad(value, x)]
 
 

@@ -4,32 +4,16 @@ from functools import partial
 
 import pytest
 import torch
+from losses import OF_EACH_VOXEL, REGION_LOSSES, VARIANTS, takes_probabilities
 from tolerances import assert_close
 
 import segloss
 
 NAN, INF = float("nan"), float("inf")
 FLOATING = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
-PROBABILITIES = {
-    "cross_entropy": segloss.cross_entropy,
-    "cross_entropy of each voxel": partial(segloss.cross_entropy, reduction="none"),
-    "nll_loss": segloss.nll_loss,
-    "dice_loss": segloss.dice_loss,
-    "generalized_dice_loss": segloss.generalized_dice_loss,
-    "tversky_loss": segloss.tversky_loss,
-    "dice_ce_loss": segloss.dice_ce_loss,
-}
-MASKS = {
-    f"sigmoid {name}": partial(getattr(segloss, name), activation="sigmoid")
-    for name in ("focal_loss", "dice_loss", "generalized_dice_loss", "tversky_loss", "dice_ce_loss", "dice_focal_loss")
-}
-MASKS["sigmoid focal_loss of each voxel"] = partial(segloss.focal_loss, activation="sigmoid", reduction="none")
-SOFT = PROBABILITIES | MASKS
+SOFT = {name: loss for name, loss in (VARIANTS | OF_EACH_VOXEL).items() if takes_probabilities(loss)}
 EACH_SOFT = pytest.mark.parametrize("loss", SOFT.values(), ids=SOFT)
-OF_P = {
-    name: partial(getattr(segloss, name), activation=None)
-    for name in ("dice_loss", "generalized_dice_loss", "tversky_loss", "soft_stats")
-}
+OF_P = {name: partial(getattr(segloss, name), activation=None) for name in (*REGION_LOSSES, "soft_stats")}
 EACH_OF_P = pytest.mark.parametrize("loss", OF_P.values(), ids=OF_P)
 OUTSIDE = "expected class probabilities or masks in \\[0, 1\\]"
 

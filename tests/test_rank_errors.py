@@ -14,13 +14,13 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from losses import BATCH, VARIANTS, takes
 
 import segloss
 
 pytestmark = pytest.mark.cpu_only
 
 TIMEOUT, SECONDS = 60, 20  # of the group; within which all have raised
-BATCH, SIGMOID = {"batch": True}, {"activation": "sigmoid"}
 ON_RANKS = {2: [(0,), (1,), (0, 1)], 3: [(1,), (0, 2)]}
 OTHERS = "expected sums from every rank of process_group, got an error on rank"
 
@@ -30,24 +30,12 @@ def total_weight(input, target, **options):
 
 
 LOSSES = {
-    "cross entropy": segloss.cross_entropy,
-    "cross entropy, sum": partial(segloss.cross_entropy, reduction="sum"),
-    "negative log likelihood": segloss.nll_loss,
-    "focal": segloss.focal_loss,
-    "focal, sigmoid": partial(segloss.focal_loss, **SIGMOID),
-    "dice": partial(segloss.dice_loss, weight=torch.tensor([1.0, 2.0, 3.0])),
-    "dice, sum": partial(segloss.dice_loss, reduction="sum"),
-    "dice of the batch": partial(segloss.dice_loss, **BATCH, include_background=False),
-    "terms of dice of the batch": partial(segloss.dice_loss, **BATCH, reduction="none"),
-    "generalized dice": segloss.generalized_dice_loss,
-    "generalized dice of the batch": partial(segloss.generalized_dice_loss, **BATCH),
-    "tversky": segloss.tversky_loss,
-    "tversky of the batch": partial(segloss.tversky_loss, gamma=0.75, **BATCH),
-    "dice and cross entropy": partial(segloss.dice_ce_loss, weight=torch.tensor([1.0, 2.0, 3.0])),
-    "dice and cross entropy of the batch": partial(segloss.dice_ce_loss, **BATCH),
-    "dice and focal": partial(segloss.dice_focal_loss, **SIGMOID),
-    "dice and focal of the batch": partial(segloss.dice_focal_loss, **BATCH),
-    "total weight": total_weight,
+    **{name: loss for name, loss in VARIANTS.items() if takes(loss, "process_group")},
+    "cross_entropy, sum": partial(segloss.cross_entropy, reduction="sum"),
+    "dice_loss, sum": partial(segloss.dice_loss, reduction="sum"),
+    "terms of dice_loss of the batch": partial(segloss.dice_loss, reduction="none", **BATCH),
+    "weighted dice_loss": partial(segloss.dice_loss, weight=torch.tensor([1.0, 2.0, 3.0])),
+    "total_weight": total_weight,
 }
 BAD_LABEL = (IndexError, r"Target 7 is out of bounds: 1 label is outside \[0, 3\), the first at index \[0, 1\]")
 
@@ -68,31 +56,31 @@ def with_a_bad_label(x, y):
 # Other things that an operator refuses: the loss, the data, the error.
 REFUSED = {
     "a mask of 2": (
-        LOSSES["dice and focal"],
+        LOSSES["sigmoid dice_focal_loss"],
         lambda x, y: (x, torch.full(x.shape, 2)),
         (RuntimeError, "expected 0 and 1 in an integer target"),
     ),
     "a label of 0.5": (
-        LOSSES["dice of the batch"],
+        LOSSES["squared dice_loss of the batch"],
         lambda x, y: (x, y + 0.5),
         (RuntimeError, "expected integral labels"),
     ),
     "no one-hot": (
-        LOSSES["focal"],
+        LOSSES["focal_loss"],
         lambda x, y: (x, torch.ones(x.shape, dtype=torch.int64)),
         (RuntimeError, "Expected floating point type"),
     ),
     "probabilities for labels": (
-        LOSSES["focal"],
+        LOSSES["focal_loss"],
         lambda x, y: (x, x.softmax(1)),
         (RuntimeError, "expected class labels, got class probabilities"),
     ),
     "another shape": (
-        LOSSES["generalized dice of the batch"],
+        LOSSES["generalized_dice_loss of the batch"],
         lambda x, y: (x, y[:, :2]),
         (RuntimeError, "expected labels of shape"),
     ),
-    "fewer samples": (LOSSES["cross entropy"], lambda x, y: (x, y[:1]), (ValueError, "expected labels of shape")),
+    "fewer samples": (LOSSES["cross_entropy"], lambda x, y: (x, y[:1]), (ValueError, "expected labels of shape")),
 }
 
 

@@ -1,8 +1,11 @@
 """torch.func, forward-mode AD, autocast, checkpoints, hooks and autograd's own errors, of every differentiable loss."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.autograd.forward_ad as fwAD
+from losses import OF_EACH_VOXEL, VARIANTS, is_sigmoid
 from tolerances import assert_close
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import gradcheck, gradgradcheck
@@ -24,10 +27,6 @@ def binary_dice_of_sigmoid(x, masks, **options):
     return segloss.BinaryDiceLoss()(x.sigmoid(), masks, **options)
 
 
-def multi_class_dice(x, labels, **options):
-    return segloss.MultiClassDiceLoss(ignore_index=-100)(x, labels, **options)
-
-
 def deep_supervision(x, labels, **options):
     return segloss.DeepSupervisionLoss(segloss.dice_ce_loss)([x, x[..., ::2]], labels, **options)
 
@@ -40,31 +39,17 @@ def matthews(x, labels, **options):
     return 1 - ((s.tp * tn - s.fp * s.fn) / (variances + 1).sqrt()).mean()
 
 
-def with_options(loss, **fixed):
-    return lambda x, target, **options: loss(x, target, **fixed, **options)
-
-
 LABEL_LOSSES = {
-    "cross entropy": with_options(segloss.cross_entropy, weight=WEIGHT, label_smoothing=0.1),
-    "cross entropy of each voxel": with_options(segloss.cross_entropy, reduction="none"),
-    "negative log likelihood": segloss.nll_loss,
-    "focal": with_options(segloss.focal_loss, gamma=1.5),
-    "top-k": with_options(segloss.topk_loss, k=70),
-    "Dice": with_options(segloss.dice_loss, squared=True),
-    "Jaccard of the batch": with_options(segloss.dice_loss, jaccard=True, batch=True),
-    "generalized Dice": segloss.generalized_dice_loss,
-    "Tversky": with_options(segloss.tversky_loss, alpha=0.3, beta=0.7, gamma=0.75),
-    "Dice and cross entropy": with_options(segloss.dice_ce_loss, weight=WEIGHT),
-    "Dice and focal": segloss.dice_focal_loss,
-    "multi-class Dice": multi_class_dice,
-    "deep supervision": deep_supervision,
-    "soft statistics": matthews,
+    **{name: loss for name, loss in (VARIANTS | OF_EACH_VOXEL).items() if not is_sigmoid(loss)},
+    "weighted cross_entropy": partial(segloss.cross_entropy, weight=WEIGHT, label_smoothing=0.1),
+    "weighted dice_ce_loss": partial(segloss.dice_ce_loss, weight=WEIGHT),
+    "MultiClassDiceLoss": segloss.MultiClassDiceLoss(ignore_index=-100),
+    "DeepSupervisionLoss": deep_supervision,
+    "soft_stats": matthews,
 }
 MASK_LOSSES = {
-    "sigmoid focal": with_options(segloss.focal_loss, activation="sigmoid"),
-    "sigmoid focal of each voxel": with_options(segloss.focal_loss, activation="sigmoid", reduction="none"),
-    "Dice and binary cross entropy": with_options(segloss.dice_ce_loss, activation="sigmoid"),
-    "binary Dice": binary_dice_of_sigmoid,
+    **{name: loss for name, loss in (VARIANTS | OF_EACH_VOXEL).items() if is_sigmoid(loss)},
+    "BinaryDiceLoss": binary_dice_of_sigmoid,
 }
 LOSSES = LABEL_LOSSES | MASK_LOSSES
 EACH_LOSS = pytest.mark.parametrize("name", LOSSES)
@@ -262,7 +247,7 @@ ANY_SIDE = pytest.mark.parametrize(
 
 @ANY_SIDE
 @pytest.mark.parametrize("in_dims", [(0, 0), (-1, -1)])
-@pytest.mark.parametrize("name", ["cross entropy", "cross entropy of each voxel", "Dice", "Dice and cross entropy"])
+@pytest.mark.parametrize("name", ["cross_entropy", "cross_entropy of each voxel", "dice_loss", "dice_ce_loss"])
 def test_the_hidden_dimension_and_the_classes_may_be_any(name, in_dims, dim, shape, labels):
     of_all, one_by_one = per_sample(LOSSES[name], dim, in_dims)
     x = logits(5, *shape).movedim(0, in_dims[0])
@@ -284,7 +269,7 @@ def test_vmap_over_class_weights(loss, reduction):
 @pytest.mark.parametrize("options", [{}, {"voxel_weight": VOXEL_WEIGHT[:1]}, {"weight": WEIGHT}])
 def test_per_sample_means_of_class_probabilities_have_denominators_of_their_own(options):
     x, p = logits(4, 1, 3, 2), logits(4, 1, 3, 2).softmax(2)
-    loss = with_options(segloss.cross_entropy, label_smoothing=0.1, **options)
+    loss = partial(segloss.cross_entropy, label_smoothing=0.1, **options)
     assert_close(torch.func.vmap(loss)(x, p), torch.stack([loss(*each) for each in zip(x, p, strict=True)]))
 
 
@@ -293,7 +278,7 @@ def test_per_sample_means_of_class_probabilities_have_denominators_of_their_own(
 def test_per_sample_means_without_a_voxel_that_counts_are_empty(empty, not_counted):
     """Its label is ignored, or has no weight."""
     x, labels = logits(2, 1, 3, 2), torch.tensor([[[0, 1]], [[not_counted, not_counted]]])
-    loss = with_options(segloss.cross_entropy, empty=empty, weight=torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64))
+    loss = partial(segloss.cross_entropy, empty=empty, weight=torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64))
     per_sample_losses = torch.func.vmap(loss)(x, labels)
     assert_close(per_sample_losses, torch.stack([loss(x[0], labels[0]), loss(x[1], labels[1])]))
     assert not torch.func.vmap(torch.func.grad(loss))(x, labels)[1].any()

@@ -1,0 +1,72 @@
+"""Every loss and metric of segloss, and the variants of the losses that most tests run.
+
+A new one is entered here; test_losses.py compares this file with the public names, and the tests' own tables with it.
+"""
+
+import inspect
+from functools import partial
+
+import segloss
+
+VOXEL_LOSSES = ("cross_entropy", "nll_loss", "focal_loss", "topk_loss")
+REGION_LOSSES = ("dice_loss", "generalized_dice_loss", "tversky_loss")
+COMPOUND_LOSSES = ("dice_ce_loss", "dice_focal_loss")
+FUNCTIONS = {name: getattr(segloss, name) for name in (*VOXEL_LOSSES, *REGION_LOSSES, *COMPOUND_LOSSES)}
+MODULES = {
+    segloss.CrossEntropyLoss: segloss.cross_entropy,
+    segloss.NLLLoss: segloss.nll_loss,
+    segloss.FocalLoss: segloss.focal_loss,
+    segloss.TopKLoss: segloss.topk_loss,
+    segloss.DiceLoss: segloss.dice_loss,
+    segloss.GeneralizedDiceLoss: segloss.generalized_dice_loss,
+    segloss.TverskyLoss: segloss.tversky_loss,
+    segloss.DiceCELoss: segloss.dice_ce_loss,
+    segloss.DiceFocalLoss: segloss.dice_focal_loss,
+}
+MODULES_ALONE = (segloss.BinaryDiceLoss, segloss.MultiClassDiceLoss, segloss.DeepSupervisionLoss)
+METRICS = {name: getattr(segloss, name) for name in ("accuracy", "confusion_matrix", "dice_score", "jaccard_index")}
+NEITHER = ("SoftStats", "get_isa", "soft_stats", "total_weight")
+
+SIGMOID, BATCH = {"activation": "sigmoid"}, {"batch": True}
+
+# With the options that change what is computed, for any number of classes. Each gives one number.
+VARIANTS = {
+    "cross_entropy": partial(segloss.cross_entropy),
+    "smoothed cross_entropy": partial(segloss.cross_entropy, label_smoothing=0.1),
+    "nll_loss": partial(segloss.nll_loss),
+    "focal_loss": partial(segloss.focal_loss, gamma=1.5),
+    "sigmoid focal_loss": partial(segloss.focal_loss, **SIGMOID),
+    "topk_loss": partial(segloss.topk_loss, k=70),
+    "dice_loss": partial(segloss.dice_loss),
+    "sigmoid dice_loss": partial(segloss.dice_loss, **SIGMOID),
+    "squared dice_loss of the batch": partial(segloss.dice_loss, squared=True, **BATCH),
+    "jaccard dice_loss": partial(segloss.dice_loss, jaccard=True),
+    "generalized_dice_loss": partial(segloss.generalized_dice_loss),
+    "sigmoid generalized_dice_loss": partial(segloss.generalized_dice_loss, w_type="simple", **SIGMOID),
+    "generalized_dice_loss of the batch": partial(segloss.generalized_dice_loss, **BATCH),
+    "tversky_loss": partial(segloss.tversky_loss, alpha=0.3, beta=0.7),
+    "sigmoid tversky_loss of the batch": partial(segloss.tversky_loss, gamma=0.75, **SIGMOID, **BATCH),
+    "dice_ce_loss": partial(segloss.dice_ce_loss, label_smoothing=0.1),
+    "sigmoid dice_ce_loss": partial(segloss.dice_ce_loss, **SIGMOID),
+    "dice_ce_loss of the batch": partial(segloss.dice_ce_loss, **BATCH),
+    "dice_focal_loss": partial(segloss.dice_focal_loss),
+    "sigmoid dice_focal_loss": partial(segloss.dice_focal_loss, **SIGMOID),
+}
+OF_EACH_VOXEL = {
+    "cross_entropy of each voxel": partial(segloss.cross_entropy, reduction="none"),
+    "sigmoid focal_loss of each voxel": partial(segloss.focal_loss, reduction="none", **SIGMOID),
+}
+
+
+def takes(loss, keyword):
+    return keyword in inspect.signature(loss).parameters
+
+
+def is_sigmoid(loss):
+    """Whether it takes a mask for each class; of a variant."""
+    return loss.keywords.get("activation") == "sigmoid"
+
+
+def takes_probabilities(loss):
+    """Whether a target of input's shape may be soft; of a variant."""
+    return is_sigmoid(loss) or loss.func not in (segloss.focal_loss, segloss.topk_loss, segloss.dice_focal_loss)
