@@ -66,6 +66,8 @@ def get_isa() -> str:
     return str(torch.ops.segloss.get_isa())
 
 
-get_isa()  # an unusable SEGLOSS_ISA fails here, not in the first training step
+# An unusable SEGLOSS_ISA or SEGLOSS_CACHE_SIZE fails here, not in the first training step.
+get_isa()
+torch.ops.segloss.cache_size()
 
 __all__ = ["get_isa"]

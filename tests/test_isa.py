@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 from kernel_build import CPU_FLAGS, processor_flags
 
 import segloss
@@ -17,6 +18,7 @@ import segloss
 pytestmark = pytest.mark.cpu_only
 
 ISAS = list(CPU_FLAGS)
+SYSTEM_CACHE = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
 
 
 def missing_flags(isa):
@@ -38,8 +40,17 @@ def run(command, isa=None, **variables):
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=600)
 
 
-def run_code(code, isa=None):
-    return run(["-c", textwrap.dedent(code)], isa)
+def run_code(code, isa=None, **variables):
+    return run(["-c", textwrap.dedent(code)], isa, **variables)
+
+
+def run_numbers(names, isa=None, **variables):
+    """Runs tests of values again. One thread: the bits are the same, and the second one would wait."""
+    files = [Path(__file__).with_name(f"test_{name}.py") for name in names]
+    command = ["-m", "pytest", "-p", "no:cacheprovider", "-k", " or ".join(NUMBERS), *files]
+    done = run(command, isa, OMP_NUM_THREADS="1", **variables)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
 
 
 # ---- every instruction set ----
@@ -61,12 +72,13 @@ NUMBERS = [
 
 @pytest.mark.parametrize("isa", [needed(isa) for isa in ISAS if isa != segloss.get_isa()])
 def test_another_instruction_set_gives_the_references_values(isa):
-    """All other tests run with the best one. One thread: the bits are the same, and the second one would wait."""
-    files = [Path(__file__).with_name(f"test_{name}.py") for name in FILES]
-    command = ["-m", "pytest", "-p", "no:cacheprovider", "-k", " or ".join(NUMBERS), *files]
-    done = run(command, isa, OMP_NUM_THREADS="1")
-    assert done.returncode == 0, done.stdout
-    assert f"kernels: {isa}" in done.stdout
+    """All other tests run with the best one."""
+    assert f"kernels: {isa}" in run_numbers(FILES, isa)
+
+
+def test_gradients_written_past_the_caches_are_the_same():
+    """All other tests write past the caches only what is larger than a quarter of them: few gradients."""
+    run_numbers(["layouts", "soft_stats", "focal"], SEGLOSS_CACHE_SIZE="0")
 
 
 # ---- the choice ----
@@ -97,6 +109,23 @@ def test_an_instruction_set_that_is_unknown_or_not_the_processors_fails_the_impo
     usable = ", ".join(isa for isa in reversed(ISAS) if not missing_flags(isa))
     assert f"expected SEGLOSS_ISA to be one that this processor has ({usable}), got '{isa}'" in done.stdout
     assert "Unset it to let segloss choose" in done.stdout
+
+
+@pytest.mark.parametrize("size", ["32M", "-1"])
+def test_a_cache_size_that_is_no_number_of_bytes_fails_the_import_with_a_value_error(size):
+    done = run(["-c", "import segloss"], SEGLOSS_CACHE_SIZE=size)
+    assert f"expected SEGLOSS_CACHE_SIZE to be a number of bytes, 0 or more, got '{size}'" in done.stderr
+
+
+@pytest.mark.parametrize(("size", "expected"), [("12345", 12345), ("0", 0)])
+def test_the_cache_size_can_be_set(size, expected):
+    done = run_code("import torch, segloss; print(torch.ops.segloss.cache_size())", SEGLOSS_CACHE_SIZE=size)
+    assert int(done.stdout) == expected
+
+
+@pytest.mark.skipif(not SYSTEM_CACHE.exists(), reason="this system does not describe its caches")
+def test_the_cache_size_is_that_of_a_core_and_not_of_all():
+    assert torch.ops.segloss.cache_size() == 1024 * int(SYSTEM_CACHE.read_text().strip().rstrip("K"))
 
 
 def test_this_process_knows_its_instruction_set():

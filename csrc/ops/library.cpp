@@ -5,6 +5,7 @@
 #include <string>
 
 #include "layout.h"
+#include "memory.h"
 
 #ifdef __GLIBC__
 // libstdc++'s headers read this variable of glibc 2.32. With a definition here the library loads with older ones, too,
@@ -21,6 +22,9 @@ std::string get_isa() { return kernels().isa; }
 
 } // namespace
 
-TORCH_LIBRARY_FRAGMENT(segloss, m) { m.def("get_isa() -> str", TORCH_FN(get_isa)); }
+TORCH_LIBRARY_FRAGMENT(segloss, m) {
+    m.def("get_isa() -> str", TORCH_FN(get_isa));
+    m.def("cache_size() -> int", TORCH_FN(cache_size));
+}
 
 } // namespace segloss

@@ -4,6 +4,10 @@
 #include <ATen/EmptyTensor.h>
 #include <ATen/ExpandUtils.h>
 
+#include <cerrno>
+#include <cstdlib>
+#include <fstream>
+
 #ifndef _WIN32
 #include <unistd.h>
 #endif
@@ -19,6 +23,38 @@
 #endif
 
 namespace segloss {
+namespace {
+
+int64_t parsed_size(const char* text) {
+    char* end = nullptr;
+    errno = 0;
+    const int64_t size = std::strtoll(text, &end, 10);
+    TORCH_CHECK_VALUE(*end == '\0' && errno == 0 && size >= 0,
+                      "segloss: expected SEGLOSS_CACHE_SIZE to be a number of bytes, 0 or more, got '", text,
+                      "'. Unset it to let segloss ask the system");
+    return size;
+}
+
+// What the kernel says of the first core, as "32768K". sysconf, which older C libraries ask instead, adds up the caches
+// of all cores on some processors.
+int64_t measured_cache() {
+    for (int index = 4; index > 0; --index) {
+        std::ifstream file(c10::str("/sys/devices/system/cpu/cpu0/cache/index", index, "/size"));
+        int64_t size = 0;
+        char unit = ' ';
+        if (file >> size >> unit && size > 0) {
+            return size << (unit == 'K' ? 10 : unit == 'M' ? 20 : 0);
+        }
+    }
+#ifdef _SC_LEVEL3_CACHE_SIZE
+    const int64_t measured = sysconf(_SC_LEVEL3_CACHE_SIZE);
+#else
+    const int64_t measured = 0;
+#endif
+    return measured > 0 ? measured : int64_t{32} << 20;
+}
+
+} // namespace
 
 #ifdef __linux__
 namespace {
@@ -152,15 +188,17 @@ at::Tensor empty_output_like(const at::Tensor& tensor) { return at::empty_like(t
 
 #endif
 
+int64_t cache_size() {
+    static const int64_t size = [] {
+        const char* text = std::getenv("SEGLOSS_CACHE_SIZE");
+        return text && *text ? parsed_size(text) : measured_cache();
+    }();
+    return size;
+}
+
 bool exceeds_caches(const at::Tensor& tensor) {
-#ifdef _SC_LEVEL3_CACHE_SIZE
-    static const int64_t measured = sysconf(_SC_LEVEL3_CACHE_SIZE);
-#else
-    static const int64_t measured = 0;
-#endif
-    static const int64_t cache = measured > 0 ? measured : int64_t{32} << 20;
     return tensor.defined() &&
-           tensor.numel() * tensor.element_size() > cache / 4; // the logits, the labels and other cores want theirs
+           tensor.numel() * tensor.element_size() > cache_size() / 4; // logits, labels and other cores want theirs
 }
 
 } // namespace segloss

@@ -10,6 +10,9 @@ namespace segloss {
 // than to fill it.
 at::Tensor empty_output_like(const at::Tensor& tensor);
 
+// Bytes of the largest cache that a core has a share in, or the environment variable SEGLOSS_CACHE_SIZE.
+int64_t cache_size();
+
 // True for a tensor that no cache holds until it is read again; an undefined one is none.
 bool exceeds_caches(const at::Tensor& tensor);
 
