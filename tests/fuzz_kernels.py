@@ -30,12 +30,12 @@ LINK = ["-fsanitize=fuzzer,address,undefined"]
 
 def fuzz_sources():
     for family in FAMILIES:
-        yield f"fuzz_{family}.o", C_TESTS / "fuzz.c", ["-O2", "-g", "-Wno-unused-function", f"-DFAMILY=fuzz_{family}"]
+        yield f"fuzz_{family}", C_TESTS / "fuzz.c", ["-O2", "-g", "-Wno-unused-function", f"-DFAMILY=fuzz_{family}"]
 
 
 def build_fuzzers(kernel_objects, directory):
     """Each family's program, of kernels compiled with INSTRUMENT."""
-    objects = compile_objects(COMPILER, [], fuzz_sources(), directory)
+    objects = compile_objects(COMPILER, [], fuzz_sources())
     return {
         family: link(COMPILER, LINK, [own, *kernel_objects], directory / f"fuzz_{family}")
         for family, own in zip(FAMILIES, objects, strict=True)
@@ -76,7 +76,7 @@ def main():
     directory.mkdir(parents=True, exist_ok=True)
     if not can_link(COMPILER, LINK, directory):
         sys.exit(f"{COMPILER} with libFuzzer is needed, and was not found on PATH")
-    programs = build_fuzzers(compile_objects(COMPILER, INSTRUMENT, kernel_sources(), directory), directory)
+    programs = build_fuzzers(compile_objects(COMPILER, INSTRUMENT, kernel_sources()), directory)
 
     def fuzz_family(family):
         status, output = fuzz(programs[family], family, directory / family, [f"-max_total_time={args.seconds}"])

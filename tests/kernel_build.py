@@ -5,11 +5,14 @@ import platform
 import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from hashlib import sha256
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 KERNELS = ROOT / "csrc" / "kernels"
 C_TESTS = ROOT / "tests" / "c"
+OBJECTS = ROOT / "build" / "objects"
 
 # What is compiled for, the compiler, and the command that runs its programs here: `make test-arm` sets all three.
 MACHINE = os.environ.get("SEGLOSS_TEST_MACHINE", platform.machine()).lower()
@@ -72,30 +75,54 @@ def kernel_sources():
 
     A table that this processor cannot run only has to be there.
     """
-    yield "dispatch.o", KERNELS / "dispatch.c", ["-Werror"]
+    yield "dispatch", KERNELS / "dispatch.c", ["-Werror"]
     for isa, flags in ISA_FLAGS.items():
-        yield f"kernels_{isa}.o", KERNELS / f"kernels_{isa}.c", [*flags, "-Werror", *([] if can_run(isa) else ["-O0"])]
+        yield f"kernels_{isa}", KERNELS / f"kernels_{isa}.c", [*flags, "-Werror", *([] if can_run(isa) else ["-O0"])]
 
 
 def built_kernels():
     """The object files that the extension was linked of, where the build left them and nothing has changed since."""
     newest = max(path.stat().st_mtime for path in [*KERNELS.glob("*.[ch]"), ROOT / "setup.py"])
     for directory in ROOT.glob("build/temp*/segloss._kernels/csrc/kernels"):
-        objects = [directory / name for name, *_ in kernel_sources()]
+        objects = [directory / f"{name}.o" for name, *_ in kernel_sources()]
         if all(each.exists() and each.stat().st_mtime > newest for each in objects):
             return objects
     return None
 
 
-def compile_objects(compiler, flags, sources, directory):
+@cache
+def content_of_sources():
+    """A digest of every file that a source of this tree may include."""
+    folders = (ROOT / "csrc", ROOT / "tests" / "c", ROOT / "tests" / "cuda")
+    files = sorted(path for folder in folders for path in folder.rglob("*.[ch]*"))
+    return sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+@cache
+def version_of(compiler):
+    return run([compiler, "--version"])
+
+
+def compiled(name, command, source):
+    """The object file that a command makes of a source. It is kept in build/objects until command or sources change."""
+    command = [*map(str, command), "-c", str(source)]
+    key = sha256("\n".join([*command, version_of(command[0])]).encode()).hexdigest()[:12]
+    content = sha256((content_of_sources() + Path(source).read_text()).encode()).hexdigest()[:12]
+    target = OBJECTS / f"{name}-{key}-{content}.o"
+    if not target.exists():
+        OBJECTS.mkdir(parents=True, exist_ok=True)
+        for outdated in OBJECTS.glob(f"{name}-{key}-*.o"):
+            outdated.unlink()
+        own = target.with_suffix(f".{os.getpid()}")  # another process may compile the same
+        run([*command, "-o", own])
+        own.rename(target)
+    return target
+
+
+def compile_objects(compiler, flags, sources):
     """Object files of (name, source, own flags), in parallel."""
-
-    def compile_object(name, source, own_flags):
-        run([compiler, *FLAGS, *flags, *own_flags, "-c", source, "-o", directory / name])
-        return directory / name
-
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(lambda source: compile_object(*source), sources))
+        return list(pool.map(lambda each: compiled(each[0], [compiler, *FLAGS, *flags, *each[2]], each[1]), sources))
 
 
 def link(compiler, flags, objects, program):

@@ -2,19 +2,16 @@
 
 import os
 import shutil
-import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
+from kernel_build import KERNELS, ROOT, compiled, link, run
 from torch.utils.cpp_extension import include_paths, library_paths
 
 from segloss import _extension
 
-ROOT = Path(__file__).parent.parent
-KERNELS = ROOT / "csrc" / "kernels"
 TESTS = ROOT / "tests" / "cuda"
 
 # Order: the emulation's headers stand for those of CUDA.
@@ -37,46 +34,29 @@ pytestmark = [
 ]
 
 
-def run(command, **options):
-    """The output of a command that must succeed."""
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
-    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}"
-    return done.stdout
-
-
-def objects(sources, directory):
-    """Compiles what is not compiled yet."""
-
-    def compile_source(source):
-        target = directory / f"{source.stem}.o"
-        if not target.exists():
-            run([*COMMANDS[source], "-c", source, "-o", target])
-        return target
+def objects(sources):
+    def compiled_source(source):
+        return compiled(f"{source.stem}-torch{torch.__version__}", COMMANDS[source], source)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(compile_source, sources))
+        return list(pool.map(compiled_source, sources))
 
 
-@pytest.fixture(scope="module")
-def directory(tmp_path_factory):
-    return tmp_path_factory.mktemp("cuda")
-
-
-def test_cuda_kernels_equal_slow_references(directory):
-    run(["c++", *objects(GPU + PROGRAM, directory), "-lm", "-o", directory / "test_cuda_kernels"])
-    output = run([directory / "test_cuda_kernels"])
+def test_cuda_kernels_equal_slow_references(tmp_path):
+    program = link("c++", [], objects(GPU + PROGRAM), tmp_path / "test_cuda_kernels")
+    output = run([program])
     print(output)
     assert output.rstrip().endswith("ok")
 
 
 @pytest.fixture(scope="module")
-def library(directory):
+def library(tmp_path_factory):
     """The operators of CUDA tensors, for the emulated GPU."""
     extension = _extension.library()
-    target = directory / "segloss_cuda.so"
+    target = tmp_path_factory.mktemp("cuda") / "segloss_cuda.so"
     libraries = [f"-L{path}" for path in library_paths()] + ["-ltorch_cpu", "-lc10"]
     extension_flags = [f"-L{extension.parent}", f"-l:{extension.name}", f"-Wl,-rpath,{extension.parent}"]
-    run(["c++", "-shared", *objects(GPU + OPERATORS, directory), "-o", target, *extension_flags, *libraries])
+    run(["c++", "-shared", *objects(GPU + OPERATORS), "-o", target, *extension_flags, *libraries])
     return target
 
 

@@ -40,10 +40,10 @@ def error_bounds():
 
 def program_sources(flags, options):
     """Sanitizers are to look at the kernels and what is of their templates, not at the references."""
-    yield "test_kernels.o", C_TESTS / "test_kernels.c", ["-O2", *error_bounds(), *options]
+    yield "test_kernels", C_TESTS / "test_kernels.c", ["-O2", *error_bounds(), *options]
     for isa, isa_flags in ISA_FLAGS.items():
         names = [f'-DISA="{isa}"', f"-DELEMENTARY=elementary_{isa}"]
-        yield f"elementary_{isa}.o", C_TESTS / "elementary.c", [*flags, *isa_flags, *names]
+        yield f"elementary_{isa}", C_TESTS / "elementary.c", [*flags, *isa_flags, *names]
 
 
 def check_tables(output):
@@ -55,7 +55,7 @@ def check_tables(output):
 
 def run_program(compiler, flags, kernels, directory, options=()):
     """The test program, compiled with the options, and the kernels' object files."""
-    objects = compile_objects(compiler, [], program_sources(flags, options), directory)
+    objects = compile_objects(compiler, [], program_sources(flags, options))
     program = link(compiler, flags, [*objects, *kernels], directory / "test_kernels")
     output = run([*EMULATOR, program], env=SANITIZER_ENV)
     print(output)  # the measured errors, with pytest -s
@@ -64,9 +64,9 @@ def run_program(compiler, flags, kernels, directory, options=()):
 
 
 @pytest.fixture(scope="module")
-def plain_kernels(tmp_path_factory):
+def plain_kernels():
     """Those of the extension itself, or the same compiled here."""
-    return built_kernels() or compile_objects(CC, ["-O3"], kernel_sources(), tmp_path_factory.mktemp("plain"))
+    return built_kernels() or compile_objects(CC, ["-O3"], kernel_sources())
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def sanitized(tmp_path_factory):
     fuzzed = (fuzz_kernels.COMPILER, fuzz_kernels.INSTRUMENT)
     for compiler, flags in (fuzzed, ("cc", ["-O1", "-g", *SANITIZE])):
         if can_link(compiler, fuzz_kernels.LINK if flags is fuzz_kernels.INSTRUMENT else flags, directory):
-            return compiler, flags, compile_objects(compiler, flags, kernel_sources(), directory)
+            return compiler, flags, compile_objects(compiler, flags, kernel_sources())
     pytest.skip("no compiler on PATH links the address and the undefined-behaviour sanitizer")
 
 
@@ -87,7 +87,7 @@ def test_kernels_equal_slow_references(plain_kernels, tmp_path):
 def test_kernels_of_clang_equal_slow_references(tmp_path):
     if not can_link("clang", [], tmp_path):
         pytest.skip("clang is not on PATH")
-    run_program("clang", ["-O3"], compile_objects("clang", ["-O3"], kernel_sources(), tmp_path), tmp_path)
+    run_program("clang", ["-O3"], compile_objects("clang", ["-O3"], kernel_sources()), tmp_path)
 
 
 def test_sanitizers_find_nothing_in_the_test_program(sanitized, tmp_path):
@@ -116,8 +116,12 @@ def test_valgrind_finds_nothing_in_the_corpus(plain_kernels, family, tmp_path):
     """Without AVX-512, which valgrind does not know and hides from the program."""
     if not shutil.which("valgrind"):
         pytest.skip("valgrind is not on PATH")
-    source = ("replay.o", C_TESTS / "replay.c", ["-O2", "-g", "-Wno-unused-function", f"-DFAMILY=fuzz_{family}"])
-    objects = compile_objects("cc", [], [source], tmp_path)
+    source = (
+        f"replay_{family}",
+        C_TESTS / "replay.c",
+        ["-O2", "-g", "-Wno-unused-function", f"-DFAMILY=fuzz_{family}"],
+    )
+    objects = compile_objects("cc", [], [source])
     program = link("cc", [], [*objects, *plain_kernels], tmp_path / "replay")
     corpus = fuzz_kernels.CORPUS / f"{family}.txt"
     command = ["valgrind", "--quiet", "--error-exitcode=9", program, corpus, "10"]

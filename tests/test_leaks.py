@@ -1,4 +1,4 @@
-"""Memory stays where it is: over a million calls, over a thousand errors, and over large gradients of any sizes."""
+"""Memory stays where it is: over many calls, over a thousand errors, and over large gradients of any sizes."""
 
 import subprocess
 import sys
@@ -41,8 +41,8 @@ def grown(code):
     return int(done.stdout)
 
 
-def test_a_million_calls_leave_resident_memory_flat():
-    """Half a million are of cross entropy, and of every 50 calls three run backward."""
+def test_two_hundred_thousand_calls_leave_resident_memory_flat():
+    """Half of them are of cross entropy, and of every 50 calls three run backward."""
     code = """
         calls = 25 * [lambda: segloss.cross_entropy(x, labels)]
         calls += 7 * [lambda: segloss.total_weight(labels)]
@@ -60,9 +60,9 @@ def test_a_million_calls_leave_resident_memory_flat():
                 loss(with_grad, labels).backward()
                 with_grad.grad = None
 
-        print(grown(run, 1_000_000 // (len(calls) + len(losses))))
+        print(grown(run, 200_000 // (len(calls) + len(losses))))
     """
-    assert grown(code) < 1_000_000  # a byte a call
+    assert grown(code) < 200_000  # a byte a call
 
 
 def test_a_thousand_errors_leave_resident_memory_flat():
