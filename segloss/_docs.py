@@ -61,7 +61,7 @@ def document_module(module: type, function: Callable[..., Any]) -> None:
     sections = of_function.sections | own.sections
     sections["Args"] = _arguments(entries, inspect.signature(module).parameters)
     sections["Call"] = f"    ``loss(input, target, voxel_weight=None)``, where\n\n{call}"
-    summary, *_ = own.text.partition("\n\n")  # what follows it is of the function, which may say more
+    summary, *_ = own.text.partition("\n\n")  # the explanation comes from the function, which may say more
     _, _, explanation = of_function.text.partition("\n\n")
     module.__doc__ = str(_Doc(f"{summary}\n\n{explanation}", sections))
 
@@ -76,13 +76,13 @@ def _bullet(entry: str) -> str:
 
 
 def _arguments(entries: Mapping[str, str], parameters: Mapping[str, inspect.Parameter]) -> str:
-    """In the order of the signature."""
+    """The entries, with defaults, in the order of the signature."""
     texts = [_with_default(entries[name], each.default) for name, each in parameters.items() if name != "self"]
     return "\n".join(dict.fromkeys(texts))
 
 
 def _with_default(entry: str, default: object) -> str:
-    """An entry states its default itself where the signature has None for it, or nothing."""
+    """The entry with its default, unless it states one itself (as it does for None) or the signature has none."""
     if "Default: " in entry or default is inspect.Parameter.empty:
         return entry
     value = f'``"{default}"``' if isinstance(default, str) else f"{default:g}" if type(default) is float else default

@@ -22,8 +22,8 @@ _NONE, _MEAN = map(_reduction.get_enum, ("none", "mean"))
 
 
 def _rule(op: OpOverload, is_of_all: bool = False) -> Callable[[_Rule], _Rule]:
-    """Registers a rule for tensors, other than class weights, whose first dimension is the hidden one. So is that of
-    the results; with `is_of_all` there is one result for all members."""
+    """Registers a rule, which gets all tensors but class weights with the hidden dimension first, and returns results
+    like that; with `is_of_all` it returns one result for all members."""
     names = [argument.name for argument in op._schema.arguments]
 
     def register(rule: _Rule) -> _Rule:
@@ -33,7 +33,7 @@ def _rule(op: OpOverload, is_of_all: bool = False) -> Callable[[_Rule], _Rule]:
             results = rule(
                 *(
                     _in_front(argument, hidden, info.batch_size) if name != "weight" else argument
-                    for name, argument, hidden in zip(names, arguments, in_dims, strict=False)  # no defaults
+                    for name, argument, hidden in zip(names, arguments, in_dims, strict=False)  # without defaults
                 )
             )
             hidden = None if is_of_all else 0
@@ -71,18 +71,18 @@ def _sum_each(values: Tensor) -> Tensor:
 
 
 def _of_the_loss_shape(target: Tensor, input: Tensor) -> Tensor:
-    """A label [1] of logits [C], which have no batch, as []."""
+    """The target in the loss's shape: a label [1] of logits [C], which have no batch, becomes []."""
     return target if input.ndim > 2 or _holds_probabilities(input, target) else target.flatten()
 
 
-# Names, from the public operator, of the options of cross entropy that its other operators take as a list.
+# Names of the options of cross entropy that its private operators take as a list of ints; from the public schema.
 _OPTIONS = [
     argument.name
     for argument in _ops.cross_entropy.default._schema.arguments
     if argument.name not in ("dim", "op") and str(argument.type) not in ("Tensor", "Optional[Tensor]", "float")
 ]
 
-# By c10::ScalarType, as in the options.
+# By the number of the c10::ScalarType, as the options have it.
 _DTYPES = {5: torch.float16, 6: torch.float32, 7: torch.float64, 15: torch.bfloat16}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 

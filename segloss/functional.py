@@ -386,7 +386,7 @@ def topk_loss(
     dtype = torch.float32 if losses.is_mps else torch.float64  # MPS has no float64
     num_voxels = counts.sum(dtype=dtype)
     num_kept = (k * num_voxels / 100).floor().clamp(min=1).minimum(num_voxels)
-    # Reading num_kept would make the host wait for the device, and break a graph: rank as many as it can be.
+    # Reading num_kept would make the host wait for the device, and break a graph: rank as many as num_kept can be.
     share = math.trunc(k * losses.numel() / 100)
     most = sym_clamp(share, 1, losses.numel())
     ranked = losses.masked_fill(~counts, -torch.inf).flatten().topk(most).values

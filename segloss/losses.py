@@ -56,7 +56,7 @@ class _Loss(nn.Module):
             The loss, a 0-dim tensor of input's dtype; with ``reduction="none"`` its terms.
         """
         options = self._options()
-        weight = self._buffers["weight"]  # self.weight takes a microsecond, as does every buffer
+        weight = self._buffers["weight"]  # self.weight would take a microsecond, as every buffer does
         if weight is not None:
             options["weight"] = weight
         return type(self)._function(input, target, voxel_weight=voxel_weight, **options)

@@ -734,7 +734,7 @@ def _volume_weights(volume: Tensor, w_type: str) -> Tensor:
 
 
 def _power(terms: Tensor, gamma: float) -> Tensor:
-    """terms ** gamma, with zero gradient for terms up to the rounding error of 1, where that of a root has no bound."""
+    """terms ** gamma; zero gradient for terms up to the rounding error of 1, where a root's gradient has no bound."""
     if gamma == 1:
         return terms
     least = torch.finfo(terms.dtype).eps

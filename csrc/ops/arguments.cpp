@@ -22,7 +22,7 @@ double slack_of(at::ScalarType dtype) {
     }
 }
 
-// Where in a tensor some of its values lie, which have a class dimension of size 1 where the tensor has none.
+// Which part of a tensor some values are. They have a class dimension of size 1 if the tensor has none.
 struct Part {
     at::IntArrayRef sizes; // of the whole
     int64_t dim = 0;
@@ -30,7 +30,7 @@ struct Part {
     int64_t class_dim = 0;
 };
 
-// Of values in the dtype that is computed in. `counts`: the voxels that are looked at.
+// Checks values in the compute dtype. `counts`: the voxels to check.
 void check_part_in_range(const std::string& op, c10::string_view name, const Tensor& values, const segloss_range& range,
                          const OptionalTensor& counts, const Part& part) {
     const bool is_target = name == "target";
@@ -57,7 +57,7 @@ void check_part_in_range(const std::string& op, c10::string_view name, const Ten
                 ". A mask of 0 and 255 becomes one of 0 and 1 by target / 255; voxels are left out by voxel_weight=0");
 }
 
-// The voxels that count, of a target and weights with a dimension for the classes; nothing where all do.
+// True at voxels that count; nothing if all count. The target and the weights have a class dimension.
 OptionalTensor counted_voxels(const Tensor& target, const OptionalTensor& voxel_weight, Target kind, int64_t dim,
                               int64_t ignore_index) {
     OptionalTensor counts = voxel_weight ? OptionalTensor(voxel_weight->ne(0)) : std::nullopt;
@@ -68,7 +68,7 @@ OptionalTensor counted_voxels(const Tensor& target, const OptionalTensor& voxel_
     return counts;
 }
 
-// How the kernels are told what a target is; one-hot ones are labels by then.
+// The kernels' name for what a target holds. One-hot targets have been converted to labels before.
 segloss_target kernel_target(Target kind) {
     return kind == Target::probabilities ? SEGLOSS_PROBABILITIES
            : kind == Target::masks       ? SEGLOSS_MASKS
@@ -111,7 +111,7 @@ void check_values(const Arguments& arguments, const Reading& reading) {
     if (!is_asked(ranges.target) && !is_asked(ranges.logits)) {
         return;
     }
-    // In parts along the first dimension that has some: what tells an error must not run out of memory.
+    // In parts, along the first dimension of more than one element, so that the check does not run out of memory.
     constexpr int64_t kElements = int64_t{1} << 24;
     int64_t along = 0;
     while (along + 1 < input.dim() && input.size(along) == 1) {

@@ -1,4 +1,4 @@
-// What a loss is called with, how it reads its target, and what its kernels are told of its voxels.
+// The arguments of a loss, how the loss reads them, and how it passes its voxels to the kernels.
 #pragma once
 
 #include <ATen/core/DimVector.h>
@@ -12,27 +12,28 @@
 namespace segloss {
 
 struct Arguments {
-    std::string op; // the name that errors give
+    std::string op; // the name in error messages
     Tensor input, target;
     OptionalTensor weight, voxel_weight;
 };
 
-// What a kernel holds a loss's values to: class probabilities to [0, 1] but for four times the epsilon of their dtype,
-// or to finite numbers where `any_finite`; the input to [0, 1] likewise where it is the probabilities. Nothing else.
+// The ranges that the kernels check. Class probabilities and floating masks must lie in [0, 1], with a tolerance of
+// four times the epsilon of their dtype, or be finite (`any_finite`). If the input holds probabilities, it must lie in
+// [0, 1], with the same tolerance. Other values are not checked.
 struct Ranges {
     segloss_range target{};
     segloss_range logits{};
 };
 
-// Whether values are held to it at all.
+// Whether the range is to be checked at all.
 inline bool is_asked(const segloss_range& range) { return range.low < range.high; }
 
-// How a loss reads its arguments, as its checks found.
+// How a loss reads its arguments; the result of its checks.
 struct Reading {
     Target kind;
     int64_t dim;
     int64_t ignore_index;
-    at::ScalarType dtype; // of the results, without their sums
+    at::ScalarType dtype; // of the results, except for sums, which are wider
     Ranges ranges;
 
     at::ScalarType compute_dtype() const { return segloss::compute_dtype(dtype); }
@@ -41,36 +42,36 @@ struct Reading {
 Ranges ranges_of(const Arguments& arguments, Target kind, at::ScalarType dtype, bool any_finite = false,
                  bool input_is_probability = false);
 
-// Raises where a label, a mask, or a value outside its range stands at a voxel that counts: of the whole target, whose
-// index the error gives. For devices without a kernel, and for what a kernel refused.
+// Raises for a bad label or mask, or for a value outside its range at a voxel that counts. The error gives the index in
+// the whole tensor. For devices without a kernel, and to word the error after a kernel has refused a value.
 void check_values(const Arguments& arguments, const Reading& reading);
 
-// Words the error of a value that a kernel refused.
+// Raises the error for a value that a kernel refused.
 [[noreturn]] void raise_refused(const Arguments& arguments, const Reading& reading);
 
-// Raises unless values are floating numbers of the `name`d range. Of "target" nan is outside, of "input" not.
+// Raises if a value is outside the range. nan is outside for the name "target", but allowed for "input".
 void check_values_in_range(const std::string& op, c10::string_view name, const Tensor& values,
                            const segloss_range& range);
 
-// What the losses of voxels are besides cross entropy.
+// The options that turn cross entropy into other voxel losses.
 struct VoxelLossOptions {
     double label_smoothing = 0;
     double gamma = 0;               // focal loss
     bool log_probabilities = false; // input is log p
 };
 
-// What the kernels are told of the voxels, all but the outputs, and the tensors that it points to.
+// The kernel arguments that describe the voxels, and the tensors that they point to. describe_with() adds the outputs.
 struct VoxelArguments {
     VoxelArguments(const Arguments& arguments, const Reading& reading, const VoxelLossOptions& options);
     VoxelArguments(const VoxelArguments&) = delete;
     VoxelArguments& operator=(const VoxelArguments&) = delete;
 
-    // Describes the tensors of voxels: those of the arguments, and `more`.
+    // Describes the layout of all tensors that have values for each voxel: those of the arguments, and `more`.
     void describe_with(std::initializer_list<Operand> more);
 
     Chunks chunks() const { return {c10::multiply_integers(sizes), args.num_classes}; }
 
-    // Runs a kernel over all voxels. Raises what it refuses.
+    // Runs a kernel over all voxels. Raises if it refuses a value.
     template <typename Kernel> void run(const Kernel& kernel) const {
         if (!chunks().run([&](int64_t, int64_t begin, int64_t end) { return kernel(&args, begin, end); })) {
             raise_refused(arguments, reading);

@@ -21,8 +21,8 @@
 
 #include "compat.h"
 
-// What of Python's C interface has been the same in every version. Weak: nothing has to provide it, and one library
-// serves all versions.
+// Functions of Python's C API that are the same in all versions, so that one library serves all. They are weak symbols:
+// nothing has to define them.
 extern "C" {
 struct PyThreadState;
 [[gnu::weak]] int Py_IsInitialized();
@@ -45,7 +45,7 @@ public:
     }
 
     variable_list apply(variable_list&& grads) override {
-        const std::lock_guard<std::mutex> lock(mutex_); // as torch's own nodes take it: release_variables may come
+        const std::lock_guard<std::mutex> lock(mutex_); // as in torch's nodes: release_variables may run meanwhile
         variable_list saved;
         for (const auto& tensor : saved_) {
             saved.push_back(tensor.unpack());
@@ -68,8 +68,8 @@ private:
     BackwardPass backward_;
 };
 
-// A level of torch.func for one derivative, as torch.func.vjp makes it. In a backward pass under torch.func the levels
-// of what was saved may be over, and vmap hides its tensors from autograd: no operator would record there.
+// A torch.func level for one derivative, as torch.func.vjp makes it. In a backward pass under torch.func, the levels of
+// saved tensors may have ended, and vmap hides its tensors from autograd: it would record no operator.
 class FuncLevel {
 public:
     FuncLevel()
@@ -89,8 +89,8 @@ private:
     int64_t level_;
 };
 
-// Releases Python's lock where this thread holds it: compilers call operators with it, and the autograd engine refuses
-// it.
+// Releases the GIL if this thread holds it: compilers hold it when they call operators, and the autograd engine refuses
+// to run under it.
 class WithoutGil {
 public:
     WithoutGil()
@@ -107,7 +107,7 @@ private:
     PyThreadState* state_;
 };
 
-// Whether an operator that is called here goes through a torch.func transform: not within one that a transform runs.
+// Whether operators called here go through a torch.func transform: not within an operator that a transform runs.
 bool calls_func() {
     const auto keys = c10::impl::tls_local_dispatch_key_set();
     return (keys.included_ - keys.excluded_).has(c10::DispatchKey::FuncTorchDynamicLayerFrontMode);
@@ -116,7 +116,8 @@ bool calls_func() {
 } // namespace
 
 bool is_func_active() {
-    using c10::DispatchKey; // of who calls operators, as a backward pass does, and of an operator that is called
+    // FrontMode is set for code that calls operators, such as a backward pass, BackMode within a called operator.
+    using c10::DispatchKey;
     return c10::impl::tls_is_dispatch_key_included(DispatchKey::FuncTorchDynamicLayerFrontMode) ||
            c10::impl::tls_is_dispatch_key_included(DispatchKey::FuncTorchDynamicLayerBackMode);
 }
@@ -188,7 +189,7 @@ void record(const char* name, const variable_list& results, const variable_list&
 variable_list composite_gradients(const Composite& composite, const variable_list& arguments,
                                   const variable_list& grads) {
     const bool create_graph = at::GradMode::is_enabled();
-    const auto level = calls_func() ? std::make_unique<FuncLevel>() : nullptr; // takes the caller's grad mode with it
+    const auto level = calls_func() ? std::make_unique<FuncLevel>() : nullptr; // with the caller's grad mode
     at::AutoGradMode enable(true);
     const auto alias = [&](const Tensor& argument) { // so that hooks on the caller's tensors do not run twice
         const auto own = level ? level->wrap(argument) : argument.view_as(argument);

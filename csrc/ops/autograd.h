@@ -1,4 +1,4 @@
-// What the operators' autograd Functions share.
+// Autograd helpers that the operators share.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -18,7 +18,7 @@ inline OptionalTensor defined_or_none(const Tensor& tensor) {
     return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
 
-// The tensors of a loss as autograd handles them, and back: input, target, weight and voxel weight, then others.
+// Converts a loss's arguments to a list of tensors and back: input, target, weight, voxel weight; others may follow.
 inline variable_list tensors_of(const Arguments& arguments) {
     const auto& [op, input, target, weight, voxel_weight] = arguments;
     variable_list tensors;
@@ -37,52 +37,55 @@ inline Arguments arguments_of(const std::string& op, const variable_list& tensor
 // True under a torch.func transform.
 bool is_func_active();
 
-// Whether forward-mode AD runs through one of them: it looks through ATen operators only.
+// Whether an argument has a forward-mode tangent. Forward-mode AD can differentiate ATen operators only.
 bool has_tangent(const Arguments& arguments);
 
-// Whether a gradient by the target or by the class weights is asked for.
+// Whether the target or the class weights need a gradient.
 bool requires_grad_of_target(const Arguments& arguments);
 
-// Whether a loss is to be recorded by a C++ Function, which neither torch.func transforms nor forward-mode AD take.
+// Whether to record a loss by a C++ autograd Function: if it needs a gradient, but not under torch.func transforms or
+// forward-mode AD, which do not support C++ Functions.
 bool takes_function(const Arguments& arguments);
 
 // The dtype that a loss of `input` has: input's own, float32 for half types under autocast.
 at::ScalarType dtype_of_loss(const Tensor& input);
 
-// True while a compiler takes the operators of a device without a kernel of our own: it fuses those of ATen.
+// True while a compiler traces a device without a segloss kernel: it can fuse the composite's ATen operators.
 bool is_compiled_from_composite(const Tensor& tensor);
 
-// The gradient of a scalar result that the forward pass left under "gradient", times that of the result. It is handed
-// out once: who asks again, for several at once (is_grads_batched), for one to differentiate, or for a factor that
-// would round or overflow twice, has it computed anew. Undefined: there is none.
+// The gradient that the forward pass saved as "gradient", times the gradient of the scalar result. It is used only
+// once, as it is scaled in place and given away. Returns an undefined tensor, and the caller computes the gradient
+// anew, if none is left, if gradients are batched (is_grads_batched) or differentiated themselves, or if the factor is
+// not finite or would round a bfloat16 gradient a second time.
 Tensor take_gradient(torch::autograd::AutogradContext* ctx, const Tensor& grad);
 
-// True where a backward pass may find what the forward pass left outside of save_for_backward: not while the operators
-// are traced (compiling, exporting), nor under hooks on saved tensors (checkpointing, offloading), which do not see it.
+// Whether the forward pass may keep a result outside of save_for_backward: only on the CPU, not while operators are
+// traced (compiling, exporting), nor under hooks on saved tensors (checkpointing, offloading), which would not see it.
 bool may_hold_results(const Tensor& input);
 
-// From the gradients of results to those of inputs, with the tensors that were saved for it.
+// Computes the gradients of the inputs from those of the results and from the saved tensors.
 using BackwardPass = std::function<variable_list(const variable_list& grads, const variable_list& saved)>;
 
-// Makes results that were computed below autograd functions of inputs, as torch does for its own operators: what a
-// Function does, where none is taken.
+// Records results that were computed below autograd as functions of `inputs`, as torch does for its own operators. Used
+// where a C++ Function is not (see takes_function).
 void record(const char* name, const variable_list& results, const variable_list& inputs, const variable_list& saved,
             BackwardPass backward);
 
 // A function made of differentiable ATen operators.
 using Composite = std::function<variable_list(const variable_list&)>;
 
-// The derivative of `composite`, a function of `arguments`, by each of its arguments that requires one, itself
-// differentiable. Undefined tensors among arguments and grads are absent ones.
+// The gradient of `composite(arguments)` with respect to each argument that requires one. It can be differentiated
+// again. Undefined tensors in `arguments` and `grads` stand for absent ones.
 variable_list composite_gradients(const Composite& composite, const variable_list& arguments,
                                   const variable_list& grads);
 
-// By one argument, whether it requires a gradient or not.
+// The same for a function of one argument, whether or not that argument requires a gradient.
 Tensor composite_gradient(const std::function<variable_list(const Tensor&)>& composite, const Tensor& input,
                           const variable_list& grads);
 
-// The backward operator to autograd: what `compute` gives, the derivative of `composite` by the first of its arguments
-// input, target, weight and voxel weight, as a differentiable function of input and grads.
+// The backward operator as autograd sees it: the gradient of `composite` with respect to the first of `arguments`
+// (input, target, weight, voxel weight) as a differentiable function of `arguments` and `grads`. `compute` is the fast
+// way to its value.
 Tensor gradient_by_input(const Composite& composite, const variable_list& arguments, const variable_list& grads,
                          const std::function<Tensor()>& compute);
 

@@ -43,7 +43,7 @@ std::string label_shapes(const Tensor& input, int64_t dim) {
     return c10::str(c10::SymIntArrayRef(without(shape, dim)), " or ", c10::SymIntArrayRef(with_size(shape, dim, 1)));
 }
 
-// Whether target has input's sizes without `dim`, or with size 1 there. Asked of every call: nothing is allocated.
+// Whether target has input's sizes without `dim`, or with size 1 there. Allocates nothing, as every call needs it.
 bool fits(c10::SymIntArrayRef target, c10::SymIntArrayRef input, int64_t dim) {
     const auto at = static_cast<size_t>(dim);
     if (target.size() + 1 == input.size()) {
@@ -53,7 +53,7 @@ bool fits(c10::SymIntArrayRef target, c10::SymIntArrayRef input, int64_t dim) {
            target.slice(at + 1) == input.slice(at + 1);
 }
 
-// target.permute(...) that gives `expected`, or an empty string if the sizes are not the same ones.
+// The code target.permute(...) that gives the shape `expected`, or an empty string if the two have different sizes.
 std::string permute_call(const SymShape& target, const SymShape& expected) {
     std::vector<size_t> order;
     for (const auto& size : expected) {
@@ -68,8 +68,8 @@ std::string permute_call(const SymShape& target, const SymShape& expected) {
     return permutes ? c10::str("target.permute(", c10::Join(", ", order), ")") : "";
 }
 
-// What would make target fit input: by a dimension more or less, or another dim; by another order; and for other sizes.
-// An empty string where nothing of the kind does.
+// The next three functions suggest code that makes target fit input: by a dimension more or less, or another dim; by
+// another order of dimensions; and for other sizes. They return an empty string if they have no suggestion.
 
 std::string mend_dims(const SymShape& input, const SymShape& target, int64_t dim) {
     for (int64_t d = 0; d < static_cast<int64_t>(target.size()); ++d) {
@@ -109,7 +109,7 @@ std::string mend_order(const SymShape& input, const SymShape& target, int64_t di
                : c10::str("target.reshape(", c10::SymIntArrayRef(expected), ")");
 }
 
-// Labels whose values are spread over a last dimension: a colour for each voxel.
+// Whether target has the labels' shape and one more dimension at the end, for the colour of each voxel.
 bool are_colours(const SymShape& target, const SymShape& positions) {
     return target.size() == positions.size() + 1 && positions.size() > 1 &&
            std::equal(positions.begin(), positions.end(), target.begin());
@@ -169,7 +169,7 @@ const char* mend_weight(const c10::SymInt& num_classes, const Tensor& weight) {
     TORCH_CHECK(false, message);
 }
 
-// The smallest and the largest of the bad labels, where they differ. Those beyond int64 have no order here.
+// For messages: the smallest and the largest bad label, if they differ. Not for uint64, which wraps beyond int64.
 std::string values_between(const Tensor& labels, const Tensor& bad) {
     if (labels.scalar_type() == at::kUInt64) {
         return "";
@@ -383,11 +383,11 @@ Tensor is_ignored(const Tensor& labels, int64_t ignore_index) {
     const auto integers = labels.to(at::kLong); // in uint8, -100 is 156
     const auto same = integers.eq(ignore_index);
     if (labels.scalar_type() == at::kUInt64) {
-        return same.logical_and(integers.ge(0)); // beyond int64 they wrap
+        return same.logical_and(integers.ge(0)); // values beyond int64 wrap to negative ones
     }
     if (labels.is_floating_point()) {
         const auto wide = labels.to(c10::promoteTypes(labels.scalar_type(), at::kFloat));
-        return same.logical_and(wide.ge(-0x1p63)).logical_and(wide.lt(0x1p63)); // nor are those beyond int64 in it
+        return same.logical_and(wide.ge(-0x1p63)).logical_and(wide.lt(0x1p63)); // not beyond int64
     }
     return same;
 }

@@ -1,4 +1,4 @@
-// All that depends on the version of torch. Each entry names the torch that needs it and goes with it.
+// All code that depends on the version of torch. Each entry names the torch that needs it, and is removed with it.
 #pragma once
 
 #include <torch/csrc/autograd/function.h>
@@ -12,7 +12,7 @@
 
 namespace segloss {
 
-// A node of autograd's graph, held as graphs hold theirs. Newest torch that takes a shared pointer: 2.12.
+// A node of autograd's graph, in the pointer type that graphs use. Newest torch that uses a shared pointer: 2.12.
 template <class Node, typename... Arguments> auto make_node(Arguments&&... arguments) {
 #if SEGLOSS_TORCH_BEFORE(2, 13)
     return std::shared_ptr<Node>(new Node(std::forward<Arguments>(arguments)...), torch::autograd::deleteNode);

@@ -29,7 +29,7 @@ Tensor weighted(const Tensor& factor, const Tensor& nll) {
     return nll.masked_fill(void_terms, 0) * factor;
 }
 
-// Whether an element of a target can hold ignore_index. Which do is not asked: the host would wait for the device.
+// Whether a target of this dtype may hold ignore_index. Its values are not read: the host would wait for the device.
 bool can_hold(at::ScalarType dtype, int64_t ignore_index) {
     switch (dtype) {
     case at::kBool:
@@ -50,13 +50,14 @@ double lowest_of(const Tensor& tensor) {
                                                : std::numeric_limits<float>::lowest();
 }
 
-// log(1 - p_y) - log p_y of one class y of each voxel, p = softmax(input): the log-sum-exp of the other logits less the
-// y-th. A confident voxel keeps its digits, as in the kernels, and so does its gradient.
+// log(1 - p_y) - log p_y for one class y of each voxel, p = softmax(input): the log-sum-exp of the other logits minus
+// the y-th logit. It keeps the digits of a confident voxel, and of its gradient, as the kernels do.
 //
-// An offset takes the y-th logit out of the softmax, since derivatives pass through a sum unchanged: then those of
-// -log_softmax at y are the ones wanted, of every order, and its output is all that is saved of input's size. Its value
-// is that offset, nearly, and is exchanged for the right one. A logit that is as far below already gets no offset,
-// which would make it -inf. Where the value is inf, so is the right one.
+// A large negative offset is added to the y-th logit, which takes it out of the softmax. A constant summand does not
+// change derivatives, so those of -log_softmax at y are then the wanted ones, of every order; and the output of
+// log_softmax is the only tensor of input's size that is saved. The value of -log_softmax is nearly that of the offset,
+// and is replaced by the right one. A logit that is far below the largest already gets no offset, which would make it
+// -inf. Where -log_softmax is inf, so is the right value.
 Tensor log_odds_against(const Tensor& input, const Tensor& labels, int64_t dim) {
     const auto largest = input.detach().amax(dim, /*keepdim=*/true);
     const auto at_label = input.detach().gather(dim, labels) - largest;
@@ -70,21 +71,21 @@ Tensor log_odds_against(const Tensor& input, const Tensor& labels, int64_t dim) 
     return value + (carrier - constant.masked_fill(constant.isposinf(), 0));
 }
 
-// log(1 + exp(x)), to the last digit of a double: what a log_sigmoid is, whose derivatives under vmap warn.
+// log(1 + exp(x)), to the last digit of a double. Not computed by log_sigmoid, whose derivatives under vmap warn.
 Tensor log1p_exp(const Tensor& x) { return at::softplus(x, /*beta=*/1, /*threshold=*/40); }
 
-// nll * (1 - p)^gamma, from log(1 - p) - log p. Where p = exp(-nll) is 0 that power is 1 and its derivatives are 0, but
-// their products with nll, which may overflow or be infinite, would be nan.
+// nll * (1 - p)^gamma, from log(1 - p) - log p. Where p = exp(-nll) is 0, the power is 1 and its derivatives are 0; but
+// their products with nll, which may overflow or be infinite, would be nan. There the result is nll itself.
 Tensor focal(const Tensor& nll, const Tensor& odds_against, double gamma) {
     if (gamma == 0) {
         return nll;
     }
     const auto power = (log1p_exp(odds_against.neg()) * -gamma).exp(); // derivatives are finite at p = 1
-    const auto p_is_zero = nll.gt(746); // the largest whose exp(-nll) is not 0 in float64 is 745.1
+    const auto p_is_zero = nll.gt(746); // the largest nll with exp(-nll) > 0 in float64 is 745.1
     return at::where(p_is_zero, nll, nll.masked_fill(p_is_zero, 0) * power);
 }
 
-// -log p_c of every class, p = softmax(input). Only the largest p can be so near to 1 that log_softmax loses digits.
+// -log p_c of every class, p = softmax(input). Only the largest p can be so close to 1 that log_softmax loses digits.
 Tensor negative_log_softmax(const Tensor& input, int64_t dim) {
     const auto largest = input.detach().argmax(dim, /*keepdim=*/true);
     const auto least_nll = log1p_exp(log_odds_against(input, largest, dim));
@@ -125,15 +126,15 @@ VoxelLosses probability_losses(const Voxels& voxels, const OptionalTensor& weigh
     return {losses, at::ones_like(losses)};
 }
 
-// -log p, p = sigmoid(x), or the focal loss of it.
+// The loss for target 1: -log p with p = sigmoid(x), or its focal loss.
 Tensor loss_of_ones(const Tensor& x, double gamma) { return focal(log1p_exp(x.neg()), x.neg(), gamma); }
 
-// Of targets g.
+// The loss for a tensor of targets g.
 Tensor binary_loss(const Tensor& x, const Tensor& g, double gamma) {
     return weighted(g, loss_of_ones(x, gamma)) + weighted(1 - g, loss_of_ones(x.neg(), gamma));
 }
 
-// Of one target g for all.
+// The loss for the same target g everywhere.
 Tensor binary_loss(const Tensor& x, double g, double gamma) {
     if (g == 0 || g == 1) {
         return loss_of_ones(g == 0 ? x.neg() : x, gamma);
@@ -178,7 +179,7 @@ Voxels read_voxels(const Arguments& arguments, const Reading& reading) {
     if (is_asked(ranges.logits)) {
         voxels.input = voxels.input + check_range(op, "input", voxels.input.detach(), ranges.logits);
     }
-    if (kind == Target::labels && input.sym_size(dim) == 0) { // no voxel counts
+    if (kind == Target::labels && input.sym_size(dim) == 0) { // then no voxel counts
         voxels.kind = Target::probabilities;
         voxels.target = at::zeros_like(voxels.input);
     }
@@ -204,7 +205,7 @@ VoxelLosses cross_entropy_losses(const Voxels& voxels, const OptionalTensor& wei
                                  const VoxelLossOptions& options) {
     if (voxels.input.sym_size(dim) == 0) {
         const auto zeros = voxels.input.sum({dim}, /*keepdim=*/true);
-        const double softmax = options.log_probabilities ? 0 : std::numeric_limits<double>::quiet_NaN(); // of nothing
+        const double softmax = options.log_probabilities ? 0 : std::numeric_limits<double>::quiet_NaN(); // no class
         return {zeros + softmax, at::ones_like(zeros)};
     }
     const auto losses = voxels.kind == Target::labels ? label_losses : probability_losses;
@@ -214,7 +215,7 @@ VoxelLosses cross_entropy_losses(const Voxels& voxels, const OptionalTensor& wei
 Tensor binary_losses(const Voxels& voxels, const OptionalTensor& weight, int64_t dim, const VoxelLossOptions& options) {
     const auto& [kind, x, target, voxel_weight, ignored] = voxels;
     const auto& [label_smoothing, gamma, log_probabilities] = options;
-    const double least = label_smoothing / 2; // what smoothing makes of 0
+    const double least = label_smoothing / 2; // the target 0 after smoothing
     Tensor losses;
     if (kind == Target::labels) {
         const auto at_label = binary_loss(x.gather(dim, target), 1 - least, gamma);
@@ -231,8 +232,8 @@ Tensor mean_loss(const Tensor& sum, const Tensor& total, bool empty_zero) {
     return at::where(empty, at::scalar_tensor(empty_value, sum.options()), sum / total.masked_fill(empty, 1));
 }
 
-// A composite holds some five to ten tensors of a slab's size: in slabs of a sixteenth of the logits that is less than
-// their gradient. Slabs below 2 MiB would keep a GPU waiting for the host.
+// A composite holds five to ten tensors of a slab's size; in slabs of a sixteenth of the logits these take less memory
+// than the gradient. Slabs below 2 MiB would make a GPU wait for the host.
 Slabs::Slabs(const Tensor& input, int64_t dim) : num_dims_(input.dim()), dim_(dim) {
     constexpr int64_t kMaxCount = 16;
     constexpr int64_t kMinElements = 1 << 19;

@@ -1,6 +1,6 @@
-// The losses as differentiable ATen operators: for second derivatives, forward-mode AD, and devices without kernels.
-// Same formulas and same treatment of voxels that do not count as the kernels. Labels are never made one-hot: what
-// belongs to a voxel's label is gathered there.
+// The losses in differentiable ATen operators: for second derivatives, forward-mode AD, and devices without kernels.
+// The formulas, and the treatment of voxels that do not count, are those of the kernels. Labels are never made one-hot:
+// the values at a voxel's label are gathered.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -12,14 +12,14 @@
 
 namespace segloss {
 
-// What a loss reads, ready to multiply: `dim` is kept everywhere, and voxels that do not count stand at harmless
-// values.
+// The arguments of a loss, ready for arithmetic: every tensor keeps `dim`, and input and target are 0 in voxels that do
+// not count.
 struct Voxels {
-    Target kind;            // not labels where there is no class for them: then target has input's shape
-    Tensor input;           // in the dtype that is computed in
-    Tensor target;          // int64 labels, or one value for each class in input's dtype
-    OptionalTensor weight;  // v
-    OptionalTensor ignored; // bool; nothing where no voxel can be left out
+    Target kind;            // probabilities instead of labels if there are no classes; target then has input's shape
+    Tensor input;           // in the compute dtype
+    Tensor target;          // int64 labels, or one value for each class in the compute dtype
+    OptionalTensor weight;  // v, the voxel weights
+    OptionalTensor ignored; // bool, true where a voxel does not count; absent only if all voxels count
 };
 
 Voxels read_voxels(const Arguments& arguments, const Reading& reading);
@@ -27,40 +27,40 @@ Voxels read_voxels(const Arguments& arguments, const Reading& reading);
 // values * v, 0 in voxels that do not count.
 Tensor weighted_values(const Voxels& voxels, const Tensor& values);
 
-// Input's sizes, but 1 for the classes.
+// Input's sizes, with 1 for the class dimension.
 c10::SymDimVector voxel_sizes(const Tensor& input, int64_t dim);
 
-// v of each voxel, 0 where it does not count: of voxel_sizes.
+// The weight v of each voxel, 0 where it does not count. Its sizes are voxel_sizes.
 Tensor counted_weight(const Voxels& voxels, int64_t dim);
 
 struct VoxelLosses {
-    Tensor losses; // one per voxel, without v
-    Tensor shares; // of the mean's denominator, without v
+    Tensor losses; // one per voxel, not multiplied by v
+    Tensor shares; // each voxel's part of the mean's denominator, not multiplied by v
 };
 
-// Cross entropy of softmax(input), or of log probabilities, or the focal loss of it.
+// Cross entropy or focal loss of softmax(input), or cross entropy of log probabilities.
 VoxelLosses cross_entropy_losses(const Voxels& voxels, const OptionalTensor& weight, int64_t dim,
                                  const VoxelLossOptions& options);
 
-// Binary cross entropy of each class's logit by itself, or the focal loss of it: one per voxel and class, without v.
+// Binary cross entropy or focal loss of each class's logit: one per voxel and class, not multiplied by v.
 Tensor binary_losses(const Voxels& voxels, const OptionalTensor& weight, int64_t dim, const VoxelLossOptions& options);
 
-// sum / total, the one way to finish a mean: without gradient where total is 0.
+// The mean sum / total. If total is 0, it is 0 or nan (`empty_zero`), with zero gradient.
 Tensor mean_loss(const Tensor& sum, const Tensor& total, bool empty_zero);
 
-// The slabs of a batch, along its longest dimension but that of the classes: on devices without a kernel a walk over
-// the logits is the composite of one slab after the other, whose memory is a fraction of the logits'.
+// Splits a batch into slabs, along its longest dimension other than the class dimension. On devices without a kernel
+// the composite is computed slab by slab, so that its memory is a fraction of the logits'.
 class Slabs {
 public:
     Slabs(const Tensor& input, int64_t dim);
 
     int64_t count() const { return count_; }
 
-    // A tensor of input's shape or of the labels', or its part in a slab.
+    // The part in a slab of a tensor of input's or the labels' shape, or of the arguments.
     Tensor of(const Tensor& tensor, int64_t slab) const;
     Arguments of(const Arguments& arguments, int64_t slab) const;
 
-    // Of a tensor [N, *] of samples: those that have a part in a slab.
+    // The samples of a tensor [N, *] that have voxels in a slab.
     Tensor of_samples(const Tensor& tensor, int64_t slab) const;
 
 private:
@@ -69,16 +69,16 @@ private:
     int64_t num_dims_;
     int64_t dim_;
     int64_t along_ = 0;
-    int64_t length_ = 1; // of a slab
-    int64_t size_ = 1;   // of all
+    int64_t length_ = 1; // of a slab, in dimension along_
+    int64_t size_ = 1;   // of the whole, in dimension along_
     int64_t count_ = 1;
 };
 
-// The derivative of `composite` by a slab of input, where no gradient is recorded, as below autograd.
+// The gradient of `composite` with respect to a slab of input. Works below autograd, where operators record nothing.
 Tensor slab_gradient(const std::function<variable_list(const Tensor&)>& composite, const Tensor& input,
                      const variable_list& grads);
 
-// In which sums are taken: not every device has float64.
+// The dtype of sums: float64, or float32 on MPS, which has no float64.
 inline at::ScalarType widest_dtype(const Tensor& tensor) { return tensor.is_mps() ? at::kFloat : at::kDouble; }
 
 } // namespace segloss

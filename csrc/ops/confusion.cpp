@@ -1,4 +1,4 @@
-// Predicted classes against labels: the operators that count them.
+// The operators that count predicted classes against labels.
 
 #include "confusion.h"
 
@@ -53,7 +53,7 @@ void check_label_maps(const Comparison& maps, std::optional<int64_t> mask_dim) {
     }
 }
 
-// Of confusion_counts, that nothing be read beside a tensor. The number of classes.
+// Checks the arguments of confusion_counts, so that no kernel reads outside a tensor. Returns the number of classes.
 int64_t check_arguments(const Comparison& given, const c10::SymInt& sym_num_classes) {
     const auto& [op, input, target, ignore_index, dim] = given;
     if (is_integer(input)) {
@@ -89,8 +89,8 @@ segloss_confusion kernel_arguments(const Comparison& given, int64_t num_classes)
 
 Tensor confusion_counts_cpu(const Comparison& given, const c10::SymInt& num_classes, bool per_class) {
     const auto args = confusion_for_kernel(given, num_classes, per_class);
-    // A table for each thread: integers add up to the same in any order. No two tables share a line of the cache. Large
-    // ones are for fewer threads, in the end for one.
+    // One table for each thread, as integer sums are the same in any order. No two tables share a cache line. The
+    // larger the tables, the fewer threads are used, down to one.
     constexpr int64_t kLine = 16;
     const auto num_rows = per_class ? 3 : args.num_classes;
     const auto num_cells = num_rows * args.num_classes;
@@ -115,7 +115,7 @@ Tensor confusion_counts_meta(const Comparison& given, const c10::SymInt& num_cla
     return at::empty_symint({per_class ? 3 : num_classes, num_classes}, given.input.options().dtype(at::kLong));
 }
 
-// How often each of [0, num_cells) is the cell of a voxel that counts.
+// For each cell in [0, num_cells), the number of voxels that count there.
 Tensor histogram(const Tensor& cell, const Tensor& counts, int64_t num_cells) {
     const auto all = cell.masked_fill(counts.logical_not(), num_cells).flatten();
     return all.bincount(/*weights=*/{}, num_cells + 1).narrow(0, 0, num_cells);
@@ -174,7 +174,7 @@ Tensor num_label_classes_composite(const Comparison& maps, std::optional<int64_t
 
 // ---- equal_label_counts ---------------------------------------------------------------------------------------------
 
-// Beyond int64 the values of uint64 wrap: they are no others'.
+// uint64 values beyond int64 wrap to negative ones. These must not equal labels of another dtype.
 Tensor equal_labels(const Tensor& a, const Tensor& b) {
     const auto integers = a.to(at::kLong);
     const auto equal = integers.eq(b.to(at::kLong));
@@ -196,7 +196,7 @@ Tensor equal_label_counts_meta(const Comparison& maps, std::optional<int64_t> /*
 
 // ---- mask_counts ----------------------------------------------------------------------------------------------------
 
-// Where the masks are 1. RuntimeError at the first value other than 0 and 1 where `counts`.
+// True where the masks are 1. RuntimeError at the first value other than 0 and 1 where `counts`.
 Tensor foreground(const std::string& op, const Tensor& masks, const char* name, const Tensor& counts) {
     const auto ones = masks.eq(1);
     const auto bad = masks.ne(0).logical_and_(ones.logical_not()).logical_and_(counts);
@@ -217,7 +217,7 @@ Tensor mask_counts_composite(const Comparison& masks) {
     const auto valid = ignored.any(masks.dim, /*keepdim=*/true).logical_not();
     const auto p = foreground(masks.op, masks.input, "input", valid);
     const auto t = foreground(masks.op, masks.target, "target", ignored.logical_not());
-    std::vector<int64_t> voxel_dims(p.dim() + 1); // and one more, for the sum over no dimension is over all
+    std::vector<int64_t> voxel_dims(p.dim() + 1); // one more: a sum over no dimension is over all
     std::iota(voxel_dims.begin(), voxel_dims.end(), 0);
     voxel_dims.erase(voxel_dims.begin() + masks.dim);
     const auto count = [&](const Tensor& where) { return where.unsqueeze(-1).sum(voxel_dims); };
@@ -234,7 +234,7 @@ Tensor mask_counts_meta(const Comparison& masks) {
 
 // ---- the operators --------------------------------------------------------------------------------------------------
 
-// Functions that count, with the arguments of their operator's schema.
+// These give the function `count` the arguments of its operator's schema.
 
 template <Tensor (*count)(const Comparison&, std::optional<int64_t> mask_dim)>
 Tensor label_counts_by(c10::string_view op, const Tensor& input, const Tensor& target, int64_t ignore_index,

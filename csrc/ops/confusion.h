@@ -1,4 +1,4 @@
-// Predictions against labels: what is counted of them, for the metrics and the kernels of every device.
+// Counts of predictions against labels, for the metrics and for the kernels of every device.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -10,54 +10,54 @@
 
 namespace segloss {
 
-// What a number of classes that the labels alone say may take, and what the tables of all threads may take together: of
-// int64, 128 MiB.
+// A limit for int64 counts, 128 MiB: for all counts if only the labels tell the number of classes, and for the tables
+// of all threads together.
 constexpr int64_t kMaxCells = int64_t{1} << 24;
 
-// A prediction, logits or a map of predicted labels, and the labels that it is compared with; or masks of both.
+// A prediction (logits or a map of predicted labels) and the labels to compare it with, or masks of both.
 struct Comparison {
-    std::string op; // the name that errors give
+    std::string op; // the name in error messages
     at::Tensor input;
     at::Tensor target;
     int64_t ignore_index;
-    int64_t dim; // of the classes; operators count it from the front
+    int64_t dim; // the class dimension; the operators expect it counted from the front
 };
 
-// The operators, through the dispatcher. A voxel whose label is ignore_index does not count.
+// Calls of the operators through the dispatcher. A voxel whose label is ignore_index does not count.
 
-// int64 [C, C], row = label, column = prediction; or per class [3, C]: true positives, false positives, false
+// int64 [C, C], row = label, column = prediction; if `per_class`, [3, C]: true positives, false positives, false
 // negatives. `dim` is not used for label maps.
 at::Tensor confusion_counts(const Comparison& given, const c10::SymInt& num_classes, bool per_class);
 
-// The classes of two label maps: 1 + their largest label. RuntimeError where both are one-hot along `mask_dim`, here
-// and below.
+// The number of classes of two label maps: 1 + their largest label. Here and below: RuntimeError if both maps are
+// one-hot along `mask_dim`.
 int64_t num_label_classes(const Comparison& maps, std::optional<int64_t> mask_dim);
 
-// int64 [2]: the voxels where two label maps agree, and all.
+// int64 [2]: the number of voxels that count where two label maps agree, and of all voxels that count.
 at::Tensor equal_label_counts(const Comparison& maps, std::optional<int64_t> mask_dim);
 
-// int64 [4, C] of masks of one shape: true positives, false positives, false negatives, true negatives. A voxel that is
-// ignore_index in a class counts in none.
+// int64 [4, C] for masks of one shape: true positives, false positives, false negatives, true negatives. A voxel whose
+// target is ignore_index in any class does not count.
 at::Tensor mask_counts(const Comparison& masks);
 
-// Parts of them.
+// Parts of the operators.
 
-// TypeError unless the tensors can be read.
+// Raises unless the tensors are dense, on one device, and target can hold labels.
 void check_tensors(const Comparison& given);
 
-// Raises for masks where label maps were expected. `kind`: what both are along `dim`.
+// Raises the error for masks in place of label maps. `kind` says what both are along `dim`.
 [[noreturn]] void raise_no_label_maps(const Comparison& maps, int64_t dim, const char* kind);
 
-// The voxels that count.
+// True at voxels that count.
 at::Tensor valid_voxels(const Comparison& given);
 
 // Checks the arguments of confusion_counts and describes them to a kernel.
 segloss_confusion confusion_for_kernel(const Comparison& given, const c10::SymInt& num_classes, bool per_class);
 
-// Words the error of a label of either tensor that a kernel refused.
+// Raises the error for a label of either tensor that a kernel refused.
 [[noreturn]] void raise_refused_labels(const Comparison& given, int64_t num_classes);
 
-// A function that counts, with the arguments of confusion_counts' schema.
+// Gives the function `count` the arguments of confusion_counts' schema.
 template <at::Tensor (*count)(const Comparison&, const c10::SymInt& num_classes, bool per_class)>
 at::Tensor confusion_counts_by(c10::string_view op, const at::Tensor& input, const at::Tensor& target,
                                c10::SymInt num_classes, int64_t ignore_index, int64_t dim, bool per_class) {

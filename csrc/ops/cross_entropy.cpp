@@ -37,7 +37,7 @@ Target CrossEntropy::check(const Arguments& arguments, const Options& options) {
     return kind;
 }
 
-// The wider dtype of both for probabilities, as torch promotes.
+// With probabilities, the loss has the promoted dtype of input and target, as in torch.
 void CrossEntropy::set_dtype(Options& options, const Arguments& arguments, Target kind) {
     const auto& [op, input, target, weight, voxel_weight] = arguments;
     if (options.dtype == at::ScalarType::Undefined) {
@@ -72,8 +72,8 @@ void CrossEntropy::check_handed(const Handed& handed, const Arguments& arguments
                 " of dtype ", total_weight.scalar_type());
 }
 
-// A reduced loss computes its gradient along with itself, while the logits are in the cache. Not in float16, where a
-// gradient that is not scaled yet may vanish; not where another gradient is asked for, which has its own way.
+// A reduced loss computes its gradient in forward, while the logits are in the cache. Not in float16, where an unscaled
+// gradient may underflow, nor if target or weight need a gradient, which the composite computes.
 bool CrossEntropy::computes_gradient_ahead(const Arguments& arguments, const Options& options) {
     const auto& input = arguments.input;
     return !requires_grad_of_target(arguments) && options.is_reduced() && input.scalar_type() != at::kHalf &&
@@ -86,7 +86,7 @@ namespace {
 
 using Options = CrossEntropy::Options;
 
-// What a mean's gradient is multiplied by: no voxel, no gradient.
+// The factor of the gradient: 1 / total_weight for a mean, but 0 if total_weight is 0.
 double gradient_scale(double total_weight, const Options& options) {
     return !options.is_mean() ? 1 : total_weight == 0 ? 0 : 1 / total_weight;
 }
@@ -106,7 +106,7 @@ std::optional<segloss_sums> sum_over(const Chunks& chunks, SumKernel kernel, con
     return accepted ? std::optional(total) : std::nullopt;
 }
 
-// Of numbers, as mean_loss of tensors.
+// The reduced loss of the sums; mean_loss does the same for tensors.
 double reduced_loss(const segloss_sums& total, const Options& options) {
     const double empty = options.empty_zero ? 0 : std::numeric_limits<double>::quiet_NaN();
     return !options.is_mean() ? total.loss : total.weight == 0 ? empty : total.loss / total.weight;
@@ -114,7 +114,7 @@ double reduced_loss(const segloss_sums& total, const Options& options) {
 
 Tensor number(double value, at::ScalarType dtype) { return at::detail::scalar_tensor_static(value, dtype, at::kCPU); }
 
-// Of a loss that is not reduced.
+// The result of a loss that is not reduced, uninitialised.
 Tensor empty_losses(const Arguments& arguments, const Options& options, const Reading& reading) {
     const auto& input = arguments.input;
     const auto losses = input.options().dtype(options.dtype);
@@ -179,7 +179,7 @@ CrossEntropy::Results CrossEntropy::shapes(const Arguments& arguments, const Opt
             options.with_gradient ? at::empty_like(input) : at::empty({0}, input.options())};
 }
 
-// ---- composite: the same results by differentiable ATen operators ---------------------------------------------------
+// ---- composite: the same results in differentiable ATen operators ---------------------------------------------------
 
 namespace {
 
@@ -224,7 +224,7 @@ variable_list CrossEntropy::grads_of_parts(const Handed& handed, const Options& 
     if (!options.is_mean()) {
         return {grad_loss};
     }
-    const auto empty = total_weight.eq(0); // no voxel, no gradient
+    const auto empty = total_weight.eq(0); // the gradient is then 0
     return {(grad_loss / total_weight.masked_fill(empty, 1)).masked_fill(empty, 0)};
 }
 

@@ -1,4 +1,4 @@
-// Cross entropy as it is described to Operator: for its own file and for other devices' kernels.
+// The description of cross entropy for Operator, shared by cross_entropy.cpp and the kernels of other devices.
 #pragma once
 
 #include <ATen/core/Reduction.h>
@@ -22,8 +22,8 @@ struct CrossEntropy : LossDefaults<CrossEntropy> {
         int64_t ignore_index = -100;
         double label_smoothing = 0;
         bool log_probabilities = false;
-        bool empty_zero = false;                          // the mean over nothing is 0, not nan
-        double gamma = 0;                                 // focal loss
+        bool empty_zero = false;                          // a mean of total weight 0 is 0, not nan
+        double gamma = 0;                                 // of the focal loss
         at::ScalarType dtype = at::ScalarType::Undefined; // of the loss
         bool with_gradient = false;
 

@@ -1,9 +1,9 @@
-// The operators on CUDA tensors, by the kernels in ../kernels/cuda: built with them alone. It needs no header of CUDA,
-// so that any build of torch compiles it.
+// The operators on CUDA tensors, with the kernels in ../kernels/cuda; built only together with these. It includes no
+// CUDA header, so that it compiles with any build of torch.
 //
-// Nothing here waits for the device. A label that a kernel refuses makes the loss and its gradient nan, and is reported
-// in memory that the host sees: the next operator on that device raises the IndexError, or, with SEGLOSS_SYNC_CHECKS=1,
-// the operator itself.
+// Nothing here waits for the device. If a kernel refuses a label, the loss and its gradient are nan, and the kernel
+// reports the label in memory that the host sees. The next operator on that device raises the IndexError; with
+// SEGLOSS_SYNC_CHECKS=1 the operator waits and raises it itself.
 
 #include <ATen/ATen.h>
 #include <c10/core/DeviceGuard.h>
@@ -33,9 +33,9 @@ namespace {
 
 using at::ScalarType;
 
-// ---- what the kernels refused ---------------------------------------------------------------------------------------
+// ---- values that the kernels refused --------------------------------------------------------------------------------
 
-// The device's record, in pinned memory; it is there for as long as the process.
+// The device's record of refused values, in pinned memory. It exists until the process ends.
 segloss_refusal* refusal_of(c10::Device device) {
     static std::mutex mutex;
     static auto* const records = new std::map<c10::DeviceIndex, Tensor>;
@@ -54,10 +54,10 @@ std::string value_of(const segloss_refusal& refusal) {
     return text.str();
 }
 
-// By segloss_refused.
+// Indexed by segloss_refused.
 constexpr std::array<const char*, 3> kRefused{"Target ", "Predicted label ", "Input "};
 
-// Raises what the device has reported.
+// Raises the error for what the device has reported, if anything.
 void raise_refused(const std::string& op, segloss_refusal* record) {
     if (*static_cast<volatile int64_t*>(&record->count) == 0) {
         return;
@@ -81,7 +81,7 @@ bool checks_at_once() {
 
 // ---- launching ------------------------------------------------------------------------------------------------------
 
-// One operator's kernels on the current stream of a device. Raises what earlier ones refused.
+// Launches the kernels of one operator on the device's current stream. Raises the error for what earlier ones refused.
 class Launches {
 public:
     Launches(std::string op, const Tensor& input)
@@ -89,7 +89,7 @@ public:
         raise_refused(op_, refusal_);
     }
 
-    // All voxels of labels of the given sizes, whose first dimension are the samples where there are sums per class.
+    // A call for all voxels of labels of the given sizes; with sums per class, the first dimension is the batch.
     template <typename Arguments>
     segloss_cuda_call call(const Arguments& args, at::IntArrayRef sizes, ScalarType dtype, int64_t num_samples = 1,
                            bool has_class_sums = false) {
@@ -114,7 +114,7 @@ public:
         TORCH_CHECK(error == 0, op_, ": a CUDA kernel could not be launched, error ", error, " of CUDA's runtime");
     }
 
-    // With SEGLOSS_SYNC_CHECKS=1: waits, and returns whether something was refused, which is then forgotten.
+    // With SEGLOSS_SYNC_CHECKS=1: waits for the device, returns whether it refused anything, and clears the record.
     bool refused_at_once() const {
         if (!checks_at_once()) {
             return false;
@@ -128,7 +128,7 @@ public:
 private:
     c10::Stream stream() const { return c10::impl::VirtualGuardImpl(device_.type()).getStream(device_); }
 
-    // Other devices are the tests', where the kernels run at once.
+    // Other devices occur only in tests, where the kernels run at once.
     void* native_stream() const { return device_.is_cuda() ? stream().native_handle() : nullptr; }
 
     std::string op_;
@@ -138,7 +138,7 @@ private:
     Tensor workspace_;
 };
 
-// The sizes in which a voxel has its index: those of the labels as they are, where there are.
+// The sizes for a voxel's index in messages: those of the labels as given, if the target holds labels.
 at::DimVector label_sizes(const VoxelArguments& voxels) {
     return voxels.reading.kind == Target::labels ? at::DimVector(voxels.arguments.target.sizes()) : voxels.sizes;
 }
@@ -188,7 +188,7 @@ Tensor cross_entropy_backward(const CrossEntropy::Handed& handed, const Argument
 
 // ---- soft statistics ------------------------------------------------------------------------------------------------
 
-// One value per sample as one per voxel.
+// Expands one value per sample to one per voxel.
 Tensor of_voxels(const Tensor& of_samples, at::IntArrayRef sizes) {
     std::vector<int64_t> first(sizes.size(), 1);
     if (!first.empty()) {

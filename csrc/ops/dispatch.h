@@ -1,4 +1,4 @@
-// Calls of our own operators.
+// Calls of segloss's own operators.
 #pragma once
 
 #include <ATen/core/dispatch/Dispatcher.h>

@@ -16,7 +16,7 @@ namespace {
 std::atomic<bool> forked{false};
 
 #ifndef _WIN32
-// fork copies the calling thread alone. OpenMP does not know, and would wait for its other threads forever.
+// fork copies only the calling thread. OpenMP does not know this, and would wait for its other threads forever.
 [[maybe_unused]] const int noting_forks = pthread_atfork(nullptr, nullptr, [] { forked = true; });
 #endif
 
@@ -44,7 +44,7 @@ int64_t position_stride(const at::Tensor& tensor, int64_t num_dims, int64_t dim,
     return tensor.strides()[tensor.dim() > num_dims && d >= dim ? d + 1 : d];
 }
 
-/* Those that this processor has, the best one first. */
+// The instruction sets that this processor has, the best one first.
 std::string isa_names() {
     std::string names;
     for (int k = 0; const segloss_kernels* usable = segloss_usable_kernels(k); ++k) {
@@ -87,7 +87,7 @@ segloss_positions describe(at::IntArrayRef sizes, int64_t dim, at::ArrayRef<Oper
     for (const auto& operand : operands) {
         *operand.view = {};
         if (operand.tensor->defined()) {
-            // Outputs are fresh, so that nothing is lost by a const pointer, which leaves lazy copies lazy.
+            // A const pointer leaves lazy copies lazy. Writing through it is safe, as outputs are fresh tensors.
             operand.view->data = const_cast<void*>(operand.tensor->const_data_ptr());
             operand.view->dtype = dtype_of(*operand.tensor);
             operand.view->stride_class = operand.tensor->dim() > num_dims ? operand.tensor->stride(dim) : 0;

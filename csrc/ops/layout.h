@@ -1,4 +1,4 @@
-// Between torch's tensors and the C kernels: how tensors lie in memory, and who walks which positions.
+// The layout of torch's tensors for the C kernels, and the split of positions among threads.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -14,27 +14,27 @@
 
 namespace segloss {
 
-// The kernels that this process uses; chosen at load.
+// The kernels that this process uses. They are chosen once, at import.
 const segloss_kernels& kernels();
 
 segloss_real real_of(at::ScalarType dtype);
 
-// The dtype that the kernels compute and accumulate in, for results of `dtype`.
+// The dtype that the kernels compute in, for results of `dtype`. Sums over voxels are double.
 inline at::ScalarType compute_dtype(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
 
-// Optional weights as the kernels read them, undefined where absent: of voxels floating, of classes contiguous and in
-// the dtype that is computed in.
+// Optional weights as the kernels read them, undefined if absent. Voxel weights are floating; class weights are
+// contiguous and in the compute dtype.
 at::Tensor voxel_weight_for_kernel(const std::optional<at::Tensor>& weight, at::ScalarType dtype);
 at::Tensor class_weight_for_kernel(const std::optional<at::Tensor>& weight, at::ScalarType dtype);
 
-// How many of torch's threads may work: in a child of fork, this one.
+// The number of threads to use: torch's, but one in a child of fork.
 int64_t num_threads();
 
 // The sizes of input without the class dimension.
 at::DimVector position_sizes(const at::Tensor& input, int64_t dim);
 
-// A tensor and the place of its description in a kernel's arguments. The tensor has the shape of input, or that of
-// labels, or no dimension at all (one value for every position); undefined: absent.
+// A tensor and the place of its description in a kernel's arguments. The tensor has input's shape, the labels' shape,
+// or no dimension at all (one value for all positions); it is undefined if absent.
 struct Operand {
     const at::Tensor* tensor;
     segloss_tensor* view;
@@ -43,14 +43,14 @@ struct Operand {
 // Describes the operands over their common positions, with neighbouring dimensions merged where all strides allow it.
 segloss_positions describe(at::IntArrayRef sizes, int64_t dim, at::ArrayRef<Operand> operands);
 
-// Positions are handed out in chunks whose borders depend on the shape alone, so that sums taken per chunk and added in
-// order are the same bits for any number of threads.
+// Splits positions into chunks whose borders depend on the shape alone. If each chunk has its own sums, and they are
+// added in order, the result has the same bits for any number of threads.
 class Chunks {
 public:
     Chunks(int64_t num_positions, int64_t num_classes)
         : Chunks(1, num_positions, kElements / std::max<int64_t>(num_classes, 1) / SEGLOSS_BLOCK) {}
 
-    // Samples of `num_positions` each, where sums per class are taken of each chunk: as few chunks as the threads need.
+    // For sums per class of each sample of `num_positions`. Each chunk has such sums, so chunks have the largest size.
     static Chunks of_samples(int64_t num_samples, int64_t num_positions) {
         return {num_samples, num_positions, kMaxBlocks};
     }
@@ -59,9 +59,9 @@ public:
 
     int64_t per_sample() const { return (num_positions_ + size_ - 1) / size_; }
 
-    // Calls kernel(chunk, begin, end), which returns -1 or the position it refuses, for each chunk on torch's threads,
-    // with positions within the chunk's sample. True if none was refused. A thread that is done takes the next chunk:
-    // on a machine with other work, halves of the same size do not take the same time.
+    // Calls kernel(chunk, begin, end) for each chunk on torch's threads; begin and end are positions within the chunk's
+    // sample. The kernel returns -1, or the position that it refuses. Returns true if none was refused. A thread that
+    // is done takes the next chunk: on a machine with other work, equal shares do not take equal time.
     template <typename Kernel> bool run(const Kernel& kernel, int64_t most_threads = INT64_MAX) const {
         std::atomic<bool> accepted{true};
         std::atomic<int64_t> next{0};
@@ -78,7 +78,7 @@ public:
     }
 
 private:
-    static constexpr int64_t kElements = int64_t{1} << 18; // a chunk of float is then 1 MiB
+    static constexpr int64_t kElements = int64_t{1} << 18; // at most 1 MiB of float32 logits, unless one block has more
     static constexpr int64_t kMaxBlocks = 64;
 
     Chunks(int64_t num_samples, int64_t num_positions, int64_t num_blocks)

@@ -1,4 +1,4 @@
-// What concerns the library as a whole. Its operators register themselves when it is loaded.
+// Code of the library as a whole. The operators register themselves when it is loaded.
 
 #include <torch/library.h>
 
@@ -8,10 +8,10 @@
 #include "memory.h"
 
 #ifdef __GLIBC__
-// libstdc++'s headers read this variable of glibc 2.32. With a definition here the library loads with older ones, too,
-// whose answer is then that there may be several threads; where glibc has it, its own comes first.
+// libstdc++'s headers read this variable, which glibc has since 2.32. With this definition the library also loads with
+// older ones, where 0 means that there may be several threads. In newer ones, glibc's own definition comes first.
 extern "C" {
-char __libc_single_threaded = 0; // NOLINT(bugprone-reserved-identifier): its name
+char __libc_single_threaded = 0; // NOLINT(bugprone-reserved-identifier): glibc's name
 }
 #endif
 

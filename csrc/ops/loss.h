@@ -1,4 +1,4 @@
-// What a loss says of itself, for Operator to make operators of it.
+// How a loss describes itself to Operator, which makes its operators.
 #pragma once
 
 #include <array>
@@ -12,12 +12,12 @@ namespace segloss {
 
 template <size_t N> using Tensors = std::array<Tensor, N>;
 
-// What becomes of a result. Callers see those of the first two kinds, which come first.
+// The role of a result. Callers get the results of the first two roles, which come first.
 enum class Role {
     differentiable,
     constant,
-    kept,  // saved, and handed to the backward operator
-    ahead, // the gradient by input where Options::with_gradient asks for it and the device's kernels give it; or empty
+    kept,  // saved, and passed to the backward operator
+    ahead, // input's gradient, if Options::with_gradient is set and the device's kernels can compute it; else empty
 };
 
 struct Result {
@@ -27,37 +27,39 @@ struct Result {
 
 // A loss is a struct of static members:
 //
-//   name, node        of the public operator, and of the backward pass in a graph
-//   results           an array of Result; Results: that many tensors
-//   Handed            the tensors that backward is handed: gradients of the differentiable results, then what was kept
+//   name, node        names of the public operator, and of the backward pass in a graph
+//   results           an array of Result; the type Results holds as many tensors
+//   Handed            the tensors passed to backward: gradients of the differentiable results, then the kept results
 //   Options           with keywords(), internal(), and a member `dim`
-//   by_target         whether its Function differentiates by target and weight, too; else the composite does
-//   check             all that can be said without looking at a value; returns what target is
-//   set_dtype         sets the dtype of the results in the options, where callers do not say
-//   read              how the operators beneath read their arguments
-//   check_handed      what the backward operator asks of what it is handed
+//   by_target         whether the Function also computes gradients of target and weight; if not, the composite does
+//   check             all checks that need no tensor values; returns what target means
+//   set_dtype         sets the dtype of the results in the options, unless the caller gave one
+//   read              how the private operators read their arguments
+//   check_handed      the backward operator's checks of Handed
 //   forward_cpu, backward_cpu
-//   shapes            fresh results
-//   composite         the same results by differentiable ATen operators
+//   shapes            uninitialised results, of the right shapes and dtypes
+//   composite         the same results in differentiable ATen operators
 //
-// and what it has not the defaults for.
+// and of others that replace the defaults below.
 template <class Loss> struct LossDefaults {
     template <class Options>
     static void set_dtype(Options& /*options*/, const Arguments& /*arguments*/, Target /*kind*/) {}
 
-    // Whether forward computes the gradient, which its own Function then hands out.
+    // Whether forward also computes the gradient, for the backward pass of the Function.
     template <class Options>
     static bool computes_gradient_ahead(const Arguments& /*arguments*/, const Options& /*options*/) {
         return false;
     }
 
-    // Of several results those by which nothing was differentiated have undefined gradients: zeros for them.
+    // If a loss has several results, those that the caller does not use have undefined gradients: makes these zeros.
     template <class Options>
     static void fill_in(variable_list& /*grads*/, const Arguments& /*arguments*/, const Options& /*options*/) {}
 
-    // On devices without a kernel, where one slab comes after the other: the part of a result, or of its gradient, that
-    // belongs to a slab; the composite of a slab, whose sums are added up; the gradients by its results; and what comes
-    // of the sums.
+    // For devices without a kernel, which compute slab by slab:
+    //   of_slab          the part of a result, or of its gradient, that belongs to a slab
+    //   part_of_slab     the composite of one slab; the sums of all slabs are added
+    //   grads_of_parts   the gradients of the slabs' results
+    //   finish           the final results, from the sums
     static Tensor of_slab(const Tensor& result, const Slabs& slabs, int64_t slab) {
         return result.dim() == 0 ? result : slabs.of(result, slab);
     }
@@ -74,7 +76,7 @@ template <class Loss> struct LossDefaults {
     }
 
 private:
-    LossDefaults() = default; // for the loss alone
+    LossDefaults() = default; // only for the loss itself
     friend Loss;
 };
 

@@ -35,8 +35,8 @@ int64_t parsed_size(const char* text) {
     return size;
 }
 
-// What the kernel says of the first core, as "32768K". sysconf, which older C libraries ask instead, adds up the caches
-// of all cores on some processors.
+// The largest cache of the first core, as Linux describes it (such as "32768K"). sysconf is only the fallback: in older
+// C libraries it returns the sum of the caches of all cores on some processors.
 int64_t measured_cache() {
     for (int index = 4; index > 0; --index) {
         std::ifstream file(c10::str("/sys/devices/system/cpu/cpu0/cache/index", index, "/size"));
@@ -66,7 +66,7 @@ struct Block {
     size_t size;
 };
 
-// Whole huge pages: the first write then takes one page fault for 2 MiB, where the system grants them.
+// Maps whole huge pages: if the system grants them, the first write takes one page fault for 2 MiB.
 Block map_block(size_t size) {
     auto* mapped =
         static_cast<char*>(mmap(nullptr, size + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
@@ -77,12 +77,12 @@ Block map_block(size_t size) {
         munmap(mapped, head);
     }
     munmap(mapped + head + size, kHugePage - head);
-    madvise(mapped + head, size, MADV_HUGEPAGE); // advice: where it is refused, nothing is lost
+    madvise(mapped + head, size, MADV_HUGEPAGE); // only advice: a refusal does no harm
     return {mapped + head, size};
 }
 
-// Keeps what is given back for the next request of about that size. It holds no more than was in use at the same time
-// lately, and the system may take the pages back when it needs them (MADV_FREE).
+// Keeps freed blocks for the next request of the same size (in huge pages). Used and kept blocks together are no larger
+// than the recent peak of use, and the system may take the pages of kept blocks when it needs them (MADV_FREE).
 class Recycler final : public c10::Allocator {
 public:
     c10::DataPtr allocate(size_t num_bytes) override {
@@ -92,7 +92,7 @@ public:
                 at::kCPU};
     }
 
-    c10::DeleterFnPtr raw_deleter() const override { return nullptr; } // data is not its own context
+    c10::DeleterFnPtr raw_deleter() const override { return nullptr; } // a pointer's context is not its data
 
     void copy_data(void* to, const void* from, size_t count) const override { default_copy_data(to, from, count); }
 
@@ -101,7 +101,7 @@ public:
         return *recycler;
     }
 
-    // Around a fork no other thread is in here: the child would have its lock, and never the thread that frees it.
+    // Called around a fork: otherwise the child could inherit the lock as held by a thread that it does not have.
     static void lock() { instance().mutex_.lock(); }
     static void unlock() { instance().mutex_.unlock(); }
 
@@ -122,7 +122,7 @@ private:
         return block;
     }
 
-    // A peak is forgotten after as many requests: one large volume does not keep its memory for good.
+    // A peak is forgotten after one to two times kRequests, so that one large volume does not keep its memory for good.
     void note_use(size_t size) {
         constexpr int kRequests = 64;
         in_use_ += size;
@@ -143,7 +143,7 @@ private:
         unmap_surplus(0);
     }
 
-    // Makes room for `wanted` bytes more within the budget, which grows where that alone exceeds it.
+    // Unmaps the oldest kept blocks until `wanted` more bytes fit the budget, which grows if use alone exceeds it.
     void unmap_surplus(size_t wanted) {
         const auto budget = std::max({peak_, former_peak_, in_use_ + wanted});
         while (in_use_ + wanted + kept_size_ > budget) {
@@ -158,8 +158,8 @@ private:
     std::vector<Block> kept_; // oldest first
     size_t kept_size_ = 0;
     size_t in_use_ = 0;
-    size_t peak_ = 0;        // of in_use_, since a number of requests
-    size_t former_peak_ = 0; // of as many before
+    size_t peak_ = 0;        // of in_use_, in the current period of requests
+    size_t former_peak_ = 0; // in the period before
     int64_t num_requests_ = 0;
 };
 
@@ -198,7 +198,7 @@ int64_t cache_size() {
 
 bool exceeds_caches(const at::Tensor& tensor) {
     return tensor.defined() &&
-           tensor.numel() * tensor.element_size() > cache_size() / 4; // logits, labels and other cores want theirs
+           tensor.numel() * tensor.element_size() > cache_size() / 4; // logits, labels and other cores need a share
 }
 
 } // namespace segloss

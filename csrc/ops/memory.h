@@ -5,15 +5,15 @@
 
 namespace segloss {
 
-// An uninitialised tensor like `tensor`, strides included where it is dense. Memory of a large one is taken again when
-// the next one needs it, as each training step does: to get it from the system, zeroed page by page, can take longer
-// than to fill it.
+// An uninitialised tensor like `tensor`, with the same strides if it is dense. The memory of a large tensor is reused
+// for the next one, as each training step needs it again: getting it from the system, zeroed page by page, can take
+// longer than filling it.
 at::Tensor empty_output_like(const at::Tensor& tensor);
 
-// Bytes of the largest cache that a core has a share in, or the environment variable SEGLOSS_CACHE_SIZE.
+// Bytes of the largest cache that a core uses, alone or shared, or the environment variable SEGLOSS_CACHE_SIZE.
 int64_t cache_size();
 
-// True for a tensor that no cache holds until it is read again; an undefined one is none.
+// Whether a tensor is too large to stay in a cache until it is read again. False for an undefined one.
 bool exceeds_caches(const at::Tensor& tensor);
 
 } // namespace segloss

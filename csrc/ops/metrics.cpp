@@ -1,4 +1,4 @@
-// How good predicted classes, or masks, are: accuracy, confusion matrix, Dice score, Jaccard index.
+// Metrics of predicted classes or masks: accuracy, confusion matrix, Dice score, Jaccard index.
 
 #include <ATen/ATen.h>
 #include <ATen/core/grad_mode.h>
@@ -18,7 +18,7 @@ namespace {
 
 using OptionalSymInt = std::optional<c10::SymInt>;
 
-// What to do with one map that has a channel for each class, which the other has not.
+// Advice for messages if one map has a channel for each class and the other does not.
 std::string mend_one_hot(const Comparison& given) {
     const auto advice = [&given](const Tensor& map, const Tensor& other, const char* name) -> std::string {
         const auto num_dims = map.dim();
@@ -31,7 +31,7 @@ std::string mend_one_hot(const Comparison& given) {
     return of_input.empty() ? advice(given.target, given.input, "target") : of_input;
 }
 
-// Two maps in one shape: where one of them keeps a class dimension, it is dropped.
+// Brings two maps to one shape: if only one of them keeps a class dimension, of size 1, it is dropped.
 Comparison in_one_shape(const Comparison& given) {
     check_tensors(given);
     auto maps = given;
@@ -45,8 +45,8 @@ Comparison in_one_shape(const Comparison& given) {
     return maps;
 }
 
-// The dimension along which two maps of one shape could hold a mask for each class instead of labels, if there is one.
-// RuntimeError where their dtype says that much.
+// The dimension along which two maps of one shape may hold a mask for each class instead of labels, if there is one.
+// RuntimeError if both are bool, as masks are.
 std::optional<int64_t> dim_of_masks(const Comparison& maps) {
     const auto& [op, input, target, ignore_index, given_dim] = maps;
     const auto num_dims = input.dim();
@@ -61,7 +61,7 @@ std::optional<int64_t> dim_of_masks(const Comparison& maps) {
     return dim;
 }
 
-// The labels of two maps say how many classes there are. One stray label must not ask for gigabytes.
+// The number of classes, by the labels of two maps. RuntimeError if huge: one stray label must not take gigabytes.
 int64_t classes_of_maps(const Comparison& maps, std::optional<int64_t> mask_dim, bool per_class) {
     const auto classes = num_label_classes(maps, mask_dim);
     const auto num_cells = (per_class ? 3 : classes) * classes;
@@ -87,7 +87,7 @@ Tensor counts_of_maps(const Comparison& given, const OptionalSymInt& num_classes
     return confusion_counts(maps, classes, per_class);
 }
 
-// Whether input has the shape that a map of the target's labels has, and logits for the target have not.
+// Whether input has the shape of a label map for this target, and cannot be logits for it.
 bool has_map_shape(const Tensor& input, const Tensor& target, int64_t dim) {
     const auto num_dims = target.dim();
     if (num_dims == input.dim()) {
@@ -99,7 +99,7 @@ bool has_map_shape(const Tensor& input, const Tensor& target, int64_t dim) {
            has_label_shape(target, input, d);
 }
 
-// The class dimension of floating input. RuntimeError where it holds predicted labels, or one class alone.
+// The class dimension of floating input. RuntimeError if it holds predicted labels, or a single class.
 int64_t class_dim_of_logits(const Comparison& given) {
     const auto& [op, input, target, ignore_index, given_dim] = given;
     check_logits(op, input);
@@ -116,7 +116,7 @@ int64_t class_dim_of_logits(const Comparison& given) {
     return dim;
 }
 
-// Floats of input's shape count where they are one-hot: probabilities have no one label to compare with.
+// A floating target of input's shape must be one-hot: class probabilities have no single label to compare with.
 Tensor counts_of_logits(const Comparison& given, const OptionalSymInt& num_classes, bool per_class) {
     auto [op, input, target, ignore_index, dim] = given;
     dim = class_dim_of_logits(given);
@@ -138,7 +138,7 @@ Tensor counts_of_labels(const Comparison& given, const OptionalSymInt& num_class
     return counts(given, num_classes, per_class);
 }
 
-// With the classes in `dim` where both have it; else the masks of one class, which need not have it.
+// The classes are in `dim` if both tensors have it; otherwise these are masks of one class.
 Tensor counts_of_masks(const Comparison& given, const OptionalSymInt& num_classes) {
     check_dense(given.op, given.input, "input");
     TORCH_CHECK_TYPE(is_integer(given.input), given.op,
@@ -160,13 +160,13 @@ Tensor counts_of_masks(const Comparison& given, const OptionalSymInt& num_classe
     return mask_counts(masks);
 }
 
-// In the default dtype, rounded once.
+// The quotient in the default dtype, rounded once.
 Tensor quotient(const Tensor& numerator, const Tensor& denominator) {
     const auto wide = numerator.is_mps() ? at::kFloat : at::kDouble; // MPS has no float64
     return (numerator.to(wide) / denominator.to(wide)).to(c10::get_default_dtype_as_scalartype());
 }
 
-// Of each class: true positives, false positives, false negatives; true negatives of masks alone.
+// For each class: true positives, false positives, false negatives; for masks also true negatives.
 Tensor class_counts(const Comparison& given, const OptionalSymInt& num_classes, bool masks) {
     at::NoGradGuard no_grad;
     return masks ? counts_of_masks(given, num_classes) : counts_of_labels(given, num_classes, /*per_class=*/true);
@@ -224,7 +224,7 @@ TORCH_LIBRARY_FRAGMENT(segloss, m) {
 
 TORCH_LIBRARY_IMPL(segloss, CompositeImplicitAutograd, m) { implement_metrics(m); }
 
-// Under vmap, too, a metric is what it is made of, not a loop over samples.
+// Under vmap, too, a metric is decomposed, not run in a loop over samples.
 TORCH_LIBRARY_IMPL(segloss, FuncTorchBatchedDecomposition, m) { implement_metrics(m); }
 
 } // namespace segloss

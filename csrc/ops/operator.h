@@ -1,9 +1,9 @@
-// What all losses have in common: how the struct that describes one (loss.h) becomes three operators, with their
-// schemas, autograd, shapes, and the composite in slabs for devices without a kernel. sigmoid_focal.cpp is a small one.
+// Makes three operators of the struct that describes a loss (loss.h): schemas, autograd, shapes, and the composite in
+// slabs for devices without a kernel. sigmoid_focal.cpp is the smallest example.
 //
-//   name            for users: takes keywords, in the one way that fits what is differentiated and how
-//   name_forward    beneath it: labels instead of one-hot targets, options in two lists; returns all results
-//   name_backward   the gradient by input, from the results' gradients and what forward kept
+//   name            public: takes keywords; how it computes depends on the gradients needed
+//   name_forward    private: takes labels instead of one-hot targets, and options in two lists; returns all results
+//   name_backward   private: input's gradient, from the gradients of the results and from the kept results
 #pragma once
 
 #include <ATen/ATen.h>
@@ -25,7 +25,7 @@
 
 namespace segloss {
 
-// All members are static: `Operator<Loss>::Registration` is what a loss makes one of.
+// All members are static. A loss registers its operators by an object of type `Operator<Loss>::Registration`.
 template <class Loss> class Operator {
 public:
     using Options = typename Loss::Options;
@@ -46,9 +46,9 @@ private:
     static constexpr size_t kNumPublic = kNumGrads + count(Role::constant);
 
 public:
-    // ---- from the dispatcher and back -------------------------------------------------------------------------------
+    // ---- adapters to the dispatcher ---------------------------------------------------------------------------------
 
-    // An implementation of name_forward, for the dispatcher.
+    // Adapts an implementation of name_forward to the dispatcher.
     template <auto implementation> struct Forward {
         static auto call(c10::string_view op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                          const OptionalTensor& voxel_weight, int64_t dim, at::IntArrayRef options,
@@ -59,7 +59,7 @@ public:
         }
     };
 
-    // Likewise of name_backward.
+    // Likewise for name_backward.
     template <auto implementation, typename = std::make_index_sequence<kNumHanded>> struct Backward;
     template <auto implementation, size_t... I> struct Backward<implementation, std::index_sequence<I...>> {
         template <size_t> using Handle = const Tensor&;
@@ -88,7 +88,7 @@ public:
         }
     };
 
-    // Checked implementations: they are told how the arguments are read.
+    // Runs the checks, then the implementation with the resulting Reading.
     template <auto implementation> static Results checked_forward(const Arguments& arguments, const Options& options) {
         return implementation(arguments, options, read(arguments, options));
     }
@@ -111,7 +111,7 @@ private:
 
     static std::string name(const char* suffix = "") { return std::string(Loss::name) + suffix; }
 
-    // The first of the results, as the dispatcher takes them: one tensor, or a tuple.
+    // The first `num` results in the form that the dispatcher takes: one tensor, or a tuple.
     template <size_t num> static auto returned(const Results& results) {
         if constexpr (num == 1) {
             return results[0];
@@ -160,7 +160,7 @@ private:
 
     // ---- autograd ---------------------------------------------------------------------------------------------------
 
-    // Of all results, or of their gradients, those of a role.
+    // The results, or their gradients, that have the given role.
     static variable_list select(const Results& results, Role role) {
         variable_list selected;
         for (size_t k = 0; k < kNumResults; ++k) {
@@ -175,7 +175,7 @@ private:
         return Loss::composite(arguments, options, read(arguments, options));
     }
 
-    // Differentiable results as a function of the arguments' tensors.
+    // The differentiable results as a function of the arguments' tensors.
     static Composite composite_of(const std::string& op, const Options& options) {
         return [op, options](const variable_list& tensors) {
             return select(composite(arguments_of(op, tensors), options), Role::differentiable);
@@ -192,7 +192,7 @@ private:
         return tensors;
     }
 
-    // The gradient by input, of the results' gradients and of what was saved.
+    // Input's gradient, from the gradients of the results and the saved tensors.
     static Tensor gradient_of(variable_list grads, const variable_list& saved, const std::string& op,
                               const Options& options) {
         const auto arguments = arguments_of(op, saved);
@@ -203,13 +203,13 @@ private:
         return call_backward(handed, arguments, options);
     }
 
-    // name_forward to autograd, where no Function has been recorded above it.
+    // name_forward as autograd sees it, if no Function has recorded the loss already.
     static Results forward_autograd(const Arguments& arguments, const Options& options) {
         if (has_tangent(arguments) || requires_grad_of_target(arguments)) {
             return composite(arguments, options);
         }
         const auto results = [&] {
-            const at::AutoDispatchBelowADInplaceOrView below_autograd; // the fallback there would box every argument
+            const at::AutoDispatchBelowADInplaceOrView below_autograd; // ADInplaceOrView's fallback boxes all arguments
             return call_forward(arguments, options);
         }();
         if (torch::autograd::compute_requires_grad(arguments.input)) {
@@ -222,14 +222,15 @@ private:
     }
 
     static Tensor backward_autograd(const Handed& handed, const Arguments& arguments, const Options& options) {
-        read(arguments, options); // before a graph is made of them
+        read(arguments, options); // checks before anything is recorded
         return gradient_by_input(composite_of(arguments.op, options), tensors_of(arguments),
                                  {handed.begin(), handed.begin() + kNumGrads},
                                  [&] { return call_backward(handed, arguments, options); });
     }
 
-    // The loss in a graph: between forward and backward nothing is kept but the arguments themselves, and a gradient
-    // that was computed ahead. The results that have none are written to `results`.
+    // The loss as a node of a graph. Between forward and backward it keeps only the arguments, the kept results and, if
+    // it was computed ahead, the gradient. `results` receives all results; the return value holds the differentiable
+    // ones.
     class Function : public torch::autograd::Function<Function> {
     public:
         static variable_list forward(torch::autograd::AutogradContext* ctx, const Tensor& input, const Tensor& target,
@@ -279,7 +280,7 @@ private:
         static constexpr size_t kNumForwardArguments = 6;
     };
 
-    // What a caller asks for, in the one of the ways that fits what he differentiates and how.
+    // The public operator: calls the composite, name_forward or the Function, depending on the gradients needed.
     static Results of_caller(Arguments& arguments, Options& options) {
         check_logits(arguments.op, arguments.input);
         options.dim = class_dim(arguments.op, arguments.input, options.dim);
@@ -311,7 +312,7 @@ private:
         return at::empty_like(arguments.input);
     }
 
-    // ---- devices without a kernel: the composite of one slab after the other ----------------------------------------
+    // ---- devices without a kernel: the composite, slab by slab ------------------------------------------------------
 
     static Results forward_slabs(const Arguments& arguments, Options options, const Reading& reading) {
         check_values(arguments, reading);
@@ -320,7 +321,7 @@ private:
             options.with_gradient = false;
         }
         auto results = Loss::shapes(arguments, options, reading);
-        for (auto& result : results) { // single numbers are sums
+        for (auto& result : results) { // 0-dim results are sums, in the widest dtype
             const auto dtype = result.dim() == 0 ? widest_dtype(result) : result.scalar_type();
             result = at::zeros_like(result, result.options().dtype(dtype));
         }
@@ -401,7 +402,7 @@ public:
         Registration() {
             using c10::DispatchKey;
             define(*libraries_.emplace_back(library(torch::Library::FRAGMENT, std::nullopt)));
-            // Under vmap, too, the public operator is what it is made of, not a loop over samples.
+            // Under vmap, too, the public operator is decomposed, not run in a loop over samples.
             for (const auto key :
                  {DispatchKey::CompositeImplicitAutograd, DispatchKey::FuncTorchBatchedDecomposition}) {
                 of(key).impl(Loss::name, TORCH_FN(Public<>::call));

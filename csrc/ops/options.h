@@ -1,5 +1,5 @@
-// The options of an operator: one struct, whose list of fields is all that names them. From the list come the public
-// operator's schema and signature, and the two lists of numbers in which the operators beneath it carry them.
+// The options of an operator: a struct with a list of its fields, the only place that names them. From this list come
+// the public operator's schema and signature, and the two lists of numbers that the private operators take.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -16,7 +16,7 @@
 
 namespace segloss {
 
-// An option: its name to callers, and its place in the struct.
+// An option: its public name, and its member in the struct.
 template <class Options, typename T> struct Field {
     const char* name;
     T Options::* member;
@@ -51,7 +51,7 @@ template <> struct OptionType<bool> : PlainOption<bool> {
     static std::string text(bool value) { return value ? "True" : "False"; }
 };
 
-// None, to the public operator: the dtype that follows from the tensors.
+// The public operator also takes None: then the dtype follows from the tensors.
 template <> struct OptionType<at::ScalarType> : PlainOption<at::ScalarType> {
     using Public = std::optional<at::ScalarType>;
     static constexpr auto schema = "ScalarType?";
@@ -83,12 +83,12 @@ private:
     static constexpr std::array<c10::string_view, 3> kNames{"softmax", "sigmoid", "none"}; // by segloss_activation
 };
 
-// All fields but `dim`, which every operator has: the public operator's keywords, and what it sets itself.
+// All fields except `dim`, which every operator has: the public keywords, then those that the operator sets itself.
 template <class Options> constexpr auto all_fields() {
     return std::tuple_cat(Options::keywords(), Options::internal());
 }
 
-// ", type name=default" of each keyword.
+// ", type name=default" for each keyword.
 template <class Options> std::string schema_of_keywords() {
     std::string text;
     const auto add = [&](const auto& field) {
@@ -100,14 +100,14 @@ template <class Options> std::string schema_of_keywords() {
     return text;
 }
 
-// An operator's options as the operators beneath it carry them. `dim` is by itself: sharding rules tell calls apart by
-// what follows the first integer.
+// The options as the private operators take them. `dim` is an argument of its own: DTensor's sharding rules tell calls
+// apart by the arguments from the first integer on.
 struct Packed {
     int64_t dim = 0;
     c10::SmallVector<int64_t, 12> options;
     c10::SmallVector<double, 4> factors;
 
-    // For saved_data: a tuple of numbers, which compiled autograd can compare, as it cannot lists.
+    // For saved_data: a tuple, since compiled autograd can compare tuples of numbers, but not lists.
     c10::IValue with_name(const std::string& op) const {
         std::vector<c10::IValue> elements;
         elements.reserve(2 + options.size() + factors.size());

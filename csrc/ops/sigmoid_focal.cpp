@@ -1,4 +1,4 @@
-// Binary focal losses, one for each voxel and class. Their sums come with the soft statistics, in the same walk.
+// Binary focal losses, one for each voxel and class. Their sums are computed with the soft statistics.
 
 #include "memory.h"
 #include "operator.h"
@@ -86,7 +86,7 @@ struct SigmoidFocal : LossDefaults<SigmoidFocal> {
         return {at::empty_like(arguments.input, arguments.input.options().dtype(options.dtype))};
     }
 
-    // ---- composite: the same results by differentiable ATen operators -----------------------------------------------
+    // ---- composite: the same results in differentiable ATen operators -----------------------------------------------
 
     static Results composite(const Arguments& arguments, const Options& options, const Reading& reading) {
         const auto voxels = read_voxels(arguments, reading);

@@ -1,5 +1,5 @@
-// Soft statistics: the sums per sample and class that region losses are made of, and the voxels' losses in the same
-// walk.
+// Soft statistics: the sums per sample and class that region losses (Dice family) need, and, for compound losses, the
+// sums of voxel losses. The kernels compute both while they read the logits once.
 
 #include "soft_stats.h"
 
@@ -38,7 +38,7 @@ Reading SoftStats::read(const Arguments& arguments, const Options& options, Targ
                       options.activation == SEGLOSS_IDENTITY)};
 }
 
-// [N, C] twice, and [N].
+// The gradients must have the shapes [N, C], [N, C] and [N].
 void SoftStats::check_handed(const Handed& handed, const Arguments& arguments, const Options& options) {
     const auto& input = arguments.input;
     const auto op = arguments.op + " backward";
@@ -64,7 +64,7 @@ void SoftStats::fill_in(variable_list& grads, const Arguments& arguments, const 
     const auto samples = num_samples(input, options.dim);
     const c10::SymDimVector of_classes{samples, input.sym_size(options.dim)};
     for (size_t k = 0; k < grads.size(); ++k) {
-        if (!grads[k].defined()) { // of input: a DTensor beside one
+        if (!grads[k].defined()) { // made from input, so a DTensor if input is one
             grads[k] = input.new_zeros_symint(k < 2 ? of_classes : c10::SymDimVector{samples}, widest_dtype(input));
         }
     }
@@ -138,8 +138,8 @@ public:
     }
 
 private:
-    std::vector<SampleOperand> operands_; // of the first sample
-    segloss_soft_stats first_;            // its arguments
+    std::vector<SampleOperand> operands_; // their tensors are those of the first sample
+    segloss_soft_stats first_;            // kernel arguments of the first sample
     std::vector<int64_t> steps_;          // bytes from sample to sample
     int64_t count_;
     int64_t num_positions_;
@@ -233,11 +233,11 @@ SoftStats::Results SoftStats::shapes(const Arguments& arguments, const Options& 
     return {by_class(), by_class(), by_class(), by_sample(), by_sample()};
 }
 
-// ---- composite: the same results by differentiable ATen operators ---------------------------------------------------
+// ---- composite: the same results in differentiable ATen operators ---------------------------------------------------
 
 namespace {
 
-// Over all positions of a sample: [N, C].
+// Sums over all positions of each sample: [N, C].
 Tensor sum_of_samples(const Tensor& values, int64_t dim) {
     if (!is_batched(values)) {
         return values.unsqueeze(0);
@@ -245,7 +245,7 @@ Tensor sum_of_samples(const Tensor& values, int64_t dim) {
     return values.movedim({batch_dim(dim), dim}, {0, 1}).unsqueeze(-1).flatten(2).sum(2);
 }
 
-// The value of each voxel, added to the class of its label: [N, C].
+// Adds the value of each voxel to the class of its label: [N, C].
 Tensor sum_by_label(const Tensor& values, const Tensor& labels, const c10::SymInt& num_classes, int64_t dim) {
     const auto by_sample = [&](const Tensor& voxels) {
         return is_batched(voxels) ? voxels.movedim(batch_dim(dim), 0).flatten(1) : voxels.unsqueeze(0);

@@ -1,4 +1,4 @@
-// Soft statistics as they are described to Operator: for their own file and for other devices' kernels.
+// The description of soft statistics for Operator, shared by soft_stats.cpp and the kernels of other devices.
 #pragma once
 
 #include "operator.h"
@@ -9,7 +9,7 @@ struct SoftStats : LossDefaults<SoftStats> {
     static constexpr auto name = "soft_stats";
     static constexpr auto node = "SoftStatsBackward";
     static constexpr bool by_target = false;
-    // [N, C] of v p g, v p and v g; [N] of the losses and of their weights in a mean.
+    // Sums [N, C] of v p g, v p and v g; sums [N] of the voxel losses and of their weights in a mean.
     static constexpr std::array results{Result{"intersection", Role::differentiable},
                                         Result{"prediction", Role::differentiable},
                                         Result{"target_sum", Role::constant}, Result{"loss", Role::differentiable},
@@ -39,7 +39,8 @@ struct SoftStats : LossDefaults<SoftStats> {
 
         bool is_softmax() const { return activation == SEGLOSS_SOFTMAX; }
 
-        // Whether I sums min(p, g). Of squares (p^2 + g^2 - (p - g)^2) / 2 = p g takes its place, at labels both are p.
+        // Whether I sums min(p, g). With squares, its analogue (p^2 + g^2 - (p - g)^2) / 2 is p g; with labels, min(p,
+        // g) and p g are equal.
         bool sums_minima(Target kind) const { return soft_label && !squared && kind == Target::probabilities; }
 
         VoxelLossOptions of_voxels() const {
@@ -61,7 +62,7 @@ struct SoftStats : LossDefaults<SoftStats> {
     static Tensor of_slab(const Tensor& sums, const Slabs& slabs, int64_t slab) { return slabs.of_samples(sums, slab); }
 };
 
-// What the kernels are told, from what they are told of the voxels.
+// The kernel arguments of soft statistics, from those of the voxels.
 segloss_soft_stats kernel_arguments(const VoxelArguments& voxels, const SoftStats::Options& options);
 
 // The batch is the first dimension that is not the class dimension; an input [C] is a batch of one.

@@ -25,7 +25,7 @@ void check_one_hot(const std::string& op, const Tensor& target, int64_t dim) {
     TORCH_CHECK_INDEX(dim >= 0 && dim < target.dim(), op, ": expected dim in [0, ", target.dim() - 1, "], got ", dim);
 }
 
-// Writes the labels of a target; false at the first block with a voxel that is not one-hot.
+// Writes the labels of a target. Returns false, without all labels, if a voxel is not one-hot.
 bool read_one_hot(const Tensor& target, int64_t dim, const Tensor& labels) {
     segloss_one_hot args{};
     args.num_classes = target.size(dim);
@@ -58,7 +58,7 @@ Tensor one_hot_labels_composite(c10::string_view op, const Tensor& target, int64
     return target.ne(0).to(at::kByte).argmax(dim).to(at::kInt);
 }
 
-// The memory of the labels is touched as far as the target is one-hot.
+// The kernels write labels that nobody reads, but stop where the target is not one-hot.
 Tensor is_one_hot_cpu(c10::string_view op, const Tensor& target, int64_t dim) {
     check_one_hot(std::string(op), target, dim);
     const auto labels = at::empty(position_sizes(target, dim), target.options().dtype(at::kInt));
@@ -70,7 +70,7 @@ Tensor is_one_hot_meta(c10::string_view op, const Tensor& target, int64_t dim) {
     return at::empty({}, target.options().dtype(at::kBool));
 }
 
-// The first voxel alone tells most targets apart.
+// Checks the first voxel by itself first, which rules out most targets that are not one-hot.
 Tensor is_one_hot_composite(c10::string_view op, const Tensor& target, int64_t dim) {
     check_one_hot(std::string(op), target, dim);
     const auto all_one_hot = [dim](const Tensor& voxels) {

@@ -1,4 +1,4 @@
-// Operators that make labels and masks of targets, and look at values under any transform.
+// Operators that convert targets or check values. As operators, they see the values under any transform.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -10,25 +10,25 @@
 
 namespace segloss {
 
-// `op` is the name that an error gives.
+// `op` is the name in error messages.
 
-// 0, of the values' dtype, after a look at them; raises where one is outside the range. Of "target" nan is outside, of
-// "input" not. An operator, so that it sees the values under any transform; who adds its result keeps it in a graph.
+// Raises if a value is outside the range; nan is outside for the name "target", not for "input". Returns 0 in the
+// values' dtype, for the caller to add to its own result: this keeps the check in a traced graph.
 at::Tensor check_range(const std::string& op, c10::string_view name, const at::Tensor& values,
                        const segloss_range& range);
 
-// int32 labels of a target that is exactly one-hot along `dim`; RuntimeError at the first voxel that is not, which ends
-// in `advice`.
+// int32 labels of a target that is exactly one-hot along `dim`. RuntimeError at the first voxel that is not, with
+// `advice` at its end.
 at::Tensor one_hot_labels(const std::string& op, const at::Tensor& target, int64_t dim, const std::string& advice = "");
 
-// Whether a target is exactly one-hot along `dim`. Looks at the values: for operators, not for what is traced.
+// Whether a target is exactly one-hot along `dim`. Reads the values: only for use within operators, not in traced code.
 bool is_one_hot(const std::string& op, const at::Tensor& target, int64_t dim);
 
-// int64 labels of a target of any dtype, -1 where it is ignore_index; raises at bad labels as check_label_values does.
-// For what is built from ATen operators: an operator of its own, so that it sees the values under any transform.
+// int64 labels of a target of any dtype, -1 where it is ignore_index; raises for bad labels as check_label_values does.
+// For the composites, which consist of ATen operators otherwise.
 at::Tensor class_labels(const std::string& op, const at::Tensor& target, c10::SymInt num_classes, int64_t ignore_index);
 
-// int8 masks of an integer target, -1 where it is ignore_index; raises as check_mask_values does. Likewise an operator.
+// int8 masks of an integer target, -1 where it is ignore_index; raises as check_mask_values does.
 at::Tensor class_masks(const std::string& op, const at::Tensor& target, int64_t ignore_index);
 
 } // namespace segloss

@@ -1,4 +1,4 @@
-// The denominator of a mean over voxels with class labels, without their logits.
+// The denominator of a mean over voxels with class labels. It does not need the logits.
 
 #include <ATen/ATen.h>
 #include <ATen/ScalarOps.h>
