@@ -1,4 +1,4 @@
-"""Time and memory of segloss beside its peers and beside what the memory of this machine allows.
+"""Compares time and memory of segloss with its peers, and with the limit that this machine's memory sets.
 
 Prints tables in Markdown; writes every figure as JSON, and two plots.
 """
@@ -28,7 +28,7 @@ Row = dict[str, Any]
 Job = Callable[[], list[Row]]
 
 RESULTS = Path(__file__).parent / "results"
-LARGE = 4 << 20  # bytes of logits from which on memory and limits mean something: below, a call's overhead shows
+LARGE = 4 << 20  # bytes of logits: memory and limits are measured from here on; below, a call's overhead dominates
 TOLERANCE = 1e-4
 TOLERANCE_BFLOAT16 = 1e-2  # the result has 8 bits
 
@@ -43,7 +43,7 @@ def forward(call: Call, logits: Tensor, labels: Tensor) -> Run:
 def forward_backward(call: Call, logits: Tensor, labels: Tensor) -> Run:
     def run() -> None:
         torch.autograd.backward(call(logits, labels))
-        logits.grad = None  # each pays for giving back its own gradient
+        logits.grad = None  # so that each run pays for freeing its own gradient
 
     return Run(run, before=read_once(logits), on_gpu=logits.is_cuda)
 
@@ -53,7 +53,7 @@ LIMITS = {
     "forward": {"limit": read_once},
     "forward + backward": {"limit": read_twice_and_write_fresh, "limit, memory at hand": read_twice_and_write},
 }
-GPU_TRAFFIC = {"forward": 1, "forward + backward": 3}  # times the logits' bytes: what those loops read and write
+GPU_TRAFFIC = {"forward": 1, "forward + backward": 3}  # what these loops read and write, in units of the logits' bytes
 
 # ---- do they compute the same? ----
 
@@ -64,7 +64,7 @@ def outcome(call: Call, logits: Tensor, labels: Tensor) -> list[Tensor]:
 
 
 def check_agreement(ours: Call, theirs: Call, logits: Tensor, labels: Tensor) -> None:
-    """Of values and gradients in float32, relative to the largest."""
+    """Checks values and gradients in float32, relative to the largest."""
     logits = logits.detach().float().requires_grad_()
     outcomes = [outcome(call, logits, labels) for call in (ours, theirs)]
     for actual, expected in zip(*outcomes, strict=True):
@@ -72,7 +72,7 @@ def check_agreement(ours: Call, theirs: Call, logits: Tensor, labels: Tensor) ->
 
 
 def error(call: Call, logits: Tensor, labels: Tensor) -> float:
-    """How far the value of logits in bfloat16 is off, relative to that of the same logits in float32."""
+    """The error of the value from bfloat16 logits, relative to the value from the same logits in float32."""
     with torch.no_grad():
         actual, expected = (call(x, labels).item() for x in (logits, logits.float()))
     return abs(actual - expected) / abs(expected)
@@ -89,7 +89,7 @@ def errors(calls: dict[str, tuple[Call, Call]], logits: Tensor, labels: Tensor) 
 
 
 def time_case(case: Case, budget: float) -> list[Row]:
-    torch.compiler.reset()  # or, after eight shapes of one function, torch.compile gives up
+    torch.compiler.reset()  # otherwise torch.compile gives up after eight shapes of one function
     logits, labels = case.problem.tensors()
     calls = case.calls()
     if not calls:
@@ -106,7 +106,7 @@ def time_case(case: Case, budget: float) -> list[Row]:
             for peer, (ours, theirs) in calls.items()
         }
         results = compare(pairs, budget)
-        if case.problem.num_bytes >= LARGE:  # on their own: fresh memory is slow for a while after peers freed theirs
+        if case.problem.num_bytes >= LARGE:  # on its own: fresh memory is slow for a while after peers free theirs
             results |= beside_limits(name, plain, logits, labels, budget)
         rows.append(
             {
@@ -131,7 +131,7 @@ def beside_limits(name: str, call: Call, logits: Tensor, labels: Tensor, budget:
 
 
 def time_variants(case: Case, budget: float) -> list[Row]:
-    """segloss beside itself: forward and backward in each dtype and layout against float32 contiguous."""
+    """Compares segloss with itself: forward and backward in each dtype and layout against float32 contiguous."""
     ours = next(iter(case.calls().values()))[0]
     plain, *others = [
         (Case(case.loss, variant), forward_backward(ours, *variant.tensors())) for variant in variants(case.problem)
@@ -142,7 +142,7 @@ def time_variants(case: Case, budget: float) -> list[Row]:
 
 
 def measure_memory(case: Case) -> list[Row]:
-    """Of segloss as it is beside the first peer, and of each peer."""
+    """Measures segloss, as it is called for the first peer, and each peer."""
     peers = list(case.calls())
     if not peers:
         return []
@@ -152,8 +152,8 @@ def measure_memory(case: Case) -> list[Row]:
 
 
 def time_sizes(full: bool, budget: float, device: str) -> list[Row]:
-    """Cross entropy, forward and backward, from 10^4 voxels and 2 classes on."""
-    most_logits = 512 * 10**6 if full else 40 * 10**6  # of four bytes
+    """Times cross entropy, forward and backward, from 10^4 voxels and 2 classes upwards."""
+    most_logits = 512 * 10**6 if full else 40 * 10**6  # of four bytes each
     memory_of_logits = torch.empty(most_logits, device=device).normal_()
     memory_of_labels = torch.empty(10**8, dtype=torch.int16, device=device)
     rows = []
@@ -177,7 +177,7 @@ def machine(device: str) -> Row:
         "threads": torch.get_num_threads(),
         "isa": gpu_kernels() if device == "cuda" else segloss.get_isa(),
         "torch": torch.__version__,
-        "load": os.getloadavg()[0],  # a machine that does something else gives other figures
+        "load": os.getloadavg()[0],  # other work on the machine changes the figures
     }
 
 
@@ -187,7 +187,7 @@ def gpu_kernels() -> str:
 
 
 def jobs(full: bool, budget: float, device: str = "cpu") -> dict[str, Job]:
-    """By name; the first word of it is the table that the rows go to."""
+    """The jobs by name. The first word of a name is the table that its rows go to."""
     chosen = cases(full, device)
     by_name: dict[str, Job] = {f"speed {case.name}": partial(time_case, case, budget) for case in chosen}
     for loss, problem in itertools.product(("cross_entropy", "dice_ce_loss"), IMAGE_LIKE if full else IMAGE_LIKE[1:3]):
@@ -237,7 +237,7 @@ def main() -> None:
         if args.only in name:
             print(name, file=sys.stderr)
             results.setdefault(name.split()[0], []).extend(job())
-            if args.json:  # after each job: the full form takes long
+            if args.json:  # after each job, because the full form takes long
                 args.json.write_text(report.to_json(results))
     print(report.markdown(results))
     if args.plot:

@@ -1,4 +1,4 @@
-"""What is measured: shapes, losses, and beside each loss of segloss what a user would write instead."""
+"""What is measured: shapes, losses, and for each loss of segloss the code that a user would write instead."""
 
 import importlib.util
 import math
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import segloss
 
 Call = Callable[[Tensor, Tensor], Tensor]
-Pairs = dict[str, tuple[Call, Call]]  # peer: segloss's call and the peer's, the same result from logits and labels
+Pairs = dict[str, tuple[Call, Call]]  # for each peer, a call of segloss and one of the peer with the same result
 Options = dict[str, Any]
 
 
@@ -46,13 +46,13 @@ class Problem:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def with_sizes(self, size: int) -> "Problem":
-        """The same with all sizes but that of the classes ``size`` at most."""
+        """The same problem with every size but that of the classes limited to ``size``."""
         sizes = [min(size, n) for n in self.shape]
         sizes[self.dim] = self.num_classes
         return replace(self, shape=tuple(sizes))
 
     def tensors(self) -> tuple[Tensor, Tensor]:
-        """Logits and labels, [N, 1, *] where there are spatial sizes; made in place, so that peak memory is theirs."""
+        """Logits, and labels [N, 1, *] if there are spatial sizes; filled in place, so that peak memory stays low."""
         torch.manual_seed(0)
         layout = torch.contiguous_format
         if self.channels_last:
@@ -71,7 +71,7 @@ class Problem:
 class Case:
     loss: str  # a key of LOSSES
     problem: Problem
-    compiled: bool = False  # whether the peers are measured under torch.compile, too
+    compiled: bool = False  # whether the peers are also measured with torch.compile
 
     @property
     def name(self) -> str:
@@ -99,7 +99,7 @@ def compiled(call: Call) -> Call:
     return torch.compile(call, dynamic=False)
 
 
-# ---- the peers' code: packages that are not installed are left out ----
+# ---- the peers' code; packages that are not installed are left out ----
 
 
 def package(name: str) -> ModuleType | None:
@@ -111,7 +111,7 @@ def package(name: str) -> ModuleType | None:
 
 @cache
 def smp_losses() -> ModuleType | None:
-    """The losses of segmentation_models_pytorch alone: its encoders want torchvision, the losses do not."""
+    """Loads only the losses of segmentation_models_pytorch: unlike its encoders, they do not need torchvision."""
     found = importlib.util.find_spec("segmentation_models_pytorch")
     if found is None or found.origin is None:
         return None
@@ -128,8 +128,8 @@ def smp_losses() -> ModuleType | None:
 def nnunet_dice_ce(logits: Tensor, labels: Tensor, ignore_index: int, smooth: float = 1e-5) -> Tensor:
     """nnU-Net's DC_and_CE_loss with the options of its trainer, written out from its formula.
 
-    Minus the soft Dice of the batch without background, plus cross entropy. It saves memory where nnU-Net does: a bool
-    one-hot target, no background in the products.
+    Cross entropy minus the soft Dice of the batch without background. It saves memory where nnU-Net does: the one-hot
+    target is bool, and the products leave out the background.
     """
     axes = (0, *range(2, logits.dim()))
     indices = labels.long()
@@ -179,7 +179,7 @@ def dice_ce(problem: Problem) -> Pairs:
 
     pairs: Pairs = {}
     monai = package("monai.losses")
-    if monai and problem.ignore_index < 0:  # MONAI's DiceCELoss cannot leave voxels out
+    if monai and problem.ignore_index < 0:  # MONAI's DiceCELoss cannot ignore voxels
         pairs["MONAI"] = (ours, monai.DiceCELoss(softmax=True, to_onehot_y=True))
     return pairs | {"nnU-Net": (as_nnunet, nnunet)}
 
@@ -214,7 +214,7 @@ def focal(problem: Problem) -> Pairs:
     def ours(logits: Tensor, labels: Tensor) -> Tensor:
         return segloss.focal_loss(logits, labels, **options)
 
-    if kornia := package("kornia.losses"):  # whose mean divides by the ignored voxels, too, hence the sum
+    if kornia := package("kornia.losses"):  # its mean also counts ignored voxels, hence the sum
         return {"kornia": (ours, lambda x, y: kornia.focal_loss(x, y.squeeze(1).long(), alpha=None, **options))}
     return {}
 
@@ -255,7 +255,7 @@ LOSSES: dict[str, Callable[[Problem], Pairs]] = {
     "confusion_matrix": confusion_matrix,
 }
 OTHER_LOSSES = ("dice_loss", "generalized_dice_loss", "focal_loss", "focal_loss of sigmoids")
-COMPILED = ("torch", "nnU-Net")  # torch.compile cannot take MONAI's losses whole
+COMPILED = ("torch", "nnU-Net")  # torch.compile cannot compile MONAI's losses as a whole
 
 # ---- the cases ----
 
@@ -268,7 +268,7 @@ SEQUENCE = Problem((4, 28, 128), torch.int64, dim=-1)
 IMAGES = Problem((32, 1000), torch.int64)
 TEXT = Problem((256, 32000), torch.int64)
 SMALL = Problem((4, 3, 4, 4), torch.int64)
-# For GPUs alone; no voxel is ignored, as MONAI's DiceCELoss cannot.
+# Only for GPUs. No voxel is ignored, because MONAI's DiceCELoss cannot ignore voxels.
 PATCHES = Problem((2, 4, 128, 128, 128), torch.uint8)
 STREETS = Problem((2, 19, 1024, 2048), torch.uint8)
 WHOLE_BODY = Problem((1, 105, 128, 128, 128), torch.uint8)
@@ -277,14 +277,14 @@ IMAGE_LIKE = [VOLUME, PATCH, STREET, BODY]
 
 
 def variants(problem: Problem) -> list[Problem]:
-    """In float32 and bfloat16, contiguous and channels_last where it applies; the first is the problem itself."""
+    """In float32 and bfloat16, contiguous and, if it applies, channels_last; the first is the problem itself."""
     layouts = [False, True] if len(problem.shape) > 3 else [False]
     dtypes = [torch.float32, torch.bfloat16]
     return [replace(problem, dtype=dtype, channels_last=last) for last in layouts for dtype in dtypes]
 
 
 def cases(full: bool, device: str = "cpu") -> list[Case]:
-    """On a GPU those of the CPU, and larger ones."""
+    """The cases for a device; a GPU has those of the CPU, and larger ones."""
     chosen = of_every_device(full) + (of_gpus() if device == "cuda" else [])
     return [replace(case, problem=replace(case.problem, device=device)) for case in chosen]
 

@@ -1,4 +1,4 @@
-// What no loss can beat: the memory traffic of reading logits and writing a gradient, on the same threads.
+// The lower limit for any loss: the memory traffic of reading logits and writing a gradient, on the same threads.
 #define _GNU_SOURCE
 #include <stddef.h>
 #include <stdint.h>
@@ -6,7 +6,7 @@
 
 static const int64_t huge_page = INT64_C(1) << 21;
 
-// Forward: reads the logits once. The sum keeps the compiler from leaving the loop out.
+// Forward: reads the logits once. The sum keeps the compiler from removing the loop.
 uint64_t read_once(const uint64_t* logits, int64_t count, int threads) {
     uint64_t sum = 0;
 #pragma omp parallel for simd reduction(+ : sum) num_threads(threads) schedule(static)
@@ -26,7 +26,7 @@ int read_twice_and_write(const uint64_t* logits, uint64_t* gradient, int64_t cou
     return 0;
 }
 
-// The same with a fresh gradient, in huge pages where the system grants them. -1 where there is no memory.
+// The same with a newly mapped gradient, in huge pages if the system grants them. Returns -1 if there is no memory.
 int read_twice_and_write_fresh(const uint64_t* logits, int64_t count, int threads) {
     const int64_t size = (count * (int64_t)sizeof *logits + huge_page - 1) / huge_page * huge_page;
     char* mapped = mmap(NULL, size + huge_page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

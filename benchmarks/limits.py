@@ -1,5 +1,5 @@
-"""The limits of limits.c, compiled for this machine and called on the very tensors that the losses get; of a GPU, what
-it copies in a second.
+"""The limits of limits.c, compiled for this machine and called on the same tensors as the losses. On a GPU the limit is
+the rate at which it copies memory.
 """
 
 import mmap
@@ -22,7 +22,7 @@ COPIED = 1 << 30  # bytes, many times a GPU's caches
 
 @cache
 def library() -> CDLL:
-    """Torch is loaded, so the loops run on its OpenMP threads."""
+    """Compiles limits.c. Torch is already loaded, so the loops run on its OpenMP threads."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "limits.so"
         flags = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
@@ -40,7 +40,7 @@ def read_once(logits: Tensor) -> Callable[[], object]:
 
 @cache
 def gpu_bandwidth() -> float:
-    """Bytes that a GPU's memory gives and takes in a second, both counted."""
+    """Bytes per second that a GPU reads plus those that it writes while it copies."""
     source, target = torch.empty(2, COPIED, dtype=torch.uint8, device="cuda")
     copy = Run(lambda: target.copy_(source), before=lambda: None, on_gpu=True)
     seconds(copy)  # warms up

@@ -1,5 +1,5 @@
-"""Memory that a loss takes: of a CPU read from /proc in a process of its own, because the peak is that of a whole
-process; of a GPU as torch's allocator counts it.
+"""The memory that a loss takes. On a CPU it is read from /proc, in a process of its own for each loss, because the peak
+is that of a whole process; on a GPU torch's allocator counts it.
 """
 
 import ctypes
@@ -17,20 +17,20 @@ M_MMAP_THRESHOLD = -3  # of glibc's malloc.h
 
 @dataclass(frozen=True)
 class Memory:
-    """Beyond logits and labels, in units of the logits' bytes."""
+    """Memory beyond logits and labels, in units of the logits' bytes."""
 
-    peak: float  # of forward and backward; the gradient itself is 1
+    peak: float  # of forward and backward, including the gradient, which is 1
     saved: float  # what is kept from forward to backward
 
 
 def process_bytes(field: str) -> int:
-    """Of this process: VmRSS is what it holds now, VmHWM the most it has ever held."""
+    """Bytes of this process: VmRSS is what it holds now, VmHWM the most it has ever held."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 def return_freed_memory() -> None:
-    """Makes malloc give back at once what is freed: else the peak depends on which blocks it keeps for later."""
+    """Makes malloc return freed memory at once; otherwise the peak depends on which blocks it keeps."""
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
 
 
@@ -43,14 +43,14 @@ def most_held(device: str) -> int:
 
 
 def measure(case: Case, peer: str, side: int) -> Memory:
-    """The first call at this size in this process, so that the peak is what it took."""
+    """Measures the first call at this size in this process, so that the process's peak is that of the call."""
     device = case.problem.device
     call = case.calls()[peer][side]
     logits, labels = case.problem.with_sizes(WARM_UP_SIZE).tensors()
-    run_backward(call(logits, labels))  # code and thread pools are not what the call takes
+    run_backward(call(logits, labels))  # loads code and starts thread pools, which must not count
     logits, labels = case.problem.tensors()
     if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()  # it need not be the first call there
+        torch.cuda.reset_peak_memory_stats()  # here it need not be the first call
     before = held(device)
     result = call(logits, labels)
     saved = held(device) - before
@@ -60,18 +60,18 @@ def measure(case: Case, peer: str, side: int) -> Memory:
 
 
 def run_backward(result: Tensor) -> None:
-    if result.requires_grad:  # a confusion matrix does not
+    if result.requires_grad:  # a confusion matrix has no gradient
         torch.autograd.backward(result)
 
 
 def taken(case: Case, peer: str, side: int) -> Memory:
-    """By ``side`` of the pair of calls: 0 segloss, 1 the peer."""
+    """The memory of one call of a pair; ``side`` 0 is segloss, 1 the peer."""
     return (measure if case.problem.device == "cuda" else in_own_process)(case, peer, side)
 
 
 def in_own_process(case: Case, peer: str, side: int) -> Memory:
-    """The process is forked from one that has run nothing yet."""
+    """Forks the process from one that has not run anything yet."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "monai.losses", "kornia.losses"])  # what takes long to import
+    context.set_forkserver_preload(["__main__", "monai.losses", "kornia.losses"])  # slow to import
     with context.Pool(1, initializer=return_freed_memory) as pool:
         return pool.apply(measure, (case, peer, side))

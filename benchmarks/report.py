@@ -1,4 +1,4 @@
-"""What was measured, as Markdown, as JSON and as plots."""
+"""Writes the measurements as Markdown, JSON and plots."""
 
 import json
 from pathlib import Path
@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 Results = dict[str, Any]
 Row = dict[str, Any]
 
-WRONG = 0.03  # relative error of a value from which on the table says so
+WRONG = 0.03  # the table shows a value's relative error if it is larger than this
 
-# Okabe and Ito's colours, which the colour-blind can tell apart
+# Okabe and Ito's colours, which colour-blind readers can tell apart
 COLOURS = {
     "segloss": "#0072b2",
     "torch": "#d55e00",
@@ -38,7 +38,7 @@ TITLES = {
 
 
 def to_json(results: Results) -> str:
-    """One row of a table on a line; four digits are more than a repetition gives."""
+    """Puts each table row on one line. Four digits are more than repeated runs agree on."""
     rounded = json.loads(json.dumps(results), parse_float=lambda number: float(f"{float(number):.4g}"))
     parts = []
     for key, value in rounded.items():
@@ -93,7 +93,7 @@ def device_of(rows: list[Row]) -> str:
     return rows[0].get("device", "cpu")
 
 
-# The shape that each peer is shown at where one row has to do.
+# The loss and shape for each peer's row in README's table.
 IN_SHORT = {
     "torch": ("cross_entropy", "[2, 19, 512, 1024]"),
     "torch, compiled": ("cross_entropy", "[2, 19, 512, 1024]"),
@@ -105,7 +105,7 @@ IN_SHORT = {
 
 
 def in_short(results: Results) -> str:
-    """README's table: forward + backward, one row a peer."""
+    """README's table: forward + backward, one row per peer."""
     rows = []
     for peer, (loss, logits) in IN_SHORT.items():
         speed, memory = (one_of(results[what], loss, logits) for what in ("speed", "memory"))
@@ -117,7 +117,7 @@ def in_short(results: Results) -> str:
 
 
 def by_shape(results: Results) -> str:
-    """README's other table: cross entropy beside torch's, also where torch is faster."""
+    """README's other table: cross entropy beside torch's, including shapes where torch is faster."""
     rows = [row for row in results["speed"] if row["loss"] == "cross_entropy" and is_shown(row)]
     cells = [[f"`{row['logits']}`", row["labels"], *times(row, "torch")] for row in rows]
     return table(["logits", "labels", "torch", "segloss", "faster"], cells)
@@ -228,7 +228,7 @@ TABLES = {"speed": speed_tables, "variants": variant_tables, "memory": memory_ta
 
 
 def plot(results: Results, path: Path) -> None:
-    """Bars to ``path``; time by size to the file beside it."""
+    """Draws the bars to ``path``, and the time by size to a file beside it, ``*_sizes``."""
     machine = results["machine"]
     where = f"{machine['processor']}, {machine['threads']} threads, {machine['isa']}, torch {machine['torch']}"
     if "speed" in results:
@@ -238,7 +238,7 @@ def plot(results: Results, path: Path) -> None:
 
 
 def plot_speed(rows: list[Row], where: str, path: Path) -> None:
-    """Milliseconds of forward + backward in float32 contiguous."""
+    """Draws the milliseconds of forward + backward in float32 contiguous."""
     rows = [row for row in rows if is_shown(row) and row["logits"] != SMALL]
     if not rows:
         return
@@ -257,7 +257,7 @@ def plot_speed(rows: list[Row], where: str, path: Path) -> None:
 
 
 SHOWN = ("forward + backward", "float32", "contiguous")
-SMALL = "[4, 3, 4, 4]"  # microseconds
+SMALL = "[4, 3, 4, 4]"  # takes microseconds
 
 
 def draw_bars(ax: Axes, rows: list[Row]) -> None:

@@ -1,4 +1,4 @@
-"""How a time and a ratio are taken: every figure about speed comes from `compare`."""
+"""How times and ratios are measured: every figure about speed comes from `compare`."""
 
 import time
 from collections.abc import Callable
@@ -14,7 +14,7 @@ MIN_ROUNDS = 5
 @dataclass(frozen=True)
 class Run:
     call: Callable[[], object]
-    before: Callable[[], object]  # untimed: what is in the caches must not depend on who ran last
+    before: Callable[[], object]  # untimed; makes the content of the caches independent of what ran last
     on_gpu: bool = False
 
 
@@ -35,7 +35,7 @@ def seconds(run: Run) -> float:
 
 
 def seconds_on_gpu(call: Callable[[], object]) -> float:
-    """Between two events on its stream: a call returns before its work is done."""
+    """Measures between two events on the stream, because a call returns before its work is done."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
     call()
@@ -50,7 +50,7 @@ def compare(pairs: dict[str, tuple[Run, Run]], budget: float) -> dict[str, Compa
     A shared machine drifts, so the two of a pair run one right after the other.
     """
     for run in chain.from_iterable(pairs.values()):
-        seconds(run)  # warms up, and compiles where there is something to compile
+        seconds(run)  # warms up, and compiles what torch.compile compiles
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in pairs}
     end = time.perf_counter() + budget * len(pairs)
     rounds = 0

@@ -71,7 +71,7 @@ class Settings:
 
 # --- the losses, and what two of them replace -------------------------------------------------------------
 
-# Each takes the labels as they come: uint8 [N, 1, D, H, W].
+# Each takes the labels as they are: uint8 [N, 1, D, H, W].
 LOSSES: dict[str, Loss] = {
     "dice_ce": segloss.DiceCELoss(ignore_index=IGNORE),
     "cross_entropy": segloss.CrossEntropyLoss(ignore_index=IGNORE),
@@ -110,7 +110,7 @@ class Hemisphere(NamedTuple):
 
 
 def load_hemispheres() -> tuple[Hemisphere, Hemisphere, np.ndarray]:
-    """Left and right hemisphere, and the MNI coordinates of the left one's first voxel in mm."""
+    """The left and right hemispheres, and the MNI coordinates of the left one's first voxel in mm."""
     template = load_mni152_template(resolution=1)
     images = template, load_mni152_gm_template(resolution=1), load_mni152_wm_template(resolution=1)
     t1, grey, white = (torch.from_numpy(image.get_fdata(dtype=np.float32)) for image in images)
@@ -131,7 +131,7 @@ def to_labels(probabilities: Tensor) -> Tensor:
 
 
 def random_patches(source: Hemisphere, settings: Settings, generator: torch.Generator) -> Hemisphere:
-    """Cubes around random voxels of the brain, moved inwards where they would stick out of the image."""
+    """Cubes around random voxels of the brain, moved inwards where they would extend beyond the image."""
     size = settings.patch
     brain = source.labels[0, 0].nonzero()
     centres = brain[torch.randint(len(brain), (settings.batch,), generator=generator)]
@@ -175,7 +175,7 @@ class UNet(nn.Module):
 
 
 def start_process_group() -> None:
-    """Where torchrun has started this process, joins it with the others."""
+    """Join the other processes if torchrun started this one."""
     if dist.is_torchelastic_launched():
         dist.init_process_group("gloo")
 
@@ -185,18 +185,18 @@ def rank() -> int:
 
 
 def own_part(batch: Hemisphere) -> Hemisphere:
-    """What this process has to train on: all draw the same patches."""
+    """This process's part of the batch; all processes draw the same patches."""
     if not dist.is_initialized():
         return batch
     return Hemisphere(*(each[rank() :: dist.get_world_size()] for each in batch))
 
 
 def over_all_parts(criterion: Loss) -> Loss:
-    """The loss of what all processes hold together."""
+    """The loss over the parts of all processes together."""
     if not dist.is_initialized():
         return criterion
     criterion = copy.copy(criterion)
-    criterion.process_group = dist.group.WORLD  # as if it had been given to the module when it was made
+    criterion.process_group = dist.group.WORLD  # as if it were passed to the constructor
     return criterion
 
 
@@ -287,14 +287,14 @@ def random_example(shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
 
 
 def measure_time(losses: dict[str, Loss], shape: tuple[int, ...], repeats: int = 50) -> dict[str, float]:
-    """Median milliseconds of forward and backward; the losses take turns, so that noise hits them alike."""
+    """Median milliseconds of forward and backward. The losses take turns, so that noise affects them equally."""
     logits, labels = random_example(shape)
     milliseconds: dict[str, list[float]] = {name: [] for name in losses}
     for _ in range(repeats):
         for name, criterion in losses.items():
             start = time.perf_counter()
             criterion(logits, labels).backward()
-            logits.grad = None  # each loss pays for giving back its own gradient
+            logits.grad = None  # so that each loss pays for freeing its own gradient
             milliseconds[name].append(1000 * (time.perf_counter() - start))
     return {name: median(values) for name, values in milliseconds.items()}
 
@@ -365,7 +365,7 @@ def draw_losses(curves: dict[str, list[float]], loss: str, path: Path) -> None:
 
 
 def render(left: Hemisphere, right: Hemisphere, predicted: Tensor) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Per column, an RGB volume of both hemispheres and the voxels to hatch."""
+    """For each column, an RGB volume of both hemispheres and the voxels to hatch."""
     image = torch.cat([left.image, right.image], 2)[0, 0].numpy()
     truth = torch.cat([left.labels, right.labels], 2)[0, 0].numpy()
     answer = torch.cat([left.labels, predicted], 2)[0, 0].numpy()
@@ -477,7 +477,7 @@ def main() -> None:
         losses["torch"] = TORCH_LOSSES[settings.loss]
     left, right, origin = load_hemispheres()
     start_process_group()
-    if rank() > 0:  # the first one scores, writes and draws
+    if rank() > 0:  # the first process scores, writes and draws
         train("segloss", losses["segloss"], left, settings)
         return
     results = {name: train_and_score(name, loss, left, right, settings) for name, loss in losses.items()}

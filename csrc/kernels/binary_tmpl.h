@@ -1,16 +1,16 @@
-/* Sigmoids of a block, and the binary cross entropy, focal too, of every class by itself.
+/* The sigmoids of a block, and binary cross entropy and binary focal loss of each class.
  *
  * With e = exp(-|x|), p = sigmoid(x):
  *   -log p        = max(-x, 0) + log1p(e)
  *   -log (1 - p)  = max(x, 0) + log1p(e)
- * and the smaller one of p and 1 - p is e / (1 + e): nothing cancels. */
+ * and the smaller of p and 1 - p is e / (1 + e): nothing cancels. */
 
 static inline VEC FN(exp_minus_abs)(VEC x) { return FN(exp_nonpositive)(FN(select)(x > 0, -x, x)); }
 
-/* x = -inf stays e = 0, p = 0. */
+/* For x = -inf, e and p are 0. */
 static inline VEC FN(sigmoid)(VEC x, VEC e) { return FN(select)(x >= 0, FN(splat)(1), e) / (1 + e); }
 
-/* p_c of a chunk, to be used before the next one is asked for: sigmoids, or the input itself. */
+/* p_c of a chunk: sigmoids, or the input itself. Valid until the next chunk is requested. */
 static const REAL* FN(probabilities)(VOXELS* v, enum segloss_activation activation, int64_t first_class,
                                      int num_classes) {
     const REAL* input = FN(read_input)(v, first_class, num_classes);
@@ -31,7 +31,7 @@ static const REAL* FN(probabilities)(VOXELS* v, enum segloss_activation activati
     return p;
 }
 
-/* The target of one class: of the chunk that was read, or made of the labels in `buffer`. */
+/* The target of one class: a row of the target's chunk, or one-hot from the labels, written to `buffer`. */
 static const REAL* FN(target_row)(VOXELS* v, const struct segloss_cross_entropy* a, int64_t first, int n, int c,
                                   REAL* buffer) {
     if (a->target_kind != SEGLOSS_LABELS) {
@@ -84,7 +84,7 @@ static inline VEC FN(binary_grad)(const struct segloss_cross_entropy* a, int64_t
     return scale * FN(class_weight)(a, class) * ((1 - g) * slope_q - g * slope_p);
 }
 
-/* Every class's losses of a range of positions, each by itself. */
+/* Writes the loss of each class at each position of a range. */
 static int64_t FN(binary_forward)(const struct segloss_cross_entropy* a, int64_t begin, int64_t end) {
     assert_range(&a->positions, begin, end);
     assert(a->num_classes == 0 || (a->target.data && a->loss.data));

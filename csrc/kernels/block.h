@@ -1,4 +1,4 @@
-/* Blocks of voxels, whatever they compute in: where they lie in memory, and the number formats found there. */
+/* Blocks of voxels, independent of REAL: where they lie in memory, and conversions of 16-bit floats. */
 #ifndef SEGLOSS_BLOCK_H
 #define SEGLOSS_BLOCK_H
 
@@ -10,7 +10,7 @@
 
 #define ALIGNED __attribute__((aligned(64)))
 
-/* Rows of lanes of several classes lie so far apart. Were it a power of two, they would share few sets of the cache. */
+/* The stride from class to class in a buffer of lanes. A power of two would map all rows to a few cache sets. */
 enum { ROW_LANES = SEGLOSS_BLOCK + 16 };
 
 /* The positions [begin, begin + count), count <= SEGLOSS_BLOCK; lane i is position begin + i. */
@@ -18,10 +18,10 @@ struct block {
     const struct segloss_positions* positions;
     int64_t begin;
     int count;
-    int64_t row_left; /* how many positions from `begin` on lie in its row, along the last dimension */
+    int64_t row_left; /* positions from `begin` to the end of its row, which runs along the last dimension */
 };
 
-/* Lanes [lane, lane + count) of a block: a stretch along the last dimension. */
+/* Lanes [lane, lane + count) of a block, consecutive along the last dimension. */
 struct run {
     int64_t position;
     int lane;
@@ -37,10 +37,10 @@ struct plane {
 
 typedef void copy_function(const struct plane* to, const struct plane* from, int64_t num_classes, int count);
 
-/* What copy_tmpl.h takes at a time where classes and voxels change places. */
+/* copy_tmpl.h transposes classes and voxels in tiles of TILE x TILE. */
 enum { TILE = 4 };
 
-/* The transpose of TILE vectors of TILE. */
+/* Transposes TILE vectors of TILE elements. */
 #define TRANSPOSE(x)                                                                                                   \
     do {                                                                                                               \
         const __typeof__((x)[0]) low_01 = __builtin_shufflevector((x)[0], (x)[1], 0, 4, 1, 5);                         \
@@ -53,13 +53,13 @@ enum { TILE = 4 };
         (x)[3] = __builtin_shufflevector(high_01, high_23, 2, 3, 6, 7);                                                \
     } while (0)
 
-/* One name of two. */
+/* Joins two names, after macro expansion. */
 #define JOIN(a, b) JOIN_EXPANDED(a, b)
 #define JOIN_EXPANDED(a, b) a##b
 
 static inline int smaller(int64_t a, int b) { return a < b ? (int)a : b; }
 
-/* How many positions from this one on lie in one row, along the last dimension. */
+/* The number of positions from this one to the end of its row, along the last dimension. */
 static inline int64_t left_in_row(const struct segloss_positions* positions, int64_t position) {
     const int64_t row = positions->sizes[positions->num_dims - 1];
     return row - position % row;
@@ -70,7 +70,7 @@ static inline struct block block_at(const struct segloss_positions* positions, i
     return (struct block){positions, begin, count, left_in_row(positions, begin)};
 }
 
-/* What every kernel asks of its range. */
+/* What every kernel requires of its range. */
 static inline void assert_range(const struct segloss_positions* positions, int64_t begin, int64_t end) {
     assert(positions->num_dims >= 1 && positions->num_dims <= SEGLOSS_MAX_DIMS);
     assert(begin >= 0 && begin <= end && begin % SEGLOSS_BLOCK == 0);
@@ -83,7 +83,7 @@ static inline struct run first_run(const struct block* b) {
     return (struct run){b->begin, 0, smaller(b->row_left, b->count)};
 }
 
-/* Its count is 0 past the block's end. */
+/* The next run has count 0 past the block's end. */
 static inline struct run next_run(const struct block* b, const struct run* r) {
     const int lane = r->lane + r->count;
     const int64_t position = b->begin + lane;
@@ -91,7 +91,7 @@ static inline struct run next_run(const struct block* b, const struct run* r) {
     return (struct run){position, lane, left == 0 ? 0 : smaller(left_in_row(b->positions, position), left)};
 }
 
-/* Bytes of an element of each dtype. */
+/* Bytes per element. */
 static inline int64_t dtype_size(enum segloss_dtype dtype) {
     switch (dtype) {
     case SEGLOSS_UINT8:
@@ -111,7 +111,7 @@ static inline int64_t dtype_size(enum segloss_dtype dtype) {
     }
 }
 
-/* A run's classes from `first_class` on, in the tensor. */
+/* The classes of a run, from `first_class` on, in the tensor. */
 static inline struct plane tensor_plane(const struct segloss_tensor* t, const struct block* b, const struct run* r,
                                         int64_t first_class) {
     int64_t offset = first_class * t->stride_class;
@@ -128,12 +128,12 @@ static inline struct plane tensor_plane(const struct segloss_tensor* t, const st
     };
 }
 
-/* The same run's lanes in a buffer of whole blocks, one after the other. */
+/* The lanes of a run in a buffer with rows of ROW_LANES. */
 static inline struct plane lanes_plane(void* buffer, size_t element_size, const struct run* r) {
     return (struct plane){(char*)buffer + (size_t)r->lane * element_size, ROW_LANES, 1};
 }
 
-/* Rows of the block that comes next, to be fetched into the caches meanwhile. */
+/* Rows of the next block, to prefetch while this one is computed. */
 struct ahead {
     const char* data; /* NULL: nothing to fetch */
     int64_t class_bytes;
@@ -142,7 +142,8 @@ struct ahead {
 
 enum { CACHE_LINE = 64 };
 
-/* Where the voxels of a class, or the classes of a voxel, lie together; elsewhere the processor is left to itself. */
+/* Only if the voxels of each class, or the classes of each voxel, are contiguous. In other layouts prefetching is left
+ * to the processor. */
 static inline struct ahead rows_ahead(const struct segloss_tensor* t, const struct block* b, const struct plane* now,
                                       int num_classes) {
     const int64_t size = dtype_size(t->dtype);
@@ -174,7 +175,7 @@ static inline uint32_t bits_of_float(float x) {
 
 static inline float float_of_bfloat16(uint16_t h) { return float_of_bits((uint32_t)h << 16); }
 
-/* Exact, subnormals included (unless the processor is told to flush them): a multiplication rebiases the exponent. */
+/* Exact, also for subnormals (unless the processor flushes them to zero): a multiplication rebiases the exponent. */
 static inline float float_of_float16(uint16_t h) {
     const uint32_t magnitude = (uint32_t)(h & 0x7fff) << 13;
     const uint32_t sign = (uint32_t)(h & 0x8000) << 16;
@@ -190,8 +191,8 @@ static inline uint16_t bfloat16_of_float(float x) {
     return (uint16_t)(x == x ? rounded : 0x7fc0);
 }
 
-/* Rounds to nearest, ties to even; overflow gives inf, nan stays nan. A normal result is rounded on its bits; a
- * subnormal one by adding the power of two whose last bit is the subnormal's. */
+/* Rounds to nearest, ties to even; overflow gives inf, nan stays nan. A normal result is rounded on its bits. A
+ * subnormal one is rounded by adding the power of two near which floats have the spacing of the subnormals. */
 static inline uint16_t float16_of_float(float x) {
     const uint32_t bits = bits_of_float(x);
     const uint32_t magnitude = bits & 0x7fffffff;

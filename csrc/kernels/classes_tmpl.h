@@ -1,7 +1,7 @@
-/* Blocks of values, in and out: any dtype and stride in the tensor, REAL [class][lane] on our side. */
+/* Reads and writes blocks of values: any dtype and stride in the tensor, REAL [class][lane] in the kernel. */
 
-/* Classes held at a time, 112 of float or 56 of double: three chunks are in use at most, which fit into a cache of the
- * second level, and on the stack of a thread of 256 KiB. */
+/* Classes processed at a time, 112 of float or 56 of double. At most three chunks are in use; they fit into the L2
+ * cache, and on a thread's stack of 256 KiB. */
 #define CLASS_CHUNK (REAL_IS_DOUBLE ? 56 : 112)
 
 static inline int FN(chunk_length)(int64_t first_class, int64_t num_classes) {
@@ -103,7 +103,7 @@ static copy_function* const FN(writers)[] = {
     [SEGLOSS_BFLOAT16] = FN(to_bfloat16),
 };
 
-/* Puts 0 into the lanes past the end of a partial block, so that whoever goes over whole rows finds numbers. */
+/* Writes 0 to the lanes past the end of a partial block, so that loops over whole rows read numbers. */
 static void FN(clear_unused)(REAL* rows, const struct block* b, int num_rows) {
     for (int c = 0; b->count < SEGLOSS_BLOCK && c < num_rows; ++c) {
         memset(rows + c * ROW_LANES + b->count, 0, (size_t)(SEGLOSS_BLOCK - b->count) * sizeof *rows);
@@ -137,19 +137,19 @@ static void FN(write_classes)(const REAL* values, const struct segloss_tensor* t
 
 #define ROWS struct FN(rows)
 
-/* Results of a chunk: class c's lanes begin at values + c * stride. */
+/* Rows of a chunk: the lanes of class c begin at values + c * stride. */
 ROWS {
     REAL* values;
     int64_t stride;
-    int stream; /* past the caches, to whole vectors */
+    int stream; /* write past the caches; every vector is aligned */
 };
 
-/* Whether a whole block lies in the tensor as it would in a buffer: each class's lanes in a row, as REAL. */
+/* Whether the tensor holds a whole block as a buffer would: the lanes of each class contiguous, as REAL. */
 static int FN(lies_in_rows)(const struct segloss_tensor* t, const struct plane* plane, int count) {
     return t->dtype == REAL_DTYPE && plane->stride_voxel == 1 && count == SEGLOSS_BLOCK;
 }
 
-/* Where to put a chunk's results: in the tensor itself where its lanes lie in rows (a copy less), else in `buffer`. */
+/* Where to put a chunk's results: in the tensor itself if its lanes lie in rows (saves a copy), else in `buffer`. */
 static ROWS FN(output_rows)(const struct segloss_tensor* t, const struct block* b, int64_t first_class, int stream,
                             REAL* buffer) {
     const struct run r = first_run(b);
@@ -167,7 +167,7 @@ static inline void FN(put)(ROWS rows, int64_t k, VEC x) {
     }
 }
 
-/* The chunk of classes that was read last; asking for it again costs nothing. */
+/* The chunk of classes that was read last; reading it again costs nothing. */
 #define CHUNK struct FN(chunk)
 
 CHUNK {
@@ -176,8 +176,8 @@ CHUNK {
     int64_t first_class; /* -1: none yet */
 };
 
-/* Values of classes [first_class, first_class + num_classes) as [class][lane]; 0 in lanes that are not active, so that
- * no nan comes out of voxels that do not count. */
+/* The values of classes [first_class, first_class + num_classes) as [class][lane]. Inactive lanes hold 0, so that
+ * voxels that do not count give no nan. */
 static const REAL* FN(read_chunk)(CHUNK* chunk, const struct block* b, const REAL* active, int64_t first_class,
                                   int num_classes) {
     if (chunk->first_class == first_class) {

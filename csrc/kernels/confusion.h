@@ -1,6 +1,6 @@
-/* Pairs of a label and a predicted class: reading predicted labels, counting. */
+/* Reads predicted labels and counts pairs of a label and a prediction. */
 
-/* One block of predicted labels. Returns -1, or the first lane whose voxel is valid, label[lane] >= 0, and whose
+/* Reads one block of predicted labels. Returns -1, or the first lane whose voxel counts, label[lane] >= 0, and whose
  * prediction is outside [0, num_classes). */
 static int read_predictions(int32_t* predicted, const struct segloss_tensor* prediction, const struct block* b,
                             const int32_t* label, int64_t num_classes) {
@@ -22,7 +22,8 @@ static int read_predictions(int32_t* predicted, const struct segloss_tensor* pre
     return -1;
 }
 
-/* Adds 1 for each lane. Neighbours are often of one class, and there each addition would wait for the one before. */
+/* Adds 1 to the cell of each lane. Neighbours often share a cell, where each addition would wait for the one before: a
+ * group that shares one cell is added at once. */
 static void add_lanes(int64_t* counts, const int64_t* cell) {
     enum { GROUP = 8 };
     for (const int64_t* c = cell; c < cell + SEGLOSS_BLOCK; c += GROUP) {
@@ -40,7 +41,7 @@ static void add_lanes(int64_t* counts, const int64_t* cell) {
     }
 }
 
-/* The cell after the last one takes the lanes that do not count, which spares a branch. */
+/* Lanes that do not count go to the extra cell after the last one, which avoids a branch. */
 static void count_pairs(int64_t* counts, const int32_t* label, const int32_t* predicted, int64_t num_classes) {
     ALIGNED int64_t cell[SEGLOSS_BLOCK];
     for (int i = 0; i < SEGLOSS_BLOCK; ++i) {

@@ -1,4 +1,4 @@
-/* Argmax and counting of (label, predicted class) in one walk. */
+/* Argmax and counting of pairs (label, predicted class) in one walk. */
 
 /* The first class with the largest logit; nan counts as larger than any number. */
 static void FN(argmax)(const struct segloss_tensor* logits, const struct block* b, int64_t num_classes,

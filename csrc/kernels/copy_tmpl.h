@@ -1,12 +1,12 @@
-/* COPY_NAME: classes x voxels of type FROM, anywhere, to type TO, anywhere, each element through CONVERT (default: C's
- * own conversion). What lies together is copied together: rows of voxels, or tiles of classes and voxels where they are
- * neighbours the one way in `from` and the other way in `to`. */
+/* Defines COPY_NAME, which copies classes x voxels of type FROM to type TO, each with any strides, and applies CONVERT
+ * (default: a C cast) to each element. It copies whole rows if voxels are contiguous on both sides, and transposes
+ * tiles if classes are contiguous on one side and voxels on the other. */
 #ifndef CONVERT
 #define CONVERT(x) ((TO)(x))
 #endif
 #define PART(name) JOIN(COPY_NAME, name)
 
-/* From voxel `first` on. */
+/* Copies the voxels from `first` on. */
 static void PART(_one_by_one)(const struct plane* to, const struct plane* from, int64_t num_classes, int first,
                               int count) {
     for (int64_t c = 0; c < num_classes; ++c) {
@@ -18,7 +18,7 @@ static void PART(_one_by_one)(const struct plane* to, const struct plane* from, 
     }
 }
 
-/* One value for all voxels of a class. */
+/* Copies one value to all voxels of a class. */
 static void PART(_repeated)(const struct plane* to, const struct plane* from, int64_t num_classes, int count) {
     for (int64_t c = 0; c < num_classes; ++c) {
         TO* t = (TO*)to->data + c * to->stride_class;
@@ -39,7 +39,7 @@ static void PART(_in_rows)(const struct plane* to, const struct plane* from, int
     }
 }
 
-/* TILE voxels, whose classes are neighbours in `from`, to rows of voxels; the first n of the TILE classes. */
+/* Copies TILE voxels, whose classes are contiguous in `from`, to rows of voxels: the first n of the TILE classes. */
 static inline void PART(_tile_to_rows)(TO* to, int64_t to_stride, const FROM* from, int64_t from_stride, int n) {
     typedef TO tile_row __attribute__((vector_size(TILE * sizeof(TO))));
     tile_row tile[TILE];
@@ -56,7 +56,7 @@ static inline void PART(_tile_to_rows)(TO* to, int64_t to_stride, const FROM* fr
     }
 }
 
-/* And back, from rows that are converted already. */
+/* The reverse, from rows that are already converted. */
 static inline void PART(_tile_from_rows)(TO* to, int64_t to_stride, const TO* from, int64_t from_stride, int n) {
     typedef TO tile_row __attribute__((vector_size(TILE * sizeof(TO))));
     tile_row tile[TILE];
@@ -68,7 +68,7 @@ static inline void PART(_tile_from_rows)(TO* to, int64_t to_stride, const TO* fr
         TO* t = to + k * to_stride;
         if (n == TILE) {
             memcpy(t, &tile[k], sizeof tile[k]);
-        } else { /* the first, the middle and the last of one to three */
+        } else { /* n is 1, 2 or 3: these three stores cover all n classes */
             t[0] = tile[k][0];
             t[n / 2] = tile[k][n / 2];
             t[n - 1] = tile[k][n - 1];
@@ -76,7 +76,7 @@ static inline void PART(_tile_from_rows)(TO* to, int64_t to_stride, const TO* fr
     }
 }
 
-/* A tile may reach beyond the last class, into the voxel that comes next: the last voxels go one by one. */
+/* A tile may read past a voxel's last class, into the next voxel, so the last voxels are copied one by one. */
 static void PART(_to_rows)(const struct plane* to, const struct plane* from, int64_t num_classes, int count) {
     const int num_tiled = (count - 1) / TILE * TILE;
     const int64_t stride = to->stride_class;

@@ -1,4 +1,4 @@
-/* Cross entropy, focal too, and its gradient; the formulas are in kernels.h. */
+/* Cross entropy, including focal loss, and its gradient; the formulas are in kernels.h. */
 
 static REAL FN(class_weight)(const struct segloss_cross_entropy* a, int64_t c) {
     return a->class_weight ? ((const REAL*)a->class_weight)[c] : 1;
@@ -9,7 +9,7 @@ static inline VEC FN(weighted)(VEC factor, VEC nll) {
     return FN(only)(~((factor == 0) & (nll == (REAL)INFINITY)), factor * nll);
 }
 
-/* W = sum_c w_c; only label smoothing asks for it. */
+/* W = sum_c w_c; 0 without label smoothing, which alone needs it. */
 static REAL FN(total_class_weight)(const struct segloss_cross_entropy* a) {
     double total = 0;
     for (int64_t c = 0; a->label_smoothing != 0 && c < a->num_classes; ++c) {
@@ -29,7 +29,7 @@ static void FN(label_weights)(const struct segloss_cross_entropy* a, const int32
     }
 }
 
-/* What each voxel adds to the mean's denominator: v w_y, or v where the target is probabilities. */
+/* What each voxel adds to the mean's denominator: v w_y, or v if the target is probabilities. */
 static const REAL* FN(find_weights)(const struct segloss_cross_entropy* a, const VOXELS* v, REAL* buffer) {
     if (a->target_kind == SEGLOSS_PROBABILITIES || !a->class_weight) {
         return v->weight;
@@ -41,7 +41,7 @@ static const REAL* FN(find_weights)(const struct segloss_cross_entropy* a, const
     return buffer;
 }
 
-/* Adds them up; where each is 0 or 1 it is enough to count. */
+/* Adds these weights to the sums. If each is 0 or 1, it is enough to count. */
 static void FN(add_weights)(const struct segloss_cross_entropy* a, const VOXELS* v, const REAL* weight, double* sums) {
     if (a->class_weight || a->voxel_weight.data) {
         FN(add_to_sums)(sums, weight, SEGLOSS_BLOCK);
@@ -78,9 +78,9 @@ static void FN(find_spread)(const struct segloss_cross_entropy* a, VOXELS* v, RE
     }
 }
 
-/* What focal loss multiplies -log p by, (1 - p)^gamma; or, for the gradient, what it multiplies the gradient of -log p
- * by, (1 - p)^gamma (1 + gamma p -log p / (1 - p)). The quotient goes to 1 where both vanish, so that nothing is
- * infinite for gamma < 1. 1 - p = others / (1 + tail), p = e / (1 + tail). */
+/* The factor of -log p in the focal loss, (1 - p)^gamma; or, with `of_gradient`, the factor of the gradient of -log p,
+ * (1 - p)^gamma (1 + gamma p (-log p) / (1 - p)). The quotient tends to 1 where numerator and denominator vanish, so
+ * nothing becomes infinite for gamma < 1. 1 - p = others / (1 + tail), p = e / (1 + tail). */
 static void FN(focal_factors)(REAL gamma, int of_gradient, const VOXELS* v, REAL* factor) {
     for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
         const VEC e = FN(load)(v->label_e + i), tail = FN(load)(v->tail + i);
@@ -93,7 +93,7 @@ static void FN(focal_factors)(REAL gamma, int of_gradient, const VOXELS* v, REAL
     }
 }
 
-/* Losses of labels; `weight` is v w_y. */
+/* The losses for labels; `weight` is v w_y. */
 static void FN(label_losses)(const struct segloss_cross_entropy* a, VOXELS* v, REAL total_class_weight,
                              const REAL* weight, REAL* loss) {
     const REAL smoothing = (REAL)a->label_smoothing;
@@ -125,7 +125,7 @@ static void FN(label_losses)(const struct segloss_cross_entropy* a, VOXELS* v, R
 }
 
 static void FN(probability_losses)(const struct segloss_cross_entropy* a, VOXELS* v, REAL* loss) {
-    ALIGNED REAL spread[SEGLOSS_BLOCK] = {0}, mass[SEGLOSS_BLOCK] = {0}; /* what they are without a class */
+    ALIGNED REAL spread[SEGLOSS_BLOCK] = {0}, mass[SEGLOSS_BLOCK] = {0}; /* 0 without classes */
     ALIGNED REAL part_of_spread[SEGLOSS_BLOCK], part_of_mass[SEGLOSS_BLOCK];
     ALIGNED double spread_sum[SEGLOSS_BLOCK], mass_sum[SEGLOSS_BLOCK];
     for (int64_t first = 0; first < a->num_classes; first += CLASS_CHUNK) {
@@ -153,7 +153,7 @@ static void FN(probability_losses)(const struct segloss_cross_entropy* a, VOXELS
     }
 }
 
-/* -x_y of log probabilities: one value of each voxel is read, not all its classes. */
+/* For log probabilities the loss is -x_y: reads one value per voxel instead of all its classes. */
 static void FN(label_log_losses)(const struct segloss_cross_entropy* a, const VOXELS* v, const REAL* weight,
                                  REAL* loss) {
     ALIGNED REAL picked[SEGLOSS_BLOCK] = {0};
@@ -173,7 +173,7 @@ static void FN(label_log_losses)(const struct segloss_cross_entropy* a, const VO
     }
 }
 
-/* The losses of a block whose softmax is found, or of log probabilities. */
+/* The losses of a block, after its softmax is found, or of log probabilities. */
 static void FN(block_losses)(const struct segloss_cross_entropy* a, VOXELS* v, REAL total_class_weight,
                              const REAL* weight, REAL* loss) {
     if (a->target_kind == SEGLOSS_PROBABILITIES) {
@@ -185,7 +185,7 @@ static void FN(block_losses)(const struct segloss_cross_entropy* a, VOXELS* v, R
     }
 }
 
-/* What multiplies every lane of the gradient: grad_loss * grad_scale * v. Only binary losses have one of each class. */
+/* The factor of each lane's gradient, grad_loss * grad_scale * v. Only binary losses have one per class. */
 static void FN(read_scale)(const struct segloss_cross_entropy* a, const VOXELS* v, int64_t class, REAL* scale) {
     const REAL factor = (REAL)a->grad_scale;
     if (!a->grad_loss.data) { /* statistics without losses */
@@ -201,8 +201,9 @@ static void FN(read_scale)(const struct segloss_cross_entropy* a, const VOXELS* 
 
 #define LABEL_GRAD struct FN(label_grad)
 
-/* The gradient of a block with labels: e_c (slope + curve b_c) - level w_c in class c, or e_c (slope + curve b_c e_c) -
- * level w_c where `squared`; at_label at the label. The b_c are those of soft statistics. */
+/* The gradient of a block with labels. At the label it is at_label; in another class c it is
+ * e_c (slope + curve b_c) - level w_c, or with `squared` e_c (slope + curve b_c e_c) - level w_c.
+ * b_c is the grad_prediction of soft statistics. */
 LABEL_GRAD {
     ALIGNED REAL slope[SEGLOSS_BLOCK];
     ALIGNED REAL curve[SEGLOSS_BLOCK]; /* used with b only */
@@ -212,8 +213,8 @@ LABEL_GRAD {
     int squared;
 };
 
-/* That of the losses: f (p_c - [c = y]) + u (W p_c - w_c), with f = scale (1 - s) w_y times the focal factor and
- * u = scale s / C. */
+/* Starts with the gradient of the losses: f (p_c - [c = y]) + u (W p_c - w_c), with f = scale (1 - s) w_y times the
+ * focal factor and u = scale s / C. */
 static void FN(start_label_grad)(const struct segloss_cross_entropy* a, VOXELS* v, REAL total_class_weight,
                                  const REAL* scale, LABEL_GRAD* g) {
     const REAL smoothing = (REAL)a->label_smoothing;
@@ -261,7 +262,7 @@ static void FN(write_label_grad)(const struct segloss_cross_entropy* a, const VO
     }
 }
 
-/* grad_c = scale (Q p_c - q_c), Q = sum_c q_c = `mass`, as p_c (Q - q_c) - q_c (1 - p_c). */
+/* grad_c = scale (Q p_c - q_c) with Q = sum_c q_c = `mass`, computed as p_c (Q - q_c) - q_c (1 - p_c). */
 static inline VEC FN(probability_grad)(const struct segloss_cross_entropy* a, const VOXELS* v, int64_t class, int i,
                                        VEC target, VEC e, const REAL* mass, const REAL* scale) {
     const VEC q = FN(probability_weight)(a, class, target);
@@ -298,7 +299,7 @@ static void FN(find_mass)(const struct segloss_cross_entropy* a, VOXELS* v, REAL
     }
 }
 
-/* Gradient in log probabilities: -scale w_y at the label, or -scale q_c. */
+/* The gradient with respect to log probabilities: -scale w_y at the label, or -scale q_c for probabilities. */
 static void FN(write_log_grad)(const struct segloss_cross_entropy* a, VOXELS* v, const REAL* scale, int64_t first,
                                int n, ROWS grad) {
     ALIGNED REAL label_weight[SEGLOSS_BLOCK];
@@ -315,7 +316,7 @@ static void FN(write_log_grad)(const struct segloss_cross_entropy* a, VOXELS* v,
     }
 }
 
-/* The gradient of a block whose softmax is found, or of log probabilities. */
+/* The gradient of a block, after its softmax is found, or of log probabilities. */
 static void FN(active_block_grad)(const struct segloss_cross_entropy* a, VOXELS* v, REAL total_class_weight) {
     ALIGNED REAL scale[SEGLOSS_BLOCK];
     ALIGNED REAL mass[SEGLOSS_BLOCK];

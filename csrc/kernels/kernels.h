@@ -1,9 +1,9 @@
 /* The C side of segloss: numbers only. No torch, no threads, no allocation, no globals.
  *
- * Voxels are counted by their position p in [0, P) over all dimensions but the classes', the last one fastest. A kernel
- * walks a half-open range [begin, end) of positions in blocks of SEGLOSS_BLOCK; `begin` is a multiple of
- * SEGLOSS_BLOCK. What it computes for a position does not depend on the range, so any split of [0, P) at multiples of
- * SEGLOSS_BLOCK gives it the same bits. Sums over a range do depend on the split: the caller fixes it by the shape.
+ * A voxel has a position p in [0, P), counted over all dimensions except the classes, the last dimension fastest. A
+ * kernel walks a half-open range [begin, end) of positions in blocks of SEGLOSS_BLOCK; `begin` is a multiple of
+ * SEGLOSS_BLOCK. The results at a position do not depend on the range: any split of [0, P) at multiples of
+ * SEGLOSS_BLOCK gives the same bits. Sums over a range do depend on the split, so the caller derives it from the shape.
  */
 #ifndef SEGLOSS_KERNELS_H
 #define SEGLOSS_KERNELS_H
@@ -31,32 +31,32 @@ enum segloss_dtype {
     SEGLOSS_INT64,
 };
 
-/* What a target holds: labels, one value per voxel; probabilities, or masks of 0 and 1, one value per class. */
+/* What a target holds: labels have one value per voxel; probabilities, and masks of 0 and 1, have one per class. */
 enum segloss_target { SEGLOSS_LABELS, SEGLOSS_PROBABILITIES, SEGLOSS_MASKS };
 
-/* How p follows from the input x: softmax over the classes, sigmoid, or p = x. */
+/* How the input x gives p: softmax over the classes, sigmoid, or p = x. */
 enum segloss_activation { SEGLOSS_SOFTMAX, SEGLOSS_SIGMOID, SEGLOSS_IDENTITY };
 
-/* What the kernel computes in. */
+/* The type that a kernel computes in, REAL. */
 enum segloss_real { SEGLOSS_REAL_FLOAT, SEGLOSS_REAL_DOUBLE, SEGLOSS_REALS };
 
 enum { SEGLOSS_MAX_DIMS = 16 };
 
-/* The dimensions of the positions, neighbours merged where every tensor's strides allow it. */
+/* The dimensions of the positions. Adjacent ones are merged where every tensor's strides allow it. */
 struct segloss_positions {
     int num_dims; /* >= 1 */
     int64_t sizes[SEGLOSS_MAX_DIMS];
 };
 
-/* A tensor as it lies in memory, strides in elements. data == NULL: it is optional and absent, or has no element. */
+/* A tensor in memory, strides in elements. data is NULL where an optional tensor is absent or a tensor is empty. */
 struct segloss_tensor {
     void* data;
     enum segloss_dtype dtype;
-    int64_t stride_class; /* not used where the tensor has no classes */
+    int64_t stride_class; /* unused if the tensor has no classes */
     int64_t strides[SEGLOSS_MAX_DIMS];
 };
 
-/* What values must lie in, rounded to REAL; of no meaning where low == high. */
+/* The range that values, rounded to REAL, must lie in; not checked if low == high. */
 struct segloss_range {
     double low;
     double high;
@@ -77,78 +77,79 @@ struct segloss_sums {
  *
  *   l = v * w_y * (1 - p_y)^gamma * -log p_y
  *
- * A product with a zero class weight or a zero target is 0, whatever the logit. Voxels with the label ignore_index, or
- * with it in any mask, or with v = 0 count as absent: their logits are not looked at. */
+ * A product with a zero class weight or a zero target is 0, whatever the logit. A voxel does not count if its label or
+ * any of its masks is ignore_index, or if v = 0: it is treated as absent, and its logits have no effect. */
 struct segloss_cross_entropy {
     struct segloss_positions positions;
     int64_t num_classes; /* at most INT32_MAX */
     struct segloss_tensor logits;
-    struct segloss_range logit_range; /* nan is passed on */
+    struct segloss_range logit_range; /* nan passes the check */
     struct segloss_tensor target;
-    enum segloss_target target_kind;    /* masks: soft statistics only */
+    enum segloss_target target_kind;    /* no masks with a softmax */
     struct segloss_range target_range;  /* of probabilities; nan is outside */
-    struct segloss_tensor voxel_weight; /* optional, floating */
+    struct segloss_tensor voxel_weight; /* optional, floating-point */
     const void* class_weight;           /* REAL [C], optional */
     int64_t ignore_index;               /* of labels and masks */
     double label_smoothing;             /* 0 with log_probabilities */
-    double gamma;                       /* focal; >= 0, and 0 unless the target is labels */
+    double gamma;                       /* focal; >= 0. With a softmax, 0 unless the target is labels */
     int log_probabilities;              /* logits are log p already: no softmax */
 
-    struct segloss_tensor loss; /* forward writes each voxel's loss, binary forward each class's too; else optional */
+    struct segloss_tensor loss; /* forward writes one per voxel, if given; binary_forward one per class, always */
 
-    struct segloss_tensor grad_loss;   /* stride 0 everywhere for a reduced loss */
+    struct segloss_tensor grad_loss;   /* all strides are 0 for a reduced loss */
     double grad_scale;                 /* multiplies grad_loss: 1 / denominator for a mean */
-    struct segloss_tensor grad_logits; /* backward writes grad_loss * grad_scale * dl/dx; so does forward, if given */
+    struct segloss_tensor grad_logits; /* grad_loss * grad_scale * dl/dx; cross_entropy_forward writes it if given */
     int stream_grad;                   /* grad_logits is larger than the caches: write past them */
 };
 
-/* Binary cross entropy of logits x, each class by itself, with p = 1 / (1 + exp(-x)) and the target g (1 at the label's
- * class, else 0; or the class's probability or mask), smoothed to h = (1 - s) g + s / 2:
+/* Binary cross entropy of logits x for each class separately, with p = 1 / (1 + exp(-x)) and the target g (1 at the
+ * label's class, else 0; or the class's probability or mask), smoothed to h = (1 - s) g + s / 2:
  *
  *   l_c = v * w_c (h_c (1 - p_c)^gamma * -log p_c + (1 - h_c) p_c^gamma * -log(1 - p_c))
  *
- * The arguments are those of cross entropy; log_probabilities is not used. */
+ * The arguments are those of cross entropy; log_probabilities must be 0. */
 
-/* The sums over voxels, class by class, that every region loss is made of: v p g, v p and v g for the probability p and
- * the target g (1 at the label's class, else 0); with `squared`, p^2 and g^2 in the last two; with `soft_label`
- * v min(p, g) instead of v p g, the same where g is 0 or 1.
+/* The sums over voxels, for each class, from which every region loss is computed: v p g, v p and v g for the
+ * probability p and the target g (1 at the label's class, else 0). `squared` takes p^2 and g^2 in the last two;
+ * `soft_label` takes v min(p, g) instead of v p g, which is the same where g is 0 or 1.
  *
- * With `with_loss` the losses of the voxels are summed in the same walk: cross entropy where p is a softmax, binary
- * cross entropy, over all classes, where it is a sigmoid. */
+ * `with_loss` also sums the losses of the voxels in the same walk: cross entropy if p is a softmax, binary cross
+ * entropy over all classes if it is a sigmoid. */
 struct segloss_soft_stats {
-    struct segloss_cross_entropy voxels; /* loss and log_probabilities are not used */
+    struct segloss_cross_entropy voxels; /* loss is unused, log_probabilities must be 0 */
     enum segloss_activation activation;
     int squared;
-    int soft_label; /* target_kind SEGLOSS_PROBABILITIES and not `squared` only */
+    int soft_label; /* only with SEGLOSS_PROBABILITIES and without `squared` */
     int with_loss;  /* not with SEGLOSS_IDENTITY */
 
-    /* Backward, REAL [C]: what multiplies the derivatives of v p g and v p. voxels.grad_loss is that of the losses. */
+    /* For backward, REAL [C]: the gradients with respect to the sums of v p g and of v p. voxels.grad_loss is that with
+     * respect to the losses. */
     const void* grad_intersection;
     const void* grad_prediction;
 };
 
-/* Each statistic is handed over as this many sums, double [3][C][SEGLOSS_SUM_LANES], to be added in order. */
+/* Each statistic comes as this many partial sums, double [3][C][SEGLOSS_SUM_LANES]; the caller adds them in order. */
 enum { SEGLOSS_SUM_LANES = 8 };
 
-/* Predicted classes against labels. What is predicted is the class of the largest logit (the first of equals; nan
- * counts as largest), or the value of an integer map. Voxels with the label ignore_index count nowhere, whatever is
- * predicted there. Counts are int64 and added to what is there:
+/* Predicted classes against labels. The prediction is the class of the largest logit (the first one of equal logits;
+ * nan counts as largest), or the value of an integer map. Voxels with the label ignore_index are not counted, whatever
+ * their prediction. Counts are int64 and are added to what `counts` holds:
  *
  *   pairs:      [C][C], first the label, then the prediction
  *   per class:  [3][C], true positives, false positives, false negatives
  *
- * and one cell more, whose value means nothing. */
+ * followed by one more cell, whose value is meaningless. */
 struct segloss_confusion {
     struct segloss_positions positions;
     int64_t num_classes;              /* at most INT32_MAX */
-    struct segloss_tensor prediction; /* logits, or an integer map where prediction_is_labels */
+    struct segloss_tensor prediction; /* logits, or an integer map if prediction_is_labels */
     struct segloss_tensor target;
     int64_t ignore_index;
     int prediction_is_labels;
     int per_class;
 };
 
-/* Exact one-hot targets to int32 labels. */
+/* Converts exact one-hot targets to int32 labels. */
 struct segloss_one_hot {
     struct segloss_positions positions;
     int64_t num_classes;
@@ -156,15 +157,15 @@ struct segloss_one_hot {
     int32_t* labels; /* [P] */
 };
 
-/* All kernels of one instruction set. Each returns -1, or the position of the first voxel whose target it refuses: a
- * label outside [0, C) that is not ignore_index, a floating label that is not integral, a target that is not one-hot, a
- * mask that is not 0, 1 or ignore_index, all three rounded to REAL; or, in a block without such a target, at a voxel
- * that counts, a predicted label outside [0, C), or, in forward alone, a class probability or a logit outside its
- * range. What was written up to then is meaningless; nothing is written from that voxel's block on. `sums`, `stats` and
- * `largest` are overwritten. */
+/* All kernels of one instruction set. Each returns -1, or the position of the first voxel that it refuses. A kernel
+ * refuses a label outside [0, C) that is not ignore_index, a floating-point label that is not integral, a target that
+ * is not one-hot, and a mask that is not 0, 1 or ignore_index, where mask and ignore_index are rounded to REAL. In a
+ * block without such a target, it refuses at voxels that count: a predicted label outside [0, C) and, in forward only,
+ * a class probability or a logit outside its range. After a refusal, results of earlier blocks are meaningless, and
+ * nothing is written from the refused voxel's block on. `sums`, `stats` and `largest` are overwritten. */
 struct segloss_kernels {
     const char* isa;
-    /* Of the sums, the weight alone: what forward gives, without reading the logits. */
+    /* Only the weight of the sums: the same value as forward gives, without reading the logits. */
     int64_t (*cross_entropy_weight[SEGLOSS_REALS])(const struct segloss_cross_entropy* args, int64_t begin, int64_t end,
                                                    struct segloss_sums* sums);
     int64_t (*cross_entropy_forward[SEGLOSS_REALS])(const struct segloss_cross_entropy* args, int64_t begin,
@@ -178,25 +179,25 @@ struct segloss_kernels {
     int64_t (*soft_stats_backward[SEGLOSS_REALS])(const struct segloss_soft_stats* args, int64_t begin, int64_t end);
     int64_t (*confusion[SEGLOSS_REALS])(const struct segloss_confusion* args, int64_t begin, int64_t end,
                                         int64_t* counts);
-    /* Of the labels and the predictions of two maps, at valid voxels; -1 where there is none. */
+    /* The largest value in the maps of labels and of predictions, over the voxels that count; -1 if there is none. */
     int64_t (*largest_label)(const struct segloss_confusion* args, int64_t begin, int64_t end, int64_t* largest);
     int64_t (*one_hot)(const struct segloss_one_hot* args, int64_t begin, int64_t end);
 };
 
-/* What is built: neon on 64-bit ARM; baseline elsewhere, and with it the other two on x86-64. */
+/* Which ones are built: neon on 64-bit ARM; baseline, avx2 and avx512 on x86-64; baseline elsewhere. */
 extern const struct segloss_kernels segloss_kernels_baseline;
 extern const struct segloss_kernels segloss_kernels_avx2;
 extern const struct segloss_kernels segloss_kernels_avx512;
 extern const struct segloss_kernels segloss_kernels_neon;
 
-#pragma GCC visibility push(default) /* all else is the library's own */
+#pragma GCC visibility push(default) /* everything else is internal to the library */
 
-/* The k-th table that this processor can run, the best one first; NULL after the last one. */
+/* The k-th table that this processor can run, best first; NULL after the last one. */
 const struct segloss_kernels* segloss_usable_kernels(int k);
 
-/* The table for the instruction set `isa`, or for the best one of this processor where `isa` is NULL or empty. NULL if
- * there is no such table or this processor cannot run it. "baseline" is what every processor of its kind has: where
- * another name says which instructions these are, that one's table. */
+/* The table for the instruction set `isa`, or the best one for this processor if `isa` is NULL or empty. NULL if there
+ * is no such table or this processor cannot run it. "baseline" gives the table that every processor of the architecture
+ * can run, also where that table has another name, such as neon. */
 const struct segloss_kernels* segloss_select_kernels(const char* isa);
 
 #pragma GCC visibility pop

@@ -5,11 +5,11 @@
  *
  * and, where there are instructions for it,
  *
- *   LARGER_F32 and LARGER_F64(x, y), for each lane x > y ? x : y;
- *   STREAM(to, x), which writes past the caches to an aligned address, and FENCE(), which makes such writes seen.
+ *   LARGER_F32 and LARGER_F64(x, y), which give x > y ? x : y in each lane;
+ *   STREAM(to, x), which writes past the caches to an aligned address, and FENCE(), which makes such writes visible.
  *
- * REAL is what the kernels compute in, REAL_DTYPE its dtype, BITS and UBITS the integers of its size, FN(name) a name
- * of its own. */
+ * REAL is the type that the kernels compute in, REAL_DTYPE its dtype, BITS and UBITS the integers of its size, and
+ * FN(name) makes a name unique for this REAL. */
 
 #include <math.h>
 

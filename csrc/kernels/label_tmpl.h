@@ -1,6 +1,6 @@
-/* LABEL_NAME: labels of type FROM, anywhere, to classes, IGNORED or BAD; whether any is BAD. CONVERT gives a label as
- * WIDE, which holds every FROM (default: C's own conversion); the narrower WIDE is, the more labels a vector compares.
- */
+/* Defines LABEL_NAME, which maps labels of type FROM, with any stride, to a class, IGNORED or BAD, and returns whether
+ * any is BAD. CONVERT converts a label to WIDE (default: a C cast; then WIDE must hold every value of FROM). The
+ * narrower WIDE is, the more labels fit into a vector. */
 #ifdef CONVERT
 #define CAN_BE_NO_LABEL 1
 #else
@@ -22,7 +22,7 @@ static int LABEL_NAME(int32_t* restrict label, const struct plane* from, int cou
     const WIDE ignored = (WIDE)ignore_index;
     const int occurs = (int64_t)ignored == ignore_index && !(CAN_BE_NO_LABEL && ignore_index == NO_LABEL);
     int32_t lowest = IGNORED;
-    if (from->stride_voxel == 1) { /* known strides vectorise */
+    if (from->stride_voxel == 1) { /* a loop with a known stride vectorises */
         for (int i = 0; i < count; ++i) {
             label[i] = JOIN(one_, LABEL_NAME)(CONVERT(f[i]), classes, ignored, occurs);
             lowest = label[i] < lowest ? label[i] : lowest;

@@ -1,11 +1,11 @@
-/* Class labels of any dtype, read as they are. */
+/* Reads class labels of any dtype. */
 #ifndef SEGLOSS_LABELS_H
 #define SEGLOSS_LABELS_H
 
 #include "block.h"
 
-/* Stands for a floating label that is not integral and for an unsigned one beyond int64. No such dtype has this value
- * itself: it takes 63 bits. */
+/* Stands for a floating-point label that is not integral and for an unsigned one beyond int64. No label of these dtypes
+ * has this value itself: it is negative and takes 63 bits. */
 #define NO_LABEL (INT64_MIN + 1)
 
 static inline int64_t label_of_double(double x) {
@@ -83,7 +83,7 @@ static copy_function* const label_readers[] = {
     [SEGLOSS_UINT64] = labels_from_uint64,   [SEGLOSS_INT64] = labels_from_int64,
 };
 
-/* One integer per voxel of a block, of one class where the tensor has classes. */
+/* Reads one integer per voxel of a block; of class `class` if the tensor has classes. */
 static void read_integers(int64_t* value, const struct segloss_tensor* t, const struct block* b, int64_t class) {
     for (struct run r = first_run(b); r.count > 0; r = next_run(b, &r)) {
         const struct plane to = lanes_plane(value, sizeof value[0], &r);
@@ -92,7 +92,7 @@ static void read_integers(int64_t* value, const struct segloss_tensor* t, const 
     }
 }
 
-/* What becomes of a label that is no class. */
+/* Stand for a label that is not a class. */
 enum { IGNORED = -1, BAD = -2 };
 
 typedef int label_function(int32_t* label, const struct plane* from, int count, int64_t num_classes,
@@ -172,7 +172,7 @@ static label_function* const class_readers[] = {
     [SEGLOSS_UINT64] = class_from_uint64,   [SEGLOSS_INT64] = class_from_int64,
 };
 
-/* Labels are read faster than the processor foresees: those of some blocks further on are fetched meanwhile. */
+/* The kernel reads labels faster than the hardware prefetches them, so this fetches those a few blocks ahead. */
 static void fetch_labels_ahead(const struct plane* now, int count, int64_t size) {
     enum { BLOCKS_AHEAD = 4 };
     const char* ahead = (const char*)now->data + BLOCKS_AHEAD * SEGLOSS_BLOCK * size;
@@ -181,8 +181,8 @@ static void fetch_labels_ahead(const struct plane* now, int count, int64_t size)
     }
 }
 
-/* One block of labels: the class of each lane, -1 where it is ignored and in lanes past the end. Returns -1, or the
- * first lane whose label is neither ignore_index nor in [0, num_classes). */
+/* Reads one block of labels: the class of each lane, -1 for ignored labels and in lanes past the end. Returns -1, or
+ * the first lane whose label is neither ignore_index nor in [0, num_classes). */
 static int read_labels(int32_t* label, const struct segloss_tensor* target, const struct block* b, int64_t num_classes,
                        int64_t ignore_index) {
     int any_bad = 0;

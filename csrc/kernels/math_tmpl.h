@@ -1,15 +1,15 @@
 /* Elementary functions of a vector: no branch, no call, no table.
  *
- * Every function passes nan through. The coefficients are minimax fits (Remez exchange, 60 digits) on the interval
- * named beside them; tests/c holds the errors quoted, against arithmetic of more digits.
+ * Every function passes nan through. The coefficients are minimax fits (Remez exchange, 60 digits) on the interval that
+ * the comments give; tests/c checks the stated errors against arithmetic with more digits.
  */
 
 #if REAL_IS_DOUBLE
 #define EXP_LOWEST (-0x1.6232bdd7abcd2p+9) /* log of the smallest normal double, -708.396 */
-#define ROUND_MAGIC 0x1.8p52               /* adding it rounds to an integer, found in the low bits */
+#define ROUND_MAGIC 0x1.8p52               /* adding it rounds to an integer, which is in the low bits */
 #define EXPONENT_BIAS 1023.0
 #define MANTISSA_BITS 52
-#define LN2_HIGH 0x1.62e42fee00000p-1 /* ln 2 to 33 bits: times an exponent it is exact */
+#define LN2_HIGH 0x1.62e42fee00000p-1 /* ln 2 to 33 bits: its product with an exponent is exact */
 #define LN2_LOW 0x1.a39ef35793c76p-33
 #define SQRT_HALF_BITS INT64_C(0x3fe6a09e667f3bcd)
 #else
@@ -25,9 +25,8 @@
 
 /* exp(x) for x <= 0, within 1.2 ulp.
  *
- * x = n ln 2 + r with |r| <= ln 2 / 2; exp(x) = 2^n (1 + r + r^2 q(r)). Below EXP_LOWEST, where the result is no
- * longer normal, it is 0; so it is for -inf. Above 0 the result is right until 2^n overflows, but no caller goes there.
- */
+ * x = n ln 2 + r with |r| <= ln 2 / 2; exp(x) = 2^n (1 + r + r^2 q(r)). Below EXP_LOWEST, where the result would be
+ * subnormal, and for -inf the result is 0. For x > 0 it is right until 2^n overflows, but no caller passes such x. */
 static inline VEC FN(exp_nonpositive)(VEC x) {
     const VEC shifted = x * LOG2_E + (ROUND_MAGIC + EXPONENT_BIAS);
     const VEC n = shifted - (ROUND_MAGIC + EXPONENT_BIAS);
@@ -55,7 +54,7 @@ static inline VEC FN(exp_nonpositive)(VEC x) {
     return FN(only)(~(x < EXP_LOWEST), fraction * power);
 }
 
-/* The integer k as REAL, |k| < 2^20. */
+/* Converts the integer k to REAL, |k| < 2^20. */
 static inline VEC FN(of_integer)(MASK k) {
     const VEC magic = FN(splat)(ROUND_MAGIC);
     return (VEC)((UMASK)k + (UMASK)magic) - magic;
@@ -97,7 +96,7 @@ static inline VEC FN(log)(VEC x) {
 
 /* log(1 + x) for x >= 0, within 2.2 ulp relative to the result, however small x is; nan gives nan.
  *
- * For k = 0, f is x itself: what rounding 1 + x would lose counts only there. */
+ * For k = 0, f is x itself: only there does the rounding of 1 + x lose digits that matter. */
 static inline VEC FN(log1p)(VEC x) {
     const VEC u = 1 + x;
     const MASK k = FN(exponent_of)(u);

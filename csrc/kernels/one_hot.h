@@ -1,4 +1,4 @@
-/* Exact one-hot targets of any integer dtype to labels. */
+/* Converts exact one-hot targets of any integer dtype to labels. */
 
 static int64_t one_hot_labels(const struct segloss_one_hot* a, int64_t begin, int64_t end) {
     assert_range(&a->positions, begin, end);

@@ -1,4 +1,4 @@
-/* Soft statistics and the losses summed along with them; the formulas are in kernels.h. */
+/* Soft statistics, the losses summed in the same walk, and their gradient; the formulas are in kernels.h. */
 
 /* p_c of a chunk is rows[c] * v->share. */
 static const REAL* FN(activations)(const struct segloss_soft_stats* s, VOXELS* v, int64_t first, int n) {
@@ -6,7 +6,7 @@ static const REAL* FN(activations)(const struct segloss_soft_stats* s, VOXELS* v
                                             : FN(probabilities)(v, s->activation, first, n);
 }
 
-/* Softmax, or p = rows itself. */
+/* Prepares the softmax; for other activations sets share to 1, so that p_c = rows[c]. */
 static void FN(prepare_activations)(const struct segloss_soft_stats* s, VOXELS* v) {
     if (s->activation == SEGLOSS_SOFTMAX) {
         FN(find_softmax)(v, &s->voxels, 1);
@@ -18,7 +18,7 @@ static void FN(prepare_activations)(const struct segloss_soft_stats* s, VOXELS* 
     }
 }
 
-/* The three statistics' lanes of one class. */
+/* The lanes of one class in each of the three statistics. */
 struct FN(class_sums) {
     double* intersection;
     double* prediction;
@@ -31,12 +31,12 @@ static struct FN(class_sums) FN(sums_of_class)(const struct segloss_soft_stats* 
     return (struct FN(class_sums)){first, first + stride, first + 2 * stride};
 }
 
-/* A row of lanes, every four vectors summed: what goes to the sums in double. */
+/* The lanes of a row after each four vectors are summed in REAL; these lanes are added to the sums in double. */
 enum { FN(summed_lanes) = SEGLOSS_BLOCK / 4 };
 
 static inline VEC FN(sum_of_four)(const VEC* x) { return (x[0] + x[1]) + (x[2] + x[3]); }
 
-/* v p, or v p^2, of each class. */
+/* Adds v p, or v p^2, of each class. */
 static void FN(add_predictions)(const struct segloss_soft_stats* s, const VOXELS* v, const REAL* rows, int64_t first,
                                 int n, double* stats) {
     ALIGNED REAL summed[FN(summed_lanes)];
@@ -57,7 +57,7 @@ static void FN(add_predictions)(const struct segloss_soft_stats* s, const VOXELS
 /* min(p, g); nan for p = nan. */
 static inline VEC FN(overlap)(VEC p, VEC g) { return FN(select)(g < p, g, p); }
 
-/* v p g (soft_label: v min(p, g)) and v g, or v g^2, class by class. */
+/* Adds v p g (soft_label: v min(p, g)), and v g or v g^2, class by class. */
 static void FN(add_targets)(const struct segloss_soft_stats* s, VOXELS* v, const REAL* rows, int64_t first, int n,
                             double* stats) {
     ALIGNED REAL buffer[SEGLOSS_BLOCK], intersection[FN(summed_lanes)], truth[FN(summed_lanes)];
@@ -82,7 +82,8 @@ static void FN(add_targets)(const struct segloss_soft_stats* s, VOXELS* v, const
     }
 }
 
-/* The same of labels, voxel by voxel; neighbours go to different lanes, so that none waits for another. */
+/* The same for labels, voxel by voxel. Neighbouring voxels add to different lanes, so that no addition waits for the
+ * one before. */
 static void FN(add_labels)(const struct segloss_soft_stats* s, const VOXELS* v, const REAL* rows, int64_t first, int n,
                            double* stats) {
     ALIGNED REAL p[SEGLOSS_BLOCK] = {0};
@@ -96,7 +97,7 @@ static void FN(add_labels)(const struct segloss_soft_stats* s, const VOXELS* v, 
     }
 }
 
-/* Adds the losses of a chunk of classes to each voxel's. */
+/* Adds the losses of a chunk of classes to each voxel's loss. */
 static void FN(add_binary_losses)(const struct segloss_cross_entropy* a, VOXELS* v, int64_t first, int n,
                                   REAL* restrict loss) {
     const REAL* x = FN(read_input)(v, first, n);
@@ -111,8 +112,8 @@ static void FN(add_binary_losses)(const struct segloss_cross_entropy* a, VOXELS*
     }
 }
 
-/* Adds the statistics of a block and, with_loss, its voxels' losses and what they add to the denominator: that of one
- * class where each class has a loss. */
+/* Adds the statistics of a block and, if with_loss, its voxels' losses and what they add to the denominator. Where each
+ * class has a loss, this denominator is that of one class. */
 static void FN(add_block_stats)(const struct segloss_soft_stats* s, VOXELS* v, REAL total_class_weight, double* stats,
                                 double* loss_sums, double* weight_sums) {
     const struct segloss_cross_entropy* a = &s->voxels;
@@ -160,7 +161,7 @@ static int64_t FN(soft_stats_forward)(const struct segloss_soft_stats* s, int64_
     const REAL total_class_weight = FN(total_class_weight)(&s->voxels);
     double loss_sums[SEGLOSS_SUM_LANES] = {0}, weight_sums[SEGLOSS_SUM_LANES] = {0};
     VOXELS v;
-    for (int64_t i = 0; i < s->voxels.num_classes * 3 * SEGLOSS_SUM_LANES; ++i) { // memset takes no null of no class
+    for (int64_t i = 0; i < s->voxels.num_classes * 3 * SEGLOSS_SUM_LANES; ++i) { // no memset: stats may be null
         stats[i] = 0;
     }
     for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
@@ -177,15 +178,17 @@ static int64_t FN(soft_stats_forward)(const struct segloss_soft_stats* s, int64_
     return -1;
 }
 
-/* ---- gradient: with d_c = a_c g_c + b_c (times 2 p_c if squared), where a and b are grad_intersection and
- * grad_prediction, the statistics' part is v p_c (d_c - sum_k p_k d_k) for a softmax, v p_c (1 - p_c) d_c for a sigmoid
- * and v d_c for p itself. With soft_label [p_c < g_c] takes the place of g_c, 1/2 where they are equal ---- */
+/* ---- gradient ----
+ *
+ * Let a and b be grad_intersection and grad_prediction, and d_c = a_c g_c + b_c, or a_c g_c + 2 b_c p_c if squared. The
+ * gradient of the statistics is v p_c (d_c - sum_k p_k d_k) for a softmax, v p_c (1 - p_c) d_c for a sigmoid and v d_c
+ * for the identity. With soft_label, [p_c < g_c] replaces g_c in d_c; it is 1/2 where they are equal. */
 
 static inline VEC FN(prediction_slope)(const struct segloss_soft_stats* s, VEC b, VEC p) {
     return s->squared ? 2 * b * p : b;
 }
 
-/* sum_{c != y} e_c (d_c - d_y): relative to the label's own, so that the gradient of a confident voxel keeps its
+/* sum_{c != y} e_c (d_c - d_y): relative to the label's d_y, so that the gradient of a confident voxel keeps its
  * digits. */
 static void FN(find_differences)(const struct segloss_soft_stats* s, VOXELS* v, const REAL* restrict at_label,
                                  REAL* restrict difference) {
@@ -210,7 +213,7 @@ static void FN(find_differences)(const struct segloss_soft_stats* s, VOXELS* v, 
     }
 }
 
-/* Adds the statistics' part to the gradient of a block with labels. */
+/* Adds the gradient of the statistics to that of a block with labels. */
 static void FN(add_to_label_grad)(const struct segloss_soft_stats* s, VOXELS* v, LABEL_GRAD* g) {
     ALIGNED REAL at_label[SEGLOSS_BLOCK], difference[SEGLOSS_BLOCK], a_y[SEGLOSS_BLOCK], b_y[SEGLOSS_BLOCK];
     FN(look_up)(s->grad_intersection, s->voxels.num_classes, v->label, a_y);
@@ -232,7 +235,7 @@ static void FN(add_to_label_grad)(const struct segloss_soft_stats* s, VOXELS* v,
     g->squared = s->squared;
 }
 
-/* The target and the derivatives of one class: d_c = a_c g_c + b_c, times 2 p_c if squared. */
+/* The target of one class and the a_c and b_c of its d_c. */
 struct FN(slopes) {
     const REAL* target;
     REAL a;
@@ -275,7 +278,7 @@ static void FN(find_mean_slope)(const struct segloss_soft_stats* s, VOXELS* v, R
     }
 }
 
-/* The losses' part of a class's gradient: zero without them. */
+/* The gradient of the losses in one class; 0 without losses. */
 static inline VEC FN(loss_grad)(const struct segloss_soft_stats* s, const VOXELS* v, int64_t class, int i, VEC x,
                                 VEC target, VEC activation, const REAL* mass, const REAL* scale) {
     if (!s->with_loss) {
@@ -287,7 +290,7 @@ static inline VEC FN(loss_grad)(const struct segloss_soft_stats* s, const VOXELS
     return FN(binary_grad)(&s->voxels, class, x, target, FN(load)(scale + i));
 }
 
-/* The gradient of a block class by class; `mean` is that of find_mean_slope for a softmax. */
+/* Writes the gradient of a block class by class; `mean` comes from find_mean_slope for a softmax and is 0 otherwise. */
 static void FN(write_stats_grad)(const struct segloss_soft_stats* s, VOXELS* v, const REAL* mass, const REAL* mean,
                                  const REAL* scale, int64_t first, int n) {
     const struct segloss_cross_entropy* a = &s->voxels;
@@ -313,7 +316,7 @@ static void FN(write_stats_grad)(const struct segloss_soft_stats* s, VOXELS* v, 
     FN(finish_output)(v, grad, &a->grad_logits, first, n, a->stream_grad);
 }
 
-/* The same for labels under a softmax, where only the label's class differs. */
+/* The same for labels with a softmax, where only the label's class differs. */
 static void FN(write_label_stats_grad)(const struct segloss_soft_stats* s, VOXELS* v, const LABEL_GRAD* label_grad,
                                        int64_t first, int n) {
     const struct segloss_cross_entropy* a = &s->voxels;

@@ -1,14 +1,14 @@
 /* The softmax of a block.
  *
- * With m the largest logit of a voxel and tail = sum of e_c = exp(x_c - m) over the classes but one largest:
+ * Let m be the largest logit of a voxel and tail the sum of e_c = exp(x_c - m) over all classes but one with x_c = m:
  *   -log p_y  = (m - x_y) + log1p(tail)
  *   p_c       = e_c / (1 + tail)
  *   1 - p_c   = (tail + (1 - e_c)) / (1 + tail)
- * Nothing cancels in any of them, so that a confident voxel keeps its digits. */
+ * Nothing cancels in any of them, so the results of a confident voxel keep their digits. */
 
-/* softmax_of_chunk's columns of WIDTH voxels, all classes of one before the next: a column stays in the nearest cache
- * from the first look at it to the last. The largest logit starts from the lowest finite number: all logits -inf leave
- * exp(x - max) = 0 instead of nan in here, and a tail of -1. */
+/* Computes softmax_of_chunk by columns of WIDTH voxels, all classes of one column before the next, so that a column
+ * stays in the L1 cache from its first use to its last. The largest logit starts at the lowest finite number: if all
+ * logits are -inf, exp(x - max) is 0 instead of nan here, and the tail is -1. */
 static inline __attribute__((always_inline)) void FN(softmax_of_columns)(VOXELS* v, ROWS x, int64_t first_class,
                                                                          int num_classes, int keep, REAL* restrict max,
                                                                          REAL* restrict tail) {
@@ -52,8 +52,8 @@ static inline __attribute__((always_inline)) void FN(softmax_of_columns)(VOXELS*
     }
 }
 
-/* The largest logit and the tail of a chunk of classes, and x_y where y is one of them. The e_c are kept if asked for;
- * they are relative to that logit. The next block is fetched meanwhile. */
+/* Finds the largest logit and the tail of a chunk of classes, and x_y if y is one of them. With `keep` it stores the
+ * e_c, relative to that logit. It prefetches the next block meanwhile. */
 static void FN(softmax_of_chunk)(VOXELS* v, int64_t first_class, int num_classes, int keep, REAL* max, REAL* tail) {
     const ROWS x = FN(input_rows)(v, first_class, num_classes);
     v->activations.first_class = keep ? first_class : -1;
@@ -61,7 +61,7 @@ static void FN(softmax_of_chunk)(VOXELS* v, int64_t first_class, int num_classes
     FN(clear_unused)(tail, &v->block, 1);
     FN(clear_unused)(v->label_x, &v->block, 1);
     FN(clear_unused)(v->activations.values, &v->block, keep ? num_classes : 0);
-    if (num_classes == 2) { /* told how few there are, the compiler keeps a column in registers */
+    if (num_classes == 2) { /* for a constant number of classes the compiler keeps a column in registers */
         FN(softmax_of_columns)(v, x, first_class, 2, keep, max, tail);
     } else if (num_classes == 3) {
         FN(softmax_of_columns)(v, x, first_class, 3, keep, max, tail);
@@ -72,8 +72,8 @@ static void FN(softmax_of_chunk)(VOXELS* v, int64_t first_class, int num_classes
     }
 }
 
-/* Joins the largest logit and the tail of further classes to those so far, the tail in double: of two sums 1 + tail,
- * that with the smaller maximum is scaled down and becomes part of the other one's tail. */
+/* Merges the largest logit and the tail of a further chunk into those so far, with the tail in double. Of the two sums
+ * 1 + tail, the one with the smaller maximum is scaled down and added to the other's tail. */
 static void FN(join_chunk)(VOXELS* v, double* tail, const REAL* chunk_max, const REAL* chunk_tail) {
     ALIGNED REAL scale[SEGLOSS_BLOCK];
     for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
@@ -89,7 +89,7 @@ static void FN(join_chunk)(VOXELS* v, double* tail, const REAL* chunk_max, const
     }
 }
 
-/* No class yet: nothing is added to what is joined. */
+/* The state without any class: merging adds nothing to the first chunk. */
 static void FN(start_joining)(VOXELS* v, double* tail) {
     for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
         v->max[i] = REAL_LOWEST;
@@ -97,8 +97,8 @@ static void FN(start_joining)(VOXELS* v, double* tail) {
     }
 }
 
-/* m, the tail, and x_y where there are labels. The tail is nan where the softmax is: a logit nan or +inf, or all of
- * them -inf. `keep`: the e_c will be asked for. */
+/* Finds m, the tail, and x_y where there are labels. The tail is nan where the softmax is nan: if a logit is nan or
+ * +inf, or all are -inf. `keep`: the caller will need the e_c. */
 static void FN(find_softmax)(VOXELS* v, const struct segloss_cross_entropy* a, int keep) {
     ALIGNED double tail[SEGLOSS_BLOCK];
     ALIGNED REAL chunk_max[SEGLOSS_BLOCK], chunk_tail[SEGLOSS_BLOCK];
@@ -119,7 +119,7 @@ static void FN(find_softmax)(VOXELS* v, const struct segloss_cross_entropy* a, i
     }
 }
 
-/* e_c of a chunk, to be used before the next one is asked for. */
+/* e_c of a chunk, valid until the next chunk is requested. */
 static const REAL* FN(exponentials)(VOXELS* v, int64_t first_class, int num_classes) {
     REAL* restrict e = v->activations.values;
     if (v->activations.first_class != first_class) {
@@ -137,8 +137,7 @@ static const REAL* FN(exponentials)(VOXELS* v, int64_t first_class, int num_clas
     return e;
 }
 
-/* A sum over the classes: in REAL within a chunk, in double over several. `part` is that of the chunk from `first` on.
- */
+/* Sums over the classes: in REAL within a chunk, in double over chunks. `part` is the sum of the chunk at `first`. */
 static void FN(add_chunk)(REAL* restrict total, double* restrict sum, const REAL* restrict part, int64_t first,
                           int64_t num_classes) {
     if (num_classes <= CLASS_CHUNK) {

@@ -1,9 +1,9 @@
-/* Vectors of REAL by the GNU extension of gcc and clang: operators work lane by lane, comparisons give -1 or 0, and a
- * scalar operand stands for all lanes. */
+/* Vectors of REAL, by the vector extension of gcc and clang: operators work lane by lane, comparisons give -1 or 0, and
+ * a scalar operand applies to all lanes. */
 
 #define VEC FN(vec)
 #define MASK FN(mask)
-#define UMASK FN(umask) /* its bits, for arithmetic that wraps */
+#define UMASK FN(umask) /* the same bits as unsigned, for arithmetic that wraps */
 #define WIDTH ((int)(SEGLOSS_VECTOR_BYTES / sizeof(REAL)))
 
 typedef REAL VEC __attribute__((vector_size(SEGLOSS_VECTOR_BYTES)));
@@ -22,7 +22,7 @@ static inline VEC FN(splat)(REAL x) { return (VEC){0} + x; }
 
 static inline VEC FN(select)(MASK mask, VEC yes, VEC no) { return (VEC)((mask & (MASK)yes) | (~mask & (MASK)no)); }
 
-/* x where the mask says so, else 0. */
+/* x where the mask is set, else 0. */
 static inline VEC FN(only)(MASK mask, VEC x) { return (VEC)(mask & (MASK)x); }
 
 /* x > y ? x : y */
@@ -34,7 +34,7 @@ static inline VEC FN(larger)(VEC x, VEC y) {
 #endif
 }
 
-/* To an aligned address, past the caches where that can be. */
+/* Stores to an aligned address, past the caches where the instruction set can. */
 static inline void FN(stream)(REAL* to, VEC x) {
 #ifdef STREAM
     STREAM(to, x);
@@ -43,22 +43,22 @@ static inline void FN(stream)(REAL* to, VEC x) {
 #endif
 }
 
-/* Makes what was streamed seen by other threads. */
+/* Makes streamed data visible to other threads. */
 static inline void FN(end_streams)(void) {
 #ifdef FENCE
     FENCE();
 #endif
 }
 
-/* Labels of as many lanes. */
+/* The labels of one vector of lanes. */
 static inline MASK FN(load_labels)(const int32_t* from) {
     int32_t label __attribute__((vector_size(sizeof(int32_t) * WIDTH)));
     memcpy(&label, from, sizeof label);
     return __builtin_convertvector(label, MASK);
 }
 
-/* Adds `count` values, a multiple of WIDTH, to running sums in double, SEGLOSS_SUM_LANES of them; the order of
- * additions is fixed. */
+/* Adds `count` values to SEGLOSS_SUM_LANES running sums in double, in a fixed order. `count` must be a multiple of
+ * SEGLOSS_SUM_LANES. */
 static inline void FN(add_to_sums)(double* sums, const REAL* values, int count) {
     enum { DOUBLES = SEGLOSS_VECTOR_BYTES / sizeof(double), PARTS = SEGLOSS_SUM_LANES / DOUBLES };
     typedef REAL part_vector __attribute__((vector_size(sizeof(REAL) * DOUBLES)));

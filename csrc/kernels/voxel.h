@@ -1,7 +1,7 @@
-/* The mathematics of one voxel, its classes one after the other: for kernels where a thread owns a voxel.
+/* The mathematics of one voxel, class after class, for kernels in which a thread owns a voxel.
  *
- * C and CUDA both compile it. Each function is there for float and for double: in C as name_float and name_double, in
- * C++ as overloads of one name. The blocks of voxels of the vector kernels have templates of their own. */
+ * C and CUDA both compile it. Each function exists for float and for double: in C as name_float and name_double, in C++
+ * as overloads of one name. The vector kernels, which process blocks of voxels, have their own templates. */
 #ifndef SEGLOSS_VOXEL_H
 #define SEGLOSS_VOXEL_H
 
@@ -14,7 +14,7 @@
 #define VOXEL_FUNCTION static inline
 #endif
 
-enum { VOXEL_GROUP = 32 }; /* of classes, summed plainly */
+enum { VOXEL_GROUP = 32 }; /* classes that are summed without compensation */
 
 #define REAL float
 #define STRUCT(name) name##_float

@@ -1,27 +1,27 @@
-/* One voxel in REAL; the formulas are in kernels.h, and what keeps the digits of a confident voxel in softmax_tmpl.h.
+/* One voxel in REAL. The formulas are in kernels.h; softmax_tmpl.h says how a confident voxel keeps its digits.
  *
- * q_c is what multiplies -log p_c in the loss, and Q = sum_c q_c. */
+ * q_c is the factor of -log p_c in the loss, and Q = sum_c q_c. */
 
 /* factor * nll, but 0 for a zero factor even at nll = inf. */
 VOXEL_FUNCTION REAL FN(weighted)(REAL factor, REAL nll) {
     return factor == 0 && nll == (REAL)INFINITY ? 0 : factor * nll;
 }
 
-/* A softmax and what losses need of it. Over thousands of classes a plain sum in REAL loses digits: classes are summed
- * by groups, and the groups with what rounding took from their sum (Kahan). Sums that may be infinite are double. */
+/* A softmax and what losses need of it. Over thousands of classes a plain sum in REAL loses digits, so classes are
+ * summed in groups, and the groups by Kahan's compensated summation. Sums that can overflow REAL are double. */
 struct STRUCT(softmax) {
     REAL max;    /* the largest logit so far */
     REAL tail;   /* of this group, relative to max */
-    REAL groups; /* of the groups before, relative to groups_max */
+    REAL groups; /* of the previous groups, relative to groups_max */
     REAL groups_max;
-    REAL groups_lost; /* what rounding added to it */
+    REAL groups_lost; /* what rounding added to `groups` */
     double spread;    /* sum of q_c (max - x_c) */
     double mass;      /* sum of q_c */
 };
 
-/* The tail is the sum of exp(x_c - max) over the classes but one largest. The first largest logit is the lowest finite
- * number, as if there were a class of it, which the sum of the groups takes back: without a class, or with all logits
- * -inf, it stays -1. */
+/* The tail is the sum of exp(x_c - max) over all classes but one with the largest logit. max starts at the lowest
+ * finite number, as if a class had that logit, and `groups` at -1, which removes this class again. Without classes, or
+ * if all logits are -inf, the sum stays -1. */
 VOXEL_FUNCTION void FN(start_softmax)(struct STRUCT(softmax) * s) {
     s->max = s->groups_max = REAL_LOWEST;
     s->groups = -1;
@@ -35,14 +35,14 @@ VOXEL_FUNCTION void FN(start_log_probabilities)(struct STRUCT(softmax) * s) {
     s->max = 0;
 }
 
-/* A larger maximum scales 1 + tail down and makes it part of the new tail: one exponential and no branch for both. */
+/* A larger logit x scales 1 + tail down, which becomes the new tail. Both cases take one exponential and no branch. */
 VOXEL_FUNCTION void FN(add_logit)(struct STRUCT(softmax) * s, REAL x) {
     const REAL above = x - s->max, e = MATH(exp)(-MATH(fabs)(above));
     s->tail = s->tail * (above > 0 ? e : 1) + e;
     s->max = above > 0 ? x : s->max;
 }
 
-/* After VOXEL_GROUP classes at most. */
+/* Call it after at most VOXEL_GROUP classes. */
 VOXEL_FUNCTION void FN(finish_group)(struct STRUCT(softmax) * s) {
     const REAL scale = MATH(exp)(s->groups_max - s->max);
     const REAL before = s->groups * scale, added = s->tail - s->groups_lost * scale;
@@ -52,22 +52,22 @@ VOXEL_FUNCTION void FN(finish_group)(struct STRUCT(softmax) * s) {
     s->tail = 0;
 }
 
-/* Makes the tail that of all groups, and nan where the softmax is: a logit nan or +inf, all of them -inf, or none. */
+/* Sets the tail to that of all groups; nan if a logit is nan or +inf, if all are -inf, or if there are none. */
 VOXEL_FUNCTION void FN(finish_softmax)(struct STRUCT(softmax) * s) {
     const REAL tail = s->groups + (s->max - s->max);
     s->tail = tail < 0 ? (REAL)NAN : tail;
 }
 
-/* A class's part of the losses, once the softmax is finished. */
+/* Adds a class to the losses, after finish_softmax. */
 VOXEL_FUNCTION void FN(add_factor)(struct STRUCT(softmax) * s, REAL x, REAL q) {
     const REAL below = s->max - x;
     s->mass += (double)q;
     s->spread += q == 0 && below == (REAL)INFINITY ? 0 : (double)q * (double)below;
 }
 
-/* What focal loss multiplies -log p_y by, (1 - p)^gamma; or, for the gradient, what it multiplies the gradient of
- * -log p_y by, (1 - p)^gamma (1 + gamma p -log p / (1 - p)), where the quotient is 0 for p = 0 and counts for nothing
- * for p = 1. */
+/* The factor of -log p_y in the focal loss, (1 - p)^gamma; or, with `of_gradient`, the factor of the gradient of
+ * -log p_y, (1 - p)^gamma (1 + gamma p (-log p) / (1 - p)). The quotient is 0 for p = 0; for p = 1 the power is 0, so
+ * its value does not matter. */
 VOXEL_FUNCTION REAL FN(focal_factor)(const struct STRUCT(softmax) * s, REAL x_y, REAL gamma, int of_gradient) {
     const REAL e = MATH(exp)(x_y - s->max), others = (1 - e) + s->tail, log_sum = MATH(log1p)(s->tail);
     const REAL power = MATH(exp)(gamma * (MATH(log)(others) - log_sum));
@@ -75,7 +75,7 @@ VOXEL_FUNCTION REAL FN(focal_factor)(const struct STRUCT(softmax) * s, REAL x_y,
     return of_gradient ? power * (1 + gamma * quotient) : power;
 }
 
-/* The loss for v = 1: `sharp` at the label, and the q_c that were added. */
+/* The loss for v = 1, from the factor `sharp` at the label and the q_c passed to add_factor. */
 VOXEL_FUNCTION REAL FN(softmax_loss)(const struct STRUCT(softmax) * s, REAL x_y, REAL sharp) {
     const REAL log_sum = MATH(log1p)(s->tail);
     return FN(weighted)(sharp, (s->max - x_y) + log_sum) + (REAL)(s->spread + s->mass * (double)log_sum);
@@ -88,13 +88,13 @@ VOXEL_FUNCTION REAL FN(softmax_probability)(const struct STRUCT(softmax) * s, RE
     return MATH(exp)(x - s->max) * share;
 }
 
-/* The gradient for v = 1, Q p_c - q_c, as p_c (Q - q_c) - q_c (1 - p_c). */
+/* The gradient for v = 1, Q p_c - q_c, computed as p_c (Q - q_c) - q_c (1 - p_c). `total` is Q. */
 VOXEL_FUNCTION REAL FN(softmax_grad)(const struct STRUCT(softmax) * s, REAL share, REAL x, REAL q, REAL total) {
     const REAL e = MATH(exp)(x - s->max);
     return share * (e * (total - q) - q * ((1 - e) + s->tail));
 }
 
-/* The same for a label alone, where Q is q_y and all other q_c are 0, divided by Q. */
+/* The same divided by Q, if only the label has a factor: Q = q_y, and all other q_c are 0. */
 VOXEL_FUNCTION REAL FN(label_grad)(const struct STRUCT(softmax) * s, REAL share, REAL x, int is_label) {
     const REAL e = MATH(exp)(x - s->max);
     return share * (is_label ? -((1 - e) + s->tail) : e);

@@ -1,4 +1,4 @@
-/* A block of voxels on its way through a kernel: what is read of it, and which of its voxels count. */
+/* A block of voxels as a kernel processes it: what has been read of it, and which of its voxels count. */
 
 #define VOXELS struct FN(voxels)
 
@@ -6,14 +6,14 @@ VOXELS {
     struct block block;
     ALIGNED int32_t label[SEGLOSS_BLOCK]; /* -1: no label here */
     ALIGNED REAL weight[SEGLOSS_BLOCK];   /* v; 0 where the voxel does not count */
-    const REAL* active;                   /* `weight` where some voxel does not count, else NULL */
+    const REAL* active;                   /* `weight` if some lane does not count, else NULL */
     int num_active;
     CHUNK input;
-    struct ahead ahead; /* the same classes of the next block's input */
+    struct ahead ahead; /* the same classes of the next block's input, to prefetch */
     CHUNK target;
     CHUNK activations; /* e_c = exp(x_c - max) of a softmax; p_c of any other activation */
 
-    /* Of a softmax; x_y and e_y are 0 where there is no label. */
+    /* Of a softmax. label_x is x_y and label_e is e_y, 0 where there is no label. */
     ALIGNED REAL max[SEGLOSS_BLOCK];
     ALIGNED REAL tail[SEGLOSS_BLOCK];
     ALIGNED REAL share[SEGLOSS_BLOCK]; /* 1 / (1 + tail), so that p_c = e_c share; 1 for other activations */
@@ -21,7 +21,7 @@ VOXELS {
     ALIGNED REAL label_e[SEGLOSS_BLOCK];
 };
 
-/* Weights of voxels that have none of their own: 1 where there is a label. Returns how many have. */
+/* Sets the weights if the caller gives none: 1 for a voxel with a label, else 0. Returns the number of labels. */
 static int FN(weigh_labels)(const int32_t* restrict label, REAL* restrict weight) {
     MASK minus_count = {0};
     for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
@@ -36,7 +36,8 @@ static int FN(weigh_labels)(const int32_t* restrict label, REAL* restrict weight
     return count;
 }
 
-/* A voxel counts if it has a label and a weight; else both say that it does not. Returns how many do. */
+/* A voxel counts if it has a label and a nonzero weight; otherwise sets its label to -1 and its weight to 0. Returns
+ * the number of voxels that count. */
 static int FN(keep_active)(int32_t* restrict label, REAL* restrict weight) {
     int num_active = 0;
     for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
@@ -48,8 +49,8 @@ static int FN(keep_active)(int32_t* restrict label, REAL* restrict weight) {
     return num_active;
 }
 
-/* Looks at the masks of all classes: label -1 where one is ignore_index, else 0. Returns -1 or the first lane with a
- * value that a mask cannot have. */
+/* Reads the masks of all classes and sets the label to -1 where a mask is ignore_index. Returns -1 or the first lane
+ * with a value that a mask cannot have. */
 static int FN(read_masks)(VOXELS* v, const struct segloss_cross_entropy* a) {
     const REAL ignored = (REAL)a->ignore_index;
     ALIGNED int32_t bad[SEGLOSS_BLOCK] = {0};
@@ -64,7 +65,7 @@ static int FN(read_masks)(VOXELS* v, const struct segloss_cross_entropy* a) {
             }
         }
     }
-    v->target.first_class = -1; /* read without regard to what is active */
+    v->target.first_class = -1; /* this read did not set inactive lanes to 0 */
     for (int i = 0; i < v->block.count; ++i) {
         if (bad[i]) {
             return i;
@@ -73,7 +74,8 @@ static int FN(read_masks)(VOXELS* v, const struct segloss_cross_entropy* a) {
     return -1;
 }
 
-/* Reads what decides whether a voxel counts. Returns -1 or the lane of the first bad label or mask. */
+/* Reads the labels or masks and the weights, which decide whether a voxel counts. Returns -1 or the lane of the first
+ * bad label or mask. */
 static int FN(read_voxels)(VOXELS* v, const struct segloss_cross_entropy* a, int64_t begin, int64_t end) {
     v->block = block_at(&a->positions, begin, end);
     v->input.tensor = &a->logits;
@@ -102,11 +104,11 @@ static const REAL* FN(read_input)(VOXELS* v, int64_t first_class, int num_classe
     return FN(read_chunk)(&v->input, &v->block, v->active, first_class, num_classes);
 }
 
-/* Planes often lie a power of two apart, where their lines share a few sets of the caches. A column of up to this many
- * classes still survives until it is read; of more, whole rows are copied out first. */
+/* Classes often lie a power of two apart in memory, so that their cache lines share a few sets. The lines of up to this
+ * many classes stay cached until all their voxels are read; with more classes, whole rows are copied first. */
 enum { FN(readable_in_place) = 32 };
 
-/* The same to be used once: where it lies in the tensor, if that can be. Lanes that are not active hold anything. */
+/* Like read_input, for a single use: points into the tensor if possible. Inactive lanes can hold any value. */
 static ROWS FN(input_rows)(VOXELS* v, int64_t first_class, int num_classes) {
     const struct run r = first_run(&v->block);
     const struct plane now = tensor_plane(v->input.tensor, &v->block, &r, first_class);
@@ -119,14 +121,14 @@ static ROWS FN(input_rows)(VOXELS* v, int64_t first_class, int num_classes) {
     return (ROWS){v->input.values, ROW_LANES, 0};
 }
 
-/* Probabilities or masks. */
+/* Reads probabilities or masks. */
 static const REAL* FN(read_target)(VOXELS* v, int64_t first_class, int num_classes) {
     return FN(read_chunk)(&v->target, &v->block, v->active, first_class, num_classes);
 }
 
-/* The first lane of a chunk with a value outside [low, high], or with nan where `finds_nan`; -1: none. The bits of a
- * number in [0, high], as an integer, are neither negative nor larger than those of high, and so are those of one in
- * [-high, high] but for its sign: only others are looked at one by one. */
+/* The first lane of a chunk with a value outside [low, high], or with nan if `finds_nan`; -1: none. As integers, the
+ * bits of a number in [0, high] are not negative and not larger than those of high. The same holds for a number in
+ * [-high, high] without its sign bit. Only if some value fails this test are the values compared one by one. */
 static int FN(first_outside)(const REAL* rows, int num_classes, REAL low, REAL high, int finds_nan) {
     const UMASK high_bits = (UMASK)FN(splat)(high);
     const UBITS kept = (UBITS)-1 >> (low == -high);
@@ -152,8 +154,8 @@ static int FN(first_outside)(const REAL* rows, int num_classes, REAL low, REAL h
     return -1;
 }
 
-/* The first lane of a block with a class probability, or else a logit, outside its range; -1: none. Voxels that do not
- * count hold 0 by now. */
+/* The first lane of a block with a class probability (`of_target`) or a logit outside its range; -1: none. Voxels that
+ * do not count hold 0 here. */
 static int FN(first_refused)(VOXELS* v, const struct segloss_cross_entropy* a, int of_target) {
     const struct segloss_range range = of_target ? a->target_range : a->logit_range;
     const REAL low = (REAL)range.low, high = (REAL)range.high;
@@ -167,7 +169,7 @@ static int FN(first_refused)(VOXELS* v, const struct segloss_cross_entropy* a, i
     return refused < SEGLOSS_BLOCK ? refused : -1;
 }
 
-/* read_voxels, and a look at the probabilities: what stays in the cache for whoever asks next. */
+/* read_voxels, then a check of the ranges of probabilities and logits. The last chunk of each stays in `v`. */
 static int FN(read_block)(VOXELS* v, const struct segloss_cross_entropy* a, int64_t begin, int64_t end) {
     int bad = FN(read_voxels)(v, a, begin, end);
     if (bad < 0 && v->num_active > 0 && a->target_kind == SEGLOSS_PROBABILITIES) {
@@ -179,10 +181,10 @@ static int FN(read_block)(VOXELS* v, const struct segloss_cross_entropy* a, int6
     return bad;
 }
 
-/* Up to this many classes it is faster to compare each one with all labels than to go from voxel to voxel. */
+/* Up to this many classes it is faster to compare each class with all labels than to go voxel by voxel. */
 enum { FN(few_classes) = 16 };
 
-/* Each lane's value at its label, where that is one of these classes. */
+/* Picks each lane's value at its label, if the label is one of these classes. */
 static void FN(pick_labels)(const REAL* restrict rows, int64_t first_class, int num_classes,
                             const int32_t* restrict label, REAL* restrict picked) {
     if (num_classes > FN(few_classes)) {
@@ -204,7 +206,7 @@ static void FN(pick_labels)(const REAL* restrict rows, int64_t first_class, int 
     }
 }
 
-/* The same from a column of WIDTH voxels. */
+/* Like pick_labels, from a column of WIDTH voxels. */
 static void FN(pick_from_column)(const REAL* column, int64_t first_class, int num_classes, const int32_t* label,
                                  REAL* picked) {
     for (int k = 0; k < WIDTH; ++k) {
@@ -215,7 +217,7 @@ static void FN(pick_from_column)(const REAL* column, int64_t first_class, int nu
     }
 }
 
-/* table[y] of each lane, 0 where there is no label. */
+/* Looks up table[y] for each lane; 0 where there is no label. */
 static void FN(look_up)(const REAL* restrict table, int64_t num_classes, const int32_t* restrict label,
                         REAL* restrict value) {
     if (num_classes > FN(few_classes)) {
@@ -234,15 +236,15 @@ static void FN(look_up)(const REAL* restrict table, int64_t num_classes, const i
     }
 }
 
-/* Where to put a chunk's results, class by class, for finish_output to bring them to the tensor; if need be over the
- * input, which then has to be read anew. */
+/* Where to put a chunk's results, class by class, before finish_output copies them to the tensor. This can be the
+ * input's buffer, so the input must be read again afterwards. */
 static ROWS FN(output_of_chunk)(VOXELS* v, const struct segloss_tensor* t, int64_t first_class, int stream) {
     v->input.first_class = -1;
     return FN(output_rows)(t, &v->block, first_class, stream, v->input.values);
 }
 
-/* Interleaved results of a whole block in one piece: they are interleaved in a buffer first, for only whole lines can
- * go past the caches. */
+/* Streams interleaved results of a whole block to contiguous memory. They are interleaved in a buffer first, because
+ * only whole cache lines can be written past the caches. */
 static void FN(stream_interleaved)(VOXELS* v, const struct segloss_tensor* t, const struct plane* to, int num_classes) {
     assert(t->dtype <= SEGLOSS_BFLOAT16);
     const size_t bytes = (size_t)num_classes * SEGLOSS_BLOCK * (size_t)dtype_size(t->dtype);
@@ -257,7 +259,7 @@ static void FN(stream_interleaved)(VOXELS* v, const struct segloss_tensor* t, co
     }
 }
 
-/* Brings a chunk's results to the tensor, if they are not there yet. */
+/* Copies a chunk's results to the tensor, unless they are already there. */
 static void FN(finish_output)(VOXELS* v, ROWS rows, const struct segloss_tensor* t, int64_t first_class,
                               int num_classes, int stream) {
     if (rows.values != v->input.values) {
@@ -273,7 +275,7 @@ static void FN(finish_output)(VOXELS* v, ROWS rows, const struct segloss_tensor*
     }
 }
 
-/* A block without a voxel that counts: its input need not be read. */
+/* Writes the gradient of a block in which no voxel counts, without reading its input. */
 static void FN(zero_grad)(const struct segloss_cross_entropy* a, const struct block* b) {
     ALIGNED const REAL zeros[SEGLOSS_BLOCK] = {0};
     for (int64_t c = 0; c < a->num_classes; ++c) {

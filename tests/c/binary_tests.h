@@ -9,7 +9,7 @@ static struct test_case draw_binary_case(struct test_case t) {
     return t;
 }
 
-/* Losses and their gradients are one for each class. */
+/* Each class has its own loss and gradient. */
 static void create_binary_inputs(const struct test_case* t, struct inputs* in) {
     create_inputs(t, in);
     free(in->grad_loss.bytes);
@@ -33,7 +33,7 @@ static void create_binary_outputs(const struct test_case* t, struct outputs* out
 static struct segloss_cross_entropy binary_arguments_of(const struct test_case* t, const struct inputs* in,
                                                         const struct outputs* out) {
     struct segloss_cross_entropy args = arguments_of(t, in, out);
-    args.loss = out->loss.view; /* of a reduced loss, too */
+    args.loss = out->loss.view; /* also for a reduced loss */
     return args;
 }
 
@@ -134,7 +134,7 @@ static void test_binary(struct target_kind kind) {
            num_tables);
 }
 
-/* Of a bad label, of a bad mask and of a bad probability. */
+/* A bad label, a bad mask and a bad probability. */
 static void test_bad_binary_targets(void) {
     const struct target_kind kinds[] = {labels_kind, masks_kind, probabilities_kind};
     for (int k = 0; k < 3; ++k) {

@@ -1,4 +1,4 @@
-/* Cases of cross entropy: sizes, dtypes, strides, options and values, drawn from a seed. */
+/* Test cases of cross entropy: sizes, dtypes, strides, options and values, drawn from a seed. */
 #ifndef SEGLOSS_TEST_CASES_H
 #define SEGLOSS_TEST_CASES_H
 
@@ -7,7 +7,7 @@
 
 /* ---- cross entropy: drawing a case ---- */
 
-/* What the kernels read and what they compute in. */
+/* The dtype that the kernels read and the type that they compute in. */
 struct number_pair {
     enum segloss_dtype logits;
     enum segloss_real real;
@@ -33,7 +33,7 @@ static const struct target_kind target_kinds[] = {
     {"probabilities of log probabilities", SEGLOSS_PROBABILITIES, 1},
 };
 
-/* RAW: any bits at all. */
+/* RAW: random bits. */
 enum logit_values { ORDINARY, CONFIDENT, HOSTILE, RAW, NUM_LOGIT_VALUES };
 
 static const char* const logit_value_names[] = {"ordinary", "confident", "hostile", "raw"};
@@ -42,7 +42,7 @@ enum weights { NO_WEIGHTS, POSITIVE_WEIGHTS, SOME_ZERO_WEIGHTS, NUM_WEIGHTS };
 
 static const char* const weights_names[] = {"no", "positive", "some zero"};
 
-/* One case: the axes that are counted through come first, those that are drawn after them. */
+/* One case: first the axes that the tests loop over, then those that are drawn at random. */
 struct test_case {
     int64_t num_positions;
     int64_t num_classes;
@@ -64,7 +64,7 @@ struct test_case {
     int stream_grad;
 };
 
-/* Labels and masks of any dtype; -100 can be stored in signed ones, 255 in most, the last ones in few. */
+/* Labels and masks of any dtype. Signed dtypes can store -100, most can store 255, few can store the last ones. */
 static void draw_target(struct test_case* t) {
     static const int64_t ignore_indices[] = {-100, 255,       1,         0,           -1,        -100,
                                              255,  INT32_MIN, INT32_MAX, 0x100000000, INT64_MIN, INT64_MAX};
@@ -123,7 +123,7 @@ static void describe_case(const struct test_case* t, const char* isa) {
 
 /* ---- cross entropy: values of a case ---- */
 
-/* What makes softmax hard, one voxel at a time; log probabilities are never positive. */
+/* A logit that is hard for a softmax, one kind of trouble for each voxel. */
 static long double hostile_logit(enum segloss_dtype dtype, int trouble, int64_t c, int64_t struck) {
     const long double huge = formats[dtype].max * 0.9L;
     const long double tiny = ldexpl(1, formats[dtype].min_exponent - formats[dtype].mantissa_bits);
@@ -175,7 +175,7 @@ static void fill_logits(const struct test_case* t, const struct memory* logits) 
     }
 }
 
-/* The first block has a chance to be ignored as a whole. */
+/* In one of four cases the whole first block is ignored, if the dtype holds ignore_index. */
 static void fill_labels(const struct test_case* t, const struct memory* target) {
     const struct format* f = &formats[t->target_dtype];
     const int can_ignore = holds(t->target_dtype, t->ignore_index);

@@ -1,4 +1,4 @@
-/* Counting of labels against predictions, of logits and of label maps. */
+/* Tests of counting labels against predictions, from logits and from label maps. */
 #ifndef SEGLOSS_TEST_CONFUSION_TESTS_H
 #define SEGLOSS_TEST_CONFUSION_TESTS_H
 
@@ -6,7 +6,7 @@
 
 /* ---- values of a case ---- */
 
-/* The first of the largest; nan is larger than any number. */
+/* The first class with the largest logit; nan is larger than any number. */
 static int64_t reference_argmax(const struct memory* logits, int64_t p) {
     int64_t best = 0;
     for (int64_t c = 1; c < logits->num_classes; ++c) {
@@ -18,7 +18,7 @@ static int64_t reference_argmax(const struct memory* logits, int64_t p) {
     return best;
 }
 
-/* Few different values, so that the largest is often there twice; hostile ones among them. */
+/* Few different values, so that the largest often occurs twice; hostile cases also have +inf and nan. */
 static void fill_with_ties(const struct test_case* t, const struct memory* logits) {
     static const double few[] = {-INFINITY, -1, 0, 0.5, 0.5, 0.5, INFINITY, NAN};
     const int num_values = t->values == HOSTILE ? 8 : 6;
@@ -29,7 +29,7 @@ static void fill_with_ties(const struct test_case* t, const struct memory* logit
     }
 }
 
-/* Half of the labels are the prediction, as far as the dtype holds it. */
+/* Makes half of the labels equal to the prediction, if the dtype can hold it. */
 static void make_half_correct(const struct test_case* t, const struct inputs* in) {
     for (int64_t p = 0; p < t->num_positions; ++p) {
         const int64_t predicted = reference_argmax(&in->logits, p);
@@ -40,7 +40,7 @@ static void make_half_correct(const struct test_case* t, const struct inputs* in
     }
 }
 
-/* A map of predictions; where the label is ignored it holds any value of its dtype. */
+/* A map of predictions; at ignored labels it holds the smallest or largest value of its dtype. */
 static struct memory create_map(const struct test_case* t, const struct inputs* in) {
     const enum segloss_dtype dtype = (enum segloss_dtype)(NUM_FLOATING + random_below(NUM_DTYPES - NUM_FLOATING));
     const struct memory map = allocate_input(dtype, &t->positions, 1, t->lanes_layout);
@@ -81,7 +81,7 @@ static int64_t count_cells(const struct confusion_case* c) {
 
 static void add_one(const struct memory* counts, int64_t cell) { set(counts, cell, 0, get(counts, cell, 0) + 1); }
 
-/* Counts on top of what is there, one voxel at a time; returns the largest class seen, or -1. */
+/* Adds to `counts`, one voxel at a time; returns the largest class seen, or -1. */
 static int64_t count_slowly(const struct confusion_case* c, const struct memory* counts) {
     const int64_t num_classes = c->test->num_classes;
     int64_t largest = -1;
@@ -105,7 +105,7 @@ static int64_t count_slowly(const struct confusion_case* c, const struct memory*
     return largest;
 }
 
-/* Cells that already hold 2^40: what is counted beyond 2^31 stays exact. */
+/* The cells already hold 2^40, which shows that counts beyond 2^31 stay exact. */
 static struct memory allocate_counts(const struct segloss_positions* cells) {
     const struct memory counts = allocate_output(SEGLOSS_INT64, cells, 1, PLANAR);
     for (int64_t i = 0; i < cells->sizes[0]; ++i) {

@@ -6,13 +6,13 @@
 
 /* ---- cross entropy: comparing ---- */
 
-/* What a result of `dtype` computed in `real` may differ from the reference. Relative: the contract's 1e-5 in float,
- * where exp(-87) alone loses 5e-6 by the rounding of its argument; in double exp(-708) loses 8e-14. Absolute: what exp
- * rounds to zero below the smallest normal number, and a half's step among its subnormals. */
+/* How much a result of `dtype`, computed in `real`, may differ from the reference. Relative: the contract's 1e-5 in
+ * float, where exp(-87) alone loses 5e-6 by the rounding of its argument; in double exp(-708) loses 8e-14. Absolute:
+ * what exp rounds to zero below the smallest normal number, and half a step among the subnormals of `dtype`. */
 struct tolerance {
     long double relative;
     long double absolute;
-    long double overflow; /* from here on infinity is right: before smoothing / C comes to it, a loss is larger */
+    long double overflow; /* from here on infinity is accepted: before its factor smoothing / C, a loss is larger */
 };
 
 static struct tolerance tolerance_of(enum segloss_dtype dtype, enum segloss_real real) {
@@ -45,8 +45,8 @@ static void check_near(const struct tolerance* t, long double got, long double e
     }
 }
 
-/* The sums against the reference; and against the losses that were written, to see the summation by itself: it is in
- * double. */
+/* Compares the sums with the reference, and with the sum of the written losses, which tests the summation alone: it is
+ * in double. */
 static void check_sums(const struct test_case* t, const struct outputs* out, const struct segloss_sums* sums,
                        const struct voxel* expected) {
     const enum segloss_dtype real = dtype_of_real(t->numbers.real);
@@ -94,7 +94,7 @@ static void check_accepted(int64_t position) {
     }
 }
 
-/* Block after block, the last one first, and the gradient in a second walk. */
+/* Runs block by block, from the last one to the first, with the gradient in a second walk. */
 static void run_in_blocks(const struct segloss_kernels* table, const struct test_case* t, struct outputs* out,
                           const struct inputs* in) {
     const struct segloss_cross_entropy args = arguments_of(t, in, out);
@@ -157,7 +157,7 @@ static void run_case(const struct test_case* t) {
     free_inputs(&in);
 }
 
-/* Every count of positions x of classes x pair of numbers, some times with other options. */
+/* Each number of positions x number of classes x pair of dtypes, ROUNDS times with other options. */
 static void test_cross_entropy(struct target_kind kind) {
     int num_cases = 0;
     for (int i = 0; i < NUM_COUNTS; ++i) {

@@ -1,5 +1,5 @@
-/* Compiled once for each instruction set, with its flags: ELEMENTARY names the table, ISA the instruction set. The
- * loops vectorise as the kernels' do. */
+/* Compiled once for each instruction set, with its flags. ELEMENTARY names the table, ISA the instruction set. The
+ * loops vectorise as those of the kernels do. */
 #include "elementary.h"
 
 #include <math.h>
@@ -15,7 +15,7 @@
 #define SEGLOSS_VECTOR_BYTES 16
 #endif
 
-/* Of whole vectors. */
+/* `n` must be a multiple of WIDTH. */
 #define OVER_VECTORS(name, function)                                                                                   \
     static void name(const REAL* x, REAL* y, int n) {                                                                  \
         for (int i = 0; i < n; i += WIDTH) {                                                                           \

@@ -1,18 +1,18 @@
-/* exp, log and log1p within the bounds that math_tmpl.h states; float16 and bfloat16 exactly. */
+/* Tests that exp, log and log1p are within the bounds that math_tmpl.h states, and float16 and bfloat16 exact. */
 #ifndef SEGLOSS_TEST_ELEMENTARY_TESTS_H
 #define SEGLOSS_TEST_ELEMENTARY_TESTS_H
 
 #include "elementary.h"
 #include "tables.h"
 
-/* Batches of points of each function. */
+/* Batches of points in each grid. */
 #ifdef FEW_CASES
 enum { GRID = 64 };
 #else
 enum { GRID = 512 };
 #endif
 
-/* What is compiled as the table is. */
+/* The functions that are compiled with the same flags as the table. */
 static const struct elementary* elementary_of(const struct segloss_kernels* table) {
     static const struct elementary* const all[] = {
 #ifdef __aarch64__
@@ -36,7 +36,7 @@ static const struct elementary* elementary_of(const struct segloss_kernels* tabl
 
 enum { BATCH = 1024 };
 
-/* Points first, ..., last: evenly in value, or evenly over the bit patterns, which is dense near 0. */
+/* Points from first to last, spaced evenly in value, or evenly in the bit patterns, which is dense near 0. */
 struct grid {
     double first, last;
     int by_pattern;
@@ -44,7 +44,7 @@ struct grid {
 
 enum { NUM_GRIDS = 3 };
 
-/* One function in both widths. The last grid is where the error is largest. */
+/* One function in float and in double. The last grid covers the points with the largest error. */
 struct elementary_function {
     const char* name;
     double bound; /* in ulp */
@@ -52,7 +52,7 @@ struct elementary_function {
     long double (*exact_long_double)(long double);
     struct grid float_grids[NUM_GRIDS];
     struct grid double_grids[NUM_GRIDS];
-    float worst_float; /* of all floats */
+    float worst_float; /* the argument with the largest error of all floats */
 };
 
 /* test_kernels.py takes the bounds from the comments of math_tmpl.h. */
@@ -86,7 +86,7 @@ static double error_in_ulp(enum segloss_dtype dtype, long double got, long doubl
     return got == exact ? 0 : (double)(fabsl(got - exact) / ulp(&formats[dtype], exact));
 }
 
-/* The largest error so far and where it was. */
+/* The largest error so far, its argument and the result. */
 struct worst {
     double error;
     double x;
@@ -99,7 +99,7 @@ static void keep_worst(struct worst* worst, double error, double x, double got) 
     }
 }
 
-/* The largest error over a batch in all tables. */
+/* Updates the largest error of each table by a batch. */
 static void measure_floats(const struct elementary_function* f, const float* x, struct worst* worst) {
     double exact[BATCH];
     for (int i = 0; i < BATCH; ++i) {
@@ -128,7 +128,7 @@ static void measure_doubles(const struct elementary_function* f, const double* x
     }
 }
 
-/* The k-th of n steps along a grid. */
+/* The point after k of n steps along a grid. */
 static float float_at(const struct grid* grid, int64_t k, int64_t n) {
     if (!grid->by_pattern) {
         return (float)(grid->first + (grid->last - grid->first) * ((double)k / (double)n));
@@ -188,7 +188,7 @@ static void test_accuracy_of(const struct elementary_function* f) {
     }
 }
 
-/* A nan whose bits are all ones, too: no arithmetic on them may overflow. */
+/* A nan with all ones below the sign bit: integer arithmetic on its bits must not overflow. */
 static float nan_of_ones(void) {
     const uint32_t pattern = 0x7fffffff;
     float x;
@@ -203,7 +203,7 @@ static double double_nan_of_ones(void) {
     return x;
 }
 
-/* f(x) must be y, nan for nan. */
+/* f(x) must be y; nan counts as equal to nan. */
 struct special {
     enum function function;
     double x;
@@ -253,7 +253,7 @@ static void test_special_values(void) {
         for (int f = 0; f < NUM_FUNCTIONS; ++f) {
             check_special(elementary_of(tables[t]), &functions[f], nan_of_ones(), double_nan_of_ones(), NAN);
         }
-        /* The first number below the interval gives 0, not a subnormal. */
+        /* The first number below EXP_LOWEST gives 0, not a subnormal. */
         check_special(elementary_of(tables[t]), &functions[EXP], nextafterf(-0x1.5d589ep+6f, -INFINITY),
                       nextafter(-0x1.6232bdd7abcd2p+9, -INFINITY), 0.0);
     }
@@ -279,7 +279,8 @@ static void check_half(const struct half_type* half, float x) {
     }
 }
 
-/* Around one pattern: its value, the next ones in float, and the middle to the next pattern with its neighbours. */
+/* Checks around one pattern: its value and the floats next to it, and the middle to the next pattern and the floats
+ * next to that. */
 static void check_around_half(const struct half_type* half, uint16_t bits) {
     float value, next;
     const uint16_t next_bits = (uint16_t)(bits + 1);
@@ -302,7 +303,7 @@ static void check_around_half(const struct half_type* half, uint16_t bits) {
     }
 }
 
-/* All patterns at a time, which the compiler takes in vectors, must give what each gives by itself. */
+/* Converting all patterns in one call, which the compiler vectorises, must give what each gives alone. */
 static void check_halves_in_vectors(const struct half_type* half) {
     static uint16_t patterns[UINT16_MAX + 1], got[UINT16_MAX + 1];
     static float values[UINT16_MAX + 1];

@@ -1,15 +1,15 @@
-/* libFuzzer's entry to one FAMILY of kernels: a case of the test program, drawn from the fuzzer's bytes. Every table of
- * this processor must give what the slow reference gives, within its tolerance, or refuse what the reference refuses.
- * Tensors are as large as they must be to the byte, so that the address sanitizer sees what is read or written beyond.
+/* libFuzzer's entry for one FAMILY of kernels: a case of the test program, drawn from the fuzzer's bytes. Every table
+ * of this processor must give what the slow reference gives, within its tolerance, or refuse what the reference
+ * refuses. Tensors are exactly as large as needed, so that the address sanitizer sees an access beyond them.
  *
- * The bytes run out, then splitmix64 goes on: a short input says the options, a longer one the values, too. */
+ * When the bytes run out, splitmix64 takes over: a short input sets the options, a longer one also the values. */
 #define GUARD_SIZE 0
 
 #include "binary_tests.h"
 
 /* ---- drawing ---- */
 
-/* Up to 4 dimensions, in all `most` positions at most. */
+/* Up to 4 dimensions with at most `most` positions in all. */
 static struct segloss_positions draw_positions(int64_t most) {
     struct segloss_positions positions = {.num_dims = 1 + random_below(4)};
     for (int d = 0; d < positions.num_dims; ++d) {
@@ -28,7 +28,7 @@ static struct test_case draw_any_case(struct target_kind kind) {
     return t;
 }
 
-/* Elements to be overwritten by any bits at all. They are drawn before the tensors' values, which need many bytes. */
+/* Elements to overwrite with arbitrary bits. They are drawn before the tensors' values, which use up many bytes. */
 struct scribbles {
     int count;
     struct {
@@ -45,7 +45,8 @@ static struct scribbles draw_scribbles(void) {
     return s;
 }
 
-/* Or by num_classes, the first label that is none: any bits hardly ever are. */
+/* Overwrites elements with these bits, or with num_classes, the first label out of range, which random bits hardly ever
+ * give. */
 static void scribble(const struct scribbles* s, const struct memory* m, int64_t num_classes) {
     for (int i = 0; i < s->count; ++i) {
         const uint64_t num_positions = (uint64_t)count_positions(m->positions), bits = s->each[i].bits;
@@ -59,14 +60,14 @@ static void scribble(const struct scribbles* s, const struct memory* m, int64_t 
     }
 }
 
-/* A probability of any bits may be infinite or negative, of which the reference says nothing. */
+/* Leaves probabilities alone: arbitrary bits can be infinite or negative, which the reference does not cover. */
 static void scribble_target(const struct scribbles* s, const struct test_case* t, const struct memory* target) {
     if (t->kind.target != SEGLOSS_PROBABILITIES) {
         scribble(s, target, t->num_classes);
     }
 }
 
-/* The first position whose target must be refused, or -1. */
+/* The first position with a target that must be refused, or -1. */
 static int64_t find_refusal(const struct test_case* t, const struct inputs* in) {
     const struct outputs none = {0};
     const struct segloss_cross_entropy args = arguments_of(t, in, &none);
@@ -134,7 +135,7 @@ static inline void fuzz_soft_stats(void) {
     free_soft_inputs(&in);
 }
 
-/* In the first block with anything to refuse: its first bad label, or else its first bad prediction. */
+/* In the first block with anything to refuse, the first bad label or, if there is none, the first bad prediction. */
 static inline int64_t find_confusion_refusal(const struct confusion_case* c) {
     const int64_t bad_label = find_refusal(c->test, c->in);
     const int64_t end = bad_label < 0 ? c->test->num_positions : bad_label / SEGLOSS_BLOCK * SEGLOSS_BLOCK;

@@ -1,4 +1,4 @@
-/* What all groups of tests share: failing, random numbers, number formats read and written slowly, tensors in guarded
+/* What all groups of tests share: failures, random numbers, slow conversions of number formats, tensors in guarded
  * memory. */
 #ifndef SEGLOSS_TEST_HARNESS_H
 #define SEGLOSS_TEST_HARNESS_H
@@ -18,7 +18,7 @@
 #define AFTER_FAILURE exit(1)
 #endif
 
-static char current_case[1024]; /* says in a failure which case it was */
+static char current_case[1024]; /* printed with a failure */
 
 __attribute__((noreturn, format(printf, 1, 2))) static void fail(const char* format, ...) {
     va_list arguments;
@@ -27,17 +27,17 @@ __attribute__((noreturn, format(printf, 1, 2))) static void fail(const char* for
     vprintf(format, arguments);
     printf("\n");
     va_end(arguments);
-    fflush(stdout); /* a fuzzer may end the program before exit does */
+    fflush(stdout); /* a fuzzer may end the program without flushing */
     AFTER_FAILURE;
 }
 
-/* ---- random numbers: a fuzzer's bytes as long as there are any, then splitmix64 ---- */
+/* ---- random numbers: the fuzzer's bytes while there are any, then splitmix64 ---- */
 
 static const uint8_t* fuzzed_bytes;
 static size_t num_fuzzed_bytes;
 static uint64_t random_state;
 
-/* From so many bytes of the fuzzer's. */
+/* Takes `size` of the fuzzer's bytes, if so many are left. */
 static inline uint64_t random_bits_of(size_t size) {
     if (num_fuzzed_bytes >= size) {
         uint64_t bits = 0;
@@ -65,8 +65,8 @@ static inline double random_unit(void) { return (double)(random_bits() >> 11) * 
 struct format {
     const char* name;
     int size;          /* bytes */
-    int mantissa_bits; /* stored ones; 0 for integers */
-    int min_exponent;  /* of the smallest normal */
+    int mantissa_bits; /* stored bits; 0 for integers */
+    int min_exponent;  /* of the smallest normal number */
     long double max;
     long double min; /* of integers */
 };
@@ -94,7 +94,7 @@ static inline enum segloss_dtype dtype_of_real(enum segloss_real real) {
     return real == SEGLOSS_REAL_DOUBLE ? SEGLOSS_FLOAT64 : SEGLOSS_FLOAT32;
 }
 
-/* A half's value, spelled out: sign, exponent, mantissa. */
+/* The value of a 16-bit float, from its sign, exponent and mantissa. */
 static inline long double value_of_half(const struct format* f, uint16_t bits) {
     const int mantissa = bits & ((1 << f->mantissa_bits) - 1);
     const int exponent_bits = 15 - f->mantissa_bits;
@@ -113,13 +113,13 @@ static inline long double value_of_half(const struct format* f, uint16_t bits) {
 /* nan equals nan. */
 static inline int same_number(long double a, long double b) { return a == b || (isnan(a) && isnan(b)); }
 
-/* The distance of neighbouring numbers of a format at x. */
+/* The distance between neighbouring numbers of a format at x. */
 static inline long double ulp(const struct format* f, long double x) {
     const int exponent = x == 0 || isinf(x) ? f->min_exponent : ilogbl(x);
     return ldexpl(1, (exponent < f->min_exponent ? f->min_exponent : exponent) - f->mantissa_bits);
 }
 
-/* x rounded to nearest, ties to even; beyond the largest number's rounding, inf. */
+/* x rounded to nearest, ties to even; inf if that is larger than the largest number. */
 static inline long double rounded(const struct format* f, long double x) {
     if (isnan(x) || isinf(x)) {
         return x;
@@ -129,14 +129,14 @@ static inline long double rounded(const struct format* f, long double x) {
     return fabsl(result) > f->max ? copysignl((long double)INFINITY, x) : result;
 }
 
-/* Whether a dtype has this value, exactly. */
+/* Whether a dtype can represent this value exactly. */
 static inline int holds(enum segloss_dtype dtype, int64_t value) {
     const struct format* f = &formats[dtype];
     const long double x = (long double)value;
     return is_floating(dtype) ? rounded(f, x) == x : x >= f->min && x <= f->max;
 }
 
-/* The pattern of a half that has this value exactly. */
+/* The bits of the 16-bit float that has exactly this value. */
 static inline uint16_t half_of_value(const struct format* f, long double value) {
     const uint16_t sign = signbit(value) ? 0x8000 : 0;
     const long double magnitude = fabsl(value);
@@ -190,7 +190,7 @@ static inline long double load(enum segloss_dtype dtype, const void* address) {
     }
 }
 
-/* Integers must be in the dtype's range; floating values are rounded. */
+/* Integers must be in the dtype's range; floating-point values are rounded. */
 static inline void store(enum segloss_dtype dtype, void* address, long double value) {
     const float f32 = (float)value;
     const double f64 = (double)value;
@@ -211,9 +211,9 @@ static inline void store(enum segloss_dtype dtype, void* address, long double va
 
 /* ---- tensors ---- */
 
-/* The layouts that have a name begin at an aligned address. Of the others the order of the dimensions, gaps between
- * elements and before the first one follow from the number; of the last ones, for inputs only, strides that lay
- * elements onto each other. */
+/* The named layouts begin at an aligned address. For the others, the number of the layout determines the order of the
+ * dimensions, the gaps between elements and the gap before the first one. In the last ones, for inputs only, elements
+ * can overlap. */
 enum layout { PLANAR, INTERLEAVED, GAPS, TRANSPOSED, NUM_NAMED_LAYOUTS };
 
 enum { NUM_LAYOUTS = NUM_NAMED_LAYOUTS + 60, NUM_INPUT_LAYOUTS = NUM_LAYOUTS + 20 };
@@ -223,7 +223,7 @@ static inline const char* layout_name(int layout) {
     return layout < NUM_NAMED_LAYOUTS ? names[layout] : layout < NUM_LAYOUTS ? "shuffled" : "overlapping";
 }
 
-/* `num_layouts`: NUM_LAYOUTS or NUM_INPUT_LAYOUTS. Half of them have a name. */
+/* `num_layouts` is NUM_LAYOUTS or NUM_INPUT_LAYOUTS. At least half of the drawn layouts are named ones. */
 static inline int draw_layout(int num_layouts) {
     return random_below(random_below(2) ? NUM_NAMED_LAYOUTS : num_layouts);
 }
@@ -234,8 +234,8 @@ static inline int draw_layout(int num_layouts) {
 
 enum { ALIGNMENT = 64, GUARD_BYTE = 0xa5 };
 
-/* A tensor in memory of its own. Outputs lie between guards; inputs do not, so that the address sanitizer sees a read
- * one element too far. */
+/* A tensor in its own memory. Outputs lie between guards. Inputs do not, so that the address sanitizer sees a read past
+ * the last element. */
 struct memory {
     struct segloss_tensor view;
     const struct segloss_positions* positions;
@@ -253,7 +253,7 @@ static inline int64_t count_positions(const struct segloss_positions* positions)
     return count;
 }
 
-/* `count` positions over up to three dimensions. */
+/* `count` positions in up to `num_dims` dimensions. */
 static inline struct segloss_positions factored(int64_t count, int num_dims) {
     struct segloss_positions positions = {1, {count}};
     for (int64_t factor = 2; positions.num_dims < num_dims && factor <= positions.sizes[0]; ++factor) {
@@ -276,7 +276,8 @@ static inline void set_named_strides(struct segloss_tensor* t, const struct segl
     t->stride_class = layout == INTERLEAVED ? 1 : stride;
 }
 
-/* The dimensions and the classes from the innermost outwards, each next one drawn out of those that are left. */
+/* Sets the strides of the dimensions and the classes from the innermost outwards; `layout` determines their order and
+ * the gaps. */
 static inline void set_shuffled_strides(struct segloss_tensor* t, const struct segloss_positions* positions,
                                         int64_t num_classes, unsigned layout) {
     const int num_dims = positions->num_dims;
@@ -296,7 +297,7 @@ static inline void set_shuffled_strides(struct segloss_tensor* t, const struct s
     }
 }
 
-/* Each stride is 0 to 3. */
+/* Each stride is at most 3. */
 static inline void set_overlapping_strides(struct segloss_tensor* t, const struct segloss_positions* positions,
                                            unsigned layout) {
     t->stride_class = layout % 3;
@@ -305,7 +306,7 @@ static inline void set_overlapping_strides(struct segloss_tensor* t, const struc
     }
 }
 
-/* Returns how many elements are left free before the first one. */
+/* Returns the number of unused elements before the first one. */
 static inline int64_t set_strides(struct segloss_tensor* t, const struct segloss_positions* positions,
                                   int64_t num_classes, int layout) {
     if (layout < NUM_NAMED_LAYOUTS) {
@@ -371,7 +372,7 @@ static inline struct memory allocate_output(enum segloss_dtype dtype, const stru
     return allocate(dtype, positions, num_classes, layout, GUARD_SIZE);
 }
 
-/* Every byte that belongs to no element must be as it was allocated. */
+/* Checks that every byte outside the elements still holds GUARD_BYTE. */
 static inline void check_guards(const struct memory* m, const char* name) {
     const size_t element_size = (size_t)formats[m->view.dtype].size;
     const size_t class_size = (size_t)m->view.stride_class * element_size;

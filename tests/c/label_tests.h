@@ -1,4 +1,4 @@
-/* Bad labels, bad predictions and one-hot targets. */
+/* Tests of bad labels, bad predictions and one-hot targets. */
 #ifndef SEGLOSS_TEST_LABEL_TESTS_H
 #define SEGLOSS_TEST_LABEL_TESTS_H
 
@@ -8,7 +8,7 @@
 
 enum { BAD_CLASSES = 5, BAD_IGNORE = 200 };
 
-/* A label that no kernel may take, for the dtypes in [first, last]; ignore_index 0 stands for BAD_IGNORE. */
+/* A label that every kernel must refuse, for the dtypes in [first, last]; ignore_index 0 stands for BAD_IGNORE. */
 struct bad_label {
     enum segloss_dtype first, last;
     long double value;
@@ -38,14 +38,14 @@ static const struct bad_label bad_labels[] = {
     {SEGLOSS_UINT16, SEGLOSS_UINT16, UINT16_MAX, -1},
     {SEGLOSS_UINT32, SEGLOSS_UINT32, UINT32_MAX, -1},
     {SEGLOSS_UINT64, SEGLOSS_UINT64, 0x1p64L - 0x1p32L, -0x100000000},
-    /* -2^63 as ignore_index of floating labels was refused: labels that are not integral became the same number. What
-     * they become now must not be ignored, either. */
+    /* Labels that are not integral once became -2^63, so that floating-point labels could not have -2^63 as
+     * ignore_index. Now they become another number, which must not be taken for ignore_index either. */
     {SEGLOSS_FLOAT32, SEGLOSS_BFLOAT16, 0.5L, INT64_MIN},
     {SEGLOSS_FLOAT32, SEGLOSS_BFLOAT16, 0.5L, INT64_MIN + 1},
     {SEGLOSS_UINT64, SEGLOSS_UINT64, 0x1p63L, INT64_MIN + 1},
 };
 
-/* Labels as they should be, with some to ignore where the dtype can say so. */
+/* Fills in valid labels; some are ignored if the dtype holds ignore_index. */
 static void fill_good_labels(const struct memory* target, int64_t num_positions, int64_t ignore_index) {
     const int can_ignore = holds(target->view.dtype, ignore_index);
     for (int64_t p = 0; p < num_positions; ++p) {
@@ -59,7 +59,7 @@ static void expect_position(const char* kernel, int64_t got, int64_t expected) {
     }
 }
 
-/* Of a range that was refused, the positions from the refused one's block on hold what they held before. */
+/* Checks that after a refusal the positions from the refused one's block on are unchanged. */
 static void check_untouched(const struct memory* m, int64_t begin, int64_t end, int64_t refused, const char* name) {
     const size_t size = (size_t)formats[m->view.dtype].size;
     unsigned char guard[sizeof(uint64_t)];
@@ -74,8 +74,8 @@ static void check_untouched(const struct memory* m, int64_t begin, int64_t end, 
     }
 }
 
-/* What backward refuses where forward refuses `expected`. Only a GPU's looks at probabilities again: nobody has read of
- * the refusal by then, and no step is to be made of what is left. */
+/* The position that backward refuses if forward refuses `expected`. Only the GPU's backward checks probabilities again,
+ * because the host may not have seen the refusal yet, and no training step may use the gradient. */
 static int64_t refused_by_backward(const struct segloss_kernels* table, const struct test_case* t, int64_t expected) {
     return t->kind.target != SEGLOSS_PROBABILITIES || strcmp(table->isa, "cuda") == 0 ? expected : -1;
 }
@@ -89,7 +89,7 @@ static void expect_cross_entropy_refusal(const struct segloss_kernels* table, co
     const struct segloss_cross_entropy args = arguments_of(t, in, &out);
     const int64_t in_backward = refused_by_backward(table, t, expected);
     expect_position("weight", table->cross_entropy_weight[real](&args, begin, end, &sums),
-                    t->kind.target == SEGLOSS_PROBABILITIES ? -1 : expected); /* it reads labels alone */
+                    t->kind.target == SEGLOSS_PROBABILITIES ? -1 : expected); /* it checks only labels */
     expect_position("forward", table->cross_entropy_forward[real](&args, begin, end, &sums), expected);
     check_untouched(&out.loss, begin, end, expected, "loss");
     check_untouched(&out.grad, begin, end, expected, "grad");
@@ -113,7 +113,7 @@ static void expect_refusal(const struct segloss_kernels* table, const struct tes
     expect_position("largest label", table->largest_label(&of_maps, begin, end, &largest), expected);
 }
 
-/* The first of two bad labels is named; a range without them is accepted. */
+/* The first of two bad labels is reported; a range without bad labels is accepted. */
 static void test_bad_label(const struct bad_label* bad, enum segloss_dtype dtype, struct number_pair numbers,
                            int64_t position) {
     enum { POSITIONS = 3 * SEGLOSS_BLOCK + 1 };
@@ -163,7 +163,7 @@ static void expect_map_refusal(const struct segloss_kernels* table, const struct
     expect_position("largest label", table->largest_label(&args, 0, end, &largest), expected);
 }
 
-/* The first of two bad predictions is named; at an ignored voxel any prediction is accepted. */
+/* The first of two bad predictions is reported; at an ignored voxel any prediction is accepted. */
 static void test_bad_prediction(const struct bad_label* bad, enum segloss_dtype dtype, int64_t position) {
     enum { POSITIONS = 3 * SEGLOSS_BLOCK + 1 };
     struct test_case t = draw_case(POSITIONS, BAD_CLASSES, number_pairs[0], target_kinds[0]);
@@ -207,7 +207,7 @@ static void test_bad_predictions(void) {
 
 /* ---- one-hot targets ---- */
 
-/* Ways not to be one-hot, each a voxel's first three classes; -1 needs a signed dtype. */
+/* Voxels that are not one-hot: the values of the first three classes. -1 needs a signed dtype. */
 static const int strange_voxels[][3] = {{0, 0, 0}, {1, 1, 0}, {2, 0, 0}, {0, 1, 2}, {1, 1, -1}, {0, 1, -1}};
 
 enum { NUM_STRANGE = sizeof strange_voxels / sizeof strange_voxels[0] };
@@ -231,7 +231,7 @@ static void describe_one_hot(const char* isa, const struct memory* target) {
         formats[target->view.dtype].name, (long long)target->view.stride_class, (long long)target->view.strides[0]);
 }
 
-/* Runs all tables: the first strange voxel must be returned; without one, the labels must be right. */
+/* Runs all tables: each must return the first strange voxel or, if there is none, the right labels. */
 static void check_one_hot(const struct memory* target) {
     const struct segloss_positions* positions = target->positions;
     const int64_t num_positions = count_positions(positions);

@@ -1,4 +1,4 @@
-/* Cross entropy and its gradient, slowly: the formulas of kernels.h word by word, one voxel at a time. */
+/* A slow reference of cross entropy and its gradient: the formulas of kernels.h as written, one voxel at a time. */
 #ifndef SEGLOSS_TEST_REFERENCE_H
 #define SEGLOSS_TEST_REFERENCE_H
 
@@ -6,9 +6,9 @@
 
 enum { MAX_CLASSES = 129, MAX_POSITIONS = 400 };
 
-/* One problem's arguments as the reference reads them; voxel_weight without data stands for 1. */
+/* The arguments of one problem, as the reference reads them. */
 struct problem {
-    enum segloss_real real; /* what the kernels compute in: decides where max - x overflows */
+    enum segloss_real real; /* what the kernels compute in; determines where max - x overflows */
     const struct segloss_cross_entropy* args;
     const struct memory* logits;
     const struct memory* target;
@@ -21,14 +21,14 @@ struct voxel {
     long double loss;
     long double weight; /* share of the mean's denominator */
     long double grad[MAX_CLASSES];
-    long double magnitude[MAX_CLASSES]; /* of the terms that are added to give grad: what rounding is relative to */
+    long double magnitude[MAX_CLASSES]; /* of the terms that add up to grad; rounding errors are relative to it */
 };
 
 static inline long double reference_class_weight(const struct problem* problem, int64_t c) {
     return problem->args->class_weight ? get(problem->class_weight, c, 0) : 1;
 }
 
-/* A label is what it is; a mask what the kernels compute in makes of it. */
+/* A value as the kernels see it: labels as they are, masks and probabilities rounded to REAL. */
 static inline long double reference_seen(const struct problem* problem, long double value) {
     const int is_label = problem->args->target_kind == SEGLOSS_LABELS;
     return is_label ? value : rounded(&formats[dtype_of_real(problem->real)], value);
@@ -44,7 +44,7 @@ static inline int reference_is_ignored(const struct problem* problem, int64_t p)
     return any && problem->args->target_kind != SEGLOSS_PROBABILITIES;
 }
 
-/* Whether the target has a class or ignore_index for its label, 0, 1 or ignore_index for each of its masks. */
+/* Whether the label is a class or ignore_index, or each mask is 0, 1 or ignore_index. Accepts any probabilities. */
 static inline int reference_is_acceptable(const struct problem* problem, int64_t p) {
     const int64_t num_values = problem->args->target_kind == SEGLOSS_LABELS ? problem->args->num_classes : 2;
     const long double ignored = reference_seen(problem, (long double)problem->args->ignore_index);
@@ -57,7 +57,7 @@ static inline int reference_is_acceptable(const struct problem* problem, int64_t
     return all || problem->args->target_kind == SEGLOSS_PROBABILITIES;
 }
 
-/* The first position whose target is to be refused, or -1. */
+/* The first position with a target that must be refused, or -1. */
 static inline int64_t reference_refusal(const struct problem* problem, int64_t num_positions) {
     for (int64_t p = 0; p < num_positions; ++p) {
         if (!reference_is_acceptable(problem, p)) {
@@ -67,7 +67,7 @@ static inline int64_t reference_refusal(const struct problem* problem, int64_t n
     return -1;
 }
 
-/* v; 0 where the voxel does not count. */
+/* v; 0 if the voxel does not count. */
 static inline long double reference_voxel_weight(const struct problem* problem, int64_t p) {
     const struct segloss_cross_entropy* a = problem->args;
     if (reference_is_ignored(problem, p)) {
@@ -76,13 +76,13 @@ static inline long double reference_voxel_weight(const struct problem* problem, 
     return a->voxel_weight.data ? get(problem->voxel_weight, p, 0) : 1;
 }
 
-/* t_c: of labels 1 at the label's class, else 0. */
+/* t_c; for labels, 1 at the label's class, else 0. */
 static inline long double reference_target(const struct problem* problem, int64_t p, int64_t c) {
     const int is_label = problem->args->target_kind == SEGLOSS_LABELS;
     return is_label ? get(problem->target, p, 0) == c : get(problem->target, p, c);
 }
 
-/* q_c, what multiplies -log p_c in the loss. */
+/* q_c, the factor of -log p_c in the loss. */
 static inline long double reference_factor(const struct problem* problem, int64_t p, int64_t c) {
     const struct segloss_cross_entropy* a = problem->args;
     const long double w = reference_class_weight(problem, c);
@@ -90,7 +90,7 @@ static inline long double reference_factor(const struct problem* problem, int64_
     return w * ((1 - (long double)a->label_smoothing) * reference_target(problem, p, c) + uniform);
 }
 
-/* The softmax of one voxel; `others` is the sum of e_c = exp(x_c - max) over all classes but one largest. */
+/* The softmax of one voxel; `others` is the sum of e_c = exp(x_c - max) over all classes but one with x_c = max. */
 struct softmax {
     long double x[MAX_CLASSES];
     long double e[MAX_CLASSES];
@@ -132,7 +132,7 @@ static inline long double reference_probability(const struct softmax* s, int64_t
     return s->e[c] / (1 + s->others);
 }
 
-/* 1 - p_c, without its cancellation. */
+/* 1 - p_c, without cancellation. */
 static inline long double reference_complement(const struct softmax* s, int64_t c) {
     return (s->others + (1 - s->e[c])) / (1 + s->others);
 }
@@ -142,16 +142,16 @@ static inline long double reference_focal(const struct problem* problem, const s
     return powl(reference_complement(s, label), (long double)problem->args->gamma);
 }
 
-/* What the focal loss multiplies the gradient of -log p_y by: the derivative of (1 - p)^gamma -log p by log p is
- * -(1 - p)^gamma (1 + gamma p / (1 - p) -log p), where p / (1 - p) -log p is 0 for p = 0 and 1 for p = 1. */
+/* The factor of the gradient of -log p_y in the focal loss: the derivative of (1 - p)^gamma (-log p) by log p is
+ * -(1 - p)^gamma (1 + gamma p / (1 - p) (-log p)), where p / (1 - p) (-log p) is 0 for p = 0 and 1 for p = 1. */
 static inline long double reference_focal_slope(const struct problem* problem, const struct softmax* s, int64_t label) {
     const long double p = reference_probability(s, label), complement = reference_complement(s, label);
     const long double quotient = p == 0 ? 0 : complement == 0 ? 1 : p * reference_nll(problem, s, label) / complement;
     return reference_focal(problem, s, label) * (1 + (long double)problem->args->gamma * quotient);
 }
 
-/* grad_c = scale (Q p_c - q_c), or -scale q_c in log probabilities; Q = sum_c q_c, whose rounding shows in Q - q_c
- * unless the label has all of it. */
+/* grad_c = scale (Q p_c - q_c), or -scale q_c for log probabilities, with Q = sum_c q_c. The rounding of Q shows in
+ * Q - q_c, unless the label's class has all of Q. */
 static inline void reference_grad(const struct problem* problem, const struct softmax* s, long double scale,
                                   const long double* q, struct voxel* out) {
     const struct segloss_cross_entropy* a = problem->args;
@@ -163,7 +163,7 @@ static inline void reference_grad(const struct problem* problem, const struct so
         const long double probability = reference_probability(s, c);
         const long double rising = a->log_probabilities ? 0 : probability * (total - q[c]);
         const long double falling = a->log_probabilities ? q[c] : q[c] * reference_complement(s, c);
-        const int is_smooth = a->label_smoothing != 0; /* then the terms are Q p_c and q_c themselves */
+        const int is_smooth = a->label_smoothing != 0; /* then the terms are Q p_c and q_c */
         const int is_sum = a->target_kind == SEGLOSS_PROBABILITIES && !a->log_probabilities;
         const long double rounding = is_sum ? probability * total / 10 : 0;
         out->grad[c] = scale * (rising - falling);

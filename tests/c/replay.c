@@ -1,8 +1,8 @@
-/* Runs one FAMILY of fuzz.c on its corpus without libFuzzer, under valgrind: which sees what is read before it is
- * written, and not what the results are, for it computes long double, the reference's type, in double. So a failure
- * only goes on to the next input.
+/* Runs one FAMILY of fuzz.c on its corpus without libFuzzer, under valgrind. Valgrind sees memory that is read before
+ * it is written, but cannot check the results: it computes long double, the reference's type, in double. So a failure
+ * only leads to the next input.
  *
- * Arguments: the corpus, an input a line in hexadecimal, and n: each n-th line is run. */
+ * Arguments: the corpus, with one input per line in hexadecimal, and n, to run every n-th line. */
 #include <setjmp.h>
 
 static jmp_buf next_input;

@@ -1,10 +1,10 @@
-/* Soft statistics, the losses summed along with them and their gradient, slowly: one voxel at a time. */
+/* A slow reference of soft statistics, the losses summed with them and their gradient: one voxel at a time. */
 #ifndef SEGLOSS_TEST_SOFT_STATS_REFERENCE_H
 #define SEGLOSS_TEST_SOFT_STATS_REFERENCE_H
 
 #include "reference.h"
 
-/* `voxels` is the problem of the losses; the gradients of the statistics are tensors over the classes. */
+/* `voxels` is the problem of the losses. The gradients with respect to the statistics are tensors over the classes. */
 struct soft_problem {
     struct problem voxels;
     const struct segloss_soft_stats* args;
@@ -12,7 +12,7 @@ struct soft_problem {
     const struct memory* grad_prediction;
 };
 
-/* A number to be compared, and the magnitude of what was added to give it: what rounding is relative to. */
+/* A number to compare, and the magnitude of the terms that add up to it; rounding errors are relative to it. */
 struct term {
     long double value;
     long double magnitude;
@@ -28,7 +28,7 @@ enum statistic { INTERSECTION, PREDICTION, TARGET, NUM_STATISTICS };
 /* The sums over all voxels. */
 struct soft_sums {
     struct term stats[NUM_STATISTICS][MAX_CLASSES];
-    int zero_times_nan[MAX_CLASSES]; /* where p was not finite beside a target of 0: p g may be 0 or nan */
+    int zero_times_nan[MAX_CLASSES]; /* whether p was not finite at a target of 0: p g may be 0 or nan */
     struct term loss;
     struct term weight;
 };
@@ -78,10 +78,13 @@ static inline void reference_stats(const struct soft_problem* problem, int64_t p
     }
 }
 
-/* The binary focal cross entropy of one class and its gradient; grad_loss is one of each class or of the voxel. With q
- * = 1 - p: l  = h q^gamma softplus(-x) + (1 - h) p^gamma softplus(x) l' = (1 - h) p^gamma (gamma q softplus(x) + p) - h
- * q^gamma (gamma p softplus(-x) + q) An h between 0 and 1 is rounded, and 1 - h with it: then the terms count as if
- * theirs was 1. */
+/* The binary focal cross entropy of one class and its gradient, where grad_loss has one value per class or per voxel.
+ * With q = 1 - p:
+ *
+ *   l  = h q^gamma softplus(-x) + (1 - h) p^gamma softplus(x)
+ *   l' = (1 - h) p^gamma (gamma q softplus(x) + p) - h q^gamma (gamma p softplus(-x) + q)
+ *
+ * An h between 0 and 1 is rounded, and so is 1 - h. The magnitudes then take both factors as 1. */
 static inline void reference_binary(const struct soft_problem* problem, int64_t position, int64_t c, long double v,
                                     struct term* loss, struct term* grad) {
     const struct segloss_cross_entropy* a = &problem->args->voxels;
@@ -122,7 +125,7 @@ static inline void reference_losses(const struct soft_problem* problem, int64_t 
     }
 }
 
-/* The derivative of p g by p, or of min(p, g): then it is anything where p and g differ by rounding alone. */
+/* The derivative by p of p g, or of min(p, g), which is uncertain where p and g differ only by rounding. */
 static inline struct term reference_overlap_slope(const struct soft_problem* problem, long double p, long double g) {
     if (!problem->args->soft_label) {
         return (struct term){g, fabsl(g)};
@@ -132,7 +135,7 @@ static inline struct term reference_overlap_slope(const struct soft_problem* pro
     return (struct term){slope, is_uncertain ? (long double)INFINITY : slope};
 }
 
-/* d_c, what the statistics' gradients make of a change of p_c: a_c g_c + b_c, or a_c g_c + 2 b_c p_c. */
+/* d_c, the gradient of the statistics with respect to p_c: a_c g_c + b_c, or a_c g_c + 2 b_c p_c. */
 static inline struct term reference_slope(const struct soft_problem* problem, int64_t p, int64_t c,
                                           long double probability) {
     const struct term overlap = reference_overlap_slope(problem, probability, reference_target(&problem->voxels, p, c));
@@ -141,9 +144,9 @@ static inline struct term reference_slope(const struct soft_problem* problem, in
     return (struct term){a * overlap.value + b, fabsl(a) * overlap.magnitude + fabsl(b)};
 }
 
-/* v p_c (d_c - sum_k p_k d_k). The d are taken relative to that of the largest p, which changes nothing but that a
- * confident voxel keeps its digits. With labels the kernels take them relative to the label's, so theirs are as large
- * as both, but exactly 0 at the label. */
+/* v p_c (d_c - sum_k p_k d_k). The d are taken relative to that of the largest p, which leaves the result unchanged but
+ * keeps the digits of a confident voxel. With labels the kernels take them relative to the label's d: so a magnitude is
+ * the sum of both, and 0 at the label. */
 static inline void softmax_stats_grad(long double v, const long double* probabilities, const struct term* slopes,
                                       int64_t num_classes, int64_t label, struct term* grad) {
     struct term differences[MAX_CLASSES], mean = {0, 0};
@@ -183,7 +186,7 @@ static inline void reference_stats_grad(const struct soft_problem* problem, int6
     }
 }
 
-/* Adds a voxel to the sums and leaves its gradient. */
+/* Adds a voxel to the sums and writes its gradient to `grad`. */
 static inline void reference_soft_voxel(const struct soft_problem* problem, int64_t p, struct soft_sums* sums,
                                         struct term* grad) {
     const long double v = reference_voxel_weight(&problem->voxels, p);

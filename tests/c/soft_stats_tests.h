@@ -1,4 +1,4 @@
-/* Soft statistics, the losses beside them and their gradient against the reference. */
+/* Tests of soft statistics, the losses summed with them and their gradient against the reference. */
 #ifndef SEGLOSS_TEST_SOFT_STATS_TESTS_H
 #define SEGLOSS_TEST_SOFT_STATS_TESTS_H
 
@@ -7,8 +7,8 @@
 
 /* ---- drawing a case ---- */
 
-/* Around the number of classes from which labels are picked voxel by voxel, and around a chunk of double and of float.
- */
+/* Around 16, the number of classes above which labels are picked voxel by voxel, and more than a chunk of double, 56,
+ * and of float, 112. */
 static const int64_t soft_class_counts[] = {1, 2, 3, 16, 17, 63, 64, 65, 127, 128, 129};
 
 enum { NUM_SOFT_CLASS_COUNTS = sizeof soft_class_counts / sizeof soft_class_counts[0] };
@@ -19,13 +19,13 @@ static const struct target_kind masks_kind = {"masks", SEGLOSS_MASKS, 0};
 
 static const char* const activation_names[] = {"softmax", "sigmoid", "identity"};
 
-/* One case: that of cross entropy, with what soft statistics add to it. */
+/* One case: a case of cross entropy with the options of soft statistics. */
 struct soft_case {
     struct test_case voxels;
     enum segloss_activation activation;
     int squared;
     int with_loss;
-    int is_spoilt; /* hostile only: a voxel that counts holds nan or infinities, and nan is right */
+    int is_spoilt; /* for hostile logits: a voxel that counts holds nan or infinities, so nan is expected */
     int soft_label;
 };
 
@@ -33,7 +33,7 @@ static struct soft_case draw_soft_case(struct test_case voxels, enum segloss_act
     struct soft_case s = {voxels, activation, random_below(2), random_below(2), random_below(4) == 0, 0};
     s.with_loss &= activation != SEGLOSS_IDENTITY;
     s.soft_label = voxels.kind.target == SEGLOSS_PROBABILITIES && !s.squared && random_below(2);
-    if (activation == SEGLOSS_IDENTITY && voxels.values == RAW) { /* sums and squares that overflow say nothing */
+    if (activation == SEGLOSS_IDENTITY && voxels.values == RAW) { /* no overflow in sums and squares */
         s.voxels.values = ORDINARY;
     }
     if (activation == SEGLOSS_SIGMOID) {
@@ -62,7 +62,7 @@ struct soft_outputs {
     struct memory stats, grad;
 };
 
-/* What is hard but has an answer. The square of an input that stands for p itself must not overflow. */
+/* A logit that is hard but has a finite result. If the input is p itself, its square must not overflow. */
 static long double hard_logit(const struct soft_case* s, int trouble, int64_t c, int64_t struck) {
     const int is_input = s->activation == SEGLOSS_IDENTITY;
     const long double huge = is_input ? 1e4L : formats[s->voxels.numbers.logits].max * 0.9L;
@@ -80,7 +80,7 @@ static long double hard_logit(const struct soft_case* s, int trouble, int64_t c,
     }
 }
 
-/* What makes nan of a voxel that counts. */
+/* A logit that makes the results of a voxel nan if it counts. */
 static long double spoilt_logit(int trouble, int64_t c, int64_t struck) {
     static const double values[] = {NAN, INFINITY, -INFINITY};
     return trouble > 2 || c == struck ? (long double)values[trouble % 3] : 0;
@@ -123,7 +123,7 @@ static void free_soft_inputs(struct soft_inputs* in) {
     free(in->grad_prediction.bytes);
 }
 
-/* The statistics as a tensor whose lanes are its classes; they begin as nan, which must be overwritten. */
+/* The statistics as a tensor whose classes are the lanes. It starts with nan, which the kernel must overwrite. */
 static void create_soft_outputs(const struct soft_case* s, struct soft_outputs* out) {
     const struct test_case* t = &s->voxels;
     out->statistics = (struct segloss_positions){1, {NUM_STATISTICS * t->num_classes}};
@@ -180,7 +180,7 @@ static double total_of(const struct memory* stats, int64_t statistic) {
     return total;
 }
 
-/* Every voxel may round what exp makes zero, so a sum of them has its absolute tolerance as many times. */
+/* Each voxel can have the absolute error of exp rounding to zero, so a sum's tolerance grows with their number. */
 static struct tolerance tolerance_of_sums(const struct test_case* t) {
     struct tolerance tolerance = tolerance_of(dtype_of_real(t->numbers.real), t->numbers.real);
     tolerance.absolute *= t->num_positions;
@@ -215,7 +215,7 @@ static void check_soft_grad(const struct soft_case* s, const struct memory* grad
 
 /* ---- running ---- */
 
-/* The sums over all positions, and the gradient. */
+/* Runs all positions in one range, for the sums and the gradient. */
 static void run_soft_whole(const struct segloss_kernels* table, const struct soft_case* s,
                            const struct segloss_soft_stats* args, const struct soft_outputs* out,
                            struct segloss_sums* sums) {
@@ -225,7 +225,7 @@ static void run_soft_whole(const struct segloss_kernels* table, const struct sof
     check_accepted(table->soft_stats_backward[real](args, 0, end));
 }
 
-/* The same from a range for each block, whose sums are added in order. */
+/* The same with one range per block, whose sums are added in order. */
 static void run_soft_blocks(const struct segloss_kernels* table, const struct soft_case* s,
                             const struct segloss_soft_stats* args, const struct soft_outputs* out,
                             struct segloss_sums* sums) {
@@ -252,7 +252,8 @@ static void run_soft_blocks(const struct segloss_kernels* table, const struct so
     free_soft_outputs(&part);
 }
 
-/* A voxel gives the same in any range. Its sums are in double, so the order of adding them shows in the last digits. */
+/* The gradient of a voxel has the same bits in any range. Sums are in double; the order of the additions shows only in
+ * their last digits. */
 static void check_same_results(const struct soft_case* s, const struct soft_outputs* whole,
                                const struct soft_outputs* blocks, const struct segloss_sums* sums_of_whole,
                                const struct segloss_sums* sums_of_blocks, const struct soft_sums* expected) {
@@ -315,7 +316,7 @@ static void run_soft_case(const struct soft_case* s) {
     free_soft_inputs(&in);
 }
 
-/* Every count of positions x of classes, some times with other options. */
+/* Each number of positions x number of classes, SOFT_ROUNDS times with other options. */
 static void test_soft_stats(enum segloss_activation activation, struct target_kind kind) {
     int num_cases = 0;
     for (int i = 0; i < NUM_COUNTS; ++i) {
@@ -335,10 +336,10 @@ static void test_soft_stats(enum segloss_activation activation, struct target_ki
 
 /* ---- confident voxels ---- */
 
-/* One voxel whose label has all others `margin` below it; of sigmoids each class has its own. */
+/* Makes one voxel with the label's logit `margin` above all others; for sigmoids, the logits are margin and -margin. */
 static void make_confident(const struct soft_case* s, const struct soft_inputs* in, double margin) {
     const int is_sigmoid = s->activation == SEGLOSS_SIGMOID;
-    const double offset = is_sigmoid ? 0 : random_unit(); /* then the differences are rounded, too */
+    const double offset = is_sigmoid ? 0 : random_unit(); /* so that differences are rounded, too */
     const double others = is_sigmoid ? -margin : offset;
     const int64_t label = (int64_t)get(&in->voxels.target, 0, 0);
     for (int64_t c = 0; c < s->voxels.num_classes; ++c) {
@@ -349,8 +350,8 @@ static void make_confident(const struct soft_case* s, const struct soft_inputs* 
     set(&in->voxels.grad_loss, 0, 0, 1);
 }
 
-/* All relative to the number itself, unless focal loss or squaring takes it below the smallest normal one. Gradients of
- * the statistics of one magnitude, of which that of v p g has the other sign, leave nothing to cancel. */
+/* Tolerances are relative to each number itself, unless focal loss or squaring takes it below the smallest normal
+ * number. The gradients of v p g and of v p have similar sizes and opposite signs, so that nothing cancels. */
 static void check_confident(const struct segloss_kernels* table, const struct soft_case* s,
                             const struct soft_inputs* in, const struct soft_results* expected) {
     struct soft_outputs out;
@@ -410,7 +411,7 @@ static void test_confident_voxels(void) {
 
 /* ---- bad targets ---- */
 
-/* A mask that no kernel may take, as bad_labels are. */
+/* Masks that every kernel must refuse, listed as in bad_labels. */
 static const struct bad_label bad_masks[] = {
     {SEGLOSS_FLOAT32, SEGLOSS_INT64, 2, 0},
     {SEGLOSS_FLOAT32, SEGLOSS_BFLOAT16, -1, 0},
@@ -428,7 +429,7 @@ static const struct bad_label bad_masks[] = {
 
 enum { BAD_TARGET_POSITIONS = 3 * SEGLOSS_BLOCK + 1 };
 
-/* Over [begin, end). */
+/* Runs [begin, end) and expects that `expected` is refused. */
 static void expect_soft_refusal(const struct segloss_kernels* table, const struct soft_case* s,
                                 const struct soft_inputs* in, int64_t begin, int64_t end, int64_t expected) {
     const enum segloss_real real = s->voxels.numbers.real;
@@ -445,7 +446,7 @@ static void expect_soft_refusal(const struct segloss_kernels* table, const struc
     free_soft_outputs(&out);
 }
 
-/* The first of two bad targets is named; a range without them is accepted. */
+/* The first of two bad targets is reported; a range without bad targets is accepted. */
 static void test_bad_soft_target(const struct bad_label* bad, enum segloss_dtype dtype, int64_t position,
                                  struct target_kind kind) {
     const int has_labels = kind.target == SEGLOSS_LABELS;
@@ -492,7 +493,7 @@ static int test_bad_soft_targets_of(const struct bad_label* bad, size_t num_bad,
 
 /* ---- values outside their range ---- */
 
-/* At voxels that count; of a logit, nan is no reason to refuse. */
+/* Applies to voxels that count; nan is refused in targets but not in logits. */
 static const struct segloss_range test_range = {-0.25, 1.25};
 
 static struct soft_case draw_range_case(enum segloss_activation activation, int num_case) {
@@ -508,7 +509,7 @@ static struct soft_case draw_range_case(enum segloss_activation activation, int 
     return s;
 }
 
-/* Cross entropy has no range of its logits. */
+/* Cross entropy has no range for its logits, so it runs only for ranges of the target. */
 static void expect_refusals(const struct soft_case* s, const struct soft_inputs* in, int64_t expected, int of_target) {
     for (int i = 0; i < num_tables; ++i) {
         describe_soft_case(s, tables[i]->isa);
@@ -519,7 +520,7 @@ static void expect_refusals(const struct soft_case* s, const struct soft_inputs*
     }
 }
 
-/* A value is refused where its voxel counts, and accepted where no range is asked for. */
+/* A value outside the range is refused if its voxel counts, and accepted if there is no range. */
 static void test_value_outside_its_range(struct soft_case s, long double value, int64_t position, int of_target) {
     struct soft_inputs in;
     create_soft_inputs(&s, &in);

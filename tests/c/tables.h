@@ -1,11 +1,11 @@
-/* The tables of kernels that this processor runs, and the sizes that they are tested with. */
+/* The tables of kernels that this processor can run, and the sizes for their tests. */
 #ifndef SEGLOSS_TEST_TABLES_H
 #define SEGLOSS_TEST_TABLES_H
 
 #include "harness.h"
 
-/* Cases for each size, or size and dtype; and of bad targets, every how many-th is run. FEW_CASES is for programs that
- * take long for each: what they are there to find, any case finds. */
+/* The number of cases for each size, or each size and dtype; of the bad targets, every BAD_STEP-th runs. FEW_CASES is
+ * for programs that take long for each case, and look for what any case shows. */
 enum {
 #ifdef FEW_CASES
     ROUNDS = 1,
@@ -20,7 +20,7 @@ enum {
 #endif
 };
 
-/* The best one last. */
+/* In order, the best one last. */
 #ifdef __aarch64__
 static const char* const isa_names[] = {"neon"};
 #else
@@ -29,7 +29,7 @@ static const char* const isa_names[] = {"baseline", "avx2", "avx512"};
 
 enum { MAX_TABLES = sizeof isa_names / sizeof isa_names[0] };
 
-/* The tables that this processor runs. */
+/* The tables that this processor can run. */
 static const struct segloss_kernels* tables[MAX_TABLES];
 static int num_tables;
 

@@ -1,6 +1,6 @@
 /* Tests of the C kernels without Python: every table of this processor against slow references.
  *
- * Prints one line for each group and returns 1 at the first failure, which names its case. */
+ * Prints one line per group. Returns 1 at the first failure and prints its case. */
 
 #include "binary_tests.h"
 #include "confusion_tests.h"
@@ -37,7 +37,7 @@ static void test_selection(void) {
 }
 
 int main(void) {
-    setvbuf(stdout, NULL, _IOLBF, 0); /* what was printed stays, should a sanitizer end the program */
+    setvbuf(stdout, NULL, _IOLBF, 0); /* keeps the output if a sanitizer ends the program */
     find_tables();
     test_selection();
     for (int f = 0; f < NUM_FUNCTIONS; ++f) {

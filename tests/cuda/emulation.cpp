@@ -1,10 +1,10 @@
-// What the kernels' tests, in C, need of the emulation, and the shared memory that the kernels declare.
+// The part of the emulation that the kernels' tests, in C, call, and the shared memory that the kernels declare.
 
 #include <cuda_runtime.h>
 
 namespace {
 
-constexpr size_t MAX_SHARED_BYTES = 64 << 10; // as the smallest of GPUs
+constexpr size_t MAX_SHARED_BYTES = 64 << 10; // the least of any supported GPU
 constexpr size_t GUARD_BYTES = 1 << 10;
 constexpr unsigned char GARBAGE = 0xA5;
 

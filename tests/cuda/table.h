@@ -1,4 +1,4 @@
-/* The CUDA kernels as a table like those of the processor, so that the same tests run them. */
+/* The CUDA kernels in a table like those of the CPU, so that the same tests run them. */
 #ifndef SEGLOSS_TEST_CUDA_TABLE_H
 #define SEGLOSS_TEST_CUDA_TABLE_H
 
@@ -22,7 +22,7 @@ static struct segloss_cuda_call begin_call(enum segloss_real real, int64_t begin
     if (!call.workspace) {
         fail("no memory");
     }
-    memset(call.workspace, GUARD_BYTE, size); /* device memory holds anything */
+    memset(call.workspace, GUARD_BYTE, size); /* device memory can hold anything */
     refusal = (struct segloss_refusal){0};
     return call;
 }
@@ -48,7 +48,7 @@ static int64_t run_backward(enum segloss_real real, const struct segloss_cross_e
     return end_call(&call, segloss_cuda_cross_entropy_backward(args, &call, NULL));
 }
 
-/* The processor's kernels write the gradient in their forward pass, too. */
+/* Like the CPU's forward, which also writes the gradient. */
 static int64_t run_both(enum segloss_real real, const struct segloss_cross_entropy* args, int64_t begin, int64_t end,
                         struct segloss_sums* sums) {
     const int64_t refused = args->grad_logits.data ? run_backward(real, args, begin, end) : -1;
@@ -59,7 +59,7 @@ static int64_t run_both(enum segloss_real real, const struct segloss_cross_entro
     return position;
 }
 
-/* Sums are handed over in one lane each. */
+/* Puts each sum into the first of its lanes. */
 static int64_t run_soft_forward(enum segloss_real real, const struct segloss_soft_stats* args, int64_t begin,
                                 int64_t end, double* lanes, struct segloss_sums* sums) {
     const int64_t num_stats = 3 * args->voxels.num_classes;
@@ -88,7 +88,7 @@ static int64_t run_confusion(enum segloss_real real, const struct segloss_confus
     return end_call(&call, segloss_cuda_confusion(args, &call, counts));
 }
 
-/* ---- the entries: nothing may be written of what is refused, so the position is asked for first ---- */
+/* ---- the entries of the table. After a refusal nothing may be written, so a first run finds the position ---- */
 
 static int64_t position_entry(enum segloss_real real, const struct segloss_cross_entropy* args, int64_t begin,
                               int64_t end, struct segloss_sums* sums) {
@@ -97,7 +97,7 @@ static int64_t position_entry(enum segloss_real real, const struct segloss_cross
     return run_forward(real, &without_outputs, begin, end, sums);
 }
 
-/* The weight alone knows nothing of ranges. */
+/* The weight alone does not check ranges. */
 static int64_t weight_entry(enum segloss_real real, const struct segloss_cross_entropy* args, int64_t begin,
                             int64_t end, struct segloss_sums* sums) {
     struct segloss_cross_entropy without_range = *args;
@@ -182,7 +182,7 @@ static int64_t confusion_double(const struct segloss_confusion* args, int64_t be
     return run_confusion(SEGLOSS_REAL_DOUBLE, args, begin, end, counts);
 }
 
-/* There is no largest_label on a GPU: that of the processor stands for it. */
+/* There is no largest_label for the GPU; the table has that of the CPU. */
 static int64_t largest_label_of_processor(const struct segloss_confusion* args, int64_t begin, int64_t end,
                                           int64_t* largest) {
     return segloss_kernels_baseline.largest_label(args, begin, end, largest);

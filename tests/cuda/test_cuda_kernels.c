@@ -1,14 +1,14 @@
-/* Tests of the CUDA kernels without a GPU: cases of the processor's kernels, and what only a GPU's have, on an emulated
- * one. Cases go over every size once; the options and dtypes are drawn.
+/* Tests of the CUDA kernels on an emulated GPU: the cases of the CPU's kernels, and tests of what only CUDA kernels do.
+ * The cases take every size once; dtypes and options vary from case to case.
  *
- * Prints one line for each group and returns 1 at the first failure, which names its case. */
+ * Prints one line per group. Returns 1 at the first failure and prints its case. */
 
 #include "label_tests.h"
 #include "soft_stats_tests.h"
 #include "table.h"
 #include "voxel_tests.h"
 
-/* The order in which the emulation's blocks and threads take turns; 0: one after the other. */
+/* Seeds the order in which the emulation's blocks and threads take turns; 0: one after the other. */
 void set_order(unsigned order);
 
 /* ---- against the references ---- */
@@ -39,7 +39,7 @@ static const struct soft_kind {
 };
 
 static void test_soft_stats_on_gpu(void) {
-    static const int64_t few_class_counts[] = {1, 3, 65, 129}; /* the last one has no room in shared memory */
+    static const int64_t few_class_counts[] = {1, 3, 65, 129}; /* 129 floats a voxel do not fit into shared memory */
     int num_cases = 0;
     for (size_t kind = 0; kind < sizeof soft_kinds / sizeof soft_kinds[0]; ++kind) {
         for (int i = 0; i < NUM_COUNTS * 4; ++i) {
@@ -160,13 +160,13 @@ static void test_bits_in_any_layout(void) {
 
 enum { SAMPLES = 3, SAMPLE_SIZE = 300, SAMPLE_CLASSES = 5 };
 
-/* A sample's own gradients of the statistics, in a fresh block of memory. */
+/* Gradients of the statistics for each sample, in newly allocated memory. */
 static void* repeated(const struct memory* of_classes, enum segloss_real real) {
     const size_t size = SAMPLE_CLASSES * (real == SEGLOSS_REAL_DOUBLE ? sizeof(double) : sizeof(float));
     char* bytes = malloc(SAMPLES * size);
     for (int n = 0; n < SAMPLES; ++n) {
         memcpy(bytes + (size_t)n * size, of_classes->view.data, size);
-        memset(bytes + (size_t)n * size, 0, n * size / SAMPLE_CLASSES); /* no two samples have the same */
+        memset(bytes + (size_t)n * size, 0, n * size / SAMPLE_CLASSES); /* the samples' gradients differ */
     }
     return bytes;
 }
@@ -231,7 +231,7 @@ static void test_samples(void) {
 
 /* ---- more voxels than threads ---- */
 
-/* Past the largest grid. */
+/* More than the threads of the largest grid. */
 static const int64_t many_positions = 1024 * 128 * 2 + 77;
 
 static void check_many_counts(const struct test_case* t, const struct inputs* in) {
@@ -278,7 +278,7 @@ static void test_many_positions(void) {
     printf("%lld positions: ok\n", (long long)many_positions);
 }
 
-/* ---- more classes than a plain sum bears ---- */
+/* ---- more classes than a plain sum in float can add accurately ---- */
 
 static void test_tail_of_many_classes_on_gpu(void) {
     enum { CLASSES = 50000 };
@@ -307,7 +307,7 @@ static void test_tail_of_many_classes_on_gpu(void) {
 
 /* ---- the gradient of a mean ---- */
 
-/* Backward divides by a weight that only the device knows as if its inverse was the factor. */
+/* Dividing by a total_weight in device memory gives the same gradient as a grad_scale that is divided by it. */
 static void check_mean_gradient(const struct test_case* t, const struct inputs* in, double total_weight) {
     struct outputs by_weight, by_scale;
     create_outputs(t, &by_weight);
@@ -349,7 +349,7 @@ static void test_mean_gradients(void) {
 
 /* ---- refused labels ---- */
 
-/* nan at the voxels in question, and there only. */
+/* The loss and the gradient are all nan if `expected`, else none of them is. */
 static void check_nan_at(const struct outputs* out, int64_t num_classes, int64_t p, int expected) {
     int num_nan = isnan(get(&out->loss, p, 0));
     for (int64_t c = 0; c < num_classes; ++c) {
@@ -368,7 +368,7 @@ static void check_report(int64_t count, int64_t position, int64_t label, double 
     }
 }
 
-/* A second refusal leaves the first one's report. */
+/* A second refusal does not overwrite the report of the first. */
 static void check_first_report_stays(const struct segloss_cross_entropy* args, enum segloss_real real, int64_t end) {
     struct segloss_sums sums;
     struct segloss_cuda_call call = begin_call(real, 0, end, args->num_classes);
@@ -422,7 +422,7 @@ static void test_refusals(void) {
 }
 
 int main(void) {
-    setvbuf(stdout, NULL, _IOLBF, 0); /* what was printed stays, should a sanitizer end the program */
+    setvbuf(stdout, NULL, _IOLBF, 0); /* keeps the output if a sanitizer ends the program */
     tables[num_tables++] = &cuda_table;
     test_voxels();
     test_cross_entropy_on_gpu();

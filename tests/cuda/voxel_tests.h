@@ -1,4 +1,4 @@
-/* The mathematics of one voxel as C compiles it, against the references. */
+/* Tests of voxel.h, compiled as C, against the references. */
 #ifndef SEGLOSS_TEST_VOXEL_TESTS_H
 #define SEGLOSS_TEST_VOXEL_TESTS_H
 
@@ -27,7 +27,7 @@ static void check_voxel(const struct problem* problem, int64_t p) {
     }
 }
 
-/* Labels with focal losses, or probabilities, of hostile and confident logits. */
+/* Labels with focal losses, or probabilities, with all kinds of logits. */
 static void test_voxels_of(struct target_kind kind, int num_cases) {
     for (int i = 0; i < num_cases; ++i) {
         random_state = (uint64_t)i;
@@ -64,7 +64,7 @@ static void test_binary_of_voxels(void) {
     }
 }
 
-/* In thousands of classes a plain sum in float loses digits: here 4e-4 of the tail. */
+/* Over thousands of classes a plain sum in float loses digits: here 4e-4 of the tail. */
 static void test_tail_of_many_classes(void) {
     enum { CLASSES = 100000 };
     struct softmax_float s;

@@ -1,4 +1,4 @@
-/* Cross entropy of one voxel by voxel.h, for v = 1, and its gradient, in REAL. */
+/* Cross entropy of one voxel and its gradient, computed by voxel.h in REAL for v = 1. */
 
 static REAL FN(loss_of_voxel)(const struct problem* problem, int64_t p, long double* grad) {
     const struct segloss_cross_entropy* a = problem->args;
@@ -30,7 +30,7 @@ static REAL FN(loss_of_voxel)(const struct problem* problem, int64_t p, long dou
     return FN(softmax_loss)(&s, x_y, gamma == 0 ? w : w * FN(focal_factor)(&s, x_y, gamma, 0));
 }
 
-/* The binary functions at one point, against their formulas. */
+/* Checks the binary functions at one point against their formulas. */
 static void FN(check_binary)(const struct tolerance* tolerance, REAL x, REAL h, REAL gamma) {
     const long double p = sigmoid(x), q = sigmoid(-(long double)x);
     const long double positive = h * product(powl(q, gamma), softplus(-(long double)x));

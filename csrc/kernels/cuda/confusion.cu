@@ -1,10 +1,10 @@
-// Argmax and counting of (label, predicted class) in one walk; a thread owns a voxel.
+// Argmax and counting of pairs (label, predicted class) in one walk; a thread owns a voxel.
 
 #include "launch.cuh"
 
 namespace {
 
-constexpr int64_t SHARED_CELLS = 2048; // up to so many are counted in shared memory first
+constexpr int64_t SHARED_CELLS = 2048; // up to this many cells are counted in shared memory first
 
 using PairWalk = Walk<2>;
 
@@ -47,7 +47,7 @@ __device__ void visit_voxel(const segloss_confusion& a, int64_t position, int64_
     }
 }
 
-// What is predicted for this thread's voxel; without classes nothing is.
+// The prediction for this thread's voxel; 0 without classes.
 template <typename T, bool TILED>
 __device__ int64_t predict(const segloss_confusion& a, Tile<T>* tile, int64_t offset, int count) {
     const int thread = static_cast<int>(threadIdx.x);
@@ -63,7 +63,7 @@ __device__ int64_t predict(const segloss_confusion& a, Tile<T>* tile, int64_t of
     return thread < count ? argmax(logits, a.num_classes) : 0;
 }
 
-// Counts in integers, so that atomics give the same in any order.
+// Counts in integers, so that atomics give the same result in any order.
 template <typename T, bool TILED>
 __global__ void __launch_bounds__(THREADS)
     count(const __grid_constant__ segloss_confusion a, int64_t begin, int64_t end, int64_t num_cells,
@@ -114,7 +114,7 @@ extern "C" int segloss_cuda_confusion(const segloss_confusion* args, const seglo
     const int64_t num_classes = args->num_classes, num_cells = num_classes * (args->per_class ? 3 : num_classes);
     const int64_t blocks = num_blocks(call->end - call->begin, 1);
     const auto totals = static_cast<Totals*>(call->workspace);
-    const auto dtype = args->prediction_is_labels ? SEGLOSS_FLOAT32 : args->prediction.dtype; // of maps any will do
+    const auto dtype = args->prediction_is_labels ? SEGLOSS_FLOAT32 : args->prediction.dtype; // for maps any will do
     constexpr int64_t CELLS = SHARED_CELLS * sizeof(unsigned);
     return with_types(SEGLOSS_REAL_DOUBLE, dtype, num_classes, CELLS, [&](auto, auto element, auto tiled) {
         using T = decltype(element);

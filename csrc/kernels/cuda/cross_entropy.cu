@@ -1,4 +1,5 @@
-// Cross entropy, focal too, and its gradient; a thread owns a voxel. The formulas are in kernels.h and voxel_tmpl.h.
+// Cross entropy, including focal loss, and its gradient; a thread owns a voxel. The formulas are in kernels.h and
+// voxel_tmpl.h.
 
 #include "launch.cuh"
 #include "voxels.cuh"

@@ -1,4 +1,4 @@
-// From a launcher's arguments to a kernel on a stream.
+// Chooses a kernel's types by a launcher's arguments and puts the kernel on a stream.
 #pragma once
 
 #include <type_traits>
@@ -7,8 +7,8 @@
 
 namespace {
 
-// Calls f(Real(), T(), is_tiled) with what a call computes in, the type of its logits, and whether a tile of them and
-// other_bytes have room in shared memory. Float never computes for double logits.
+// Calls f(Real(), T(), is_tiled) with the type that the call computes in, the type of its logits, and whether shared
+// memory has room for a tile of them and other_bytes. Double logits are never computed in float.
 template <typename Real, typename T, typename Function>
 cudaError_t with_tile(int64_t num_classes, int64_t other_bytes, const Function& f) {
     const bool has_room = tile_bytes<T>(num_classes) + other_bytes <= MAX_SHARED_BYTES;
@@ -45,7 +45,7 @@ struct Grid {
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch(const segloss_cuda_call& call, const Grid& grid, void (*kernel)(Parameters...),
                    const Arguments&... arguments) {
-    constexpr int64_t GRANTED = 48 << 10; // more must be asked for
+    constexpr int64_t GRANTED = 48 << 10; // a kernel must request more than this
     const auto shared_bytes = static_cast<int>(grid.shared_bytes);
     const auto error = shared_bytes <= GRANTED
                            ? cudaSuccess

@@ -1,8 +1,8 @@
 /* The kernels of kernels.h for tensors in a GPU's memory. No torch, no allocation, no wait for the device: a launcher
- * puts its work on a stream, so that a CUDA graph captures it, and returns a cudaError_t.
+ * puts its work on a stream, so that a CUDA graph can capture it, and returns a cudaError_t.
  *
- * Positions are walked from `begin` to `end`, any two. Sums are added in a fixed order, without floating atomics: they
- * have the same bits in every run and on every device. grad_logits has the logits' dtype; stream_grad is not used. */
+ * `begin` and `end` can be any positions. Sums are added in a fixed order, without floating-point atomics, so they have
+ * the same bits in every run and on every device. grad_logits has the logits' dtype; stream_grad is not used. */
 #ifndef SEGLOSS_CUDA_LAUNCHERS_H
 #define SEGLOSS_CUDA_LAUNCHERS_H
 
@@ -12,13 +12,13 @@
 extern "C" {
 #endif
 
-/* Stands for a label that is no integer, or none of int64. Only int64 has this value itself. */
+/* Stands for a label that is not an integer, or does not fit into int64. Only an int64 label can have this value. */
 #define SEGLOSS_NO_LABEL (INT64_MIN + 1)
 
-/* Where it was. */
+/* The tensor that holds the refused value. */
 enum segloss_refused { SEGLOSS_OF_TARGET, SEGLOSS_OF_PREDICTED_LABELS, SEGLOSS_OF_LOGITS };
 
-/* What an error says of a call. */
+/* What an error message says about a call. */
 struct segloss_origin {
     char op[32];
     int64_t num_classes;
@@ -27,14 +27,14 @@ struct segloss_origin {
     int64_t sizes[64];
 };
 
-/* What a kernel refused, as kernels.h says. Such a voxel's loss and gradient are nan, and with them all sums of losses,
- * of weights and of statistics; it is not counted. */
+/* What a kernel refused, by the rules in kernels.h. The loss and gradient of a refused voxel are nan, and so are all
+ * sums of losses, weights and statistics; confusion does not count it. */
 struct segloss_refusal {
     struct segloss_origin origin;
-    int64_t count;    /* of voxels; 0: none */
+    int64_t count;    /* of refused voxels */
     int64_t position; /* of the first one */
-    int64_t label;    /* its label, or predicted label; or SEGLOSS_NO_LABEL */
-    double value;     /* the same as a number; of masks and probabilities the first refused one's */
+    int64_t label;    /* the refused value, if it is an integer of int64; else SEGLOSS_NO_LABEL */
+    double value;     /* the same as a number; the voxel's first refused mask, probability or logit */
     enum segloss_refused what;
 };
 
@@ -42,18 +42,18 @@ struct segloss_cuda_call {
     enum segloss_real real;
     int64_t begin;
     int64_t end;
-    int64_t num_samples;             /* >= 1, of the same size, in [begin, end); soft statistics only */
+    int64_t num_samples;             /* >= 1; samples of equal size in [begin, end), for soft statistics only */
     void* workspace;                 /* device memory of segloss_cuda_workspace() bytes */
-    struct segloss_refusal* refusal; /* memory that host and device see; written where its count is 0 */
+    struct segloss_refusal* refusal; /* memory that host and device see; written only if its count is 0 */
     struct segloss_origin origin;
     void* stream; /* a cudaStream_t */
 };
 
 size_t segloss_cuda_workspace(int64_t num_positions, int64_t num_samples, int64_t num_classes);
 
-/* `sums`, `stats` and `total_weight` are in device memory; of soft statistics `sums` [N], `stats`, double [N][3][C],
- * and the arguments' grad_intersection and grad_prediction, [N][C], are those of each sample. Backward divides by
- * total_weight, where given: 0 leaves no gradient. Forward writes no gradient. */
+/* `sums`, `stats` and `total_weight` are in device memory. Soft statistics have per sample: `sums` [N], `stats`, double
+ * [N][3][C], and the arguments' grad_intersection and grad_prediction, [N][C]. Backward divides the gradient of the
+ * losses by total_weight, if given; if it is 0, that gradient is 0. Forward writes no gradient. */
 int segloss_cuda_cross_entropy_forward(const struct segloss_cross_entropy* args, const struct segloss_cuda_call* call,
                                        struct segloss_sums* sums);
 int segloss_cuda_cross_entropy_backward(const struct segloss_cross_entropy* args, const struct segloss_cuda_call* call,

@@ -1,11 +1,11 @@
-// Soft statistics, the losses summed along with them, and their gradient. The formulas are in kernels.h.
+// Soft statistics, the losses summed in the same walk, and their gradient. The formulas are in kernels.h.
 
 #include "launch.cuh"
 #include "voxels.cuh"
 
 namespace {
 
-// Of a class, in one sample.
+// The sums of one class in one sample.
 struct ClassSums {
     double intersection = 0;
     double prediction = 0;
@@ -18,7 +18,7 @@ struct ClassSums {
     }
 };
 
-// A voxel with what gives its p_c.
+// A voxel and its activation, which give p_c.
 template <typename V> struct Activated {
     using Real = typename V::Number;
 
@@ -71,7 +71,8 @@ template <typename V> __device__ void add_losses(const segloss_soft_stats& s, co
 }
 
 // Adds v p g (soft_label: v min(p, g)), v p and v g of a class, with `squared` p^2 and g^2 in the last two, over the
-// voxels of a warp; all nan of a refused voxel. In most warps no voxel has a given label.
+// voxels of a warp. A refused voxel adds nan. Most warps have no voxel with a given label, so that two of the three
+// sums are 0 and need no shuffles.
 template <typename V>
 __device__ void add_class(const segloss_soft_stats& s, const Activated<V>& voxel, int64_t c, ClassSums* of_warp) {
     using Real = typename V::Number;
@@ -94,7 +95,8 @@ __device__ void add_class(const segloss_soft_stats& s, const Activated<V>& voxel
     }
 }
 
-// What a block's warps have of each class: in shared memory behind the tile or, without one, in a row for each warp.
+// The sums of each class for each warp of a block: in shared memory behind the tile or, without a tile, in one row of
+// `rows` per warp.
 template <typename Real, typename T, bool TILED>
 __device__ void add_sample(const segloss_soft_stats& s, int64_t begin, int64_t end, ClassSums* rows, Totals* totals) {
     using V = Voxel<Real, T, TILED>;
@@ -115,7 +117,7 @@ __device__ void add_sample(const segloss_soft_stats& s, int64_t begin, int64_t e
             add_class(s, voxel, c, of_warp + c);
         }
     });
-    write_totals(mine, totals); // and waits for all warps
+    write_totals(mine, totals); // also waits for all warps
     for (int64_t c = thread; TILED && c < num_classes; c += THREADS) {
         ClassSums sum;
         for (int warp = 0; warp < WARPS; ++warp) {
@@ -126,7 +128,7 @@ __device__ void add_sample(const segloss_soft_stats& s, int64_t begin, int64_t e
     __syncthreads();
 }
 
-// The grid's second dimension are the samples. Each block leaves one row of sums, or one for each warp.
+// The grid's second dimension is the samples. Each block writes one row of sums; without a tile, one row per warp.
 template <typename Real, typename T, bool TILED>
 __global__ void __launch_bounds__(THREADS)
     forward(const __grid_constant__ segloss_soft_stats s, int64_t begin, int64_t sample_size, int64_t num_samples,
@@ -138,7 +140,7 @@ __global__ void __launch_bounds__(THREADS)
     }
 }
 
-// A block adds up the rows of a class, one more block the totals, of each sample.
+// For each sample, one block per class adds up the rows, and one more block adds up the totals.
 __global__ void add_rows(const ClassSums* rows, int64_t rows_per_sample, const Totals* totals,
                          int64_t blocks_per_sample, int64_t num_samples, int64_t num_classes, double losses_per_voxel,
                          double* stats, segloss_sums* sums) {
@@ -162,9 +164,9 @@ __global__ void add_rows(const ClassSums* rows, int64_t rows_per_sample, const T
     }
 }
 
-// With d_c = a_c g_c + b_c, times 2 p_c if squared, where a and b are grad_intersection and grad_prediction:
-// v p_c (d_c - sum_k p_k d_k) for a softmax, v p_c (1 - p_c) d_c for a sigmoid and v d_c for p itself. Under a softmax
-// the d_c are taken relative to the label's, so that the gradient of a confident voxel keeps its digits.
+// The gradient of the statistics, with d_c as in soft_stats_tmpl.h: v p_c (d_c - sum_k p_k d_k) for a softmax,
+// v p_c (1 - p_c) d_c for a sigmoid and v d_c for the identity. With a softmax and labels the d_c are taken relative to
+// the label's d_y, so that the gradient of a confident voxel keeps its digits.
 template <typename V> struct StatsGrad {
     using Real = typename V::Number;
 
@@ -267,7 +269,7 @@ __global__ void __launch_bounds__(THREADS)
 
 // ---- launching ----
 
-constexpr int64_t MAX_CLASS_SUMS = 1 << 18; // of a warp of each block; bounds the workspace
+constexpr int64_t MAX_CLASS_SUMS = 1 << 18; // over all blocks, for one warp of each; bounds the workspace
 constexpr int64_t MAX_GRID_Y = 65535;
 
 int num_stats_blocks(int64_t num_positions, int64_t num_samples, int64_t num_classes) {
@@ -284,7 +286,7 @@ struct Samples {
           rows(count < MAX_GRID_Y ? count : MAX_GRID_Y) {}
 };
 
-// Behind all totals.
+// In the workspace, behind all totals.
 ClassSums* class_sums_of(const segloss_cuda_call& call, const Samples& samples) {
     const auto num_totals = num_blocks(samples.size, samples.count) * samples.count;
     return reinterpret_cast<ClassSums*>(static_cast<Totals*>(call.workspace) + num_totals);

@@ -1,4 +1,4 @@
-// Sums over voxels in a fixed order: a tree over the threads of a block, then one block over the blocks' sums.
+// Sums over voxels in a fixed order: a tree over the threads of a block, then one block adds the sums of all blocks.
 #pragma once
 
 #include "tensors.cuh"
@@ -8,15 +8,15 @@ namespace {
 constexpr int THREADS = 128;
 constexpr int LANES = 32; // of a warp
 constexpr int WARPS = THREADS / LANES;
-constexpr int64_t MAX_BLOCKS = 1024; // the grid is part of a sum's bits: not the device's size
+constexpr int64_t MAX_BLOCKS = 1024; // independent of the device, because a sum's bits depend on the grid
 
-// Of one sample: a thread owns a voxel.
+// Blocks for each sample, with one voxel per thread up to the limit.
 inline int num_blocks(int64_t num_positions, int64_t num_samples) {
     const int64_t wanted = (num_positions + THREADS - 1) / THREADS, most = MAX_BLOCKS / num_samples;
     return static_cast<int>(wanted < 1 || most < 1 ? 1 : wanted < most ? wanted : most);
 }
 
-// Of some voxels.
+// Sums over some voxels.
 struct Totals {
     double loss = 0;
     double weight = 0;
@@ -36,7 +36,7 @@ struct Totals {
     }
 };
 
-// What the threads of a warp have, together; for all of them.
+// The sum over the threads of a warp, returned to all of them.
 template <typename Real> __device__ Real sum_of_warp(Real x) {
     for (int lanes = LANES / 2; lanes > 0; lanes /= 2) {
         x += __shfl_xor_sync(~0u, x, lanes);
@@ -57,14 +57,14 @@ template <typename Sum> __device__ Sum of_other_lane(const Sum& mine, int lanes)
     return copy.sum;
 }
 
-// What the threads of a block have, together; for thread 0. All of them call it.
+// The sum over the threads of a block, returned to thread 0. All threads must call it.
 template <typename Sum> __device__ Sum sum_of_block(Sum mine) {
     __shared__ double memory[WARPS * sizeof(Sum) / sizeof(double)]; // shared memory has no constructors
     const auto of_warps = reinterpret_cast<Sum*>(memory);
     for (int lanes = LANES / 2; lanes > 0; lanes /= 2) {
         mine.add(of_other_lane(mine, lanes));
     }
-    __syncthreads(); // whoever summed before is done
+    __syncthreads(); // an earlier call is done with `memory`
     if (threadIdx.x % LANES == 0) {
         of_warps[threadIdx.x / LANES] = mine;
     }
@@ -75,7 +75,7 @@ template <typename Sum> __device__ Sum sum_of_block(Sum mine) {
     return mine;
 }
 
-// Adds up a block's totals into their place.
+// Writes the sum of a block's totals.
 __device__ inline void write_totals(const Totals& mine, Totals* of_block) {
     const Totals total = sum_of_block(mine);
     if (threadIdx.x == 0) {
@@ -83,7 +83,7 @@ __device__ inline void write_totals(const Totals& mine, Totals* of_block) {
     }
 }
 
-// One block: adds up what others left, for thread 0.
+// The sum of what all blocks wrote, returned to thread 0. One block calls it.
 template <typename Sum> __device__ Sum sum_of_blocks(const Sum* of_blocks, int64_t count, int64_t stride) {
     Sum mine;
     for (int64_t i = threadIdx.x; i < count; i += THREADS) {
@@ -92,7 +92,7 @@ template <typename Sum> __device__ Sum sum_of_blocks(const Sum* of_blocks, int64
     return sum_of_block(mine);
 }
 
-// The count comes last: who sees it sees the rest. The first report stays until the host has seen it.
+// Writes the count last, so that whoever sees it sees the rest.
 __device__ inline void report(const segloss_cuda_call& call, const Totals& total, const segloss_tensor& tensor,
                               int64_t offset, segloss_refused what) {
     segloss_refusal* const refusal = call.refusal;
@@ -105,7 +105,7 @@ __device__ inline void report(const segloss_cuda_call& call, const Totals& total
     refusal->count = total.num_refused;
 }
 
-// For thread 0: whether the totals are to be reported.
+// Whether this thread must report the totals: only thread 0, and only if the host has read the previous report.
 __device__ inline bool is_news(const segloss_cuda_call& call, const Totals& total) {
     return threadIdx.x == 0 && total.num_refused > 0 && call.refusal->count == 0;
 }

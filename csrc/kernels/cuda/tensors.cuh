@@ -53,7 +53,7 @@ template <typename Real> __device__ Real load(const segloss_tensor& t, int64_t o
     }
 }
 
-// For a floating tensor.
+// For floating-point tensors.
 __device__ inline void store(const segloss_tensor& t, int64_t offset, double x) {
     switch (t.dtype) {
     case SEGLOSS_FLOAT32:
@@ -67,7 +67,7 @@ __device__ inline void store(const segloss_tensor& t, int64_t offset, double x) 
     }
 }
 
-// SEGLOSS_NO_LABEL where x is no integer of int64; false for nan.
+// SEGLOSS_NO_LABEL if x is not an integer of int64, or is nan.
 __device__ inline int64_t integer_of(double x) {
     const bool representable = x >= -0x1p63 && x < 0x1p63;
     const int64_t integer = representable ? static_cast<int64_t>(x) : 0;
@@ -83,11 +83,11 @@ __device__ inline int64_t load_integer(const segloss_tensor& t, int64_t offset) 
         return x <= INT64_MAX ? static_cast<int64_t>(x) : SEGLOSS_NO_LABEL;
     }
     default:
-        return integer_of(load<double>(t, offset)); // exact for all others
+        return integer_of(load<double>(t, offset)); // exact for all other dtypes
     }
 }
 
-// Where positions lie in each of some tensors. Most steps stay in the last dimension, and are additions.
+// The offset of a position in each of N tensors. Most steps stay in the last dimension and need only additions.
 template <int N> class Walk {
 public:
     __device__ Walk(const segloss_positions& positions, const segloss_tensor* const (&tensors)[N])

@@ -1,24 +1,24 @@
-// A block's logits in shared memory, and later their gradient in the same place: device memory is read once and written
-// once, by neighbouring threads at neighbouring addresses, whatever the layout.
+// A block's logits in shared memory, and later their gradient in the same place. Device memory is read once and written
+// once, by neighbouring threads at neighbouring addresses, whether the voxels or the classes are contiguous.
 #pragma once
 
 #include "sums.cuh"
 
-extern __shared__ uint4 segloss_shared[]; // as large as the launch says: a tile, and what else a kernel puts behind it
+extern __shared__ uint4 segloss_shared[]; // sized by the launch: a tile, and what else a kernel puts behind it
 
 namespace {
 
 constexpr int64_t MAX_SHARED_BYTES = (64 << 10) - 1536; // every device since sm_75 grants a block 64 KiB
 
-// Elements from voxel to voxel where the classes of each are neighbours: an odd number of banks of shared memory, so
-// that the threads of a warp, each at its own voxel, do not wait for one bank.
+// Elements from voxel to voxel if the classes of a voxel are contiguous: an odd number of banks of shared memory (of
+// pairs of banks for double), so that the threads of a warp, each at its own voxel, do not wait for one bank.
 template <typename T> __host__ __device__ int64_t pitch_of(int64_t num_classes) {
     constexpr int64_t PER_BANK = sizeof(T) < 4 ? 4 / sizeof(T) : 1;
     return ((num_classes + PER_BANK - 1) / PER_BANK | 1) * PER_BANK;
 }
 
 template <typename T> __host__ __device__ int64_t tile_bytes(int64_t num_classes) {
-    return THREADS * pitch_of<T>(num_classes) * static_cast<int64_t>(sizeof(T)); // whole vectors
+    return THREADS * pitch_of<T>(num_classes) * static_cast<int64_t>(sizeof(T)); // a multiple of 16
 }
 
 // Where the classes of one voxel lie, in a tile or in a tensor.
@@ -29,14 +29,14 @@ template <typename T, typename Stride> struct Classes {
     __device__ T& operator[](int64_t c) const { return first[static_cast<Stride>(c) * stride]; }
 };
 
-// The classes of THREADS voxels, of which some may be missing at the end. All threads of the block call each function.
+// The classes of THREADS voxels, or of fewer at the end. All threads of the block must call load and store.
 template <typename T> class Tile {
 public:
     __device__ explicit Tile(int64_t num_classes) : num_classes_(static_cast<int>(num_classes)) {}
 
     __device__ Classes<T, int> voxel(int thread) const { return {data() + thread * voxel_stride_, class_stride_}; }
 
-    // This thread's voxel lies at `offset`.
+    // `offset` is that of this thread's voxel.
     __device__ void load(const segloss_tensor& logits, int64_t offset, int count) {
         const bool is_planar = share(logits, offset, count);
         const bool is_interleaved = !is_planar && logits.stride_class == 1;
@@ -71,8 +71,8 @@ private:
         return offsets;
     }
 
-    // Tells the threads where each other's voxels lie, once all are done with the tile. True where they are neighbours
-    // in each class, at addresses of whole vectors.
+    // Shares the voxels' offsets among the threads, and waits until all are done with the tile. True if the voxels are
+    // contiguous in each class, and each class is aligned to vectors.
     static __device__ bool share(const segloss_tensor& tensor, int64_t offset, int count) {
         const int thread = static_cast<int>(threadIdx.x);
         offsets()[thread] = offset;
@@ -98,7 +98,7 @@ private:
             T* const memory = static_cast<T*>(tensor.data) + offsets()[voxel];
             f(&this->voxel(voxel)[c], memory + c * tensor.stride_class);
         };
-        if (tensor.stride_class != 1) { // each thread its own voxel
+        if (tensor.stride_class != 1) { // each thread copies its own voxel
             for (int c = 0; c < num_classes_ && thread < count; ++c) {
                 visit(thread, c);
             }
@@ -120,8 +120,8 @@ private:
     int class_stride_ = THREADS;
 };
 
-// Calls visit(walk, count) for the block's tiles in [begin, end): `walk` is at the position of this thread, which is
-// one of a voxel for the first `count` threads.
+// Calls visit(walk, count) for the block's tiles in [begin, end). `walk` is at this thread's position; only the first
+// `count` threads have a voxel.
 template <int N, typename Function>
 __device__ void for_each_tile(Walk<N> walk, int64_t begin, int64_t end, const Function& visit) {
     const int64_t step = static_cast<int64_t>(gridDim.x) * THREADS;

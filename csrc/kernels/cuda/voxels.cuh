@@ -1,4 +1,4 @@
-// One voxel of cross entropy or soft statistics: what is read of it, its softmax and what the losses need of it.
+// One voxel of cross entropy or soft statistics: its values, its softmax and its losses.
 #pragma once
 
 #include <type_traits>
@@ -27,7 +27,7 @@ template <typename Real> __device__ bool is_outside(const segloss_range& range, 
     return range.low < range.high && (is_outside || (finds_nan && value != value));
 }
 
-// `Real` is what is computed in, `T` the elements of logits and gradient, which a tile holds where `TILED`, or else
+// `Real` is the type to compute in, `T` the element type of logits and gradient. They lie in a tile if `TILED`, else in
 // their tensors.
 template <typename Real, typename T, bool TILED> struct Voxel {
     using Number = Real;
@@ -37,8 +37,8 @@ template <typename Real, typename T, bool TILED> struct Voxel {
 
     const segloss_cross_entropy* a;
     int64_t position, target_at, weight_at, loss_at, grad_loss_at;
-    int64_t label = IGNORED; // 0 where the target is probabilities or masks
-    Real weight = 0;         // v; 0 where the voxel does not count
+    int64_t label = IGNORED; // 0 for valid masks and probabilities
+    Real weight = 0;         // v; 0 if the voxel does not count
     bool exists;             // false past the end
     Classes<T, Stride> logits, grad;
 
@@ -52,7 +52,7 @@ template <typename Real, typename T, bool TILED> struct Voxel {
         }
     }
 
-    // Once they are there.
+    // Call it when `logits` is set.
     __device__ void check_logits() {
         for (int64_t c = 0; a->logit_range.low < a->logit_range.high && weight != 0 && c < a->num_classes; ++c) {
             refuse_if(is_outside(a->logit_range, logit(c), false));
@@ -68,7 +68,7 @@ template <typename Real, typename T, bool TILED> struct Voxel {
                                                 : load<Real>(a->target, target_at + c * a->target.stride_class);
     }
 
-    // Whose probability is outside its range; C: none.
+    // The first class whose probability is outside its range; C: none.
     __device__ int64_t first_refused_class() const {
         int64_t c = 0;
         while (c < a->num_classes && !is_outside(a->target_range, target(c), true)) {
@@ -93,7 +93,7 @@ template <typename Real, typename T, bool TILED> struct Voxel {
         }
     }
 
-    // What multiplies the gradient of the losses for v = 1, grad_loss * grad_scale * v / total_weight.
+    // The factor of the losses' gradient for v = 1: grad_loss * grad_scale * v / total_weight.
     __device__ Real grad_scale(const double* total_weight) const {
         if (!a->grad_loss.data || (total_weight && *total_weight == 0)) {
             return 0;
@@ -102,11 +102,11 @@ template <typename Real, typename T, bool TILED> struct Voxel {
         return load<Real>(a->grad_loss, grad_loss_at) * factor * weight;
     }
 
-    // ---- softmax losses: labels have one sharp factor; probabilities and smoothing one for each class ----
+    // ---- softmax losses: a label has one sharp factor; probabilities and smoothing have a factor for each class ----
 
     __device__ bool has_factors() const { return a->target_kind == SEGLOSS_PROBABILITIES || a->label_smoothing != 0; }
 
-    // What multiplies -log p_c, without the sharp factor of a label.
+    // The factor of -log p_c, without the sharp factor of a label.
     __device__ Real factor(int64_t c) const {
         const Real uniform = static_cast<Real>(a->label_smoothing / static_cast<double>(a->num_classes));
         if (a->target_kind == SEGLOSS_LABELS) {
@@ -137,7 +137,7 @@ template <typename Real, typename T, bool TILED> struct Voxel {
     }
 
     __device__ Real loss(const Softmax& s) const {
-        const Real x_y = a->target_kind == SEGLOSS_LABELS ? logit(label) : s.max; // there may be no class
+        const Real x_y = a->target_kind == SEGLOSS_LABELS ? logit(label) : s.max; // there may be no classes
         return weight * softmax_loss(&s, x_y, sharp_factor(s, false));
     }
 
@@ -171,7 +171,7 @@ private:
         return a->target_kind == SEGLOSS_MASKS ? read_masks() : 0;
     }
 
-    // A refused mask counts for more than one to be ignored.
+    // A refused mask takes precedence over an ignored one.
     __device__ int64_t read_masks() const {
         int64_t result = 0;
         for (int64_t c = 0; c < a->num_classes; ++c) {
@@ -187,8 +187,8 @@ private:
     }
 };
 
-// Calls visit(voxel) for this thread's voxels in [begin, end). With GRADIENT it writes the gradients of them all. The
-// threads of a block go through it together, those past the end too.
+// Calls visit(voxel) for this thread's voxels in [begin, end). With GRADIENT it then stores the gradients that a tile
+// holds. All threads of a block call it together, including those past the end.
 template <bool GRADIENT, typename V, typename T, typename Function>
 __device__ void for_each_voxel(const segloss_cross_entropy& a, int64_t begin, int64_t end, const Function& visit) {
     Tile<T> tile(a.num_classes);
@@ -210,7 +210,7 @@ __device__ void for_each_voxel(const segloss_cross_entropy& a, int64_t begin, in
     });
 }
 
-// The gradient of the losses of one voxel, class by class, times v and grad_loss.
+// The gradient of the losses of one voxel, class by class, including v and grad_loss.
 template <typename V> struct LossGrad {
     using Real = typename V::Number;
 
@@ -244,7 +244,7 @@ private:
     }
 };
 
-// Of the first refused voxel the label, or its first refused mask, probability or logit.
+// Reports the label of the first refused voxel, or its first refused mask, probability or logit.
 template <typename Real>
 __device__ void report_refused(const segloss_cuda_call& call, const segloss_cross_entropy& a, const Totals& total) {
     auto walk = walk_of(a);
@@ -266,7 +266,7 @@ __device__ void report_refused(const segloss_cuda_call& call, const segloss_cros
     report(call, total, a.target, v.target_at + c * stride, SEGLOSS_OF_TARGET);
 }
 
-// One block. `sums` may be null.
+// Launched with one block. `sums` can be null.
 template <typename Real>
 __global__ void finish(const __grid_constant__ segloss_cross_entropy a, const __grid_constant__ segloss_cuda_call call,
                        const Totals* of_blocks, int64_t count, segloss_sums* sums) {

@@ -1,4 +1,4 @@
-// CUDA's float16, by the conversions of the C kernels.
+// CUDA's float16, with the conversions of the C kernels.
 #pragma once
 
 #include "block.h"

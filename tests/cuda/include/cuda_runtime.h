@@ -1,9 +1,9 @@
-// CUDA's runtime on a CPU, as far as the kernels use it: a C++ compiler compiles them against this header, and a launch
-// runs the grid there and then.
+// An emulation of the part of CUDA's runtime that the kernels use. A C++ compiler compiles the kernels against this
+// header, and a launch runs the whole grid on the CPU before it returns.
 //
-// Each thread of a block is a fiber that runs until the next barrier, of its block or of its warp. Blocks, and the
-// threads between two barriers, take turns in an order that `order` decides: what depends on it is a race. A barrier
-// that some threads reach and others do not ends the program, and so does a block that writes past its shared memory.
+// Each thread of a block is a fiber that runs until the next barrier of its block or its warp. `order` determines the
+// order of the blocks, and of the threads between two barriers; a result that depends on it shows a race. The program
+// fails if some threads reach a barrier and others do not, or if a block writes past its shared memory.
 #pragma once
 
 #include <setjmp.h>
@@ -54,7 +54,7 @@ extern unsigned order;
 constexpr size_t GRANTED_SHARED_BYTES = 48 << 10;
 inline size_t granted_shared_bytes = GRANTED_SHARED_BYTES;
 
-// The dynamic shared memory of a block: filled with garbage, and looked at for what was written past its end.
+// Fill the dynamic shared memory of a block with garbage, and check that nothing was written past its end.
 void begin_block(size_t shared_bytes);
 void end_block(size_t shared_bytes);
 
@@ -92,7 +92,7 @@ public:
         } while (release());
     }
 
-    // Leaves the running fiber at a barrier, until all others that it waits for are there.
+    // Suspends the running fiber at a barrier until all threads of the barrier have reached it.
     static void wait(State barrier) {
         const dim3 thread = threadIdx;
         current_->suspend(barrier);
@@ -109,7 +109,7 @@ private:
     static constexpr size_t STACK_SIZE = 64 << 10;
 
     struct Fiber {
-        jmp_buf place; // where it waits
+        jmp_buf place; // where it continues
         std::unique_ptr<char[]> stack;
         State state;
     };
@@ -121,7 +121,7 @@ private:
         }
     }
 
-    // A fiber's stack is made by ucontext; from then on jumps are enough, which leave the signals' masks alone.
+    // ucontext sets up a fiber's stack. After that jumps are enough; they do not touch the signal mask.
     static void enter() {
         for (;;) {
             current_->suspend(DONE);
@@ -162,7 +162,7 @@ private:
         std::for_each(fibers_.begin() + begin, fibers_.begin() + end, [](Fiber& fiber) { fiber.state = READY; });
     }
 
-    // Lets the threads go on whose barrier is complete. False at the end of the block.
+    // Resumes the threads whose barrier is complete. False at the end of the block.
     bool release() {
         bool has_ready = false;
         for (size_t warp = 0; warp < fibers_.size(); warp += WARP) {
@@ -188,15 +188,15 @@ private:
     const std::function<void()>* kernel_;
 };
 
-// What threads hand to each other at barriers of one kind, by turns in two places: a thread that goes on to the next
-// barrier leaves what others still read.
+// Passes values between threads at barriers of one kind, alternating between two places: a thread that is already at
+// the next barrier does not overwrite what others still read.
 struct Exchange {
     static constexpr unsigned MAX_THREADS = 1024;
     Block::State barrier;
     unsigned char slots[2][MAX_THREADS][8] = {};
     unsigned char turns[MAX_THREADS] = {};
 
-    // Returns what read(get) returns, where get(thread) is what another thread of the barrier has.
+    // Returns read(get), where get(thread) is the value of another thread at the barrier.
     template <typename T, typename Read> auto operator()(T mine, const Read& read) {
         static_assert(sizeof mine <= sizeof slots[0][0]);
         auto& place = slots[turns[threadIdx.x] ^= 1];
@@ -257,11 +257,11 @@ inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int shar
 template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                const Arguments&... arguments) {
-    static emulation::Block block(config->blockDim.x); // every launch has blocks of one size
+    static emulation::Block block(config->blockDim.x); // all launches have the same block size
     if (config->dynamicSmemBytes > emulation::granted_shared_bytes) {
         return cudaErrorInvalidValue;
     }
-    emulation::granted_shared_bytes = emulation::GRANTED_SHARED_BYTES; // it is granted to one kernel
+    emulation::granted_shared_bytes = emulation::GRANTED_SHARED_BYTES; // the request was for one kernel only
     std::minstd_rand random(emulation::order + 1);
     std::vector<unsigned> turns(config->gridDim.x * config->gridDim.y);
     std::iota(turns.begin(), turns.end(), 0u);
