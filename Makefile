@@ -1,4 +1,4 @@
-# make demo | test | test-isas | test-arm | test-torch | test-torches | fuzz | sanitize | lint | docs | bench | bench-full | wheel | test-wheel
+# make demo | test | test-fast | test-isas | test-arm | test-torch | test-torches | fuzz | sanitize | lint | docs | bench | bench-full | wheel | test-wheel
 # Each sets up an environment on its first run: .venv, or for another torch (such as TORCH=2.11.0) one in build.
 # TESTS=tests/test_focal.py, or TESTS='$(NUMBERS)', runs only these tests.
 PYTHON ?= python3
@@ -17,6 +17,9 @@ LINTED_C := $(shell find csrc tests/c tests/cuda benchmarks -name '*.[ch]' -o -n
 # The tests of values and gradients.
 NUMBERS := $(patsubst %,tests/test_%.py,contract layouts targets focal soft_stats region metrics accuracy topk total_weight \
 	dice_classes regressions)
+# Files that compile, measure, train, start processes, draw many examples, or repeat other tests elsewhere.
+SLOW := kernels cuda_kernels compile isa benchmarks memory leaks large example pages promises distributed dtensor rank_errors \
+	hostile target_fuzz devices transforms func_nesting nothing
 # Trees of links to this one, without its package: the first has a package built with sanitizers, the second is for
 # tests of the wheel's.
 SANITIZED := build/sanitized
@@ -29,13 +32,17 @@ PACKAGER := build/venv-wheel
 UNSANITIZED := $(patsubst %,--ignore=tests/test_%.py,kernels cuda_kernels compile benchmarks leaks large example)
 UNSANITIZED += -k "not peak_memory and not another_instruction_set"
 
-.PHONY: demo test test-isas test-arm test-torch test-torches fuzz sanitize lint docs bench bench-full wheel test-wheel clean
+.PHONY: demo test test-fast test-isas test-arm test-torch test-torches fuzz sanitize lint docs bench bench-full wheel test-wheel clean
 
 demo: $(VENV)/.built
 	$(BIN)/python examples/mni152.py
 
 test: $(VENV)/.built
 	$(PYTEST) $(TESTS)
+
+# Values, gradients and errors on this CPU, in Python.
+test-fast: $(VENV)/.built
+	$(PYTEST) $(SLOW:%=--ignore=tests/test_%.py)
 
 test-isas: $(VENV)/.built
 	for isa in $$(PYTHONPATH=tests $(BIN)/python -c 'from kernel_build import *; print(*filter(can_run, CPU_FLAGS))'); do \

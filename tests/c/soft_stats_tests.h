@@ -7,9 +7,9 @@
 
 /* ---- drawing a case ---- */
 
-/* Around 16, the number of classes above which labels are picked voxel by voxel, and more than a chunk of double, 56,
- * and of float, 112. */
-static const int64_t soft_class_counts[] = {1, 2, 3, 16, 17, 63, 64, 65, 127, 128, 129};
+/* Around 16, the number of classes above which labels are picked voxel by voxel, and around a chunk of double, 56, and
+ * of float, 112. */
+static const int64_t soft_class_counts[] = {1, 2, 3, 16, 17, 56, 57, 112, 113, 129};
 
 enum { NUM_SOFT_CLASS_COUNTS = sizeof soft_class_counts / sizeof soft_class_counts[0] };
 
