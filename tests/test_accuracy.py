@@ -1,8 +1,12 @@
 """accuracy: the share of valid voxels whose predicted class is the label."""
 
+from contextlib import nullcontext
+
 import pytest
 import reference
 import torch
+from test_devices import without_kernels
+from test_layouts import allocations
 
 import segloss
 
@@ -182,6 +186,44 @@ def test_num_classes_of_maps_bounds_their_labels(ignore_index):
 
 def test_maps_of_any_labels_can_be_compared_without_num_classes():
     assert segloss.accuracy(torch.tensor([0, -7, 2**40]), torch.tensor([1, -7, 2**40])) == torch.tensor(2 / 3)
+
+
+WIDE = [torch.int64, torch.int32, torch.uint32, torch.int16, torch.uint16, torch.int8, torch.uint8, torch.bool]
+
+
+@pytest.mark.parametrize("target_dtype", [*WIDE, *FLOATS])
+@pytest.mark.parametrize("input_dtype", WIDE)
+def test_maps_of_any_two_dtypes_are_compared_by_value(input_dtype, target_dtype):
+    predicted, labels = randint(2, 3, 1, 50), randint(2, 3, 50, seed=2)
+    expected = (predicted[:, 0] == labels)[labels != 0].float().mean()
+    for kernels in (nullcontext(), without_kernels()):
+        with kernels:
+            actual = segloss.accuracy(predicted.to(input_dtype), labels.to(target_dtype), ignore_index=0)
+        assert actual == expected
+
+
+LARGE = 2**63 + 5  # as int64 it is -(2**63) + 5
+
+
+@pytest.mark.parametrize(
+    ("predicted", "labels", "expected"),
+    [
+        (torch.tensor([LARGE, LARGE + 1], dtype=torch.uint64), torch.tensor([LARGE, LARGE], dtype=torch.uint64), 0.5),
+        (torch.tensor([LARGE, 1], dtype=torch.uint64), torch.tensor([LARGE - 2**64, 1]), 0.5),
+        (torch.tensor([LARGE - 2**64, 1]), torch.tensor([LARGE, 1], dtype=torch.uint64), 0.5),
+        (torch.tensor([-(2**63) + 1, 1]), torch.tensor([1e30, 1.0]), 0.5),
+    ],
+)
+def test_a_label_beyond_int64_equals_none_that_it_wraps_to(predicted, labels, expected):
+    assert segloss.accuracy(predicted, labels) == expected
+    if labels.dtype == torch.uint64:
+        assert segloss.accuracy(predicted, labels, ignore_index=LARGE - 2**64) == expected
+
+
+@pytest.mark.cpu_only
+def test_maps_are_compared_without_a_copy():
+    predicted, labels = torch.zeros(1, 64, 64, 64, dtype=torch.uint8), torch.zeros(1, 64, 64, 64, dtype=torch.bool)
+    assert sum(allocations(lambda: segloss.accuracy(predicted.transpose(1, 2), labels))) < labels.numel()
 
 
 def test_maps_of_different_shapes_are_refused():

@@ -28,7 +28,7 @@ SMALL, TWO_SLABS = (2, 3, 5, 4, 3), (1, 4, 8, 256, 128)
 SMALL_AND_SLABS = pytest.mark.parametrize("shape", [SMALL, TWO_SLABS], ids=["small", "slabs"])
 WITH_KERNELS = [
     *(f"{name}_{way}" for name in ("cross_entropy", "soft_stats", "sigmoid_focal") for way in ("forward", "backward")),
-    *("total_weight", "one_hot_labels", "is_one_hot", "confusion_counts", "num_label_classes"),
+    *("total_weight", "one_hot_labels", "is_one_hot", "confusion_counts", "num_label_classes", "equal_label_counts"),
 ]
 
 # CUDA's own kernels, where they are built, cannot read what lies in the memory of the CPU.

@@ -64,6 +64,40 @@ static void count_classes(int64_t* counts, const int32_t* label, const int32_t* 
     add_lanes(counts, by_prediction);
 }
 
+/* Reads the labels of a map, of any value. Those of uint64 beyond int64 are negative here. */
+static void read_map(int64_t* label, const struct segloss_tensor* map, const struct block* b) {
+    struct segloss_tensor bits = *map;
+    bits.dtype = map->dtype == SEGLOSS_UINT64 ? SEGLOSS_INT64 : map->dtype;
+    read_integers(label, &bits, b, 0);
+}
+
+static int64_t compare_maps(const struct segloss_confusion* a, int64_t begin, int64_t end, int64_t* counts) {
+    assert_range(&a->positions, begin, end);
+    const int is_floating = a->target.dtype <= SEGLOSS_BFLOAT16;
+    const int one_wraps = (a->target.dtype == SEGLOSS_UINT64) != (a->prediction.dtype == SEGLOSS_UINT64);
+    const int may_ignore = a->target.dtype != SEGLOSS_UINT64 || a->ignore_index >= 0;
+    ALIGNED int64_t label[SEGLOSS_BLOCK], predicted[SEGLOSS_BLOCK];
+    int64_t num_equal = 0, num_counted = 0;
+    for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
+        const struct block b = block_at(&a->positions, p, end);
+        read_map(label, &a->target, &b);
+        read_map(predicted, &a->prediction, &b);
+        for (int i = 0; is_floating && i < b.count; ++i) {
+            if (label[i] == NO_LABEL) {
+                return p + i;
+            }
+        }
+        for (int i = 0; i < b.count; ++i) {
+            const int64_t is_counted = !(may_ignore & (label[i] == a->ignore_index));
+            num_counted += is_counted;
+            num_equal += is_counted & (predicted[i] == label[i]) & !(one_wraps & (label[i] < 0));
+        }
+    }
+    counts[0] = num_equal;
+    counts[1] = num_counted;
+    return -1;
+}
+
 static int64_t largest_label(const struct segloss_confusion* a, int64_t begin, int64_t end, int64_t* largest) {
     assert_range(&a->positions, begin, end);
     ALIGNED int32_t label[SEGLOSS_BLOCK];

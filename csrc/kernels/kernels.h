@@ -162,7 +162,8 @@ struct segloss_one_hot {
  * is not one-hot, and a mask that is not 0, 1 or ignore_index, where mask and ignore_index are rounded to REAL. In a
  * block without such a target, it refuses at voxels that count: a predicted label outside [0, C) and, in forward only,
  * a class probability or a logit outside its range. After a refusal, results of earlier blocks are meaningless, and
- * nothing is written from the refused voxel's block on. `sums`, `stats` and `largest` are overwritten. */
+ * nothing is written from the refused voxel's block on. `sums`, `stats`, `largest` and the
+ * counts of compare_maps are overwritten. */
 struct segloss_kernels {
     const char* isa;
     /* Only the weight of the sums: the same value as forward gives, without reading the logits. */
@@ -181,6 +182,9 @@ struct segloss_kernels {
                                         int64_t* counts);
     /* The largest value in the maps of labels and of predictions, over the voxels that count; -1 if there is none. */
     int64_t (*largest_label)(const struct segloss_confusion* args, int64_t begin, int64_t end, int64_t* largest);
+    /* Of two label maps: the number of voxels that count where they agree, and of all that count. Labels can have any
+     * value; of floating labels, those that are not integral or beyond int64 are refused. */
+    int64_t (*compare_maps)(const struct segloss_confusion* args, int64_t begin, int64_t end, int64_t* counts);
     int64_t (*one_hot)(const struct segloss_one_hot* args, int64_t begin, int64_t end);
 };
 

@@ -56,5 +56,6 @@ const struct segloss_kernels SEGLOSS_KERNELS = {
     .soft_stats_backward = {soft_stats_backward_f32, soft_stats_backward_f64},
     .confusion = {confusion_f32, confusion_f64},
     .largest_label = largest_label,
+    .compare_maps = compare_maps,
     .one_hot = one_hot_labels,
 };

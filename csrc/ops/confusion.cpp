@@ -7,6 +7,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <array>
 #include <numeric>
 #include <vector>
 
@@ -189,6 +190,25 @@ Tensor equal_label_counts_composite(const Comparison& maps, std::optional<int64_
     return at::stack({equal_labels(maps.input, maps.target).logical_and_(valid).sum(), valid.sum()});
 }
 
+Tensor equal_label_counts_cpu(const Comparison& maps, std::optional<int64_t> mask_dim) {
+    check_label_maps(maps, mask_dim);
+    const auto args = kernel_arguments(maps, 0);
+    const Chunks chunks(maps.target.numel(), 1);
+    std::vector<std::array<int64_t, 2>> counts(chunks.count());
+    const bool accepted = chunks.run([&](int64_t chunk, int64_t begin, int64_t end) {
+        return kernels().compare_maps(&args, begin, end, counts[chunk].data());
+    });
+    if (!accepted) { // a floating label: the composite raises, or compares labels beyond int64
+        return equal_label_counts_composite(maps, mask_dim);
+    }
+    int64_t num_equal = 0, num_counted = 0;
+    for (const auto& [equal, counted] : counts) {
+        num_equal += equal;
+        num_counted += counted;
+    }
+    return at::tensor({num_equal, num_counted}, at::kLong);
+}
+
 Tensor equal_label_counts_meta(const Comparison& maps, std::optional<int64_t> /*mask_dim*/) {
     check_tensors(maps);
     return at::empty({2}, maps.input.options().dtype(at::kLong));
@@ -263,8 +283,8 @@ int64_t num_label_classes(const Comparison& maps, std::optional<int64_t> mask_di
 }
 
 Tensor equal_label_counts(const Comparison& maps, std::optional<int64_t> mask_dim) {
-    return call_operator<label_counts_by<equal_label_counts_composite>>("equal_label_counts", maps.op, maps.input,
-                                                                        maps.target, maps.ignore_index, mask_dim);
+    return call_operator<label_counts_by<equal_label_counts_cpu>>("equal_label_counts", maps.op, maps.input,
+                                                                  maps.target, maps.ignore_index, mask_dim);
 }
 
 Tensor mask_counts(const Comparison& masks) {
@@ -317,6 +337,7 @@ TORCH_LIBRARY_FRAGMENT(segloss, m) {
 TORCH_LIBRARY_IMPL(segloss, CPU, m) {
     m.impl("confusion_counts", TORCH_FN(confusion_counts_by<confusion_counts_cpu>));
     m.impl("num_label_classes", TORCH_FN(label_counts_by<num_label_classes_cpu>));
+    m.impl("equal_label_counts", TORCH_FN(label_counts_by<equal_label_counts_cpu>));
 }
 
 TORCH_LIBRARY_IMPL(segloss, Meta, m) {

@@ -147,6 +147,21 @@ static void check_largest(const struct segloss_kernels* table, const struct conf
     }
 }
 
+static void check_comparison(const struct segloss_kernels* table, const struct confusion_case* c) {
+    const struct segloss_confusion args = confusion_arguments(c);
+    int64_t counts[2] = {-1, -1}, num_equal = 0, num_counted = 0;
+    for (int64_t p = 0; p < c->test->num_positions; ++p) {
+        const int is_counted = get(&c->in->target, p, 0) != (long double)c->test->ignore_index;
+        num_counted += is_counted;
+        num_equal += is_counted && get(&c->in->target, p, 0) == get(c->map, p, 0);
+    }
+    check_accepted(table->compare_maps(&args, 0, c->test->num_positions, counts));
+    if (counts[0] != num_equal || counts[1] != num_counted) {
+        fail("%lld of %lld labels are equal, expected %lld of %lld", (long long)counts[0], (long long)counts[1],
+             (long long)num_equal, (long long)num_counted);
+    }
+}
+
 static void check_confusion(const struct confusion_case* c) {
     const struct segloss_positions cells = {1, {count_cells(c) + 1}};
     const struct memory expected = allocate_counts(&cells);
@@ -156,6 +171,7 @@ static void check_confusion(const struct confusion_case* c) {
         check_counts(tables[i], c, &expected);
         if (c->map) {
             check_largest(tables[i], c, largest);
+            check_comparison(tables[i], c);
         }
     }
     free(expected.bytes);

@@ -160,6 +160,11 @@ static inline void expect_confusion_refusal(const struct segloss_kernels* table,
     expect_position("confusion", table->confusion[c->test->numbers.real](&args, 0, end, counts.view.data), refused);
     if (c->map) {
         expect_position("largest label", table->largest_label(&args, 0, end, &largest), refused);
+        int64_t compared[2];
+        const int64_t position = table->compare_maps(&args, 0, end, compared);
+        if (args.target.dtype > SEGLOSS_BFLOAT16) { /* integers of any value are labels here */
+            expect_position("comparison", position, -1);
+        }
     }
     free(counts.bytes);
 }
