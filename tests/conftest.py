@@ -1,4 +1,4 @@
-"""What every test file has."""
+"""Hooks and fixtures that all test files share."""
 
 import getpass
 import hashlib
@@ -23,7 +23,7 @@ def pytest_report_header():
 
 
 def cache_of_compiled_code():
-    """One for the operators as they are: torch keeps code that calls them with the arguments that they had before."""
+    """A cache for these operators alone: torch would reuse code that calls older ones, with other arguments."""
     schemas = sorted(str(s) for s in torch._C._jit_get_all_schemas() if s.name.startswith("segloss::"))
     key = hashlib.sha1("".join(schemas).encode()).hexdigest()[:8]
     return str(Path(tempfile.gettempdir()) / f"torchinductor_{getpass.getuser()}_segloss_{key}")
@@ -32,33 +32,33 @@ def cache_of_compiled_code():
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache_of_compiled_code())
 
 
-# ---- a GPU's turn ----
+# ---- tests on a GPU ----
 
 
 def pytest_generate_tests(metafunc):
-    """Where there is a GPU, a test is run on the CPU and there, unless it is marked cpu_only or sets threads."""
+    """Where there is a GPU, runs a test on the CPU and on the GPU, unless it is marked cpu_only or sets threads."""
     is_of_the_cpu = metafunc.definition.get_closest_marker("cpu_only") or "num_threads" in metafunc.fixturenames
     if torch.cuda.is_available() and not is_of_the_cpu:
         metafunc.parametrize("device", ["cpu", "cuda"], indirect=True)
 
 
 def moved(tree, device):
-    """With its tensors and modules on that device."""
+    """The tree with its tensors and modules on the device."""
 
     def move(each):
-        return (deepcopy(each) if isinstance(each, nn.Module) else each).to(device)  # a module moves in place
+        return (deepcopy(each) if isinstance(each, nn.Module) else each).to(device)  # a module's to() changes it
 
     return tree_map_only((torch.Tensor, nn.Module), move, tree)
 
 
 @pytest.fixture(autouse=True)
 def device(request, monkeypatch):
-    """Where the test makes its tensors; those of the module's constants go there."""
+    """The device on which a test makes its tensors; the tensors in its file's constants are moved there, too."""
     device = getattr(request, "param", "cpu")
     if device == "cpu":
         yield device
         return
-    monkeypatch.setenv("SEGLOSS_SYNC_CHECKS", "1")  # a bad label is the call's own error, as on the CPU
+    monkeypatch.setenv("SEGLOSS_SYNC_CHECKS", "1")  # so that the call with a bad label raises, as on the CPU
     constants = {name: value for name, value in vars(request.module).items() if name.isupper()}
     for name, value in constants.items():
         monkeypatch.setattr(request.module, name, moved(value, device))
@@ -69,7 +69,7 @@ def device(request, monkeypatch):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem):
-    """Parameters and fixtures of a module were made before the test had a device."""
+    """Moves the test's arguments to its device: parameters and fixtures of a file were made before there was one."""
     device = pyfuncitem.funcargs["device"]
     if device != "cpu":
         pyfuncitem.funcargs = moved(pyfuncitem.funcargs, device)
@@ -87,7 +87,7 @@ def _seed():
 
 @pytest.fixture
 def num_threads():
-    """Sets torch's number of threads; the old one comes back at the end."""
+    """Sets torch's number of threads; restores the old one at the end."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)

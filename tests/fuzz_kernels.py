@@ -1,11 +1,11 @@
-"""Fuzzes the kernels by libFuzzer, one program for each family: tests/c/fuzz.c has what is drawn and checked.
+"""Fuzzes the kernels with libFuzzer, one program for each family. tests/c/fuzz.c draws the cases and checks them.
 
     python tests/fuzz_kernels.py --seconds 60
 
-A failure names its case and leaves its input in build/fuzz, to be run again as the program's only argument.
+A failure names its case and leaves its input in build/fuzz. To run it again, pass that file alone to the program.
 
-tests/c/corpus has the inputs to start from, one a line, in hexadecimal: of those that were found in some minutes, the
-fewest and shortest that reach every branch reached. --rewrite-corpus finds them anew from what is in build/fuzz.
+tests/c/corpus has the inputs to start from, one per line, in hexadecimal. Of the inputs found in some minutes, they are
+the fewest and shortest that reach all branches reached. --rewrite-corpus selects them anew from those in build/fuzz.
 """
 
 import argparse
@@ -22,8 +22,8 @@ CORPUS = C_TESTS / "corpus"
 COMPILER = "clang"
 MAX_INPUT = 512  # bytes; what fuzz.c draws beyond comes from a generator
 
-# Only the kernels are instrumented: their branches are to be reached, not those of the reference. Comparisons are not
-# traced, which would take most of the time: no kernel compares its input with a secret.
+# Only the kernels are instrumented: the aim is to reach their branches, not those of the reference. Comparisons are not
+# traced: that would take most of the time, and no kernel compares its input with a secret.
 INSTRUMENT = ["-O1", "-g", *SANITIZE, "-fsanitize-coverage=inline-8bit-counters,pc-table"]
 LINK = ["-fsanitize=fuzzer,address,undefined"]
 
@@ -34,7 +34,7 @@ def fuzz_sources():
 
 
 def build_fuzzers(kernel_objects, directory):
-    """Each family's program, of kernels compiled with INSTRUMENT."""
+    """The program of each family, with kernels compiled with INSTRUMENT."""
     objects = compile_objects(COMPILER, [], fuzz_sources())
     return {
         family: link(COMPILER, LINK, [own, *kernel_objects], directory / f"fuzz_{family}")
@@ -47,11 +47,11 @@ def read_corpus(family):
 
 
 def fuzz(program, family, found, options):
-    """The exit status and the output. New inputs go to `found`, one that fails beside it."""
+    """Returns the exit status and the output. New inputs are written to `found`, an input that fails beside it."""
     found.mkdir(parents=True, exist_ok=True)
     for i, seed in enumerate(read_corpus(family)):
         (found / f"seed{i}").write_bytes(seed)
-    # Memory is limited by the allocation: what a process used at most counts what its parent did before it.
+    # The limit is on each allocation, not on peak memory: that of a process includes what its parent used before.
     limits = [f"-max_len={MAX_INPUT}", "-len_control=0", "-rss_limit_mb=0", "-malloc_limit_mb=2048"]
     command = [program, *options, *limits, f"-artifact_prefix={found}-", found]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=SANITIZER_ENV)

@@ -1,6 +1,6 @@
-"""What a target means, as docs/targets.md says it, and what each loss and metric makes of it, by slow references.
+"""What a target means according to docs/targets.md, and what each loss and metric must give, by slow references.
 
-The tests of the table's cells and the fuzzer of targets read it.
+test_target_table.py and test_target_fuzz.py use it.
 """
 
 import math
@@ -26,7 +26,7 @@ Call = Callable[..., Any]
 
 
 def table(title: str) -> list[dict[str, str]]:
-    """The first table below a title, a dictionary by column for each row."""
+    """The first table below a title: a dictionary for each row, with the columns as keys."""
     lines = TABLES.split(f"## {title}\n\n")[1].split("\n\n")[0].splitlines()
     header, _, *rows = ([cell.strip() for cell in line.strip("|").split(" | ")] for line in lines)
     return [dict(zip(header, row, strict=True)) for row in rows]
@@ -36,7 +36,7 @@ LOSS_ROWS, METRIC_ROWS = table("Losses"), table("Metrics")
 CROSS_ENTROPY, LABELS_ONLY, DICE, DICE_FOCAL, SIGMOID = list(LOSS_ROWS[0])[3:]
 
 
-# ---- the functions of each column: what is called, and its reference ----
+# ---- the functions of each column, and their references ----
 
 
 def multi_class_dice(x: Tensor, target: Tensor, ignore_index: int = -100, **options: Any) -> Tensor:
@@ -100,7 +100,7 @@ EVERY_LOSS = [(column, name) for column, functions in LOSSES.items() for name in
 
 
 class Refused(Exception):
-    """With the classes that the error may have."""
+    """Raised where segloss must raise an error of one of these classes."""
 
     def __init__(self, *classes: type[Exception]) -> None:
         super().__init__(classes)
@@ -138,7 +138,7 @@ def meaning_of(column: str, x: Tensor, target: Tensor) -> str:
 
 
 def are_probabilities(values: Tensor, computed_in: torch.dtype, any_finite: bool) -> Tensor:
-    """Where they are, but for the rounding of their dtype; `any_finite`: soft_stats takes more."""
+    """Where values are in [0, 1], up to the rounding of their dtype; with `any_finite`, as for soft_stats, finite."""
     slack = 4 * torch.finfo(values.dtype).eps
     rounded = values.to(computed_in)
     if any_finite:
@@ -148,13 +148,13 @@ def are_probabilities(values: Tensor, computed_in: torch.dtype, any_finite: bool
 
 
 def is_one_hot(values: Tensor) -> bool:
-    """Along dimension 1."""
+    """Whether the values are one-hot along dimension 1."""
     numbers = values if values.is_floating_point() else values.to(torch.int64)
     return bool(((numbers == 0) | (numbers == 1)).all()) and bool((numbers.sum(1) == 1).all())
 
 
 def canonical(meaning: str, x: Tensor, target: Tensor, ignore_index: int, are_some: Call, weightless: Tensor) -> Tensor:
-    """int64 labels [N, *], masks or probabilities [N, C, *]; Refused where a value does not fit.
+    """The target as int64 labels [N, *], masks or probabilities [N, C, *]; raises Refused if a value does not fit.
 
     `are_some` says which values are probabilities, `weightless` which voxels [N, *] have no weight.
     """
@@ -189,11 +189,11 @@ def canonical_labels(target: Tensor, num_classes: int, ignore_index: int) -> Ten
     return torch.tensor([-100 if value == ignore_index else int(value) for value in values], dtype=torch.int64)
 
 
-# ---- a call and what it must give ----
+# ---- the input and the expected value of a call ----
 
 
 def logits_for(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Probabilities where a loss takes them."""
+    """Random logits, or (log-)probabilities for a loss that takes those."""
     x = torch.randn(shape, dtype=torch.float64).to(dtype)
     return x.sigmoid() if name.endswith("None") else x.log_softmax(1) if name == "nll_loss" else x
 
@@ -201,13 +201,13 @@ def logits_for(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 def expected_of(
     column: str, name: str, x: Tensor, target: Tensor, ignore_index: int = -100, voxel_weight: Tensor | None = None
 ) -> Tensor:
-    """The reference's value; Refused where the call must raise."""
+    """The reference's value; raises Refused where the call must raise."""
     positions = x[:, 0]
     weightless = torch.zeros(positions.shape, dtype=torch.bool)
     if voxel_weight is not None:
         weightless = voxel_weight.reshape(positions.shape) == 0
     meaning = meaning_of(column, x, target)
-    dtypes = (x.dtype, target.dtype) if column == CROSS_ENTROPY else (x.dtype,)  # which promotes, as torch
+    dtypes = (x.dtype, target.dtype) if column == CROSS_ENTROPY else (x.dtype,)  # it promotes dtypes, as torch does
     computed_in = torch.float64 if torch.float64 in dtypes else torch.float32
     are_some = partial(are_probabilities, computed_in=computed_in, any_finite=name.startswith("soft_stats"))
     values = canonical(meaning, x, target, ignore_index, are_some, weightless)
@@ -224,7 +224,7 @@ METRICS: dict[str, Call] = {
 
 
 def scores(name: str, pairs: list[tuple[int, int]], num_classes: int) -> Tensor:
-    """Of (label, prediction) of every voxel that counts."""
+    """The metric from (label, prediction) of every voxel that counts."""
     labels, predictions = torch.tensor(pairs, dtype=torch.int64).reshape(-1, 2).unbind(1)
     if name == "accuracy":
         return (labels == predictions).double().mean()
@@ -235,7 +235,7 @@ def scores(name: str, pairs: list[tuple[int, int]], num_classes: int) -> Tensor:
 
 
 def mask_scores(name: str, predicted: Tensor, masks: Tensor, ignore_index: int) -> Tensor:
-    """Class by class, of masks [N, C, *]."""
+    """The metric of each class, from masks [N, C, *]."""
     if ignore_index in (0, 1):
         raise Refused(RuntimeError)
     valid = torch.tensor([value != ignore_index for value in masks.flatten().tolist()]).reshape(masks.shape).all(1)
@@ -259,7 +259,7 @@ def mask_scores(name: str, predicted: Tensor, masks: Tensor, ignore_index: int) 
 
 
 def as_masks(input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as [N, C, *]; a map by itself, with a class dimension of size 1 or without, is one mask."""
+    """Both as masks [N, C, *]; a map with a class dimension of size 1, or without one, is the mask of one class."""
     if input.shape == target.shape and input.dim() > 1:
         return input, target
     return with_channel(input, target), with_channel(target, input)
@@ -272,7 +272,7 @@ def with_channel(tensor: Tensor, other: Tensor) -> Tensor:
 def expected_of_metric(
     name: str, input: Tensor, target: Tensor, num_classes: int | None, ignore_index: int, masks: bool
 ) -> Tensor:
-    """The slow score; Refused where the call must raise. The classes are in dimension 1."""
+    """The slow score, with the classes in dimension 1; raises Refused where the call must raise."""
     if masks:
         if input.is_floating_point():
             raise Refused(TypeError)

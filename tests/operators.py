@@ -1,12 +1,12 @@
-"""Calls of the operators beneath the losses, which take their options as two lists."""
+"""Arguments of the private operators that compute the losses, which take their options as two lists."""
 
 import torch
 
 ACTIVATIONS = ("softmax", "sigmoid", "none")
-DTYPES = {torch.float16: 5, torch.float32: 6, torch.float64: 7, torch.bfloat16: 15}  # by c10::ScalarType
-DTYPES |= {torch.int64: 4, torch.complex64: 9}  # of no loss
+DTYPES = {torch.float16: 5, torch.float32: 6, torch.float64: 7, torch.bfloat16: 15}  # numbers of c10::ScalarType
+DTYPES |= {torch.int64: 4, torch.complex64: 9}  # dtypes that no loss has
 
-# What callers leave open, or the public operators set themselves.
+# Options whose value the public operators choose themselves, unless the caller does.
 SET = {"cross_entropy": {"dtype": torch.float32, "with_gradient": False}, "sigmoid_focal": {"dtype": torch.float32}}
 
 

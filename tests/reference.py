@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def log_softmax(x: Tensor) -> Tensor:
-    """log p over the last dimension as (x_c - m) - log1p(sum of the others): nothing cancels, nor in the gradient."""
+    """log p over the last dimension as (x_c - m) - log1p(sum of the others): no cancellation, nor in the gradient."""
     largest = x.argmax(-1, keepdim=True)
     m = x.gather(-1, largest)
     difference = (x - m).scatter(-1, largest, 0.0)
@@ -24,13 +24,13 @@ def rows(tensor: Tensor, dim: int) -> Tensor:
 
 
 def weighted(factor: Tensor, values: Tensor) -> Tensor:
-    """factor * values, where a zero factor gives 0 even of inf; nan stays nan."""
+    """factor * values, but a zero factor times inf is 0; nan stays nan."""
     void = (factor == 0) & values.isinf()
     return torch.where(void, 0.0, factor * torch.where(void, 0.0, values))
 
 
 def mean(total: Tensor, denominator: float | Tensor, empty: str) -> Tensor:
-    """The quotient; of nothing nan or 0, with a zero gradient."""
+    """The quotient; where the denominator is 0, nan or 0 as `empty` says, with a zero gradient."""
     if denominator == 0:
         return total * 0 + (0.0 if empty == "zero" else float("nan"))
     return total / denominator
@@ -49,7 +49,7 @@ def cross_entropy(
     empty: str = "nan",
     log_probabilities: bool = False,
 ) -> Tensor:
-    """Labels [N, *] or [N, 1, *] of any dtype, or probabilities (floating, of input's shape), one row per voxel."""
+    """Takes labels [N, *] or [N, 1, *] of any dtype, or probabilities (floating, in input's shape)."""
     if input.dim() == 1:
         dim = 0
     x = rows(input.double(), dim)
@@ -95,7 +95,7 @@ def value_and_gradient(loss, input: Tensor, *args, **keywords) -> tuple[Tensor, 
 
 
 def accuracy(input: Tensor, target: Tensor, ignore_index: int = -100, dim: int = 1) -> float:
-    """Voxel by voxel: the first largest logit against the label."""
+    """Voxel by voxel, compares the first largest logit with the label."""
     correct = valid = 0
     for logits, label in zip(rows(input, dim).tolist(), target.reshape(-1).tolist(), strict=True):
         if label != ignore_index:
@@ -130,7 +130,7 @@ def confusion_matrix(
 
 
 def dice_score(input: Tensor, target: Tensor, num_classes: int, ignore_index: int = -100, dim: int = 1) -> list[float]:
-    """Of the sets A of voxels with a label and B with that prediction: 2 |A and B| / (|A| + |B|)."""
+    """For each class, 2 |A and B| / (|A| + |B|): A are the voxels with that label, B those with that prediction."""
     scores = []
     for c in range(num_classes):
         pairs = label_pairs(input, target, ignore_index, dim)
@@ -143,7 +143,7 @@ def dice_score(input: Tensor, target: Tensor, num_classes: int, ignore_index: in
 def jaccard_index(
     input: Tensor, target: Tensor, num_classes: int, ignore_index: int = -100, dim: int = 1
 ) -> list[float]:
-    """|A and B| / |A or B|."""
+    """|A and B| / |A or B| of the same sets."""
     scores = []
     for c in range(num_classes):
         pairs = label_pairs(input, target, ignore_index, dim)
@@ -154,7 +154,7 @@ def jaccard_index(
 
 
 def mask_scores(input: Tensor, target: Tensor, ignore_index: int = -100, dim: int = 1) -> dict[str, list[float]]:
-    """Each metric of each class, of masks [N, C, *], over the voxels whose masks are not ignore_index in any class."""
+    """Each metric of each class, from masks [N, C, *], over voxels whose target is not ignore_index in any class."""
     pairs = zip(rows(input, dim).tolist(), rows(target, dim).tolist(), strict=True)
     voxels = [(p, t) for p, t in pairs if ignore_index not in t]
     scores: dict[str, list[float]] = {"accuracy": [], "dice_score": [], "jaccard_index": []}
@@ -193,9 +193,9 @@ def valid_voxels(
     voxel_weight: Tensor | None = None,
     dim: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Which voxels count, as bool [voxels]; and of those the logits and targets [valid, C] and the weights [valid].
+    """Which voxels count, as bool [voxels], with their logits and targets [valid, C] and their weights [valid].
 
-    Of one class, labels are its mask. Floating masks and probabilities have no ignore_index.
+    For one class without softmax, labels are its mask. Floating masks and probabilities have no ignore_index.
     """
     x = rows(input.double(), dim)
     v = torch.ones(len(x), dtype=torch.float64) if voxel_weight is None else voxel_weight.double().reshape(-1)
@@ -224,7 +224,7 @@ def soft_stats(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sums of v p g, v p and v g (squared: v p^2 and v g^2) over the voxels of each sample: [N, C].
 
-    With soft_label and without squares v (p + g - |p - g|) / 2 instead of v p g.
+    With soft_label and without squares, the first sums v (p + g - |p - g|) / 2 instead of v p g.
     """
     dim = 0 if input.dim() == 1 else dim
     valid, x, g, v = valid_voxels(input, target, activation, ignore_index, voxel_weight, dim)
@@ -252,14 +252,14 @@ def counted_sums(
 
 
 def reduced(terms: Tensor, reduction: str, weight: Tensor | None = None) -> Tensor:
-    """The last of the class weights, as many as there are terms, times the terms; their plain mean or sum."""
+    """The plain mean or sum of the terms times their class weights: without background, the last ones."""
     if weight is not None:
         terms = terms * weight.double()[weight.numel() - terms.shape[-1] :]
     return {"mean": terms.mean, "sum": terms.sum, "none": terms.clone}[reduction]()
 
 
 def one_minus(shared: Tensor, sizes: Tensor, gamma: float = 1.0) -> Tensor:
-    """(1 - shared / sizes) ** gamma; of 0 / 0 that is 0, with a zero gradient."""
+    """(1 - shared / sizes) ** gamma; for 0 / 0 it is 0, with a zero gradient."""
     void = (shared == 0) & (sizes == 0)
     return torch.where(void, 0.0, (1 - shared / torch.where(void, 1.0, sizes)) ** gamma)
 
@@ -305,7 +305,7 @@ def tversky_loss(
 
 
 def volume_weights(volumes: list[float], w_type: str) -> list[float]:
-    """Of one sample: 1 / T^2, 1 / T or 1; for an absent class the largest of the others, or 1 if all are absent."""
+    """For one sample 1 / T^2, 1 / T or 1; for an absent class the largest of the others, or 1 if all are absent."""
     power = {"square": 2, "simple": 1, "uniform": 0}[w_type]
     is_present = [abs(volume) >= 2**-63 or power == 0 for volume in volumes]
     finite = [1 / volume**power for volume, present in zip(volumes, is_present, strict=True) if present]
@@ -333,17 +333,17 @@ def generalized_dice_loss(
 
 
 def softplus(x: Tensor) -> Tensor:
-    """log(1 + e^x) of full precision for any x, unlike torch's softplus, which is x from 20 on."""
+    """log(1 + e^x) in full precision for any x; torch's softplus returns x above 20."""
     return -torch.nn.functional.logsigmoid(-x)
 
 
 def sigmoid_power(x: Tensor, gamma: float) -> Tensor:
-    """sigmoid(x) ** gamma through its logarithm, whose gradient is finite where sigmoid(x) is 0."""
+    """sigmoid(x) ** gamma, through its logarithm: so its gradient is finite where sigmoid(x) is 0."""
     return (gamma * torch.nn.functional.logsigmoid(x)).exp() if gamma > 0 else torch.ones_like(x)
 
 
 def softmax_focal(x: Tensor, one_hot: Tensor, gamma: float) -> Tensor:
-    """(1 - p_y)^gamma (-log p_y) of [voxels, C]: p_y = sigmoid(-m), m = the log of the other classes' sum minus x_y."""
+    """(1 - p_y)^gamma (-log p_y) of [voxels, C]: p_y = sigmoid(-m), m = logsumexp of the other logits minus x_y."""
     chosen = one_hot.bool()
     others = x[~chosen].reshape(len(x), x.shape[1] - 1)
     m = others.logsumexp(-1) - x[chosen]
@@ -351,7 +351,7 @@ def softmax_focal(x: Tensor, one_hot: Tensor, gamma: float) -> Tensor:
 
 
 def binary_focal(x: Tensor, g: Tensor, gamma: float) -> Tensor:
-    """g (1 - p)^gamma softplus(-x) + (1 - g) p^gamma softplus(x), p = sigmoid(x); a zero factor gives 0 even of inf."""
+    """g (1 - p)^gamma softplus(-x) + (1 - g) p^gamma softplus(x), p = sigmoid(x); a zero factor times inf is 0."""
     foreground = weighted(g * sigmoid_power(-x, gamma), softplus(-x))
     return foreground + weighted((1 - g) * sigmoid_power(x, gamma), softplus(x))
 
@@ -421,7 +421,7 @@ def topk_loss(
 
 
 def voxel_options(options: dict) -> dict:
-    """Of the options of a Dice loss those that its voxel-wise partner has, too."""
+    """Those options of a Dice loss that its voxel-wise partner has, too."""
     names = ("weight", "ignore_index", "voxel_weight", "dim", "reduction")
     return {name: options[name] for name in names if name in options}
 
@@ -436,7 +436,7 @@ def dice_ce_loss(
     empty: str = "nan",
     **options,
 ) -> Tensor:
-    """lambda_dice Dice + lambda_ce cross entropy, which is the binary one for a sigmoid."""
+    """lambda_dice Dice + lambda_ce cross entropy, the binary one if the activation is a sigmoid."""
     keywords = {**voxel_options(options), "label_smoothing": label_smoothing, "empty": empty}
     if options.get("activation", "softmax") == "sigmoid":
         ce = focal_loss(input, target, gamma=0.0, activation="sigmoid", **keywords)
@@ -458,7 +458,7 @@ def dice_focal_loss(
     empty: str = "nan",
     **options,
 ) -> Tensor:
-    """lambda_dice Dice + lambda_focal focal loss of the same activation."""
+    """lambda_dice Dice + lambda_focal focal loss, with the same activation."""
     keywords = {**voxel_options(options), "activation": options.get("activation", "softmax"), "empty": empty}
     focal = focal_loss(input, target, gamma=gamma, **keywords)
     return lambda_dice * dice_loss(input, target, **options) + lambda_focal * focal

@@ -1,7 +1,7 @@
-"""What compilers and analyzers find without running: cc, clang-tidy and cppcheck in the kernels, nvcc in those for GPUs
-where it is installed, clang-tidy in the operators.
+"""Runs compilers and analyzers: cc, clang-tidy and cppcheck on the kernels, nvcc (where it is installed) on those for
+GPUs, clang-tidy on the operators.
 
-Prints what they find and exits with 1.
+If they find something, prints it and exits with 1.
 """
 
 import os
@@ -19,21 +19,21 @@ BIN = Path(sys.executable).parent  # where pip puts the commands of its packages
 CPPCHECK = [
     *("--quiet", "--std=c11", "--error-exitcode=1", "--check-level=exhaustive"),
     *("--enable=warning,performance,portability", "--suppress=missingIncludeSystem"),
-    "--suppress=incorrectLogicOperator",  # it takes every hexadecimal floating constant for 0
-    "--suppress=invalidPointerCast",  # tensors and staged blocks are addressed in bytes, and aligned
+    "--suppress=incorrectLogicOperator",  # cppcheck reads every hexadecimal floating constant as 0
+    "--suppress=invalidPointerCast",  # tensors and staged blocks are addressed by bytes, and are aligned
 ]
 
 
-# The kernels are templates, and clang's analyzer leaves functions of headers out unless it is told not to.
+# The kernels are templates in headers, whose functions clang's analyzer leaves out by default.
 ANALYZE_HEADERS = ["-Xclang", "-analyzer-opt-analyze-headers"]
 
-# The analyzer would go through torch's headers, for minutes.
+# The analyzer is off: it would spend minutes on torch's headers.
 OPERATORS = ["--quiet", "--checks=-clang-analyzer-*", "--header-filter=csrc/ops"]
 TORCH = [*(f"-isystem{path}" for path in include_paths()), "-idirafter", ROOT / "csrc" / "ops" / "missing"]
 
 
 def commands():
-    """Warnings of every table; paths through one of them, for the tables differ in their vectors alone."""
+    """The compiler checks every table of kernels; the analyzers check one, as tables differ only in their vectors."""
     defines = [flag for flag in FLAGS if flag.startswith(("-D", "-I"))]
     for source in (KERNELS / "kernels_baseline.c", KERNELS / "dispatch.c"):
         yield [BIN / "clang-tidy", "--quiet", source, "--", *FLAGS, *ANALYZE_HEADERS]

@@ -33,7 +33,7 @@ def randint(classes, *shape, seed=1):
 
 
 def assert_accuracy(actual, expected):
-    """Counts are exact, so is their quotient but for its rounding to float32."""
+    """The counts are exact, and so is their quotient up to its rounding to float32."""
     assert torch.equal(actual, torch.tensor(expected, dtype=torch.float64).to(actual.dtype))
 
 
@@ -137,7 +137,7 @@ def test_all_ignored_is_nan():
     assert segloss.accuracy(randn(2, 3), torch.full((2,), -100)).isnan()
 
 
-def test_no_voxel_is_nan():
+def test_the_accuracy_of_no_voxel_is_nan():
     assert segloss.accuracy(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)).isnan()
 
 
@@ -290,7 +290,7 @@ def test_the_result_has_no_gradient():
 
 
 def class_counts(x, labels):
-    """True positives, false positives, false negatives of each class: the counts beneath accuracy."""
+    """True positives, false positives, false negatives of each class: the counts that accuracy comes from."""
     return torch.ops.segloss.confusion_counts("accuracy", x, labels, x.shape[1], -100, 1, True)
 
 

@@ -1,8 +1,8 @@
 """MONAI's region losses against segloss's, values and gradients, over random shapes, targets and options.
 
 Tensors are float64. Where MONAI casts to float32 itself (its focal losses, the weights of its generalized Dice, deep
-supervision), its rounding is the tolerance. All options of these losses are drawn but those that MONAI reads
-otherwise, on purpose or by a slip: the reason stands where they are left out.
+supervision), its rounding is the tolerance. All options of these losses are drawn, except those that MONAI reads
+differently, on purpose or by a slip: the reason is given where they are left out.
 """
 
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 import segloss
 
-# The same examples at every run, so that a failure is the change's and not the dice's.
+# The same examples in every run, so that a failure comes from a change and not from chance.
 RANDOM = settings(
     derandomize=True,
     database=None,
@@ -70,7 +70,7 @@ class Case:
         }
 
     def random_weight(self) -> Tensor:
-        """[C], a zero among them now and then."""
+        """Random weights [C], now and then one of them 0."""
         weight = torch.rand(self.num_classes, generator=self.generator, dtype=torch.float64) + 0.1
         return weight * (torch.rand(self.num_classes, generator=self.generator) < 0.8)
 
@@ -79,7 +79,7 @@ class Case:
 def cases(draw, activations=("softmax", "sigmoid", None), targets=("labels", "masks", "soft"), options=None) -> Case:
     generator = torch.Generator(torch.get_default_device()).manual_seed(draw(st.integers(0, 2**32)))
     activation = draw(st.sampled_from(activations))
-    # MONAI leaves out the softmax, the one-hot coding and the dropping of the background of a single channel.
+    # For a single channel, MONAI skips softmax and one-hot coding, and does not drop the background.
     num_classes = draw(st.integers(2 if activation == "softmax" else 1, 6))
     drawn = {name: draw(values) for name, values in (options or {}).items()}
     if num_classes == 1 and "include_background" in drawn:
@@ -101,7 +101,7 @@ def cases(draw, activations=("softmax", "sigmoid", None), targets=("labels", "ma
 
 
 def with_ignored_voxels(case: Case, ignore_index: int) -> dict:
-    """Marks a third of the labels; the keyword for both libraries."""
+    """Marks a third of the labels as ignored; returns the keyword for both libraries."""
     assume(case.target.dtype != torch.uint8 or ignore_index >= 0)
     ignored = torch.rand(case.target.shape, generator=case.generator) < 0.3
     case.target = case.target.masked_fill(ignored, ignore_index)
@@ -109,8 +109,8 @@ def with_ignored_voxels(case: Case, ignore_index: int) -> dict:
 
 
 def value_and_gradient(loss, case: Case) -> tuple[Tensor, Tensor]:
-    """The gradient of a random combination. A mean's is multiplied by the voxels: else it would vanish in the
-    tolerance."""
+    """The value, and the gradient of a random combination of its numbers. The gradient of a mean is multiplied by the
+    number of voxels: otherwise it would be below the tolerance."""
     x = case.input.clone().requires_grad_()
     value = loss(x)
     incoming = torch.randn(
@@ -123,7 +123,7 @@ def value_and_gradient(loss, case: Case) -> tuple[Tensor, Tensor]:
 
 def assert_equal_to_monai(case: Case, ours, theirs, dtype: torch.dtype = torch.float64) -> None:
     if case.has_labels and case.options.get("squared"):
-        dtype = torch.float32  # MONAI's one-hot; exact in sums, but its squared norm is not
+        dtype = torch.float32  # MONAI's one-hot is float32: exact in sums, but its squared norm is not
     value, gradient = value_and_gradient(ours, case)
     # With reduction="none" MONAI keeps spatial dimensions of size 1.
     expected, expected_gradient = value_and_gradient(lambda x: theirs(x).reshape(value.shape), case)
@@ -132,7 +132,7 @@ def assert_equal_to_monai(case: Case, ours, theirs, dtype: torch.dtype = torch.f
 
 
 def overlap_shape(case: Case) -> tuple[int, ...]:
-    """Of the Dice and Tversky losses with reduction="none"."""
+    """The shape of the Dice and Tversky losses with reduction="none"."""
     return (case.classes_that_count,) if case.options["batch"] else (len(case.input), case.classes_that_count)
 
 
@@ -141,7 +141,7 @@ DICE = {**OVERLAP, **REDUCTION, "jaccard": st.booleans(), "squared": st.booleans
 
 def dice_weights(case: Case, weighted: bool) -> tuple[Tensor | None, Tensor | None]:
     """The same weights for segloss, [C], and for MONAI, [C] or without background [C - 1]."""
-    # MONAI ignores the weight where one class alone counts.
+    # MONAI ignores the weight if only one class counts.
     if not weighted or case.classes_that_count == 1:
         return None, None
     weight = case.random_weight()
@@ -151,7 +151,7 @@ def dice_weights(case: Case, weighted: bool) -> tuple[Tensor | None, Tensor | No
 @settings(RANDOM, max_examples=200)
 @given(cases(options=DICE), st.booleans(), st.none() | st.sampled_from(IGNORE_INDEX))
 def test_dice_loss_equals_monai(case, weighted, ignore_index):
-    # MONAI looks for the ignored label in the background's channel of a mask, segloss in all.
+    # In a mask, MONAI looks for the ignored label in the background's channel, segloss in all channels.
     ignore = with_ignored_voxels(case, ignore_index) if case.has_labels and ignore_index is not None else {}
     weight, monai_weight = dice_weights(case, weighted)
     ours = segloss.DiceLoss(activation=case.activation, weight=weight, **case.options, **ignore)
@@ -180,7 +180,7 @@ GENERALIZED = {**OVERLAP, **REDUCTION, "w_type": st.sampled_from(["square", "sim
 
 
 def has_no_finite_weight(case: Case) -> bool:
-    """Whether all classes that count are empty, in some sample or with `batch` in all of them."""
+    """Whether all classes that count are empty in some sample or, with `batch`, in the whole batch."""
     target = case.target
     if case.has_labels:
         target = F.one_hot(target.squeeze(1).long(), case.num_classes).movedim(-1, 1)
@@ -191,7 +191,7 @@ def has_no_finite_weight(case: Case) -> bool:
 @settings(RANDOM, max_examples=100)
 @given(cases(options=GENERALIZED))
 def test_generalized_dice_loss_equals_monai(case):
-    # Without any finite weight all of MONAI's are 0 and the loss is 1 - nr / dr; segloss's are 1.
+    # If no weight is finite, all of MONAI's weights are 0 and its loss is 1 - nr / dr; segloss's weights are 1.
     assume(case.options["w_type"] == "uniform" or not has_no_finite_weight(case))
     ours = segloss.GeneralizedDiceLoss(activation=case.activation, **case.options)
     theirs = monai.GeneralizedDiceLoss(**case.monai_activation, **case.options)
@@ -209,7 +209,7 @@ GAMMA = {"gamma": st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.5])}
 @settings(RANDOM, max_examples=80)
 @given(cases(activations=("softmax",), targets=("labels",), options={**GAMMA, **REDUCTION}), st.booleans())
 def test_softmax_focal_loss_equals_monai_up_to_its_denominator(case, weighted):
-    """MONAI's mean is over voxels and classes and not over the weights; its sum is of each channel's mean."""
+    """MONAI's mean divides by voxels and classes, not by the weights; its sum adds up the means of the channels."""
     weight = case.random_weight() if weighted else torch.ones(case.num_classes, dtype=torch.float64)
     ours = segloss.FocalLoss(activation="softmax", weight=weight, **case.options)
     theirs = monai.FocalLoss(use_softmax=True, to_onehot_y=True, weight=weight, **case.options)
@@ -233,12 +233,12 @@ def test_softmax_focal_loss_equals_monai_up_to_its_denominator(case, weighted):
     cases(activations=("sigmoid",), options={"include_background": st.booleans(), **GAMMA, **REDUCTION}), st.booleans()
 )
 def test_sigmoid_focal_loss_equals_monai_up_to_its_denominator(case, weighted):
-    """MONAI's sum is of each channel's mean. Without background its mean is over the classes that are left; here that
-    is a weight of 0 for class 0."""
-    # MONAI drops the background's channel from the unreduced loss, too.
+    """MONAI's sum adds up the means of the channels. Without background its mean is over the remaining classes; segloss
+    gets a weight of 0 for class 0 instead."""
+    # Without reduction, MONAI drops the background's channel from the result.
     assume(case.options["include_background"] or case.options["reduction"] != "none")
     if case.options["gamma"] > 0 and not case.has_labels:
-        # MONAI's focal factor of a soft label is not the mean of both labels' factors.
+        # For a soft label, MONAI's focal factor is not the mean of the factors of labels 0 and 1.
         case.target = case.target.round() if case.target.is_floating_point() else case.target
     options = {name: value for name, value in case.options.items() if name != "include_background"}
     first = case.num_classes - case.classes_that_count
@@ -278,10 +278,10 @@ def assert_dice_ce_equals_monai(case: Case, weight: Tensor | None, label_smoothi
     st.sampled_from([0.0, 0.1, 1.0]),
 )
 def test_dice_ce_loss_equals_monai(case, weighted, label_smoothing):
-    """With softmax alone: MONAI's second term is always the softmax cross entropy, segloss's follows the activation."""
-    # Where one class alone counts, MONAI ignores the weight in the Dice term, and not in the other.
+    """With softmax only: MONAI's second term is always the softmax cross entropy, segloss's follows the activation."""
+    # If only one class counts, MONAI ignores the weight in the Dice term, but not in the other.
     weight = case.random_weight() if weighted and case.classes_that_count > 1 else None
-    # Labels of zero weight alone: both are nan.
+    # If all labels have zero weight, both losses are nan.
     assume(weight is None or not case.has_labels or weight[case.target.long()].sum() > 0)
     assert_dice_ce_equals_monai(case, weight, label_smoothing)
 
@@ -289,7 +289,7 @@ def test_dice_ce_loss_equals_monai(case, weighted, label_smoothing):
 @settings(RANDOM, max_examples=60)
 @given(cases(activations=("sigmoid",), targets=("masks", "soft"), options=DICE_CE))
 def test_dice_ce_loss_of_one_class_equals_monais_binary_cross_entropy(case):
-    """Without weight, which MONAI gives to the positive voxels alone, and without smoothing, which it leaves out."""
+    """Without weight, which MONAI applies to positive voxels only, and without smoothing, which it does not apply."""
     case.input, case.target = case.input[:, :1], case.target[:, :1]
     case.options["include_background"] = True
     assert_dice_ce_equals_monai(case, None, 0.0)
@@ -301,12 +301,12 @@ DICE_FOCAL = {**COMPOUND, **GAMMA, "lambda_focal": st.sampled_from(LAMBDAS), "in
 @settings(RANDOM, max_examples=100)
 @given(cases(activations=("sigmoid",), targets=("labels", "masks"), options=DICE_FOCAL), st.booleans())
 def test_dice_focal_loss_equals_monai(case, weighted):
-    """With sigmoid alone, as MONAI's focal term always has it, and with the background: MONAI drops it from the focal
-    term, too."""
+    """With sigmoid only, which MONAI's focal term always uses, and with the background, which MONAI would drop from the
+    focal term, too."""
     weight = case.random_weight() if weighted and case.num_classes > 1 else None
     ours = segloss.DiceFocalLoss(activation="sigmoid", weight=weight, **case.options)
     options = {"squared_pred" if name == "squared" else name: value for name, value in case.options.items()}
-    if options["reduction"] == "sum":  # MONAI's focal sum is of each channel's mean
+    if options["reduction"] == "sum":  # MONAI's focal sum adds up the means of the channels
         options["lambda_focal"] *= case.num_voxels / len(case.input)
     theirs = monai.DiceFocalLoss(**case.monai_activation, weight=weight, **options)
     assert_equal_to_monai(
@@ -317,8 +317,8 @@ def test_dice_focal_loss_equals_monai(case, weighted):
 @pytest.mark.parametrize("sizes", [(12, 8), (8, 12, 4)])
 @pytest.mark.parametrize("label_dtype", [torch.uint8, torch.float32])
 def test_deep_supervision_loss_equals_monai(sizes, label_dtype):
-    """Up to the sum of MONAI's weights, and for labels in blocks: MONAI takes the voxel at the centre (nearest-exact),
-    segloss the first one (nearest). MONAI's labels are of the dtypes that interpolate takes."""
+    """Equal up to the sum of MONAI's weights, and for labels that are equal in blocks: MONAI takes a block's voxel at
+    the centre (nearest-exact), segloss the first one (nearest). MONAI's labels have dtypes that interpolate takes."""
     generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     target = torch.randint(3, (2, 1, *(size // 4 for size in sizes)), generator=generator).to(label_dtype)
     for axis in range(2, target.dim()):

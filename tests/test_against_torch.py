@@ -1,7 +1,7 @@
 """torch.nn's losses against segloss's over random shapes, dtypes, memory formats, targets and options.
 
-torch computes in float64 from the same rounded logits: what it would lose in a half type is no part of the comparison.
-All logits are finite; what segloss does better with others is written down in the tests of the contract.
+torch computes in float64 from the same rounded logits, so that its own rounding in half types is not compared.
+All logits are finite; for others segloss does better than torch, which test_contract.py tests.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ import segloss
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*has one channel")
 
-# The same examples at every run, so that a failure is the change's and not the dice's.
+# The same examples in every run, so that a failure comes from a change and not from chance.
 RANDOM = settings(derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
@@ -116,14 +116,14 @@ def cases(draw, target_kinds=("labels", "probabilities"), smoothing=True) -> Cas
 
 
 def random_gradient(case: Case, loss: Tensor) -> Tensor:
-    """An incoming gradient of the loss's rounding. A mean's is multiplied by the voxels: else its gradient would
-    vanish in the tolerance."""
+    """A random gradient of the loss, in the loss's dtype. For a mean it is multiplied by the number of voxels:
+    otherwise the gradient of the logits would be below the tolerance."""
     gradient = torch.randn(loss.shape, generator=case.generator, dtype=torch.float64)
     return (gradient * (case.num_voxels if case.options["reduction"] == "mean" else 1)).to(loss.dtype)
 
 
 def segloss_loss(case: Case, loss_class) -> tuple[Tensor, Tensor]:
-    """The loss, and the leaf [N, C, *] or [N, *, C] that its gradient goes to."""
+    """The loss, and the leaf [N, C, *] or [N, *, C] that receives its gradient."""
     x = put_in_memory(case.logits, case.layout).detach().requires_grad_()
     if case.target.is_floating_point():
         target = put_in_memory(case.target, case.layout)
@@ -149,7 +149,7 @@ def assert_equal_to_torch(case: Case, ours, theirs) -> None:
     gradient = random_gradient(case, loss)
     loss.backward(gradient)
     expected_loss.backward(gradient.double())
-    # Where all that counts weighs nothing, torch divides zero by zero; segloss's gradient is zero there.
+    # If all voxels that count have zero weight, torch divides zero by zero; segloss's gradient is zero.
     expected_gradient = expected_x.grad.nan_to_num(0, 0, 0)
     assert_close(x.grad.movedim(-1, 1) if case.dim == -1 and x.dim() > 1 else x.grad, expected_gradient)
 

@@ -184,7 +184,7 @@ def test_the_kernel_is_the_reference(input, target, options):
 
 
 @SPECIAL
-def test_func_grad_is_the_kernel(input, target, options):
+def test_func_grad_gives_what_the_kernel_gives(input, target, options):
     grad, value = torch.func.grad_and_value(segloss.cross_entropy)(input, target, **options)
     expected_value, expected_grad = kernel(input, target, **options)
     assert_close(value, expected_value)
@@ -192,7 +192,7 @@ def test_func_grad_is_the_kernel(input, target, options):
 
 
 @SPECIAL
-def test_func_jvp_is_the_kernel(input, target, options):
+def test_func_jvp_gives_what_the_kernel_gives(input, target, options):
     tangent = torch.randn_like(input)
     value, derivative = torch.func.jvp(lambda x: segloss.cross_entropy(x, target, **options), (input,), (tangent,))
     expected_value, expected_grad = kernel(input, target, **options)
@@ -201,7 +201,7 @@ def test_func_jvp_is_the_kernel(input, target, options):
 
 
 @SPECIAL
-def test_a_dual_tensor_is_the_kernel(input, target, options):
+def test_a_dual_tensor_gives_what_the_kernel_gives(input, target, options):
     tangent = torch.randn_like(input)
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(input, tangent)
@@ -258,7 +258,7 @@ def test_a_bad_label_that_is_an_argument_of_func_grad_raises_index_error():
         torch.func.grad(segloss.cross_entropy)(logits_of(2, 3, 2).detach(), torch.tensor([[0, 3], [1, 1]]))
 
 
-def test_a_bad_label_that_a_function_under_func_grad_holds_raises_index_error():
+def test_a_bad_label_in_a_closure_under_func_grad_raises_index_error():
     labels = torch.tensor([[0, 3], [1, 1]])
     with pytest.raises(IndexError, match="out of bounds"):
         torch.func.grad(lambda x: segloss.cross_entropy(x, labels))(logits_of(2, 3, 2).detach())
@@ -348,7 +348,7 @@ def test_the_gradient_is_scaled_by_the_gradient_of_the_loss():
     assert_close(scaled, -3 * grad)
 
 
-def test_each_voxels_gradient_is_scaled_by_its_own():
+def test_the_gradient_of_each_voxel_is_scaled_by_that_of_its_loss():
     x, scale = logits_of(2, 3, 2), torch.tensor([[1.0, -2.0], [0.0, 3.0]], dtype=torch.float64)
     grad = torch.autograd.grad(segloss.cross_entropy(x, LABELS, reduction="none").sum(), x)[0]
     scaled = torch.autograd.grad(segloss.cross_entropy(x, LABELS, reduction="none"), x, scale)[0]
@@ -388,7 +388,7 @@ def test_nothing_beyond_input_and_target_is_saved(loss, reduction):
 
 
 def gradient_in_two_walks(x, labels, factor=1.0, **options):
-    """Under a hook on saved tensors nothing is computed ahead."""
+    """Computes the gradient after the loss: under a hook on saved tensors it is not made along with the loss."""
     with torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t):
         loss = segloss.cross_entropy(x, labels, **options)
     return torch.autograd.grad(loss, x, torch.full_like(loss, factor))[0]
@@ -397,7 +397,7 @@ def gradient_in_two_walks(x, labels, factor=1.0, **options):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("options", [{}, {"ignore_index": 1}, {"label_smoothing": 0.1}, {"dim": -1}])
-def test_the_gradient_has_the_bits_of_a_second_walk(options, reduction, dtype):
+def test_the_gradient_made_with_the_loss_has_the_bits_of_a_second_pass(options, reduction, dtype):
     x = torch.randn(3, 3, 70, 3, dtype=dtype, requires_grad=True)
     labels = torch.randint(3, (3, 3, 70) if "dim" in options else (3, 70, 3))
     loss = segloss.cross_entropy(x, labels, reduction=reduction, **options)
@@ -405,7 +405,7 @@ def test_the_gradient_has_the_bits_of_a_second_walk(options, reduction, dtype):
     assert torch.equal(torch.autograd.grad(loss, x)[0], expected)
 
 
-def test_the_gradient_has_the_bits_of_a_second_walk_with_weights():
+def test_the_gradient_made_with_the_loss_has_the_bits_of_a_second_pass_with_weights():
     x, weight = torch.randn(2, 3, 100, requires_grad=True), torch.tensor([0.5, 0.0, 3.0])
     labels, voxel_weight = torch.randint(3, (2, 100)), torch.rand(2, 100)
     options = {"weight": weight, "voxel_weight": voxel_weight}
@@ -415,7 +415,7 @@ def test_the_gradient_has_the_bits_of_a_second_walk_with_weights():
 
 @pytest.mark.parametrize("factor", [0.0, -0.3, 2.0**16, float("inf"), float("nan")])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
-def test_the_gradient_is_scaled_by_that_of_the_loss(dtype, factor):
+def test_the_gradient_made_with_the_loss_is_scaled_by_the_gradient_of_the_loss(dtype, factor):
     x = torch.randn(2, 3, 100, dtype=dtype, requires_grad=True)
     labels = torch.randint(3, (2, 100))
     labels[0, :50] = -100  # no gradient here, not even for an infinite factor
@@ -426,7 +426,7 @@ def test_the_gradient_is_scaled_by_that_of_the_loss(dtype, factor):
     torch.testing.assert_close(gradient, expected, rtol=rounding, atol=0, equal_nan=True)
 
 
-def test_a_float16_gradient_too_small_without_the_factor_of_a_scaler_is_kept():
+def test_a_float16_gradient_that_is_too_small_without_a_gradient_scaler_is_kept():
     x = torch.zeros(1, 3, 2**20, dtype=torch.float16, requires_grad=True)
     loss = segloss.cross_entropy(x, torch.zeros(1, 2**20, dtype=torch.uint8))
     gradient = torch.autograd.grad(loss * 2.0**12, x)[0]
@@ -470,7 +470,7 @@ def test_saved_tensors_may_be_packed_and_unpacked():
     assert torch.equal(torch.autograd.grad(loss, x)[0], expected)
 
 
-# ---- other citizens: meta, compile, opcheck ----
+# ---- meta tensors, opcheck, compile ----
 
 
 @pytest.mark.parametrize(("reduction", "shape"), [("mean", ()), ("sum", ()), ("none", (2, 1, 4))])

@@ -1,4 +1,4 @@
-"""The benchmarks' instrument, on small shapes; and the memory that it measures, of shapes of real size."""
+"""Tests the code of the benchmarks on small shapes, and the memory that it measures on shapes of real size."""
 
 import importlib
 import json
@@ -82,7 +82,7 @@ def test_a_ratio_is_that_of_neighbouring_runs(module, monkeypatch):
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
 @pytest.mark.parametrize(("loss", "problem", "kept"), [("cross_entropy", "STREET", 1), ("dice_ce_loss", "PATCH", 0)])
 def test_peak_memory_is_hardly_more_than_the_gradient(module, loss, problem, kept):
-    """In units of the logits' bytes: 1 is the gradient, which cross entropy computes along with itself."""
+    """In units of the logits' bytes: 1 is the gradient, which cross entropy computes along with the loss."""
     cases = module("cases")
     case = cases.Case(loss, getattr(cases, problem))
     taken = module("memory").in_own_process(case, peer=next(iter(case.calls())), side=0)

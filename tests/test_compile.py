@@ -16,14 +16,14 @@ pytestmark = ignores_warnings_of_compilers
 
 NUM_CLASSES = 3
 WEIGHT = torch.tensor([0.5, 2.0, 1.0])
-# Of each dimension several sizes, none of them 1, and at first no two alike: torch.compile takes sizes that are equal
-# in its first call for one.
+# Each dimension has several sizes, none of them 1. In the first shape no two are equal: torch.compile takes sizes that
+# are equal in its first call for the same size.
 SHAPES = [(2, 4, 8), (3, 6, 10), (5, 8, 4)]
 
 
 @pytest.fixture(autouse=True)
 def _reset():
-    """Forgets what was compiled before: torch keeps it by the code of a function, here one for all tests."""
+    """Forgets what was compiled before: torch keeps it for each function, and all tests here compile the same one."""
     torch._dynamo.reset()
 
 
@@ -95,8 +95,8 @@ CRITERIA = {
 
 
 class Scored(nn.Module):
-    """A network of one layer, and its loss. The layer is a convolution of 1x1, written out: of nn.Conv2d Inductor
-    compiles a backward pass for one spatial size only, whatever loss follows.
+    """A network of one layer, and its loss. The layer is a 1x1 convolution, written out: for nn.Conv2d, Inductor
+    compiles a backward pass that takes one spatial size only, whatever loss follows.
     """
 
     def __init__(self, criterion):
@@ -129,7 +129,7 @@ def assert_same(actual, expected):
 
 
 def assert_compiles_for_all_shapes(module, target_of, backend):
-    """One graph, compiled once, with the loss and the gradients that there are without compiling."""
+    """The module compiles once into one graph, which gives the loss and the gradients of the module itself."""
     compiled = torch.compile(module, backend=backend, fullgraph=True, dynamic=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for shape in SHAPES:
@@ -210,7 +210,7 @@ def test_a_module_may_be_made_within_the_graph():
 
 
 def exported_for_all_shapes(module, batch):
-    """Of any batch size, and any even sizes: deep supervision halves them."""
+    """Exports for any batch size and any even spatial sizes: deep supervision halves them."""
     sizes = {0: Dim("n", min=2), 2: 2 * Dim("half_h", min=2), 3: 2 * Dim("half_w", min=2)}
     return torch.export.export(module, batch, dynamic_shapes=(sizes, sizes))
 
@@ -227,7 +227,7 @@ def test_an_exported_module_is_saved_loaded_and_takes_every_shape(name, tmp_path
         assert_same(loss_and_gradients(loaded, loaded, *batch), loss_and_gradients(module, module, *batch))
 
 
-@pytest.mark.cpu_only  # of a GPU it takes CUDA's headers
+@pytest.mark.cpu_only  # for a GPU it needs CUDA's headers
 def test_a_module_with_a_loss_is_packaged_by_aot_inductor(tmp_path):
     module = Scored(segloss.CrossEntropyLoss(WEIGHT, ignore_index=1, label_smoothing=0.1))
     with torch.no_grad():
@@ -243,7 +243,7 @@ def test_a_module_with_a_loss_is_packaged_by_aot_inductor(tmp_path):
 
 
 def operator_calls(x):
-    """Each operator that makes a tensor of the logits' layout, with the arguments that follow the tensors."""
+    """Each operator that makes a tensor in the logits' layout, with its arguments."""
     ops, n = torch.ops.segloss, x.shape[0]
     labels, masks = labels_of(n, *x.shape[2:]), masks_of(n, *x.shape[2:])
     one, stats, total = torch.ones(()), torch.ones(n, NUM_CLASSES), torch.ones((), dtype=torch.float64)

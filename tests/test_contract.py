@@ -1,4 +1,4 @@
-"""Section 3 of the contract, row by row: the values of torch's cross entropy, and where segloss is better."""
+"""The contract of cross_entropy and nll_loss, point by point: torch's values, and where segloss does better."""
 
 import itertools
 import os
@@ -115,7 +115,7 @@ def test_mean_of_probabilities_divides_by_the_number_of_positions():
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("bad", [3, 255, -1, -(2**63), 2**63 - 1, 2**32 + 1])
-def test_a_bad_label_gives_how_many_the_first_its_index_and_the_range(bad, smoothing, reduction):
+def test_the_error_of_a_bad_label_names_the_count_the_first_its_index_and_the_range(bad, smoothing, reduction):
     labels = torch.zeros(2, 4, 5, dtype=torch.int64)
     labels[1, 2, 3] = labels[1, 3, 0] = bad
     text = (
@@ -156,7 +156,7 @@ def forward_operator(input, target, reduction=1, dim=1, log_probabilities=False)
 
 
 def backward_operator(input, target, *, grad_loss=None, total_weight=None, reduction=1, log_probabilities=False):
-    """Called alone, with what the forward operator returned unless another is given."""
+    """Calls the backward operator by itself, by default with what the forward operator returned."""
     safe = target.clamp(0, 2) if not target.is_floating_point() else target
     loss, saved_weight, _ = forward_operator(input, safe, reduction, 1, log_probabilities)
     return torch.ops.segloss.cross_entropy_backward(
@@ -206,7 +206,7 @@ def test_the_forward_operator_refuses_a_dtype_that_is_not_floating(dtype):
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "soft_stats", "sigmoid_focal"])
 @pytest.mark.parametrize("change", [lambda numbers: numbers[:-1], lambda numbers: [*numbers, 0]])
-def test_the_operators_beneath_refuse_lists_of_options_of_another_length(loss, change):
+def test_the_private_operators_refuse_lists_of_options_of_another_length(loss, change):
     call = getattr(torch.ops.segloss, f"{loss}_forward")
     dim, options, factors = options_of(loss)
     expected = rf"op: expected {len(options)} options and {len(factors)} factors, got "
@@ -231,8 +231,8 @@ OPERATORS = {
 
 @pytest.mark.cpu_only
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_the_operators_beneath_refuse_a_dim_that_is_not_counted_from_the_front(operator):
-    """In a process of its own: what it guards against is a write outside the heap."""
+def test_the_private_operators_refuse_a_dim_that_is_not_counted_from_the_front(operator):
+    """Runs in a process of its own: without the check, an operator would write outside of its memory."""
     script = f"""
         import torch, segloss
         from operators import options_of
@@ -266,7 +266,7 @@ def test_all_voxels_ignored(options, reduction, expected):
     assert torch.equal(grad, torch.zeros(2, 3, 4))
 
 
-def test_all_voxels_ignored_none_gives_zeros():
+def test_all_voxels_ignored_with_reduction_none_gives_zeros():
     value, grad = cross_entropy_and_gradient(torch.randn(2, 3, 4), torch.full((2, 4), -100), reduction="none")
     assert torch.equal(value, torch.zeros(2, 4))
     assert torch.equal(grad, torch.zeros(2, 3, 4))
@@ -297,7 +297,7 @@ def test_all_weights_zero_gives_a_zero_gradient(smoothing, empty, expected):
     assert torch.equal(grad, torch.zeros(2, 3, 4))
 
 
-def test_the_weight_of_every_present_class_zero_gives_a_zero_gradient():
+def test_a_zero_weight_of_every_present_class_gives_a_zero_gradient():
     weight = torch.tensor([0.0, 1.0, 1.0])
     value, grad = cross_entropy_and_gradient(torch.randn(2, 3, 4), torch.zeros(2, 4).long(), weight=weight)
     assert value.isnan()
@@ -305,8 +305,8 @@ def test_the_weight_of_every_present_class_zero_gives_a_zero_gradient():
 
 
 @pytest.mark.parametrize(("empty", "expected"), [("nan", NAN), ("zero", 0.0)])
-def test_the_weight_of_every_present_class_zero_with_label_smoothing(empty, expected):
-    """The smoothing's share is not zero, but there is nothing to divide it by."""
+def test_a_zero_weight_of_every_present_class_with_label_smoothing(empty, expected):
+    """The smoothing's share of the loss is not zero, but the denominator is."""
     x, labels, weight = torch.randn(4, 2), torch.zeros(4, dtype=torch.int64), torch.tensor([0.0, 1.0])
     keywords = {"weight": weight, "label_smoothing": 0.3}
     assert F.cross_entropy(x, labels, **keywords).isnan()
@@ -424,7 +424,7 @@ def test_the_largest_logits_do_not_overflow(scale):
 
 @pytest.mark.parametrize("value", [NAN, INF])
 @pytest.mark.parametrize("label", [0, -100])
-def test_a_strange_weight_of_a_class_that_is_not_there_has_no_effect(label, value):
+def test_a_weight_that_is_not_finite_has_no_effect_if_its_class_is_absent(label, value):
     x, labels = torch.randn(3, 3), torch.tensor([0, 1, label])
     weight = torch.tensor([0.5, 2.0, value])
     expected = cross_entropy_and_gradient(x, labels, weight=torch.tensor([0.5, 2.0, 1.0]))
@@ -483,7 +483,7 @@ def test_each_voxels_loss_in_a_half_type_is_rounded_once(dtype):
 
 
 def finite_numbers_of(dtype):
-    """Every positive one, in order."""
+    """Every positive finite number of the dtype, in order."""
     bits = torch.arange(1, 2**15, dtype=torch.int32).to(torch.int16)
     numbers = bits.view(dtype)
     return numbers[numbers.isfinite()]
@@ -553,7 +553,7 @@ MARGINS = torch.cat([torch.linspace(0, 80, 161), torch.rand(95) * 80])
 
 
 def confident(margin, offset, num_classes, seed=0):
-    """Logits [margins, C] whose class 1 leads the best of the others by `margin`, all moved by `offset`."""
+    """Logits [margins, C] whose class 1 leads the largest of the others by `margin`, all shifted by `offset`."""
     others = (
         -torch.rand(len(margin), num_classes, generator=torch.Generator(torch.get_default_device()).manual_seed(seed))
         * 3
@@ -653,11 +653,11 @@ def test_a_weight_of_another_shape_is_refused_with_both_shapes(loss, shape):
 
 
 @pytest.mark.parametrize(
-    ("shape", "mend"),
+    ("shape", "advice"),
     [((2,), "Give class 0 a weight too"), ((1, 3, 1), r"Use weight\.flatten\(\)"), ((2, 3, 4), "as voxel_weight")],
 )
-def test_a_weight_of_another_shape_is_told_the_mend(shape, mend):
-    with pytest.raises(RuntimeError, match=f"expected weight of shape .*{mend}"):
+def test_the_error_of_a_weight_of_another_shape_says_what_to_do(shape, advice):
+    with pytest.raises(RuntimeError, match=f"expected weight of shape .*{advice}"):
         segloss.dice_ce_loss(torch.randn(2, 3, 4), torch.randint(3, (2, 4)), weight=torch.ones(shape))
 
 
@@ -713,7 +713,7 @@ def test_an_unknown_reduction_is_refused(loss):
         getattr(segloss, loss)(torch.randn(2, 3), torch.tensor([0, 2]), reduction="avg")
 
 
-def test_elementwise_mean_warns_and_means_mean():
+def test_elementwise_mean_works_as_mean_with_a_warning():
     x, labels = torch.randn(2, 3), torch.tensor([0, 2])
     with pytest.warns(UserWarning, match="reduction='elementwise_mean' is deprecated"):
         value = segloss.cross_entropy(x, labels, reduction="elementwise_mean")
@@ -736,7 +736,7 @@ def test_an_ignore_index_that_is_no_integer_is_refused():
         segloss.cross_entropy(torch.randn(2, 3), torch.tensor([0, 2]), ignore_index=-1.5)
 
 
-# ---- what an argmax leaves behind ----
+# ---- an argmax or max taken before the loss ----
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
@@ -750,7 +750,7 @@ def test_an_argmax_as_input_is_refused(loss, dtype):
 
 
 @pytest.mark.parametrize(("keepdim", "error"), [(False, RuntimeError), (True, IndexError)])
-def test_an_argmax_in_a_floating_dtype_is_told_to_be_one(keepdim, error):
+def test_an_argmax_in_a_floating_dtype_is_named_in_the_error(keepdim, error):
     predicted = torch.tensor([[0, 2, 1], [2, 0, 1]]).unsqueeze(1) if keepdim else torch.tensor([[0, 2, 1], [2, 0, 1]])
     with pytest.raises(error, match="If input holds predicted labels, pass the logits, before argmax"):
         segloss.cross_entropy(predicted.float(), torch.tensor([[0, 2, 1], [1, 0, 1]]))
@@ -775,7 +775,7 @@ def test_torchs_own_words_for_a_lost_class_dimension():
 # ---- shapes that do not fit ----
 
 SHAPE_ERRORS = [
-    # input, target, the class, and the one call that mends it
+    # shape of input, shape of target, class of the error, and what it advises
     ((2, 3, 4, 5), (2, 4, 5, 1), RuntimeError, "target.squeeze(3)"),
     ((2, 3, 4, 5), (1, 2, 4, 5), ValueError, "target.squeeze(0)"),
     ((2, 3, 4), (2, 1, 1, 4), RuntimeError, "target.squeeze(1)"),
@@ -797,11 +797,9 @@ SHAPE_ERRORS = [
 ]
 
 
-@pytest.mark.parametrize(("input_shape", "target_shape", "error", "mend"), SHAPE_ERRORS)
+@pytest.mark.parametrize(("input_shape", "target_shape", "error", "advice"), SHAPE_ERRORS)
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8])
-def test_a_shape_that_does_not_fit_names_both_the_one_expected_and_the_mend(
-    dtype, input_shape, target_shape, error, mend
-):
+def test_a_shape_error_names_the_expected_shape_and_what_to_do(dtype, input_shape, target_shape, error, advice):
     expected = list(input_shape[:1] + input_shape[2:])
     with pytest.raises(error) as raised:
         segloss.cross_entropy(torch.randn(input_shape), torch.zeros(target_shape, dtype=dtype))
@@ -809,17 +807,17 @@ def test_a_shape_that_does_not_fit_names_both_the_one_expected_and_the_mend(
     assert f"expected labels of shape {expected}" in text
     assert f"for input {list(input_shape)}" in text
     assert f"got target {list(target_shape)}" in text
-    assert mend in text
+    assert advice in text
 
 
-@pytest.mark.parametrize(("input_shape", "target_shape", "error", "mend"), SHAPE_ERRORS)
-def test_the_class_of_a_shape_error_is_torchs(input_shape, target_shape, error, mend):
+@pytest.mark.parametrize(("input_shape", "target_shape", "error", "advice"), SHAPE_ERRORS)
+def test_the_class_of_a_shape_error_is_torchs(input_shape, target_shape, error, advice):
     with pytest.raises((ValueError, RuntimeError)) as raised:
         F.cross_entropy(torch.randn(input_shape), torch.zeros(target_shape, dtype=torch.int64))
     assert raised.type is error
 
 
-MENDS = {
+ADVICE = {
     "target.squeeze(3)": ((2, 3, 4, 5), (2, 4, 5, 1), lambda x, y: segloss.cross_entropy(x, y.squeeze(3))),
     "dim=3": ((2, 4, 5, 3), (2, 4, 5), lambda x, y: segloss.cross_entropy(x, y, dim=3)),
     "target.unsqueeze(0)": ((1, 3, 4, 5), (4, 5), lambda x, y: segloss.cross_entropy(x, y.unsqueeze(0))),
@@ -837,23 +835,23 @@ MENDS = {
 }
 
 
-@pytest.mark.parametrize("mend", MENDS)
-def test_the_mend_that_a_shape_error_names_works(mend):
-    input_shape, target_shape, mended = MENDS[mend]
+@pytest.mark.parametrize("advice", ADVICE)
+def test_what_a_shape_error_advises_works(advice):
+    input_shape, target_shape, fixed = ADVICE[advice]
     x, y = torch.randn(input_shape), torch.zeros(target_shape, dtype=torch.int64)
-    with pytest.raises((ValueError, RuntimeError), match=re.escape(mend)):
+    with pytest.raises((ValueError, RuntimeError), match=re.escape(advice)):
         segloss.cross_entropy(x, y)
-    assert mended(x, y).isfinite()
+    assert fixed(x, y).isfinite()
 
 
-def test_a_shape_error_with_nothing_to_mend_says_what_was_expected():
+def test_a_shape_error_without_advice_says_what_was_expected():
     with pytest.raises(
         RuntimeError, match=r"expected labels of shape \[2, 4, 5\] or \[2, 1, 4, 5\].*got target \[2, 7\]"
     ):
         segloss.cross_entropy(torch.randn(2, 3, 4, 5), torch.zeros(2, 7, dtype=torch.int64))
 
 
-def test_a_float_target_of_another_shape_is_told_the_shape_of_probabilities():
+def test_the_error_of_a_float_target_names_the_shape_of_probabilities():
     with pytest.raises(RuntimeError, match=r"or class probabilities of shape \[2, 3, 4\].*got target \[2, 3, 5\]"):
         segloss.cross_entropy(torch.randn(2, 3, 4), torch.rand(2, 3, 5))
 
@@ -910,7 +908,7 @@ def test_a_float32_reduction_of_millions_of_voxels_is_the_float64_one(reduction,
 
 
 def test_a_sum_of_equal_losses_does_not_drift():
-    """Added one by one in float32, 2^25 losses of 0.69 would stop growing."""
+    """Added one by one in float32, the sum of 2^25 losses of 0.69 would stop growing."""
     num_voxels = 2**25
     x, labels = torch.zeros(1).expand(1, 2, num_voxels), torch.zeros(1, dtype=torch.uint8).expand(1, num_voxels)
     expected = num_voxels * torch.tensor(2.0, dtype=torch.float64).log()

@@ -1,4 +1,4 @@
-"""What a GPU alone can show, skipped without one. The other tests have a turn there, too: see conftest.py."""
+"""What only a GPU can show; skipped without one. The other tests run on a GPU, too: see conftest.py."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def _gpu(device):
 
 @pytest.fixture
 def without_checks_at_once(monkeypatch):
-    """As users have it; conftest.py sets it for the tests of errors."""
+    """As for users: unsets the variable that conftest.py sets so that errors are raised at once."""
     monkeypatch.delenv("SEGLOSS_SYNC_CHECKS")
 
 
@@ -51,12 +51,12 @@ def test_deterministic_algorithms_give_the_same_bits_again(loss):
 
 @LOSSES
 @pytest.mark.usefixtures("without_checks_at_once")
-def test_a_bad_label_is_an_index_error_and_the_device_lives_on(loss):
+def test_a_bad_label_is_an_index_error_and_the_device_stays_usable(loss):
     x, y = logits_and_labels()
     x, bad = x.detach(), y.clone()
     bad[1, 0, 3, 4, 5] = 200
     if HAS_KERNELS:
-        assert loss(x, bad).isnan().item()  # which waits for the device
+        assert loss(x, bad).isnan().item()  # .item() waits for the device
         reported = r"Target 200 is out of bounds, the first of 1, at index \[1, 0, 3, 4, 5\] .* an earlier one"
         with pytest.raises(IndexError, match=reported):
             loss(x, y)
@@ -73,7 +73,7 @@ def test_a_cuda_graph_gives_the_value_and_the_gradient_of_other_logits(loss):
     x, y = logits_and_labels()
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # torch asks for a first call on a stream that is not captured
+    with torch.cuda.stream(side):  # torch requires a first call on a stream that is not captured
         value_and_gradient(loss, x, y)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
@@ -91,7 +91,7 @@ def test_a_cuda_graph_gives_the_value_and_the_gradient_of_other_logits(loss):
 @pytest.mark.usefixtures("without_checks_at_once")
 def test_the_host_does_not_wait_for_the_device(loss):
     x, y = logits_and_labels()
-    value_and_gradient(loss, x, y)  # the first call takes pinned memory
+    value_and_gradient(loss, x, y)  # the first call allocates pinned memory
     torch.cuda.set_sync_debug_mode("error")
     try:
         value_and_gradient(loss, x, y)

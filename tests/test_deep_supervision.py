@@ -43,12 +43,12 @@ def labels_of(size, num_classes=3):
 
 
 def interpolated(tensor, size):
-    """By torch, which does so for floating tensors alone."""
+    """The tensor interpolated by torch, which takes floating tensors only."""
     return F.interpolate(tensor.double(), size=size, mode="nearest").to(tensor.dtype)
 
 
 def plain(loss, inputs, target, weights=None, voxel_weight=None):
-    """Labels and voxel weights [N, 1, *], masks [N, C, *]."""
+    """The plain loop, for labels and voxel weights [N, 1, *] or masks [N, C, *]."""
     if weights is None:
         weights = [2.0**-i for i in range(len(inputs))]
         weights = [w / sum(weights) for w in weights]
@@ -84,24 +84,24 @@ class Recorder:
 
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
 @pytest.mark.parametrize("loss", [segloss.DiceCELoss(), segloss.CrossEntropyLoss(), segloss.TverskyLoss(batch=True)])
-def test_it_is_the_plain_loop(loss, sizes):
+def test_deep_supervision_equals_the_plain_loop(loss, sizes):
     inputs, labels = logits_of(sizes), labels_of(sizes[0])
     assert_same(segloss.DeepSupervisionLoss(loss)(inputs, labels), plain(loss, inputs, labels), inputs)
 
 
-def test_it_takes_a_function():
+def test_a_function_may_be_the_loss():
     inputs, labels = logits_of(SIZES[1]), labels_of(SIZES[1][0])
     actual = segloss.DeepSupervisionLoss(segloss.dice_loss)(inputs, labels)
     assert_same(actual, plain(segloss.dice_loss, inputs, labels), inputs)
 
 
-def test_it_takes_a_loss_of_torch():
+def test_a_loss_of_torch_may_be_the_loss():
     inputs, labels = logits_of(SIZES[1]), labels_of(SIZES[1][0])
     actual = segloss.DeepSupervisionLoss(torch.nn.CrossEntropyLoss())(inputs, labels.squeeze(1))
     assert_same(actual, plain(segloss.cross_entropy, inputs, labels), inputs)
 
 
-def test_it_takes_a_tuple_of_inputs():
+def test_inputs_may_be_a_tuple():
     inputs, labels = logits_of(SIZES[1]), labels_of(SIZES[1][0])
     loss = segloss.DeepSupervisionLoss(segloss.DiceLoss())
     assert torch.equal(loss(tuple(inputs), labels), loss(inputs, labels))
@@ -184,7 +184,7 @@ def test_the_source_index_is_that_of_interpolate(size):
 
 
 @pytest.mark.parametrize("size", [(8, 12), (4, 12), (2, 3)])
-def test_where_the_sizes_divide_nothing_is_copied(size):
+def test_nothing_is_copied_when_the_sizes_divide_evenly(size):
     labels = labels_of((8, 12))
     loss = Recorder()
     segloss.DeepSupervisionLoss(loss)(logits_of([size]), labels)
@@ -222,7 +222,7 @@ def test_the_batch_is_not_subsampled():
         segloss.DeepSupervisionLoss(segloss.DiceLoss())(inputs, labels)
 
 
-def test_without_spatial_dimensions_the_target_stays():
+def test_a_target_without_spatial_dimensions_is_not_subsampled():
     inputs, labels = [torch.randn(4, 3), torch.randn(4, 3)], torch.tensor([0, 2, 1, 1])
     first, second = (segloss.dice_ce_loss(input, labels) for input in inputs)
     assert_close(segloss.DeepSupervisionLoss(segloss.DiceCELoss())(inputs, labels), (2 * first + second) / 3)
@@ -305,7 +305,7 @@ def test_a_tensor_instead_of_a_list_is_refused():
         segloss.DeepSupervisionLoss(segloss.DiceLoss())(logits_of([(4, 6)])[0], labels_of((4, 6)))
 
 
-def test_a_loss_that_was_not_made_is_refused():
+def test_a_class_instead_of_an_instance_as_loss_is_refused():
     with pytest.raises(TypeError, match=r"expected a module or a function as loss, got a class\. Pass DiceLoss\(\)"):
         segloss.DeepSupervisionLoss(segloss.DiceLoss)
 
@@ -321,7 +321,7 @@ def test_losses_of_different_shapes_are_not_added():
         segloss.DeepSupervisionLoss(segloss.CrossEntropyLoss(reduction="none"))(inputs, labels)
 
 
-# ---- a module is a citizen ----
+# ---- repr, state and copies of the module ----
 
 
 def test_repr_shows_the_loss_and_the_weights():

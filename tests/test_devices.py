@@ -31,16 +31,16 @@ WITH_KERNELS = [
     *("total_weight", "one_hot_labels", "is_one_hot", "confusion_counts", "num_label_classes", "equal_label_counts"),
 ]
 
-# CUDA's own kernels, where they are built, cannot read what lies in the memory of the CPU.
+# The device whose code is called. CUDA's own kernels, where they are built, cannot read the memory of the CPU.
 OTHER = DispatchKey.XPU if torch.cuda.is_available() else DispatchKey.CUDA
 
 
 @contextmanager
 def without_kernels():
-    """The operators' code for other devices, on tensors of the CPU."""
+    """Runs the operators' code for devices without a kernel, on tensors of the CPU."""
     other = DispatchKeySet(OTHER)
     with warnings.catch_warnings(), torch.library._scoped_library("segloss", "IMPL") as library:
-        warnings.simplefilter("ignore")  # that a kernel is overridden
+        warnings.simplefilter("ignore")  # about the kernels that are overridden
         for name in WITH_KERNELS:
             operator = getattr(torch.ops.segloss, name).default
             library.impl(operator, partial(operator.redispatch, other), "CPU", allow_override=True)
@@ -50,7 +50,7 @@ def without_kernels():
 def value_and_gradient(loss, x, y, **options):
     x = x.detach().requires_grad_()
     value = loss(x, y, **options)
-    factor = torch.linspace(-1, 2, value.numel()).view_as(value).to(value.dtype)  # another one for each voxel
+    factor = torch.linspace(-1, 2, value.numel()).view_as(value).to(value.dtype)  # a different one for each voxel
     return value.detach(), torch.autograd.grad(value, x, factor)[0]
 
 
@@ -71,7 +71,7 @@ def assert_same_without_kernels(loss, x, y, **options):
 def test_labels_with_ignored_voxels_and_weights(loss, dtype):
     x, y = torch.randn(SMALL, dtype=dtype), torch.randint(3, (2, 1, 5, 4, 3))
     y[0, 0, 0] = 7
-    x[0, :, 0, 0] = float("nan")  # where it is ignored
+    x[0, :, 0, 0] = float("nan")  # at ignored voxels
     options = {"weight": torch.tensor([0.5, 2.0, 0.0])} if takes(loss, "weight") else {}
     assert_same_without_kernels(loss, x, y, ignore_index=7, voxel_weight=torch.rand(2, 5, 4, 3).round(), **options)
 
@@ -141,39 +141,39 @@ def test_second_derivatives():
         assert torch.autograd.gradgradcheck(lambda x: segloss.dice_ce_loss(x, y, empty="nan"), x)
 
 
-# ---- no class ----
+# ---- input without classes ----
 
 
 @pytest.mark.parametrize("shape", [(2, 0, 4), (2, 0, 0), (0, 0, 4), (0,)])
 @EVERY_LOSS
-def test_no_class_spoke_of_amax_or_narrow(loss, shape):
+def test_input_without_classes_raised_an_error_about_amax_or_narrow(loss, shape):
     y = torch.full(shape[:1] + shape[2:] if len(shape) > 1 else (), -100)
     assert_same_without_kernels(loss, torch.zeros(shape), y)
 
 
 @pytest.mark.parametrize("name", [name for name, loss in LOSSES.items() if takes(loss, "weight")])
-def test_no_class_with_class_weights_spoke_of_an_index_out_of_range(name):
+def test_input_without_classes_with_class_weights_raised_an_error_about_an_index_out_of_range(name):
     x, y = torch.zeros(2, 0, 4), torch.full((2, 4), -100)
     assert_same_without_kernels(LOSSES[name], x, y, weight=torch.zeros(0), voxel_weight=torch.rand(2, 4))
 
 
 @pytest.mark.parametrize("name", ["smoothed cross_entropy", "dice_ce_loss", "sigmoid dice_ce_loss"])
-def test_probabilities_of_no_class_spoke_of_argmax_or_narrow(name):
+def test_probabilities_of_no_class_raised_an_error_about_argmax_or_narrow(name):
     assert_same_without_kernels(LOSSES[name], torch.zeros(2, 0, 4), torch.zeros(2, 0, 4))
 
 
-def test_log_probabilities_of_no_class_spoke_of_narrow():
+def test_log_probabilities_of_no_class_raised_an_error_about_narrow():
     x = torch.zeros(2, 0, 4)
     assert_same_without_kernels(segloss.nll_loss, x, x, reduction="none")
 
 
 @EVERY_LOSS
-def test_forward_mode_of_no_class_spoke_of_amax_or_narrow(loss):
+def test_forward_mode_of_no_class_raised_an_error_about_amax_or_narrow(loss):
     x, y = torch.zeros(2, 0, 4), torch.full((2, 4), -100)
     assert_close(torch.func.jvp(lambda x: loss(x, y), (x,), (x,))[0], loss(x, y))
 
 
-def test_total_weight_of_no_class_with_class_weights_spoke_of_an_index_out_of_range():
+def test_total_weight_of_no_class_with_class_weights_raised_an_error_about_an_index_out_of_range():
     with without_kernels():
         assert segloss.total_weight(torch.full((2, 4), -100), torch.zeros(0)) == 0
 
@@ -191,7 +191,7 @@ def test_the_gradient_of_focal_loss_at_an_infinite_or_huge_logit_was_nan(name, e
 
 @pytest.mark.parametrize(("activation", "y"), [("softmax", torch.tensor([1])), ("sigmoid", torch.tensor([[1, 1, 0]]))])
 def test_further_derivatives_of_focal_loss_at_an_infinite_logit_were_nan(activation, y):
-    """Forward mode and second derivatives, which the kernels do not have."""
+    """Forward mode and second derivatives, for which there are no kernels."""
     x, direction = torch.tensor([[1.0, -INF, 0.5]]), torch.tensor([[0.3, 1.0, 0.7]])
     loss = partial(segloss.focal_loss, target=y, activation=activation, reduction="sum")
     gradient = torch.autograd.grad(loss(x.requires_grad_()), x)[0]
@@ -230,9 +230,9 @@ FAKES = """
 
 
 def run_script(script, request, **fields):
-    """The columns of what it prints, in a process of its own."""
+    """Runs the script in a process of its own; returns the columns of what it prints."""
     source = textwrap.dedent(script).format(tests=str(request.path.parent), **fields)
-    # A made-up device's thread of the backward pass ends a process that exits properly, at times.
+    # The backward thread of a made-up device sometimes kills a process that exits normally.
     source += "\nimport os\nsys.stdout.flush()\nos._exit(0)\n"
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -253,7 +253,7 @@ def test_fake_tensors_give_what_the_cpu_gives(request):
 
 
 class OneHots(TorchDispatchMode):
-    """Counts the tensors with one 1 for each voxel and zeros else."""
+    """Counts the tensors that have a single 1 for each voxel and zeros elsewhere."""
 
     def __init__(self):
         super().__init__()
@@ -346,7 +346,7 @@ def test_peak_memory_is_not_above_that_of_torch(peaks, dtype, name):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory_under_torch_func(peaks):
-    """More than torch takes: where voxels can be ignored their gradient is masked, in a tensor of its own."""
+    """More than torch takes: the gradient is masked for ignored voxels, which takes a tensor of its own."""
     assert peaks["transformed", "float32", "cross_entropy"] < peaks["transformed", "float32", "torch"] + 2
 
 
@@ -355,7 +355,7 @@ def test_peak_memory_under_torch_func(peaks):
 
 @SMALL_AND_SLABS
 @pytest.mark.parametrize("name", [name for name in LOSSES if name.split()[-1] not in ("focal_loss", "topk_loss")])
-def test_a_probability_outside_is_named_with_its_index_in_the_whole_target(name, shape):
+def test_a_probability_outside_0_to_1_is_named_with_its_index_in_the_whole_target(name, shape):
     if name in ("dice_focal_loss", "sigmoid focal_loss of each voxel"):
         pytest.skip("takes labels or masks")
     x, target, voxel_weight = torch.randn(shape), torch.rand(shape), torch.ones(shape[0], *shape[2:])
@@ -377,13 +377,13 @@ def test_an_input_that_holds_no_probabilities_is_refused(shape):
 
 
 @pytest.mark.parametrize("loss", [segloss.dice_loss, segloss.dice_ce_loss, segloss.tversky_loss])
-def test_soft_labels_whose_overlap_is_the_smaller_one(loss):
+def test_soft_labels_with_the_option_soft_label(loss):
     x, g = torch.randn(SMALL, dtype=torch.float64), torch.randn(SMALL, dtype=torch.float64).softmax(1)
     assert_same_without_kernels(loss, x, g, soft_label=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-def test_a_map_of_one_logit_is_its_mask(dtype):
+def test_the_labels_of_a_single_logit_are_its_mask(dtype):
     x, mask = torch.randn(2, 1, 5, 4), torch.randint(2, (2, 5, 4)).to(dtype)
     for loss in (segloss.dice_loss, segloss.dice_ce_loss, segloss.focal_loss):
         assert_same_without_kernels(partial(loss, activation="sigmoid"), x, mask)

@@ -1,7 +1,7 @@
 """Losses over the ranks of a process group: each rank gets the loss of the whole batch, and the mean of the gradients,
 as DistributedDataParallel takes it, is the whole batch's gradient.
 
-The processes are started once for each number of ranks; they run every case and leave what they got in files.
+The processes are started once for each number of ranks; they run every case and write their results to files.
 """
 
 import time
@@ -39,7 +39,7 @@ SLABS = ["weighted cross_entropy", "focal_loss", "squared dice_loss of the batch
 
 def network():
     torch.manual_seed(0)
-    return nn.Conv3d(2, 3, 1, dtype=torch.float64)  # of one voxel, so that slabs of a volume need no halo
+    return nn.Conv3d(2, 3, 1, dtype=torch.float64)  # its kernel is one voxel, so that slabs of a volume need no halo
 
 
 def whole_batch(world_size):
@@ -76,11 +76,11 @@ def step(loss, images, labels):
 
 
 def accumulated(images, labels):
-    """Micro-batches of one sample: the sums of their losses over the total weight of all of them."""
+    """Micro-batches of one sample: the sum of the losses of each, divided by the total weight of all."""
     module = network()
     total = segloss.total_weight(labels, WEIGHT, **IGNORED, process_group=dist.group.WORLD)
     criterion = segloss.CrossEntropyLoss(WEIGHT, **IGNORED, reduction="sum", process_group=dist.group.WORLD)
-    for _ in range(max(PARTS[dist.get_world_size()])):  # a rank that has no more samples takes part with none
+    for _ in range(max(PARTS[dist.get_world_size()])):  # a rank that has no samples left takes part with an empty batch
         (criterion(module(images[:1]), labels[:1]) / total).backward()
         images, labels = images[1:], labels[1:]
     for gradient in gradients_of(module):
@@ -118,7 +118,7 @@ def run_rank(rank, world_size, folder):
 
 
 def losses_of_nothing(loss, images, labels):
-    """Of no sample, and of samples without a voxel."""
+    """The losses of no sample, and of samples without a voxel."""
     loss = partial(loss, process_group=dist.group.WORLD)
     return [loss(network()(images)[part], labels[part]).detach() for part in NOTHING]
 
@@ -136,7 +136,7 @@ def probabilities(images):
 
 
 class Messages(TorchDispatchMode):
-    """The sizes of what is sent to other ranks."""
+    """Collects the sizes of what is sent to other ranks."""
 
     def __init__(self):
         super().__init__()
@@ -179,7 +179,7 @@ def test_each_rank_gets_the_loss_and_ddp_the_gradient_of_the_whole_batch(ranks, 
     assert_each_rank_got(got, name, *expected(CASES[name], images, labels))
 
 
-def test_the_same_with_probabilities(ranks):
+def test_each_rank_gets_the_same_with_probabilities(ranks):
     (images, _), got = ranks
     assert_each_rank_got(got, "probabilities", *expected(segloss.cross_entropy, images, probabilities(images)))
 
@@ -225,7 +225,7 @@ def test_a_half_loss_is_rounded_once(ranks):
 
 
 @pytest.mark.parametrize(("name", "loss"), [("voxels", segloss.cross_entropy), ("terms", segloss.dice_loss)])
-def test_without_reduction_a_rank_keeps_its_own(ranks, name, loss):
+def test_without_reduction_a_rank_keeps_its_own_losses(ranks, name, loss):
     (images, labels), got = ranks
     whole = loss(network()(images), labels, **IGNORED, reduction="none")
     torch.testing.assert_close(torch.cat([rank[name] for rank in got]), whole, **CLOSE)
@@ -242,7 +242,7 @@ def test_compile_is_one_graph(ranks):
 def test_only_sums_of_classes_cross_the_network(ranks, name):
     for rank in ranks[1]:
         assert rank["messages"][name]
-        # Three sums of three classes, the number of voxels, a loss and its weight, a flag for each rank.
+        # At most three sums of three classes, the number of voxels, a loss and its weight, a flag for each rank.
         assert max(rank["messages"][name]) <= 3 * 3 + 1 + 2 + len(ranks[1])
 
 
@@ -253,7 +253,7 @@ def run_without_the_last(rank, world_size, folder):
     store = dist.FileStore(str(folder / "store"), world_size)
     dist.init_process_group("gloo", rank=rank, world_size=world_size, store=store, timeout=timedelta(seconds=3))
     if rank == world_size - 1:
-        while not (folder / "raised").exists():  # alive, but never comes
+        while not (folder / "raised").exists():  # stays alive, but never takes part
             time.sleep(0.1)
         return
     start = time.monotonic()
@@ -263,19 +263,19 @@ def run_without_the_last(rank, world_size, folder):
     (folder / "raised").touch()
 
 
-def test_a_rank_that_never_comes_makes_the_others_raise_by_the_groups_timeout(tmp_path):
+def test_a_rank_that_never_comes_makes_the_others_raise_after_the_timeout(tmp_path):
     mp.spawn(run_without_the_last, (2, tmp_path), 2)
     assert (tmp_path / "raised").exists()
 
 
 @pytest.mark.parametrize("loss", [loss for loss in FUNCTIONS.values() if takes(loss, "process_group")])
-def test_what_is_no_process_group_is_a_type_error(loss):
+def test_a_process_group_of_another_type_is_a_type_error(loss):
     expected = "expected process_group to be a torch.distributed.ProcessGroup, got str"
     with pytest.raises(TypeError, match=f"{loss.__name__}: {expected}"):
         loss(torch.randn(1, 3, 2), torch.zeros(1, 2), process_group="gloo")
 
 
-def test_total_weight_of_what_is_no_process_group_is_a_type_error():
+def test_a_process_group_of_another_type_is_a_type_error_in_total_weight():
     with pytest.raises(
         TypeError, match=r"total_weight: expected process_group to be a torch\.distributed\.ProcessGroup"
     ):

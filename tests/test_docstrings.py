@@ -1,4 +1,4 @@
-"""What help() and an editor show of each public name: arguments and defaults, the usual sections, neighbours."""
+"""What help() and an editor show of each public name: arguments and defaults, the usual sections, related names."""
 
 import ast
 import inspect
@@ -37,13 +37,13 @@ SOURCES = sources()
 
 
 def sections(doc):
-    """The sections by heading; the text before them is that of ""."""
+    """The sections by heading; the text before them has the heading ""."""
     text, *rest = HEADING.split(inspect.cleandoc(doc) + "\n")
     return {"": text} | dict(zip(rest[::2], rest[1::2], strict=True))
 
 
 def entries(doc, heading):
-    """The texts of a section by name, an entry of several names for each."""
+    """The texts of a section by name; the text of an entry with several names is listed for each."""
     _, *parts = ENTRY.split(sections(doc).get(heading, ""))
     pairs = zip(parts[::2], parts[1::2], strict=True)
     return {name: " ".join(text.split()) for names, text in pairs for name in names.replace("`", "").split(", ")}
@@ -92,7 +92,7 @@ def test_help_of_a_module_describes_the_arguments_of_its_call(name):
 
 
 @of_each(PUBLIC)
-def test_a_docstring_has_an_example_and_neighbours(name):
+def test_a_docstring_has_an_example_and_see_also(name):
     assert {"Example", "See also"} <= set(sections(PUBLIC[name].__doc__))
 
 
@@ -107,7 +107,7 @@ def test_an_editor_shows_the_formula(name):
 
 
 @of_each(PUBLIC)
-def test_an_editor_shows_each_argument_or_who_describes_it(name):
+def test_an_editor_shows_each_argument_or_where_it_is_described(name):
     arguments = entries(SOURCES[name], "Args")
     described_by = arguments.pop("others", None)
     missing = set(parameters(PUBLIC[name])) - set(arguments)
@@ -128,7 +128,7 @@ def test_an_editor_shows_for_a_module_what_its_function_says(name):
 
 
 @of_each(PUBLIC)
-def test_neighbours_exist(name):
+def test_the_names_in_see_also_exist(name):
     for neighbour in entries(PUBLIC[name].__doc__, "See also"):
         assert pkgutil.resolve_name(neighbour) is not PUBLIC[name]
 
@@ -148,7 +148,7 @@ def test_each_option_of_a_module_is_annotated(name):
     assert set(parameters(MODULES[name])) - {"size_average", "reduce"} <= annotated(MODULES[name])
 
 
-def test_a_python_without_docstrings_imports_it():
+def test_segloss_imports_in_a_python_without_docstrings():
     code = "import segloss; assert segloss.dice_loss.__doc__ is None; segloss.DiceLoss()"
     done = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,6 @@
 """Losses of DTensors that are sharded over the batch or over space are those of the whole tensors.
 
-Two processes are started once; they run every case and leave what went wrong in files.
+Two processes are started once; they run every case and write what went wrong to files.
 """
 
 import json
@@ -30,7 +30,7 @@ SIGMOID = {"activation": "sigmoid"}
 
 
 def tensors(kind="labels", sizes=SIZES):
-    """Logits, and a target of that kind; the labels of the last sample, all that rank 1 has of them, are ignored."""
+    """Logits, and a target of that kind. All labels of the last sample, the only one of rank 1, are ignored."""
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(sizes, dtype=torch.float64, generator=generator)
     labels = torch.randint(sizes[1], (sizes[0], *sizes[2:]), dtype=torch.uint8, generator=generator)
@@ -51,7 +51,7 @@ def mesh_of(*sizes):
 
 
 def without_classes(placements):
-    """The placements of labels [N, *] beside logits of these."""
+    """The placements of labels [N, *] that belong to these placements of the logits."""
     return [Shard(each.dim - 1) if each.is_shard() and each.dim > 1 else each for each in placements]
 
 
@@ -59,11 +59,11 @@ def assert_same(actual, expected):
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-10, equal_nan=True)
 
 
-# ---- what a rank does: each case is a function that raises where something is wrong ----
+# ---- what a rank does: each case is a function that raises if something is wrong ----
 
 
 def agrees(loss, logits, target, options, placements, target_placements=None, mesh_sizes=(RANKS,)):
-    """Value and gradient are those of the whole tensors; a reduced loss is whole on every rank."""
+    """Value and gradient equal those of the whole tensors; a reduced loss is complete on every rank."""
     leaf = logits.clone().requires_grad_()
     expected = loss(leaf, target, **options)
     upstream = torch.linspace(0.5, 1.5, expected.numel(), dtype=expected.dtype).view_as(expected)
@@ -80,7 +80,7 @@ def agrees(loss, logits, target, options, placements, target_placements=None, me
     actual = loss(sharded, distribute_tensor(target, mesh, target_placements), **options)
     assert actual.dim() > 0 or list(actual.placements) == whole
     actual.backward(distribute_tensor(upstream, mesh, actual.placements))
-    value, gradient = actual.full_tensor(), sharded.grad.full_tensor()  # both before a rank leaves the others alone
+    value, gradient = actual.full_tensor(), sharded.grad.full_tensor()  # both before an error can stop one rank alone
     assert_same(value, expected)
     assert_same(gradient, leaf.grad)
     return list(sharded.grad.placements)
@@ -156,7 +156,7 @@ def class_dimension_last():
 
 
 def sharded_otherwise(placement, target_placement):
-    """What there is no rule for is redistributed, and right."""
+    """Placements that have no rule are redistributed, and the results are right."""
     for loss in (segloss.cross_entropy, segloss.dice_ce_loss):
         agrees(loss, *tensors(), IGNORED, [placement], [target_placement])
 
@@ -173,7 +173,7 @@ def nothing_counts():
 
 
 def only_sums_are_sent(loss, d, messages):
-    """The forward pass sends as many messages, and the backward pass none."""
+    """The forward pass sends this many messages, and the backward pass none."""
     logits, labels = tensors(sizes=(4, 4, 6, 6))
     mesh = mesh_of(RANKS)
     sharded = distribute_tensor(logits, mesh, [Shard(d)]).requires_grad_()
@@ -251,7 +251,7 @@ def errors():
 
 
 def fully_sharded():
-    """Two steps of a network whose parameters are DTensors, beside one process that has the batches of both ranks."""
+    """Trains a network whose parameters are DTensors for two steps, and another alone on the batches of both ranks."""
 
     def network():
         torch.manual_seed(0)
@@ -269,7 +269,7 @@ def fully_sharded():
     images = torch.randn(2, 5, 1, 4, 6, 6, dtype=torch.float64, generator=generator)
     labels = torch.randint(3, images.shape, dtype=torch.uint8, generator=generator)
     labels[torch.rand(labels.shape, generator=generator) < 0.3] = 255
-    labels[0, :2] = 255  # all of rank 0's first batch
+    labels[0, :2] = 255  # the whole first batch of rank 0
     ranks = [slice(0, 2), slice(2, 5)]
     for loss, options in ((segloss.cross_entropy, {}), (segloss.dice_ce_loss, {"batch": True})):
         alone = network()

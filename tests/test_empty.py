@@ -1,4 +1,4 @@
-"""Input without a voxel: no sample, or samples of size 0. What a mean is then, and that its gradient is zero."""
+"""Input without a voxel: no sample, or samples of size 0. Tests what a mean is then, and that its gradient is zero."""
 
 from functools import partial
 from itertools import product
@@ -13,7 +13,7 @@ import segloss
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 SHAPES = [(0, 3, 4), (2, 3, 0), (0, 3), (2, 2, 4, 0, 2)]
-SMOOTH = {"smooth_nr": 0.5, "smooth_dr": 2.0}  # a term of nothing is 0.75
+SMOOTH = {"smooth_nr": 0.5, "smooth_dr": 2.0}  # a term without a voxel is 1 - 0.5 / 2 = 0.75
 CASES = [(name, {}) for name in VOXEL_LOSSES] + [("focal_loss", SIGMOID)]
 CASES += [
     (name, {"batch": batch, **SMOOTH, **activation})
@@ -25,7 +25,7 @@ EVERY_LOSS = pytest.mark.parametrize(("name", "options"), CASES, ids=lambda each
 
 
 def value_of(loss, shape, dtype=torch.float32):
-    """The loss; the gradient has input's shape, and is zero: with no element, or in what input was made of."""
+    """The loss. Asserts that the gradient has input's shape, and is zero for the tensor that input was made of."""
     source = torch.ones((), dtype=dtype, requires_grad=True)
     x = source.expand(shape) * 1
     value = loss(x, torch.zeros(shape[:1] + shape[2:], dtype=torch.uint8))
@@ -67,7 +67,7 @@ def test_the_sum_is_that_of_the_terms(name, options, shape, dtype):
 @EVERY_SHAPE
 @pytest.mark.parametrize("batch", [False, True])
 @pytest.mark.parametrize("name", REGION_LOSSES)
-def test_the_terms_are_those_of_nothing_but_smoothing(name, batch, shape):
+def test_the_terms_are_those_of_the_smoothing_alone(name, batch, shape):
     terms = value_of(loss_of(name, {"batch": batch, **SMOOTH}, reduction="none"), shape)
     samples, classes = () if batch else shape[:1], () if name == "generalized_dice_loss" else shape[1:2]
     assert torch.equal(terms, torch.full(samples + classes, 0.75))
@@ -75,7 +75,7 @@ def test_the_terms_are_those_of_nothing_but_smoothing(name, batch, shape):
 
 @pytest.mark.parametrize("shape", [(4,), (3, 4), (4, 2, 3)])
 @pytest.mark.parametrize("name", REGION_LOSSES)
-def test_voxels_that_are_all_ignored_are_voxels(name, shape):
+def test_an_input_whose_voxels_are_all_ignored_is_not_empty(name, shape):
     x = torch.randn(shape, requires_grad=True)
     y = torch.full(shape[:1] + shape[2:] if len(shape) > 1 else (), -100)
     value = getattr(segloss, name)(x, y, **SMOOTH)
@@ -99,7 +99,7 @@ def test_the_class_dimension_may_be_any(name, dim):
 
 @EVERY_SHAPE
 @EVERY_LOSS
-def test_the_same_without_kernels(name, options, shape):
+def test_the_mean_is_nan_without_kernels(name, options, shape):
     with without_kernels():
         assert value_of(loss_of(name, options), shape).isnan()
 

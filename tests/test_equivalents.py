@@ -1,7 +1,7 @@
 """The tables in docs/coming-from: what reproduces the losses of PyTorch, MONAI, nnU-Net, SMP and kornia, line by line.
 
 PyTorch and MONAI are the packages themselves; the losses of the others are written out below, under their names and
-keywords. Where a line has a remark on a difference, its data show none of it, and a test of its own shows it.
+keywords. If a line has a remark on a difference, its data do not show it, and a test of its own does.
 """
 
 import re
@@ -66,7 +66,7 @@ def nnunet_topk(k: float = 10, **options) -> Loss:
 
 
 def nnunet_dice_and(cross_entropy: Callable[..., Loss]) -> Callable[..., Loss]:
-    """Soft Dice plus a loss of labels; an ignored voxel is in neither, a batch without others has no second term."""
+    """Soft Dice plus a loss of labels. Ignored voxels are in neither; if all are ignored, the second is left out."""
 
     def dice_and(
         dice_options: dict, ce_options: dict, weight_ce: float = 1, weight_dice: float = 1, ignore_label: int = -100
@@ -84,7 +84,7 @@ def nnunet_dice_and(cross_entropy: Callable[..., Loss]) -> Callable[..., Loss]:
 
 
 def nnunet_dice_and_binary_cross_entropy(bce_options: dict, dice_options: dict, use_ignore_label: bool = False) -> Loss:
-    """Target: a mask for each class, and with `use_ignore_label` one more for the voxels to ignore."""
+    """The target is a mask for each class, and with `use_ignore_label` one more for the voxels to ignore."""
     dice = nnunet_dice(torch.sigmoid, **dice_options)
 
     def loss(x: Tensor, m: Tensor) -> Tensor:
@@ -102,7 +102,7 @@ def nnunet_deep_supervision(loss: Loss, weights: list[float]) -> Loss:
 
 
 def smp_valid(target: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:
-    """The target with 0 for ignored voxels, and which are not."""
+    """The target with 0 for ignored voxels, and which voxels are not ignored."""
     valid = torch.ones_like(target, dtype=torch.bool) if ignore_index is None else target != ignore_index
     return target.masked_fill(~valid, 0), valid
 
@@ -114,7 +114,7 @@ def smp_mean(losses: Tensor, class_weights: Tensor | None) -> Tensor:
 def smp_tversky(
     mode: str, alpha=0.5, beta=0.5, gamma=1.0, smooth=0.0, log_loss=False, ignore_index=None, class_weights=None
 ) -> Loss:
-    """Over the batch; the loss of a class without a voxel is 0."""
+    """The sums are over the batch; the loss of a class without a voxel is 0."""
 
     def loss(x: Tensor, y: Tensor) -> Tensor:
         y, valid = smp_valid(y, ignore_index)
@@ -169,7 +169,7 @@ def smp_binary_cross_entropy(ignore_index: int = -100) -> Loss:
 
 
 def kornia_mean_over_present_classes(losses: Tensor, g: Tensor, weight: Tensor | None = None) -> Tensor:
-    """Of each sample, then over the batch."""
+    """The mean over the present classes of each sample, then over the batch."""
     share = (g.flatten(2).sum(2) > 0) * (1 if weight is None else weight)
     return ((losses * share).sum(1) / share.sum(1)).mean()
 
@@ -191,7 +191,7 @@ def kornia_tversky(x: Tensor, y: Tensor, alpha: float, beta: float, eps: float =
 
 
 def kornia_focal(x: Tensor, y: Tensor, alpha, gamma=2.0, reduction="none", ignore_index=-100) -> Tensor:
-    """A map [N, C, *] that is 0 but at the label; the mean is over all its elements, ignored ones too."""
+    """A map [N, C, *] that is 0 except at the label; the mean is over all its elements, ignored ones too."""
     y, valid = smp_valid(y, ignore_index)
     g = one_hot(y, x) * valid.unsqueeze(1)
     if alpha is not None:
@@ -267,7 +267,7 @@ LINES = [line for package in PAGE_OF for line in lines_of_the_table(package)]
 
 
 def random_labels(generator: torch.Generator, num_classes: int = 4) -> Tensor:
-    """[2, 1, 12, 8], every class in every sample; blocks of 4 x 4 alike, so that any subsampling is the same."""
+    """[2, 1, 12, 8], every class in every sample; equal in blocks of 4 x 4, so that any subsampling gives the same."""
     blocks = torch.stack([torch.randperm(6, generator=generator) % num_classes for _ in range(2)]).reshape(2, 1, 3, 2)
     return blocks.repeat_interleave(4, 2).repeat_interleave(4, 3)
 
@@ -296,7 +296,7 @@ def random_data(package: str, seed: int = 0) -> dict:
 
 
 def names_of_pytorch(x: Tensor, labels: Tensor, unlabelled: Tensor) -> dict:
-    """What its page names, and no other: labels of a byte, integer one-hot, classes last."""
+    """Data for PyTorch's page alone: uint8 labels, integer one-hot, classes last, and more."""
     return {
         "y": labels.to(torch.uint8),
         "u": unlabelled.to(torch.uint8),
@@ -309,7 +309,7 @@ def names_of_pytorch(x: Tensor, labels: Tensor, unlabelled: Tensor) -> dict:
 
 
 def as_wanted_by(package: str, labels: Tensor) -> Tensor:
-    """[N, 1, *] for MONAI, the same in float32 for nnU-Net, int64 [N, *] for SMP and kornia."""
+    """Labels [N, 1, *] for MONAI, the same in float32 for nnU-Net, int64 [N, *] for SMP and kornia."""
     return {"MONAI": labels, "nnU-Net": labels.float()}.get(package, labels.squeeze(1))
 
 
@@ -323,7 +323,7 @@ def assert_same(line: Line, data: dict) -> None:
     if not theirs.requires_grad:  # a score
         assert not ours.requires_grad
         return
-    # Times the number of elements: a mean's gradient would vanish in the tolerance.
+    # Times the number of elements: otherwise the gradient of a mean would be below the tolerance.
     gradients = [
         torch.autograd.grad(loss * data["x"].numel(), data["x"], retain_graph=True)[0] for loss in (ours, theirs)
     ]
@@ -347,7 +347,7 @@ def test_line_of_the_table(line):
 )
 @pytest.mark.parametrize("sizes", [(6, 5), (4, 3, 5)])
 def test_nnunet_dice_and_cross_entropy(batch, background, smooth, ignored, sizes):
-    """`ignored` is the share of ignored voxels. With all of them, a loss that is not smoothed is 0 / 0."""
+    """`ignored` is the share of ignored voxels. If all are ignored, a loss without smoothing is 0 / 0."""
     generator = torch.Generator(torch.get_default_device()).manual_seed(0)
     x = torch.randn(2, 3, *sizes, generator=generator, dtype=torch.float64, requires_grad=True)
     y = torch.randint(3, (2, 1, *sizes), generator=generator).float()
@@ -376,13 +376,13 @@ REMARKS: set[str] = set()
 
 
 def shows(remark: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Marks the test of a remark of a table, word for word."""
+    """Marks a test as the one of a table's remark, which is repeated word for word."""
     REMARKS.add(remark)
     return lambda test: test
 
 
 def lines_with(remark: str, package: str | None = None) -> list:
-    """The lines that carry it, as parameters of a test."""
+    """The lines that have the remark, as parameters of a test."""
     lines = [line for line in LINES if line.remark == remark and package in (None, line.package)]
     return [pytest.param(line, id=f"{line.package} {line.theirs}") for line in lines]
 
@@ -470,7 +470,7 @@ def test_nnunet_topk_counts_ignored_voxels_as_zeros():
 
 
 def without_a_class(data: dict) -> dict:
-    """No voxel of class 3, of masks none of class 0 either."""
+    """The data without voxels of class 3; the masks lack class 0, too."""
     m = data["m"].clone()
     m[:, ::3] = 0
     return {
@@ -502,7 +502,7 @@ def test_smp_differs_by_the_term_of_the_class_without_a_voxel():
 def test_kornia_leaves_a_class_without_a_voxel_out_of_the_samples_mean(line):
     data = without_a_class(random_data(line.package))
     ours, theirs = line.evaluate({**data, "w": torch.ones(4, dtype=torch.float64)})
-    assert_close(ours, (3 * theirs + 1) / 4)  # ours has the absent class's term 1 in the mean
+    assert_close(ours, (3 * theirs + 1) / 4)  # our mean includes the absent class's term, 1
 
 
 @shows("SMP divides by the ignored voxels, too.")

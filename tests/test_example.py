@@ -1,4 +1,4 @@
-"""The example runs, and its loss agrees with plain PyTorch's while rounding has not yet been amplified by training."""
+"""The example runs, and its loss agrees with plain PyTorch's as long as training has not amplified the rounding."""
 
 import importlib.util
 import json
@@ -75,7 +75,7 @@ def test_the_example_draws(output, picture):
     assert (output / picture).read_bytes().startswith(b"\x89PNG")
 
 
-# ---- its parts, without a training ---------------------------------------------------------------------------------
+# ---- its parts, without training -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

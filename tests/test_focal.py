@@ -148,12 +148,12 @@ def test_integer_one_hot_is_labels():
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 5), (2, 1, 4, 5)])
-def test_none_has_the_shape_of_the_labels(shape):
+def test_reduction_none_has_the_shape_of_the_labels(shape):
     value = segloss.focal_loss(torch.randn(2, 3, 4, 5), torch.randint(3, shape), reduction="none")
     assert value.shape == shape
 
 
-def test_none_of_one_hot_has_the_shape_of_input_without_the_classes():
+def test_reduction_none_of_one_hot_has_the_shape_of_input_without_the_classes():
     target = F.one_hot(torch.randint(3, (2, 4)), 3).movedim(-1, 1)
     assert segloss.focal_loss(torch.randn(2, 3, 4), target, reduction="none").shape == (2, 4)
 
@@ -164,7 +164,7 @@ MARGINS = [0.0, 1.0, 10.0, 50.0, 87.0, 200.0]
 
 
 def of_margin(margins, right, num_classes=3, dtype=torch.float32):
-    """Voxels whose label 0 is so much larger (right) or smaller (wrong) than the other logits."""
+    """Voxels of label 0, whose logit is larger (right) or smaller (wrong) than the others by these margins."""
     x = torch.zeros(len(margins), num_classes, dtype=dtype)
     x[:, 0] = torch.tensor(margins, dtype=dtype) * (1 if right else -1)
     return x, torch.zeros(len(margins), dtype=torch.int64)
@@ -184,7 +184,7 @@ def test_a_confident_voxel_has_a_finite_value_and_gradient(num_classes, gamma, r
 
 @pytest.mark.parametrize("gamma", [0.1, 0.5, 0.9])
 def test_the_gradient_where_one_minus_p_vanishes_is_zero(gamma):
-    """Its factor gamma (1 - p)^(gamma - 1) is inf there."""
+    """The factor gamma (1 - p)^(gamma - 1) in it is inf there."""
     x, labels = of_margin([1e4], right=True)
     value, gradient = focal(x, labels, gamma=gamma)
     assert value == 0
@@ -376,7 +376,7 @@ def test_the_weight_of_a_sigmoid_multiplies_the_classes_and_divides_nothing():
 
 
 @pytest.mark.parametrize("shape", [(2, 4, 5), (2, 1, 4, 5)])
-def test_none_of_a_sigmoid_has_the_shape_of_input(shape):
+def test_reduction_none_of_a_sigmoid_has_the_shape_of_input(shape):
     x = torch.randn(2, 3, 4, 5)
     value = segloss.focal_loss(x, torch.randint(3, shape), activation="sigmoid", reduction="none")
     assert value.shape == x.shape
@@ -501,7 +501,7 @@ def test_first_and_second_derivatives(activation, target, reduction, gamma):
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-def test_func_grad_is_the_kernel(reduction, activation):
+def test_func_grad_gives_what_the_kernel_gives(reduction, activation):
     x, options = torch.randn(2, 3, 2).double(), {"activation": activation, "reduction": reduction}
     actual = torch.func.grad(lambda x: segloss.focal_loss(x, LABELS, **options).sum())(x)
     assert_close(actual, focal(x, LABELS, **options)[1])
@@ -546,7 +546,7 @@ def test_softmax_focal_refuses_class_probabilities():
         segloss.focal_loss(torch.randn(2, 3, 4), torch.rand(2, 3, 4))
 
 
-def test_an_argmax_undoes_the_refusal_of_class_probabilities():
+def test_the_argmax_that_the_error_of_class_probabilities_advises_works():
     x, p = torch.randn(2, 3, 4), torch.rand(2, 3, 4)
     with pytest.raises(RuntimeError, match=r"target\.argmax\(1\)"):
         segloss.focal_loss(x, p)

@@ -1,6 +1,6 @@
-"""Transforms of torch.func within one another around each loss, against the same around its plain formula.
+"""Nested transforms of torch.func around each loss, against the same transforms around its plain formula.
 
-The formulas are in torch operations, in float64, and without a choice by a value: any transform takes them.
+The formulas are written in torch operations, in float64, without a branch on a value: any transform takes them.
 """
 
 import itertools
@@ -27,7 +27,7 @@ TARGETS = {"[N, *]": LABELS, "[N, 1, *]": LABELS.unsqueeze(2), "masks": MASKS, "
 
 
 def read(x, y):
-    """The target as [N, C, *], and 1 where a voxel counts, [N, 1, *]."""
+    """The target as [N, C, *]; and [N, 1, *], which is 1 where a voxel counts and 0 elsewhere."""
     if y.shape == x.shape:
         return y.to(x.dtype), torch.ones_like(x[:, :1])
     labels = y if y.ndim == x.ndim else y.unsqueeze(1)
@@ -43,7 +43,7 @@ def by_voxel(counts, voxel_weight):
 
 
 def reduced_losses(losses, shares, y, reduction):
-    """Losses [N, 1, *] as they are, in the labels' shape, their sum, or that over their shares."""
+    """The losses [N, 1, *] in the labels' shape, their sum, or their sum divided by that of their shares."""
     if reduction == "none":
         return losses if y.shape == losses.shape else losses.squeeze(1)
     return losses.sum() / shares.sum() if reduction == "mean" else losses.sum()
@@ -64,7 +64,7 @@ def nll_loss(x, y, reduction="mean"):
 
 
 def topk_loss(x, y, k):
-    """Of two voxels both or one, or that which counts."""
+    """The larger of two losses, or the mean of both. An ignored voxel has the loss 0, which is never the larger."""
     losses = cross_entropy(x, y, "none").flatten()
     return losses.sort(descending=True).values[: k // 50].mean()
 
@@ -113,7 +113,7 @@ def dice_and(second, x, y, reduction="mean", weight=None, activation="softmax"):
     return dice_loss(x, y, reduction, weight, activation=activation) + second(x, y, reduction, weight)
 
 
-# ---- the losses beside them ----
+# ---- the losses with their formulas ----
 
 BOTH = ("[N, *]", "[N, 1, *]")
 MASKED = (*BOTH, "masks")
@@ -123,12 +123,12 @@ SIGMOID = {"activation": "sigmoid"}
 
 
 def pair(loss, formula, targets=BOTH, reductions=ALL, only=None, **options):
-    """A loss and its formula, with options of both and, only, of the loss."""
+    """A loss and its formula. `options` are for both, `only` is for the loss."""
     return partial(loss, **(only or {}), **options), partial(formula, **options), targets, reductions
 
 
 def two_of(stats, x, y, reduction, **options):
-    """Of the soft statistics those that depend on the logits."""
+    """The two soft statistics that depend on the logits, reduced."""
     return reduced_terms(torch.stack(tuple(stats(x, y, **options))[:2]), reduction)
 
 
@@ -178,7 +178,7 @@ def nested(transforms, f):
 
 
 def arguments_for(transforms, target):
-    """Logits and targets with a dimension in front for each vmap of them."""
+    """Logits and targets, each with a leading dimension for each vmap over it."""
     in_dims = [VMAPS[name] for name in transforms if name in VMAPS]
     of_logits, of_targets = (sum(dims[k] == 0 for dims in in_dims) for k in (0, 1))
     y = TARGETS[target] if of_targets else TARGETS[target][0]
@@ -193,8 +193,10 @@ def functions_of(name, reduction):
 
 
 def nestings(kinds):
-    """Each nesting around each loss and each of its targets, those of many derivatives around one of them. Targets,
-    reductions and what a vmap maps take turns."""
+    """Each nesting around each loss and each of its targets; slow ones, with many derivatives, around one target.
+
+    Targets, reductions and what a vmap maps over take turns.
+    """
     for (i, kind), (j, name) in itertools.product(enumerate(kinds), enumerate(PAIRS)):
         _, _, targets, reductions = PAIRS[name]
         if kind == ("hessian", "hessian"):
@@ -226,7 +228,7 @@ def test_nested_transforms_of_a_loss_are_those_of_its_formula(transforms, name, 
     assert_close(actual, expected)
 
 
-# ---- by other arguments, and by torch.autograd ----
+# ---- with respect to other arguments, and by torch.autograd ----
 
 DERIVATIVES = pytest.mark.parametrize(("outer", "inner"), list(itertools.product([jacrev, jacfwd], repeat=2)))
 WEIGHTED = [name for name, (loss, *_) in PAIRS.items() if "weight" in loss.keywords]
@@ -265,7 +267,7 @@ def test_the_vectorized_hessian_of_autograd(name, target):
 
 @pytest.mark.parametrize("target", BOTH)
 @pytest.mark.parametrize("name", PAIRS)
-def test_a_gradient_that_is_differentiated_when_its_transform_is_over(name, target):
+def test_a_gradient_may_be_differentiated_after_its_transform_has_ended(name, target):
     x, y = arguments_for((), target)
     actual, expected = (
         torch.func.vjp(grad(lambda x, f=f: f(x, y).sum()), x)[1](x.cos())[0]
@@ -284,7 +286,7 @@ def test_a_compiled_hessian(name):
 
 @pytest.mark.parametrize("reduction", ALL)
 def test_per_sample_losses_of_logits_without_a_batch(reduction):
-    """A label [1] of logits [C], whose loss has no dimension."""
+    """A label [1] for logits [C]: the loss has no dimension."""
     x, y = torch.randn(2, 3, dtype=torch.float64), torch.tensor([[0], [2]])
     loss = partial(segloss.cross_entropy, reduction=reduction)
     assert vmap(loss)(x, y).shape == (2,)

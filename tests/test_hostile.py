@@ -1,5 +1,5 @@
-"""Hostile arguments: each call gives a value or an error that says what was expected and what came; the process lives
-on, and no argument is changed.
+"""Hostile arguments: each call gives a value or an error that says what was expected and what was given. The process
+survives, and no argument is changed.
 """
 
 import inspect
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 import segloss
 
-# The same examples at every run, so that a failure is the change's and not the dice's.
+# The same examples in every run, so that a failure comes from a change and not from chance.
 RANDOM = settings(derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
 NAN, INF = float("nan"), float("inf")
 pytestmark = pytest.mark.filterwarnings(
@@ -42,11 +42,11 @@ LOSSES = {
 OF_TWO = {**LOSSES, **METRICS, "BinaryDiceLoss": segloss.BinaryDiceLoss()}
 
 
-# ---- what is asked of every call -------------------------------------------------------------------------------------
+# ---- what every call must do -----------------------------------------------------------------------------------------
 
 
 def assert_raises_well(error: Exception) -> None:
-    """One of torch's classes, and a text with the operation, what was expected and what came."""
+    """The error has one of torch's classes, and names the operation, what was expected and what was given."""
     assert type(error) in (TypeError, ValueError, IndexError, RuntimeError), repr(error)
     assert re.match(r"\w+( backward)?: ", str(error)), str(error)
     assert "xpected" in str(error), str(error)
@@ -54,17 +54,17 @@ def assert_raises_well(error: Exception) -> None:
 
 
 def bits(tensor: Tensor) -> Tensor | None:
-    """A copy of the memory that a tensor looks at; None where it looks at none."""
+    """A copy of the memory that a tensor views; None if it views none."""
     if tensor.is_nested or tensor.layout != torch.strided or tensor.is_meta:
         return None
-    if tensor.is_neg():  # an alias whose own bits are those of what it negates
+    if tensor.is_neg():  # a lazy negation: its memory holds the numbers before negation
         return tensor.detach().clone().nan_to_num()
     sizes = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     return tensor.detach().view(sizes[tensor.element_size()]).clone()
 
 
 def survives(call, *arguments, **options):
-    """The value of a call, or None after an error that says enough; with all its tensors as they were."""
+    """The value of a call, or None after an error that says enough. Asserts that no tensor has changed."""
     tensors = [each for each in (*arguments, *options.values()) if isinstance(each, Tensor)]
     before = [bits(tensor) for tensor in tensors]
     value = None
@@ -87,7 +87,7 @@ def assert_has_a_gradient(value: Tensor, x: Tensor) -> None:
 
 READABLE = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 LABELS = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.bool]
-WIDE_UNSIGNED = [torch.uint16, torch.uint32, torch.uint64]  # of which torch itself does little
+WIDE_UNSIGNED = [torch.uint16, torch.uint32, torch.uint64]  # for which torch itself has few operations
 LABELS += WIDE_UNSIGNED
 STRANGE = [torch.complex64, torch.float8_e4m3fn]
 HOSTILE_FLOATS = [0.0, -0.0, 1.0, -1.0, 2.0, 0.5, NAN, INF, -INF, 1e-40, 5e-324, 3e38, -3e38, -100.0, 255.0, 2.0**53]
@@ -129,13 +129,13 @@ USUAL_LAYOUTS = ["contiguous"] * 4 + ["last dimension first", "every other", "ex
 
 
 def mostly(usual, strange, share=8):
-    """`strange` in one of `share` draws."""
+    """Draws from `strange` once in `share` times, and otherwise from `usual`."""
     return st.integers(0, share - 1).flatmap(lambda n: strange if n == 0 else usual)
 
 
 @st.composite
 def tensors(draw, shape: list[int], dtypes: list[torch.dtype]) -> Tensor:
-    """One of that shape, usually; of those dtypes, usually; dense and sane, usually."""
+    """A tensor, usually of that shape and of one of those dtypes, dense and with sane values."""
     shape = list(shape)
     if shape and draw(st.integers(0, 11)) == 0:
         shape[draw(st.integers(0, len(shape) - 1))] = draw(st.sampled_from([0, 1, 2, 7]))
@@ -153,7 +153,7 @@ def tensors(draw, shape: list[int], dtypes: list[torch.dtype]) -> Tensor:
 
 @st.composite
 def shapes(draw) -> tuple[list[int], int, int]:
-    """Sizes of positions, the number of classes, and where they are."""
+    """The sizes of the positions, the number of classes, and the dimension of the classes."""
     sizes = [draw(st.sampled_from([0, 1, 2, 3])), *draw(st.lists(st.sampled_from([0, 1, 2, 5, 130]), max_size=3))]
     return sizes, draw(st.sampled_from([0, 1, 2, 3, 3, 3, 17, 130])), draw(st.integers(0, len(sizes)))
 
@@ -164,7 +164,7 @@ def with_classes(sizes: list[int], dim: int, num_classes: int) -> list[int]:
 
 @st.composite
 def like_labels(draw, sizes: list[int], num_classes: int, dim: int, dtypes: list[torch.dtype]) -> Tensor:
-    """With the classes' dimension, with size 1 there, or without it."""
+    """A target with the class dimension, with size 1 there, or without it."""
     kept = draw(st.sampled_from([None, None, 1, num_classes]))
     return draw(tensors(sizes if kept is None else with_classes(sizes, dim, kept), dtypes))
 
@@ -172,7 +172,7 @@ def like_labels(draw, sizes: list[int], num_classes: int, dim: int, dtypes: list
 # ---- the public functions --------------------------------------------------------------------------------------------
 
 NO_TENSOR = [None, [1.0], "labels", 3, np.zeros((2, 3)), object()]
-# The usual values of an option, and others.
+# The usual values of an option, and strange ones.
 OPTIONS = {
     "reduction": (["mean", "sum", "none"], ["average", None, 1, "MEAN"]),
     "ignore_index": ([-100, 255, 0, -1, 2**63 - 1, -(2**63), np.int64(1)], [2**63, True, None, "a", 1.5, [1], NAN]),
@@ -247,7 +247,7 @@ def test_a_hostile_call_gives_a_value_or_an_error_that_says_enough():
     assert_many_are_values(values)
 
 
-# ---- the operators beneath -------------------------------------------------------------------------------------------
+# ---- the private operators -------------------------------------------------------------------------------------------
 
 OPERATORS = sorted(
     name.removeprefix("segloss::") for name in torch._C._dispatch_get_all_op_names() if name.startswith("segloss::")
@@ -266,7 +266,7 @@ ARGUMENTS = {
 
 @st.composite
 def lists_of_options(draw, loss):
-    """What the operators beneath a loss carry: of values that mean something, or of any, or of another length."""
+    """The lists of options of a private operator: of meaningful values, of any values, or of another length."""
     strategies = {**ARGUMENTS, "dtype": st.sampled_from(READABLE), "activation": st.sampled_from(ACTIVATIONS)}
     schema = getattr(torch.ops.segloss, loss).default._schema
     keywords = [a.name for a in schema.arguments if a.name not in ("dim", "op") and "Tensor" not in str(a.type)]
@@ -278,7 +278,7 @@ def lists_of_options(draw, loss):
 
 @st.composite
 def operator_calls(draw):
-    """An operator and its arguments, of shapes that fit, usually."""
+    """An operator and its arguments, usually of shapes that fit."""
     operator = getattr(torch.ops.segloss, draw(st.sampled_from(OPERATORS))).default
     sizes, num_classes, dim = draw(shapes())
     whole = with_classes(sizes, dim, num_classes)
@@ -296,7 +296,7 @@ def operator_calls(draw):
     numbers = {
         **ARGUMENTS,
         "dim": mostly(st.just(dim), st.sampled_from(INTS)),
-        # Counts of that many classes are not asked for: they take memory.
+        # The numbers left out are those whose counts would take too much memory.
         "num_classes": mostly(st.just(num_classes), st.sampled_from([n for n in INTS if not 256 < n < 2**40])),
         "activation": st.sampled_from(["softmax", "sigmoid", "none", "", "relu"]),
     }
@@ -310,7 +310,7 @@ def operator_calls(draw):
     return operator, arguments
 
 
-# A dispatcher's own words, of operators that public functions call with what they have checked.
+# Errors of the dispatcher itself, in operators that public functions call only with checked arguments.
 OF_THE_DISPATCHER = "Could not run|negative dimension"
 
 
@@ -396,7 +396,7 @@ class Subclass(Tensor):
 
 
 class Disguised:
-    """Not a tensor, but one for functions of torch."""
+    """Not a tensor, but functions of torch take it for one."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor
@@ -417,7 +417,7 @@ def read_only(x: Tensor) -> Tensor:
     return torch.from_numpy(array).to(x.device)
 
 
-# The same numbers, held otherwise.
+# Tensors that hold the same numbers in other ways.
 KINDS = {
     "subclass": lambda x: x.as_subclass(Subclass),
     "MetaTensor": MetaTensor,

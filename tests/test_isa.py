@@ -45,7 +45,7 @@ def run_code(code, isa=None, **variables):
 
 
 def run_numbers(names, isa=None, **variables):
-    """Runs tests of values again. One thread: the bits are the same, and the second one would wait."""
+    """Runs tests of values again, on one thread: a second one gives the same bits, and would only wait."""
     files = [Path(__file__).with_name(f"test_{name}.py") for name in names]
     command = ["-m", "pytest", "-p", "no:cacheprovider", "-k", " or ".join(NUMBERS), *files]
     done = run(command, isa, OMP_NUM_THREADS="1", **variables)
@@ -55,7 +55,7 @@ def run_numbers(names, isa=None, **variables):
 
 # ---- every instruction set ----
 
-# What `make test` runs for the others: `make test-isas` runs these files whole.
+# `make test` runs these files' tests with one of NUMBERS in their names; `make test-isas` runs the whole files.
 FILES = ["contract", "layouts", "targets", "focal", "soft_stats", "region", "metrics"]
 NUMBERS = [
     "reference",
@@ -72,12 +72,12 @@ NUMBERS = [
 
 @pytest.mark.parametrize("isa", [needed(isa) for isa in ISAS if isa != segloss.get_isa()])
 def test_another_instruction_set_gives_the_references_values(isa):
-    """All other tests run with the best one."""
+    """All other tests run with the best instruction set."""
     assert f"kernels: {isa}" in run_numbers(FILES, isa)
 
 
 def test_gradients_written_past_the_caches_are_the_same():
-    """All other tests write past the caches only what is larger than a quarter of them: few gradients."""
+    """In all other tests, only gradients larger than a quarter of the caches are written past them: few are."""
     run_numbers(["layouts", "soft_stats", "focal"], SEGLOSS_CACHE_SIZE="0")
 
 
@@ -124,7 +124,7 @@ def test_the_cache_size_can_be_set(size, expected):
 
 
 @pytest.mark.skipif(not SYSTEM_CACHE.exists(), reason="this system does not describe its caches")
-def test_the_cache_size_is_that_of_a_core_and_not_of_all():
+def test_the_cache_size_is_that_of_the_largest_cache_of_one_core():
     assert torch.ops.segloss.cache_size() == 1024 * int(SYSTEM_CACHE.read_text().strip().rstrip("K"))
 
 
@@ -135,7 +135,7 @@ def test_this_process_knows_its_instruction_set():
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc, which Linux has")
 @pytest.mark.parametrize("call", ["cross_entropy", "accuracy"])
 def test_the_kernels_start_torchs_threads(call):
-    """Nothing before the call has work enough for a second thread: its threads are the kernels'."""
+    """Nothing before the call has enough work for a second thread, so new threads are those of the kernels."""
     code = f"""
         import os
         import torch, segloss

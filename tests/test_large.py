@@ -1,7 +1,7 @@
 """Logits of more than 2^31 elements, which an int cannot count: values and gradients at both ends and in between.
 
-A few voxels have logits of their own, the others zeros. Of the CPU's memory zeros take none until they are written to:
-what is needed there is that of the gradient.
+A few voxels have random logits, all others zeros. On the CPU, zeros take no memory until they are written to: only
+the gradient needs memory.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ from tolerances import CONFIDENT_RTOL, SUM_RTOL, assert_close, assert_relative
 import segloss
 
 NUM_ELEMENTS = 2_300_000_016
-NEEDED = {"cpu": 8 * 2**30, "cuda": 16 * 2**30}  # the gradient, of a GPU the logits, and nearly as much for others
+NEEDED = {"cpu": 8 * 2**30, "cuda": 16 * 2**30}  # the gradient, on a GPU the logits, and nearly as much for others
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*lower precision:UserWarning")
 
@@ -38,16 +38,16 @@ def _memory(device):
 
 
 def zeros(sizes, dtype):
-    """What torch.zeros writes, numpy asks of the system."""
+    """Zeros. On the CPU torch.zeros would write them; numpy gets them from the system unwritten."""
     if torch.get_default_device().type == "cpu":
         return torch.from_numpy(np.zeros(sizes, dtype=f"u{dtype.itemsize}")).view(dtype)
     return torch.zeros(sizes, dtype=dtype)
 
 
 class Problem:
-    """Logits [1, C, V], in memory class by class or voxel by voxel, and labels [1, 1, V]; zeros but at a few voxels.
+    """Logits [1, C, V], in memory class by class or voxel by voxel, and labels [1, 1, V]; zeros except at a few voxels.
 
-    Of one class the labels are its mask.
+    For one class, the labels are its mask.
     """
 
     def __init__(self, num_classes, memory, values=torch.randn):
@@ -63,16 +63,16 @@ class Problem:
         self.labels[..., self.chosen] = torch.randint(max(num_classes, 2), (1, 1, len(self.chosen)), dtype=torch.uint8)
 
     def small(self, num_zeros=1):
-        """The chosen voxels, and further ones of zeros."""
+        """The chosen voxels, followed by voxels of zeros."""
         x = torch.cat([self.x[..., self.chosen], torch.zeros(1, self.num_classes, num_zeros).bfloat16()], dim=-1)
         return x, torch.cat([self.labels[..., self.chosen], torch.zeros(1, 1, num_zeros, dtype=torch.uint8)], dim=-1)
 
     def total(self, small_sum, sum_of_zero):
-        """A sum over all voxels from that of `small()` and its one voxel of zeros."""
+        """The sum over all voxels, from the sum over `small()` and that over its one voxel of zeros."""
         return small_sum + sum_of_zero * (self.num_voxels - len(self.chosen) - 1)
 
     def assert_gradient(self, gradient, expected):
-        """`expected`: that of `small()`. Voxels of zeros are looked at beside each run."""
+        """`expected` is that of `small()`. Of the voxels of zeros, three near the chosen ones are compared."""
         assert_close(gradient[..., self.chosen], expected[..., :-1])
         zeros = torch.tensor([201, self.num_voxels // 2 - 1, self.num_voxels - 201])
         assert_close(gradient[..., zeros], expected[..., -1:].expand(1, self.num_classes, 3))
@@ -86,7 +86,7 @@ def gradient_of(loss, x):
 
 @pytest.mark.parametrize("memory", ["planar", "interleaved"])
 def test_cross_entropy(memory):
-    """Planar: each class has fewer than 2^31 voxels, and only the offset of the last ones is beyond."""
+    """In planar memory, each class has fewer than 2^31 voxels, and only the offsets of the last classes exceed 2^31."""
     problem = Problem(24, memory)
     x = problem.x.requires_grad_()
     with torch.autocast(torch.get_default_device().type, dtype=torch.bfloat16):  # a float32 loss

@@ -43,7 +43,7 @@ def moved(x, dim):
 
 
 def filler(x):
-    """What lies round a view of x's values: nothing that a loss could read unnoticed."""
+    """The value around a view of x's values: a loss could not read it unnoticed."""
     return float("nan") if x.is_floating_point() else 7
 
 
@@ -197,7 +197,7 @@ def test_the_gradient_has_the_strides_of_dense_logits(layout):
     assert value_and_gradient(x, randint(3, 2, 6, 10, 4))[1].stride() == x.stride()
 
 
-def test_the_gradient_of_the_last_dimensions_classes_is_contiguous():
+def test_the_gradient_with_the_classes_last_is_contiguous():
     x = randn(2, 7, 3)
     assert value_and_gradient(x, randint(3, 2, 7), dim=-1)[1].is_contiguous()
 
@@ -372,7 +372,7 @@ def test_loss_and_gradient_allocate_the_gradient_and_nothing_else_of_its_size(dt
 
 @pytest.mark.cpu_only
 def test_expanded_logits_are_not_materialised():
-    """1 GiB of logits, were they not expanded from one number."""
+    """The logits would take 1 GiB if they were not expanded from one number."""
     x, labels = torch.zeros(1).expand(64, 2**22), torch.zeros(64, dtype=torch.uint8)
     assert sum(allocations(lambda: segloss.cross_entropy(x, labels))) < 4096
     assert_close(segloss.cross_entropy(x, labels), torch.tensor(2.0**22).log())

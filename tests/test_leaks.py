@@ -34,7 +34,7 @@ SETUP = """
 
 
 def grown(code):
-    """What code prints after SETUP, in a process of its own."""
+    """Runs SETUP and the code in a process of its own; returns the number that they print."""
     code = textwrap.dedent(SETUP) + textwrap.dedent(code)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -42,7 +42,7 @@ def grown(code):
 
 
 def test_two_hundred_thousand_calls_leave_resident_memory_flat():
-    """Half of them are of cross entropy, and of every 50 calls three run backward."""
+    """More than half of them are of cross entropy, and three of every 50 calls run backward."""
     code = """
         calls = 25 * [lambda: segloss.cross_entropy(x, labels)]
         calls += 7 * [lambda: segloss.total_weight(labels)]
@@ -62,7 +62,7 @@ def test_two_hundred_thousand_calls_leave_resident_memory_flat():
 
         print(grown(run, 200_000 // (len(calls) + len(losses))))
     """
-    assert grown(code) < 200_000  # a byte a call
+    assert grown(code) < 200_000  # a byte per call
 
 
 def test_a_thousand_errors_leave_resident_memory_flat():
@@ -94,7 +94,7 @@ def test_a_thousand_errors_leave_resident_memory_flat():
 
 
 def test_large_gradients_of_any_sizes_leave_resident_memory_flat():
-    """The memory of large gradients is kept for the next ones, but no more than was in use at once: 2 of 4 to 8 MiB."""
+    """Their memory is kept for the next ones, but no more than was in use at once: two gradients of 4 to 8 MiB."""
     code = """
         choose, alive = random.Random(0), []
 

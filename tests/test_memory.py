@@ -1,4 +1,4 @@
-"""What becomes of the memory of large gradients. What forward and backward take: test_benchmarks.py."""
+"""How the memory of large gradients is reused. test_benchmarks.py has the memory that forward and backward take."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ import segloss
 
 pytestmark = pytest.mark.cpu_only
 
-LARGE = (1, 3, 128, 64, 64)  # 6 MiB, above the 2 MiB from which on it is kept
+LARGE = (1, 3, 128, 64, 64)  # 6 MiB; memory is kept from 2 MiB on
 
 
 def gradient_of(x):
@@ -51,7 +51,7 @@ def test_a_large_gradient_keeps_the_memory_format():
     assert gradient_of(x).stride() == x.stride()
 
 
-# What scripts begin with, which have a process of their own; sizes are those of /proc/self/status, in KiB.
+# The beginning of each script, which runs in a process of its own; sizes are in KiB, from /proc/self/status.
 PRELUDE = """
 import torch, segloss
 from pathlib import Path
@@ -89,7 +89,7 @@ def test_the_peak_memory_of_transforms_is_that_of_the_gradient(transform):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_no_more_is_kept_than_was_in_use_at_once():
-    """Gradients of 20 sizes, one after the other: what stays is one of them, not all."""
+    """Of gradients of 20 sizes, one after the other, the memory of one is kept, not that of all."""
     script = """
         logits, labels = torch.zeros(2 * 4000 * 1024), torch.zeros(4000 * 1024, dtype=torch.uint8)
 
@@ -108,7 +108,7 @@ def test_no_more_is_kept_than_was_in_use_at_once():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_memory_of_a_peak_stayed_for_good():
-    """Gradients of 20 sizes after a large one: that much was kept of them."""
+    """After one large gradient, as much memory was kept of gradients of 20 smaller sizes."""
     script = """
         logits, labels = torch.zeros(1, 2, 8000, 1024), torch.zeros(1, 8000, 1024, dtype=torch.uint8)
 
@@ -127,7 +127,7 @@ def test_the_memory_of_a_peak_stayed_for_good():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space")
-def test_a_gradient_without_memory_is_an_error_after_which_smaller_ones_are_computed():
+def test_a_gradient_too_large_for_the_memory_is_an_error_after_which_smaller_ones_work():
     script = """
         import resource
 
@@ -154,7 +154,7 @@ def test_a_gradient_without_memory_is_an_error_after_which_smaller_ones_are_comp
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_large_confusion_matrix_takes_its_own_memory_alone():
-    """Not a table for each thread, and no copy of one."""
+    """It takes no table for each thread, and no copy of one."""
     script = """
         torch.set_num_threads(3)
         labels = torch.arange(8192).repeat(8)

@@ -30,18 +30,18 @@ def randint(classes, *shape, seed=1):
 
 
 def half_right(x, labels, dim=1):
-    """Labels of which every other one is the prediction."""
+    """The labels, with every other one replaced by the prediction."""
     voxels = torch.arange(labels.numel()).view(labels.shape)
     return torch.where(voxels % 2 == 0, x.argmax(dim, keepdim=labels.dim() == x.dim()), labels)
 
 
 def assert_scores(actual, expected):
-    """The counts are exact, and so is their quotient but for its rounding to float32."""
+    """The counts are exact, and so is their quotient up to its rounding to float32."""
     torch.testing.assert_close(actual, torch.tensor(expected), rtol=0, atol=0, equal_nan=True)
 
 
 def assert_metrics(input, target, num_classes, ignore_index=-100, dim=1, expected=None, give_num_classes=False):
-    """All metrics of (input, target) against the reference's of `expected`, another form of the same voxels."""
+    """All metrics of (input, target) equal the reference's of `expected`, the same voxels in another form."""
     given = (num_classes,) if give_num_classes else ()
     arguments = (*(expected or (input, target)), num_classes, ignore_index, dim)
     matrix = segloss.confusion_matrix(input, target, *given, ignore_index=ignore_index, dim=dim)
@@ -123,7 +123,7 @@ def test_many_classes_and_the_ends_of_blocks(num_classes, num_voxels):
 
 
 def test_areas_of_one_class_and_single_voxels():
-    """Runs of every length from 1 to 100 voxels, as the counting of whole stretches meets them."""
+    """Runs of every length from 1 to 100 voxels: the kernel counts groups of equal voxels at once."""
     lengths = torch.arange(1, 101)
     labels = torch.arange(100).remainder(3).repeat_interleave(lengths)
     predicted = torch.arange(100).remainder(4).repeat_interleave(lengths.flip(0))
@@ -136,7 +136,7 @@ def test_num_classes_may_be_given_with_logits(metric):
     assert torch.equal(getattr(segloss, metric)(x, labels, 3), getattr(segloss, metric)(x, labels))
 
 
-# ---- floating input that holds no logits of two classes ----
+# ---- floating input that is not logits of two classes or more ----
 
 EVERY_METRIC = pytest.mark.parametrize("metric", ["accuracy", *METRICS])
 
@@ -225,7 +225,7 @@ def test_any_prediction_is_accepted_where_the_label_is_ignored(strange):
 
 
 def test_a_prediction_of_ignore_index_counts():
-    """It is the label that says which voxels do not count."""
+    """Only the label says which voxels do not count."""
     predicted, labels = torch.tensor([0, 2, 1]), torch.tensor([0, 1, 2])
     matrix = segloss.confusion_matrix(predicted, labels, 3, ignore_index=2)
     assert matrix.tolist() == [[1, 0, 0], [0, 0, 1], [0, 0, 0]]
@@ -249,7 +249,7 @@ def test_maps_without_a_voxel_that_counts_have_no_class(labels):
 # ---- the scores ----
 
 
-def test_a_class_in_neither_is_nan_and_a_class_in_one_is_zero():
+def test_a_class_in_neither_map_scores_nan_and_a_class_in_only_one_scores_zero():
     predicted, labels = torch.tensor([0, 0, 1]), torch.tensor([0, 0, 3])
     assert_scores(segloss.dice_score(predicted, labels, 5), [1.0, 0.0, NAN, 0.0, NAN])
     assert_scores(segloss.jaccard_index(predicted, labels, 5), [1.0, 0.0, NAN, 0.0, NAN])
@@ -312,7 +312,7 @@ def one_hot(labels, num_classes, dim=1):
 
 
 def one_hot_pair(dim=1):
-    """Of three classes; and the right scores, those of their label maps."""
+    """Prediction and target of three classes, and the right Dice scores, those of their label maps."""
     predicted, labels = torch.tensor([[0, 1, 2, 0]]), torch.tensor([[0, 1, 2, 2]])
     return one_hot(predicted, 3, dim), one_hot(labels, 3, dim), [2 / 3, 1.0, 2 / 3]
 
@@ -433,7 +433,7 @@ def test_a_stray_label_does_not_ask_for_gigabytes(name):
 
 
 @pytest.mark.parametrize(("metric", "largest"), [("confusion_matrix", 4095), ("dice_score", 2**24 // 3 - 1)])
-def test_the_labels_alone_may_ask_for_2_to_the_24_counts(metric, largest):
+def test_maps_without_num_classes_may_need_at_most_2_to_the_24_counts(metric, largest):
     labels = torch.tensor([0, largest])
     assert getattr(segloss, metric)(labels, labels).shape[0] == largest + 1
     with pytest.raises(
@@ -448,8 +448,8 @@ def test_a_stray_label_that_is_ignored_is_no_class():
 
 
 @pytest.mark.parametrize("num_threads", [1, 3])
-def test_matrices_of_few_tables_count_the_same(num_threads):
-    """Of 3000 classes a table takes 72 MB: one for all threads."""
+def test_large_matrices_count_the_same_with_fewer_tables_than_threads(num_threads):
+    """For 3000 classes a table takes 72 MB, so that there is one for all threads."""
     predicted, labels = randint(3000, 50_000), randint(3000, 50_000, seed=2)
     expected = torch.bincount(labels * 3000 + predicted, minlength=3000**2).view(3000, 3000)
     before = torch.get_num_threads()
@@ -505,12 +505,12 @@ def test_a_voxel_that_is_ignored_in_any_class_counts_in_none(dtype):
     predicted, masks = randint(2, 2, 3, 40), randint(2, 2, 3, 40, seed=2)
     masks[:, 1, ::3] = 255
     masks[:, :, ::7] = 255
-    predicted[:, 2, ::3] = 9  # no mask's value, where nothing counts
+    predicted[:, 2, ::3] = 9  # not a value of a mask, but at ignored voxels
     expected = reference.mask_scores(predicted, masks, 255)
     assert_mask_scores(predicted, masks.to(dtype), expected, ignore_index=255)
 
 
-def test_masks_of_classes_that_are_nowhere_have_no_score_but_an_accuracy():
+def test_masks_of_absent_classes_score_nan_but_have_an_accuracy():
     empty = torch.zeros(2, 3, 4, dtype=torch.bool)
     assert_mask_scores(empty, empty, {"accuracy": [1.0] * 3, "dice_score": [NAN] * 3, "jaccard_index": [NAN] * 3})
 
@@ -539,7 +539,7 @@ def test_floating_input_is_no_mask(metric):
 
 @pytest.mark.parametrize("bad", [2, 255, 0.5, NAN, -100.5])
 @EVERY_MASK_METRIC
-def test_what_is_no_mask_is_named(metric, bad):
+def test_a_bad_value_of_a_mask_is_named(metric, bad):
     good = torch.zeros(2, 3, 4, dtype=torch.uint8)
     masks = good.to(torch.float32 if isinstance(bad, float) else torch.int64)
     masks[1, 2, 1:] = bad
@@ -645,7 +645,7 @@ def test_an_unsigned_prediction_beyond_int64_is_named(bad):
 
 
 @pytest.mark.parametrize("bad", [-1, 2**40])
-def test_maps_without_num_classes_have_no_class_that_cannot_be_counted(bad):
+def test_maps_without_num_classes_refuse_labels_that_cannot_be_counted(bad):
     good = torch.zeros(2, dtype=torch.int64)
     with pytest.raises(IndexError, match=rf"Target {bad} is out of bounds"):
         segloss.dice_score(good, torch.tensor([0, bad]))
@@ -669,7 +669,7 @@ def test_num_classes_other_than_the_logits_is_refused(num_classes, metric):
 
 
 @pytest.mark.parametrize("num_classes", [-1, 2**31])
-def test_num_classes_that_cannot_be_is_refused(num_classes):
+def test_an_impossible_num_classes_is_refused(num_classes):
     with pytest.raises(ValueError, match=rf"expected num_classes in \[0, 2147483647\], got {num_classes}"):
         segloss.confusion_matrix(randint(3, 2, 4), randint(3, 2, 4), num_classes)
 
@@ -684,14 +684,14 @@ def test_shapes_that_do_not_fit_are_refused(metric):
 
 @pytest.mark.parametrize(("one_hot", "dim"), [("input", 1), ("target", -1)])
 @pytest.mark.parametrize("metric", METRICS)
-def test_one_hot_beside_labels_is_told_to_take_its_argmax(metric, one_hot, dim):
+def test_the_error_of_one_hot_beside_labels_advises_argmax(metric, one_hot, dim):
     labels = torch.randint(3, (2, 4, 5))
     maps = {"input": labels, "target": labels} | {one_hot: torch.nn.functional.one_hot(labels, 3).movedim(-1, dim)}
     with pytest.raises(RuntimeError, match=rf"Use {one_hot}\.byte\(\)\.argmax\({dim % 4}\) if {one_hot} is one-hot"):
         getattr(segloss, metric)(**maps, dim=dim)
 
 
-def test_the_operator_beneath_refuses_maps_of_different_shapes():
+def test_the_private_operators_refuse_maps_of_different_shapes():
     for map, dim in ((randint(3, 2, 5), 0), (randint(3, 8), 1)):
         with pytest.raises(RuntimeError, match="expected label maps of one shape"):
             torch.ops.segloss.confusion_counts("dice_score", map, randint(3, 2, 4), 3, -100, dim, True)
@@ -700,7 +700,7 @@ def test_the_operator_beneath_refuses_maps_of_different_shapes():
 
 
 @pytest.mark.cpu_only
-def test_the_operators_beneath_returned_what_the_memory_held_for_a_target_without_values():
+def test_the_private_operators_returned_uninitialised_memory_for_a_target_without_values():
     maps = ("dice_score", randint(3, 2, 4), randint(3, 2, 4).to("meta"))
     calls = {"confusion_counts": (3, -100, 0, True), "num_label_classes": (-100,), "equal_label_counts": (-100,)}
     for name, options in {**calls, "mask_counts": (-100, 1)}.items():
@@ -709,12 +709,12 @@ def test_the_operators_beneath_returned_what_the_memory_held_for_a_target_withou
 
 
 @pytest.mark.parametrize("num_classes", [2, 4])
-def test_the_operator_beneath_refuses_another_number_of_classes_than_the_logits(num_classes):
+def test_the_private_operator_refuses_another_number_of_classes_than_the_logits(num_classes):
     with pytest.raises(ValueError, match=rf"expected num_classes=3 for input \[2, 3\] .* got {num_classes}"):
         torch.ops.segloss.confusion_counts("dice_score", randn(2, 3), torch.tensor([0, 1]), num_classes, -100, 1, True)
 
 
-def test_the_operator_beneath_refuses_logits_where_it_asks_for_maps():
+def test_the_private_operator_refuses_logits_instead_of_maps():
     with pytest.raises(TypeError, match="expected a map of predicted labels, got Float"):
         torch.ops.segloss.num_label_classes("dice_score", randn(2, 4), randint(3, 2, 4), -100)
 
@@ -736,7 +736,7 @@ def test_the_result_has_no_gradient(metric):
 
 
 def test_counts_are_exact_beyond_2_to_the_31():
-    """4096 labels, repeated without memory until their sum does not fit 32 bits."""
+    """4096 labels, expanded without memory to more than 2^31."""
     repeats = 2**19 + 3
     row = torch.zeros(4096, dtype=torch.uint8)
     row[0] = 1
@@ -767,7 +767,7 @@ def test_any_number_of_threads_counts_the_same(num_classes, num_threads):
 
 
 def without_kernel(operator, *arguments):
-    """What the operator does on a device of whose kernels there are none, with tensors of this one."""
+    """The operator's result by its code for devices without a kernel, on tensors of this one."""
     device = torch._C.DispatchKeySet(torch._C.DispatchKey.XLA)
     return getattr(torch.ops.segloss, operator).default.redispatch(device, *arguments)
 
@@ -802,7 +802,7 @@ def test_operators_of_pytorch_raise_the_same_errors(per_class):
             without_kernel("confusion_counts", "dice_score", input, target, 3, -100, 1, per_class)
 
 
-# ---- PyTorch around it ----
+# ---- vmap, compile, meta tensors, opcheck ----
 
 
 INPUTS = {"logits": lambda: randn(2, 3, 4), "map": lambda: randint(3, 2, 4)}

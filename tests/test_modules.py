@@ -30,7 +30,7 @@ SQUARE_INPUT = torch.tensor(
 )
 SQUARE_LABELS = torch.tensor([[0, 2, 1], [1, 1, 2]], dtype=torch.uint8)
 
-# A value for each keyword that is not its default, and changes the loss of the tensors above.
+# For each keyword a value that is not its default and that changes the loss of the tensors above.
 OTHER_VALUES = {
     "weight": torch.tensor([0.5, 2.0, 1.0]),
     "ignore_index": 2,
@@ -84,7 +84,7 @@ def test_the_arguments_are_torchs_in_torchs_order_with_torchs_defaults(ours, tor
 
 
 @pytest.mark.parametrize("function", [segloss.cross_entropy, segloss.nll_loss])
-def test_what_torch_lacks_is_for_keywords_only(function):
+def test_arguments_that_torch_lacks_are_keyword_only(function):
     own = {p.name: p.default for p in parameters_of(function) if p.kind == inspect.Parameter.KEYWORD_ONLY}
     assert {"dim": 1, "voxel_weight": None, "empty": "nan"}.items() <= own.items()
 
@@ -101,7 +101,7 @@ def test_a_module_has_the_keywords_of_its_function(module, function):
 
 
 @pytest.mark.parametrize("module", OWN)
-def test_keywords_of_region_losses_are_for_keywords_only(module):
+def test_arguments_of_losses_that_torch_lacks_are_keyword_only(module):
     assert {p.kind for p in parameters_of(module)} == {inspect.Parameter.KEYWORD_ONLY}
 
 
@@ -110,7 +110,7 @@ def test_forward_takes_input_target_and_voxel_weight(module):
     assert [p.name for p in parameters_of(module().forward)] == ["input", "target", "voxel_weight"]
 
 
-# ---- a module is its function ----
+# ---- a module gives what its function gives ----
 
 OPTIONS = [
     {},
@@ -212,7 +212,7 @@ def test_a_module_takes_part_in_backward(module):
     assert x.grad.abs().sum() > 0
 
 
-# ---- a module is a citizen ----
+# ---- state, repr and copies of a module ----
 
 
 def test_a_weight_that_is_no_tensor_is_refused():

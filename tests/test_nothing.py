@@ -1,4 +1,4 @@
-"""Terms of regions whose numerator and denominator are both 0: a loss of 0 with zero gradient."""
+"""Terms of region losses whose numerator and denominator are both 0: the term is 0, with a zero gradient."""
 
 from contextlib import nullcontext
 from functools import partial
@@ -47,7 +47,8 @@ def value_and_gradient(loss, x, y, **options):
 
 
 def absent_class(name, num_samples=2, dtype=torch.float32):
-    """Logits and labels; to generalized Dice, which sums over the classes, the first sample has no foreground."""
+    """Logits and labels. The first sample lacks a class; for generalized Dice, which sums over classes, it lacks all
+    foreground."""
     x, y = torch.randn(num_samples, 3, 5), torch.randint(3, (num_samples, 5))
     absent = slice(1, 3) if "generalized" in name else slice(ABSENT, 3)
     x[0, absent] = -6e4
@@ -58,7 +59,7 @@ def absent_class(name, num_samples=2, dtype=torch.float32):
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @EVERY_LOSS
-def test_an_absent_class_of_underflown_probabilities_is_the_references_0(name, dtype, activation):
+def test_an_absent_class_of_underflowed_probabilities_equals_the_reference(name, dtype, activation):
     x, y = absent_class(name, dtype=dtype)
     value, gradient = value_and_gradient(loss_of(name), x, y, activation=activation)
     expected = reference.value_and_gradient(loss_of(name, reference), x, y, activation=activation)
@@ -69,18 +70,18 @@ def test_an_absent_class_of_underflown_probabilities_is_the_references_0(name, d
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid", None])
 @EVERY_TERM
-def test_the_term_is_0_and_so_is_the_gradient_of_its_class(name, activation):
+def test_the_term_of_an_absent_class_is_0_with_a_zero_gradient(name, activation):
     x, y = absent_class(name)
     x = x.softmax(1) if activation is None else x
     loss = partial(loss_of(name), activation=activation, reduction="none")
     terms, gradient = value_and_gradient(loss, x, y)
     assert (terms[0] if terms.dim() == 1 else terms[0, ABSENT]) == 0
     assert torch.equal(gradient[0, ABSENT], torch.zeros(5))
-    assert_close(terms[1:], loss(x[1:], y[1:]))  # the other sample's
+    assert_close(terms[1:], loss(x[1:], y[1:]))  # the terms of the other sample
 
 
 @EVERY_LOSS
-def test_the_same_of_a_batch(name):
+def test_a_batch_of_equal_samples_without_the_class_equals_one_sample(name):
     x, y = absent_class(name, num_samples=1)
     value, gradient = value_and_gradient(loss_of(name), x, y)
     x, y = x.expand(2, 3, 5), y.expand(2, 5)
@@ -90,7 +91,7 @@ def test_the_same_of_a_batch(name):
 
 
 @EVERY_TERM
-def test_nothing_but_ignored_voxels_is_0(name):
+def test_the_loss_of_ignored_voxels_alone_is_0(name):
     x, y = torch.randn(2, 3, 5), torch.full((2, 5), -100)
     value, gradient = value_and_gradient(loss_of(name), x, y)
     assert value == 0
@@ -100,8 +101,9 @@ def test_nothing_but_ignored_voxels_is_0(name):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("p", [1e-40, 1e-30, 1e-20])
 @pytest.mark.parametrize("name", [name for name in TERMS if name not in ("squared dice", "tversky of free errors")])
-def test_an_absent_class_of_tiny_probabilities_is_1_with_a_zero_gradient(name, p, dtype):
-    """Their sum's reciprocal is beyond float32, or its square is 0 there. (A square is 0, and so is no price.)"""
+def test_the_term_of_an_absent_class_of_tiny_probabilities_is_1_with_a_zero_gradient(name, p, dtype):
+    """The reciprocal of their sum, or of its square, overflows float32. Two losses are left out, as their term
+    is 0: the squares of squared Dice underflow, and free errors cost nothing."""
     probabilities = torch.tensor([1.0, p, p], dtype=dtype).view(1, 3, 1).repeat(1, 1, 4)
     probabilities[0, 1] = p if "generalized" in name else 0.5
     y = torch.zeros(1, 4).long() if "generalized" in name else torch.tensor([[0, 1, 0, 1]])
@@ -125,7 +127,7 @@ def test_logits_whose_probabilities_are_almost_0_made_the_gradient_nan():
 
 
 @EVERY_LOSS
-def test_the_same_without_kernels(name):
+def test_an_absent_class_gives_the_same_without_kernels(name):
     x, y = absent_class(name)
     expected = value_and_gradient(loss_of(name), x, y)
     with without_kernels():
@@ -158,7 +160,7 @@ def test_vmap_compile_and_func_grad_are_one_call_at_a_time(name):
 
 
 @EVERY_TERM
-def test_soft_labels_that_require_a_gradient_get_none_of_what_is_absent(name):
+def test_soft_labels_get_a_zero_gradient_from_an_absent_class(name):
     x, y = absent_class(name, dtype=torch.float64)
     target = torch.nn.functional.one_hot(y, 3).movedim(2, 1).double().requires_grad_()
     (gradient,) = torch.autograd.grad(loss_of(name)(x, target), target)
@@ -168,7 +170,7 @@ def test_soft_labels_that_require_a_gradient_get_none_of_what_is_absent(name):
 
 @pytest.mark.parametrize("w_type", ["square", "simple"])
 @pytest.mark.parametrize("volume", [0.0, 1e-45, 1e-30])
-def test_a_soft_volume_that_underflows_is_an_absent_class_of_generalized_dice(volume, w_type):
+def test_a_soft_volume_that_underflows_counts_as_an_absent_class_in_generalized_dice(volume, w_type):
     x = torch.randn(1, 3, 4)
     x[:, ABSENT] = -1e4
     target = torch.tensor([0.25, 0.75, volume]).view(1, 3, 1).repeat(1, 1, 4)
@@ -181,7 +183,7 @@ def test_a_soft_volume_that_underflows_is_an_absent_class_of_generalized_dice(vo
     assert gradient.isfinite().all()
 
 
-def test_the_binary_dice_loss_of_nothing_at_all():
+def test_the_binary_dice_loss_of_an_empty_sample_predicted_empty_is_0():
     p, mask = torch.zeros(2, 4, 4), torch.zeros(2, 4, 4)
     p[1], mask[1, 0] = 0.5, 1
     value, gradient = value_and_gradient(segloss.BinaryDiceLoss(smooth=0), p, mask)

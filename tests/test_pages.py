@@ -17,13 +17,13 @@ import segloss
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-# A block of code, and what a block of text below it says that it prints, or raises.
+# A block of code, and the block of text below it, if any, with what it prints or raises.
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n?```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
 ERROR = re.compile(r"(\w+Error): (.*)", re.DOTALL)
 
 
 def stand_ins():
-    """What a reader has: a network, a data loader, an optimizer; the labels have voxels without one."""
+    """What a reader has: a network, a data loader, an optimizer, and labels with some voxels unlabelled."""
     net = nn.Conv3d(1, 4, 3, padding=1)
     images, labels = torch.randn(2, 1, 8, 16, 16), torch.randint(4, (2, 1, 8, 16, 16), dtype=torch.uint8)
     labels[:, :, 0] = 255
@@ -87,7 +87,7 @@ def test_readme_has_the_tables_that_the_benchmark_made(table):
 
 
 def anchors(page):
-    """Of its headings, as GitHub and MyST make them."""
+    """The anchors of the page's headings, as GitHub and MyST make them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -95,7 +95,7 @@ def anchors(page):
 @pytest.mark.cpu_only
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
 def test_links_outside_the_documentation_lead_somewhere(page):
-    """Those within it are looked at by `make docs`."""
+    """`make docs` checks the links within it."""
     links = re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", (ROOT / page).read_text(encoding="utf-8"))
     assert links
     for path, anchor in links:

@@ -1,6 +1,6 @@
 """Slips of MONAI, nnU-Net, SMP and kornia that segloss does not repeat: our value against one computed voxel by voxel.
 
-Where MONAI itself shows the slip, a test asserts that, too: it fails once MONAI has mended it.
+Where MONAI itself shows the slip, a test asserts that, too: it fails once MONAI has fixed it.
 """
 
 import math
@@ -54,7 +54,7 @@ def softmax_focal(x: list[float], y: int, gamma: float = 2.0) -> float:
 
 
 def sigmoid_focal(x: float, y: bool, gamma: float = 2.0) -> float:
-    q = 1 / (1 + math.exp(-x if y else x))  # of the label that it has
+    q = 1 / (1 + math.exp(-x if y else x))  # the probability of its label
     return (1 - q) ** gamma * -math.log(q)
 
 
@@ -189,7 +189,7 @@ def test_focal_loss_with_reduction_sum_is_the_sum(logits, labels):
     assert_close(segloss.focal_loss(logits, labels, reduction="sum"), expected)
 
 
-def test_monai_focal_loss_of_a_certain_voxel_has_no_gradient_for_gamma_below_1():
+def test_monai_focal_loss_of_a_certain_voxel_has_a_nan_gradient_for_gamma_below_1():
     x, y = torch.tensor([[200.0, 0.0]])[..., None], torch.zeros(1, 1, 1)
     loss = monai.FocalLoss(use_softmax=True, to_onehot_y=True, gamma=0.5)
     assert gradient_of(lambda x: loss(x, y), x).isnan().any()
@@ -206,7 +206,7 @@ def test_focal_loss_of_a_certain_voxel_has_a_gradient_of_0_for_gamma_below_1(act
 
 
 def test_dice_loss_counts_what_is_predicted_of_a_class_without_a_voxel():
-    """SMP's is 0 without a gradient, kornia's mean leaves the class out."""
+    """SMP's loss is 0 without a gradient, and kornia's mean leaves the class out."""
     x = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
     y = torch.zeros(1, 1, 4, 4, dtype=torch.long)
 

@@ -1,4 +1,4 @@
-"""What segloss promises of everything it computes: the same bits whatever else happens, and clear errors at import."""
+"""What segloss promises for all that it computes: the same bits whatever else happens; and clear errors at import."""
 
 import re
 import shutil
@@ -20,7 +20,7 @@ from segloss import _glue
 
 
 def run(code, **options):
-    """A Python of its own."""
+    """Runs the code in a Python process of its own."""
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False, **options
     )
@@ -124,7 +124,7 @@ FORKS = {
 @pytest.mark.skipif(sys.platform != "linux", reason="macOS forks no process by default, Windows none at all")
 @pytest.mark.parametrize("how", FORKS)
 def test_a_forked_process_gives_the_same_bits_after_the_threads_were_used(how):
-    """OpenMP's threads are not there after fork; torch's own operators wait for them forever."""
+    """OpenMP's threads do not exist in the child; torch's own operators wait for them forever."""
     setup = """
         import multiprocessing, os, signal
         import torch, segloss
@@ -149,7 +149,7 @@ def test_a_forked_process_gives_the_same_bits_after_the_threads_were_used(how):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the allocator of torch is left alone")
-def test_a_fork_while_another_thread_took_memory_for_a_gradient_locked_it_in_the_child():
+def test_a_fork_while_another_thread_allocated_a_gradient_deadlocked_the_child():
     """A few of a hundred children waited forever."""
     done = run(
         """
@@ -246,7 +246,7 @@ def test_segloss_loads_no_library_but_its_own_two():
 @pytest.mark.cpu_only
 @pytest.mark.parametrize("version", ["2.9.1", "2.99.0", "2.13.0a0+git123", "2.13.0.dev20260101+cpu"])
 def test_a_torch_that_the_operators_were_not_compiled_for_is_named(version):
-    """Without this the loader names a symbol that is missing, or the process ends."""
+    """Without this check, the loader names a missing symbol, or the process ends."""
     code = f"""
         import torch
         torch.__version__ = {version!r}

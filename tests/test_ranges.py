@@ -1,4 +1,4 @@
-"""Class probabilities, floating masks and probabilities as input lie in [0, 1], but for the rounding of their dtype."""
+"""Class probabilities, floating masks and probabilities as input must lie in [0, 1], up to rounding."""
 
 from functools import partial
 
@@ -27,7 +27,7 @@ def eps(dtype):
 
 @EACH_SOFT
 @pytest.mark.parametrize("value", [255.0, 1.01, -0.01, NAN, INF, -INF])
-def test_a_value_outside_is_named_with_its_index_and_what_to_do(value, loss):
+def test_a_value_outside_0_to_1_is_named_with_its_index_and_what_to_do(value, loss):
     target = torch.rand(2, 3, 4, 5)
     target[1, 2, 0, 3] = value
     text = rf"{OUTSIDE}, got {value:g} at index \[1, 2, 0, 3\] of target \[2, 3, 4, 5\]\. .* target / 255"
@@ -61,7 +61,7 @@ def test_rounding_may_take_a_value_four_epsilons_outside(dtype, loss):
 
 @EACH_SOFT
 @pytest.mark.parametrize("dtype", FLOATING)
-def test_no_further(dtype, loss):
+def test_rounding_may_take_a_value_no_further_than_four_epsilons(dtype, loss):
     for value in (1 + 6 * eps(dtype), -5 * eps(dtype)):
         target = torch.rand(2, 3, 40).to(dtype)
         target[1, 2, 39] = value
@@ -92,7 +92,7 @@ def test_voxels_without_a_weight_are_not_looked_at(loss):
 @pytest.mark.parametrize("dim", [0, 1, -1])
 @pytest.mark.parametrize("num_classes", [3, 112, 113, 300])
 @EACH_SOFT
-def test_any_class_in_any_layout(loss, num_classes, dim):
+def test_a_value_outside_0_to_1_is_found_in_any_class_and_dim(loss, num_classes, dim):
     x = torch.randn(2, num_classes, 130).movedim(1, dim)
     target = torch.rand(2, num_classes, 130).movedim(1, dim)
     loss(x, target, dim=dim)
@@ -103,14 +103,14 @@ def test_any_class_in_any_layout(loss, num_classes, dim):
 
 
 @EACH_SOFT
-def test_the_sums_of_probabilities_are_not_looked_at(loss):
+def test_probabilities_need_not_sum_to_one(loss):
     x = torch.randn(2, 3, 4)
     loss(x, torch.ones(2, 3, 4))
     loss(x, torch.zeros(2, 3, 4))
 
 
 @EACH_SOFT
-def test_transforms_see_the_values_too(loss):
+def test_values_are_checked_under_transforms_too(loss):
     x, target = torch.randn(2, 3, 4), torch.rand(2, 3, 4)
 
     def of(x, target=target):
@@ -187,7 +187,7 @@ def test_nan_is_passed_on_as_by_any_operator(loss):
 
 
 @EACH_OF_P
-def test_transforms_see_the_input_too(loss):
+def test_the_input_is_checked_under_transforms_too(loss):
     p, labels = torch.rand(2, 3, 4), torch.randint(3, (2, 4))
 
     def of(p):
@@ -205,8 +205,8 @@ def test_transforms_see_the_input_too(loss):
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 2**23, 1), (3, 2, 2**22), (1, 2, 1, 2**24)])
-def test_the_index_of_a_value_far_behind_in_a_large_target(shape):
-    """What words the error looks at a part of the target at a time."""
+def test_the_index_of_a_value_far_into_a_large_target(shape):
+    """The code that words the error looks at one part of the target at a time."""
     target, v = torch.zeros(shape), torch.ones(shape[0], *shape[2:], dtype=torch.bool)
     flat = target.view(-1)
     flat[target.numel() // 2 + 3], flat[-2] = 5, 6

@@ -1,6 +1,6 @@
-"""An error of one rank raises on all: where its data are refused, it takes part in the message all the same.
+"""An error on one rank raises on all: a rank whose data are refused still takes part in the communication.
 
-The processes are started once for each number of ranks; they run every case and leave what they got in files.
+The processes are started once for each number of ranks; they run every case and write their results to files.
 """
 
 import gc
@@ -20,7 +20,7 @@ import segloss
 
 pytestmark = pytest.mark.cpu_only
 
-TIMEOUT, SECONDS = 60, 20  # of the group; within which all have raised
+TIMEOUT, SECONDS = 60, 20  # the timeout of the group; the time in which all ranks must raise
 ON_RANKS = {2: [(0,), (1,), (0, 1)], 3: [(1,), (0, 2)]}
 OTHERS = "expected sums from every rank of process_group, got an error on rank"
 
@@ -53,7 +53,7 @@ def with_a_bad_label(x, y):
     return x, y
 
 
-# Other things that an operator refuses: the loss, the data, the error.
+# Other data that an operator refuses: the loss, what changes the data, the error.
 REFUSED = {
     "a mask of 2": (
         LOSSES["sigmoid dice_focal_loss"],
@@ -145,7 +145,7 @@ def test_a_bad_label_raises_on_every_rank_within_seconds(ranks, name):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_the_next_call_is_the_loss_of_the_whole(ranks, name):
+def test_the_next_call_gives_the_loss_of_the_whole_batch(ranks, name):
     whole = LOSSES[name](*data(len(ranks)))
     for bad in ON_RANKS[len(ranks)]:
         for got in ranks:
@@ -184,7 +184,7 @@ def group(tmp_path):
 @pytest.mark.parametrize("name", LOSSES)
 def test_nothing_keeps_the_logits_of_a_refused_call(group, name):
     x, y = with_a_bad_label(*data(1))
-    LOSSES[name](*data(1), process_group=group)  # what torch imports at its first message keeps its callers
+    LOSSES[name](*data(1), process_group=group)  # what torch imports for its first message keeps its callers alive
     gc.disable()
     with pytest.raises(IndexError):
         LOSSES[name](x, y, process_group=group)

@@ -22,7 +22,7 @@ def value_and_gradient(loss, logits, scale):
 
 
 def assert_same(ours, recipe, logits):
-    """Same value and gradient; the gradient times the number of voxels, or a mean's would vanish in the tolerance."""
+    """Same value and gradient. The gradient is times the number of voxels: a mean's would be below the tolerance."""
     scale = logits.numel() / logits.shape[1]
     value, gradient = value_and_gradient(ours, logits, scale)
     expected_value, expected_gradient = value_and_gradient(recipe, logits, scale)
@@ -226,23 +226,23 @@ def test_segnet_trains_to_the_same_losses_accuracies_and_weights():
     expected = train(theirs, lambda x, y: torch_loss(x, y.long()), accuracy_recipe, 6)
     actual = train(ours, segloss_loss, lambda x, y: segloss.accuracy(x, y, ignore_index=UNLABELLED), 6)
 
-    # Each step carries on the rounding of the one before: 1e-5 of the loss, as for a single step, holds for six.
+    # Each step inherits the rounding of the one before; the tolerance of a single step, 1e-5, still holds after six.
     assert_close(actual, expected)
     for weight, expected_weight in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(weight, expected_weight, rtol=1e-4, atol=1e-5)
     assert (ours.classifier.weight - start.classifier.weight).abs().max() > 1e-2
 
 
-# ---- mistakes that are told ------------------------------------------------------------------------------------------
+# ---- mistakes that the errors name -----------------------------------------------------------------------------------
 
 
-def test_argmax_before_the_loss_is_told():
+def test_argmax_before_the_loss_is_named_in_the_error():
     logits = torch.randn(2, 3, 4, 4)
     with pytest.raises(TypeError, match=r"cross_entropy: .*logits \[N, C, \.\.\.\].*predicted labels"):
         segloss.cross_entropy(logits.argmax(1), torch.zeros(2, 4, 4, dtype=torch.long))
 
 
-def test_argmax_of_rows_before_the_loss_is_told():
+def test_argmax_of_rows_before_the_loss_is_named_in_the_error():
     logits = torch.randn(3, 5)
     with pytest.raises(TypeError, match=r"cross_entropy: .*logits \[N, C, \.\.\.\].*predicted labels"):
         segloss.cross_entropy(logits.argmax(1), torch.tensor([0, 1, 2]))
@@ -254,7 +254,7 @@ LOST_CLASSES = (
 )
 
 
-def test_max_of_rows_before_the_loss_is_told():
+def test_max_of_rows_before_the_loss_is_named_in_the_error():
     values = torch.randn(3, 5).max(1).values
     with pytest.raises(RuntimeError, match=LOST_CLASSES):
         segloss.cross_entropy(values, torch.tensor([2, 0, 1]))
@@ -267,8 +267,8 @@ def test_float_predictions_are_never_read_as_one_hot():
         segloss.cross_entropy(predictions, torch.tensor([0, 1, 0]))
 
 
-def test_max_of_an_image_before_the_loss_is_told():
-    """[2, 4, 4] reads as four classes of four voxels, and labels of that shape are no one-hot."""
+def test_max_of_an_image_before_the_loss_is_named_in_the_error():
+    """[2, 4, 4] is read as four classes of four voxels, and labels of that shape are not one-hot."""
     values = torch.randn(2, 3, 4, 4).max(1).values
     with pytest.raises(RuntimeError, match="Expected floating point type for target with class probabilities"):
         segloss.cross_entropy(values, torch.full((2, 4, 4), 2))

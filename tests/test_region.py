@@ -1,4 +1,4 @@
-"""Dice, generalized Dice, Tversky, DiceCE and DiceFocal: section 4 of the contract."""
+"""The region losses and compounds: Dice, generalized Dice, Tversky, DiceCE and DiceFocal."""
 
 import inspect
 import random
@@ -34,9 +34,9 @@ def reference_value_and_gradient(name, input, target, **options):
 
 
 def assert_same(actual, expected):
-    """Equal values, and equal gradients relative to the largest of them: a region's share in each voxel is small.
+    """Equal values; and gradients equal relative to the largest of them, as each voxel's share in a region is small.
 
-    Where all of them are small, they are differences of larger terms, whose rounding they keep.
+    If all gradients are small, they are differences of larger terms, whose rounding they keep.
     """
     (value, gradient), (expected_value, expected_gradient) = actual, expected
     assert value.shape == expected_value.shape
@@ -150,12 +150,12 @@ def test_the_weights_of_generalized_dice_by_hand(w_type, w):
     assert_close(loss, torch.tensor(1 - score))
 
 
-# ---- the reference over options drawn by chance ----
+# ---- the reference over random options ----
 
 
 def random_target(choose, activation, soft_allowed, n, c, spatial):
     """A target [n, c, *] or labels [n, *], and its ignore_index."""
-    labels = torch.randint(2 if c == 1 else c - choose.randint(0, 1), (n, *spatial))  # of one class its mask
+    labels = torch.randint(2 if c == 1 else c - choose.randint(0, 1), (n, *spatial))  # for one class, its mask
     kinds = ["labels", "kept"] + (["one-hot"] if c > 1 else [])
     kinds += ["mask", "soft"] if activation != "softmax" else ["soft"] * soft_allowed
     kind = choose.choice(kinds)
@@ -213,13 +213,13 @@ def random_case(name, seed):
 
 @pytest.mark.parametrize("seed", range(60))
 @pytest.mark.parametrize("name", LOSSES)
-def test_value_and_gradient_are_the_references(name, seed):
+def test_value_and_gradient_equal_the_reference(name, seed):
     input, target, options = random_case(name, seed)
     assert_is_reference(name, input, target, **options)
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_value_and_gradient_of_the_defaults_are_the_references(name):
+def test_value_and_gradient_of_the_defaults_equal_the_reference(name):
     assert_is_reference(name, torch.randn(2, 4, 5, 6), torch.randint(4, (2, 1, 5, 6)).to(torch.uint8))
 
 
@@ -298,7 +298,7 @@ def test_without_background_the_voxel_losses_still_have_all_classes(name):
 @pytest.mark.parametrize("name", COMPOUNDS)
 @pytest.mark.parametrize(("empty", "expected"), [("nan", NAN), ("zero", 0.4 * (1 - 0.5 / 2))])
 def test_no_voxel_to_average(empty, expected, name, activation):
-    """What is left is the Dice term of samples without a valid voxel."""
+    """Only the Dice term of samples without a valid voxel is left."""
     labels = torch.full((2, 4), -100)
     options = {"smooth_nr": 0.5, "smooth_dr": 2.0, "lambda_dice": 0.4, "empty": empty, "activation": activation}
     value, gradient = value_and_gradient(name, torch.randn(2, 3, 4), labels, **options)
@@ -345,13 +345,13 @@ def test_label_smoothing_outside_of_0_to_1_is_refused(smoothing):
     ("batch", "include_background", "shape"),
     [(False, True, (2, 4)), (False, False, (2, 3)), (True, True, (4,)), (True, False, (3,))],
 )
-def test_none_gives_a_term_for_each_sample_and_class_that_count(name, batch, include_background, shape):
+def test_reduction_none_gives_a_term_for_each_sample_and_class_that_counts(name, batch, include_background, shape):
     options = {"batch": batch, "include_background": include_background, "reduction": "none"}
     assert getattr(segloss, name)(torch.randn(2, 4, 5), torch.randint(4, (2, 5)), **options).shape == shape
 
 
 @pytest.mark.parametrize("include_background", [True, False])
-def test_none_gives_a_term_for_each_sample_of_generalized_dice(include_background):
+def test_reduction_none_gives_a_term_for_each_sample_of_generalized_dice(include_background):
     options = {"include_background": include_background, "reduction": "none"}
     assert segloss.generalized_dice_loss(torch.randn(2, 4, 5), torch.randint(4, (2, 5)), **options).shape == (2,)
 
@@ -398,7 +398,7 @@ def test_a_weight_that_is_not_one_for_each_class_is_refused(shape, name, include
 
 @pytest.mark.parametrize("dtype", [torch.float64, *HALVES])
 @pytest.mark.parametrize("name", ["dice_loss", "tversky_loss", "dice_ce_loss", "dice_focal_loss"])
-def test_a_weight_of_another_dtype_leaves_the_result_in_inputs(name, dtype):
+def test_a_weight_of_another_dtype_leaves_the_result_in_the_dtype_of_input(name, dtype):
     x, labels, w = torch.randn(2, 3, 4), torch.randint(3, (2, 4)), torch.tensor([0.5, 2.0, 1.0])
     actual = getattr(segloss, name)(x, labels, weight=w.to(dtype))
     assert actual.dtype == torch.float32
@@ -410,7 +410,7 @@ def test_a_weight_of_another_dtype_leaves_the_result_in_inputs(name, dtype):
 
 @pytest.mark.parametrize("name", TERMS)
 @pytest.mark.parametrize("how", ["ignore_index", "voxel_weight"])
-def test_a_sample_without_a_valid_voxel_counts_as_if_only_smoothed(how, name):
+def test_a_sample_without_a_valid_voxel_has_the_terms_of_the_smoothing_alone(how, name):
     x, labels, v = torch.randn(2, 3, 4), torch.randint(3, (2, 4)), None
     options = {"smooth_nr": 0.5, "smooth_dr": 2.0, "reduction": "none"}
     if how == "ignore_index":
@@ -433,7 +433,7 @@ def test_a_sample_without_a_valid_voxel_adds_nothing_to_the_batch(name):
 
 
 def generalized_dice(p, labels, w, include_background=True):
-    """With given weights, of one sample."""
+    """Generalized Dice of one sample, with given weights."""
     first = 0 if include_background else 1
     g = one_hot(labels, p.shape[1])
     i, sizes = ((values.sum(2)[0, first:] * torch.tensor(w)).sum() for values in (p * g, p + g))
@@ -518,7 +518,7 @@ def test_a_voxel_of_weight_two_counts_twice_and_one_of_weight_zero_not_at_all(na
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_the_loss_does_not_change_where_all_voxel_weights_are_multiplied(name):
-    """But for the smoothing; the means and ratios divide by the weights."""
+    """Without smoothing: the means and ratios divide by the weights."""
     x, labels, v = torch.randn(2, 3, 50), torch.randint(3, (2, 50)), torch.rand(2, 50) + 0.5
     options = {"smooth_nr": 0.0, "smooth_dr": 0.0}
     expected = value_and_gradient(name, x, labels, voxel_weight=v, **options)
@@ -537,7 +537,7 @@ def image():
 
 
 def scaled_gradient(name, input, target, scale, **options):
-    """Of a loss that was multiplied as torch.amp's GradScaler does it: half types have no numbers this small."""
+    """The gradient of the loss times `scale`, as with torch.amp's GradScaler: half types have no numbers this small."""
     x = input.detach().requires_grad_()
     value = getattr(segloss, name)(x, target, **options)
     return torch.autograd.grad(value, x, torch.full_like(value, scale))[0]
@@ -561,7 +561,7 @@ def test_the_gradient_of_half_logits_is_the_float32_one_rounded(name, dtype, ima
     actual = scaled_gradient(name, x, labels, 2.0**15)
     expected = scaled_gradient(name, x.float(), labels, 2.0**15)
     assert actual.dtype == dtype
-    assert expected.abs().max() > 2**-6  # far from the numbers that float16 lacks
+    assert expected.abs().max() > 2**-6  # far above the numbers that are too small for float16
     assert_close(actual, expected)
 
 
@@ -670,7 +670,7 @@ def test_a_float32_loss_of_an_image_is_the_float64_one(name, image):
 
 
 @pytest.mark.parametrize("name", TERMS)
-def test_samples_without_voxels_have_terms_as_if_only_smoothed(name):
+def test_samples_without_voxels_have_the_terms_of_the_smoothing_alone(name):
     options = {"smooth_nr": 0.5, "smooth_dr": 2.0, "reduction": "none"}
     terms, gradient = value_and_gradient(name, torch.zeros(2, 3, 0), torch.zeros(2, 0).long(), **options)
     assert_close(terms, torch.full_like(terms, 0.75))
@@ -705,7 +705,7 @@ def test_first_and_second_derivatives(name, activation):
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_func_grad_is_the_kernel(name):
+def test_func_grad_gives_what_the_kernel_gives(name):
     x, labels = torch.randn(2, 3, 5), torch.randint(3, (2, 5))
     assert_close(torch.func.grad(getattr(segloss, name))(x, labels), value_and_gradient(name, x, labels)[1])
 

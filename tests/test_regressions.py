@@ -1,4 +1,4 @@
-"""Bugs that were found, each test named after what was wrong."""
+"""Bugs that were found. Each test is named after what was wrong."""
 
 import threading
 
@@ -126,14 +126,14 @@ def test_float64_overflowed_the_stack_of_a_small_thread():
         ({"label_smoothing": None}, "expected label_smoothing to be a float, got None"),
     ],
 )
-def test_what_is_no_tensor_or_number_was_printed_whole(arguments, text):
+def test_arguments_of_a_wrong_type_were_printed_whole(arguments, text):
     arguments = {"input": torch.zeros(2, 3, 4), "target": torch.zeros(2, 4).long()} | arguments
     with pytest.raises(TypeError, match="cross_entropy: " + text):
         segloss.cross_entropy(**arguments)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "mend"),
+    ("spoil", "fixed"),
     [
         (lambda y: torch.nn.functional.one_hot(y[:, 0], 4), lambda y: y.movedim(-1, 1)),
         (lambda y: y.transpose(2, 4), lambda y: y.permute(0, 1, 4, 3, 2)),
@@ -141,11 +141,11 @@ def test_what_is_no_tensor_or_number_was_printed_whole(arguments, text):
     ],
     ids=["one-hot of the labels", "other order of axes", "flattened"],
 )
-def test_the_wrong_mend_was_named(spoil, mend):
+def test_the_error_advised_the_wrong_call(spoil, fixed):
     x, labels = torch.randn(2, 4, 6, 7, 8), torch.randint(4, (2, 1, 6, 7, 8))
     with pytest.raises((RuntimeError, ValueError), match=r"Try target\.(movedim\(-1, 1\)|permute\(|reshape\()"):
         segloss.cross_entropy(x, spoil(labels))
-    assert torch.equal(segloss.cross_entropy(x, mend(spoil(labels))), segloss.cross_entropy(x, labels))
+    assert torch.equal(segloss.cross_entropy(x, fixed(spoil(labels))), segloss.cross_entropy(x, labels))
 
 
 # ---- hostile input ---------------------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def test_a_float_label_that_ignore_index_rounds_to_raised_an_error_without_its_v
             loss(x, labels, ignore_index=ignore_index)
 
 
-def test_a_float_label_of_the_least_integer_was_refused_where_ignore_index_is_that():
+def test_a_float_label_of_the_lowest_int64_was_refused_although_it_is_ignored():
     x, labels = torch.randn(2, 3), torch.tensor([-(2.0**63), 0], dtype=torch.float64)
     expected = torch.nn.functional.cross_entropy(x[1:], labels[1:].long())
     for loss in (segloss.cross_entropy, func_value):
@@ -211,7 +211,7 @@ def test_a_sparse_weight_got_an_error_of_the_dispatcher(keyword):
 
 @pytest.mark.parametrize("metric", [segloss.accuracy, segloss.confusion_matrix, segloss.dice_score])
 @pytest.mark.parametrize("strange", [np.zeros((2, 4)), [0, 1], None])
-def test_a_metric_printed_what_is_no_tensor(metric, strange):
+def test_a_metric_printed_an_argument_that_is_not_a_tensor(metric, strange):
     with pytest.raises(TypeError, match=rf"expected target to be a torch.Tensor, got {type(strange).__name__}"):
         metric(torch.randn(2, 3, 4), strange)
 
@@ -219,7 +219,7 @@ def test_a_metric_printed_what_is_no_tensor(metric, strange):
 @pytest.mark.parametrize("option", ["ignore_index", "dim"])
 @pytest.mark.parametrize("strange", [True, np.float32(1.5), torch.tensor(0.5), torch.tensor([1]), torch.tensor(True)])
 @pytest.mark.parametrize("function", [segloss.cross_entropy, segloss.dice_loss, segloss.accuracy])
-def test_what_is_no_int_was_cut_off_to_one(function, strange, option):
+def test_an_argument_that_is_not_an_int_was_truncated_to_an_int(function, strange, option):
     with pytest.raises(TypeError, match=f": expected {option} to be an int, got "):
         function(torch.randn(2, 3), torch.tensor([0, 2]), **{option: strange})
 
@@ -241,7 +241,7 @@ def test_an_int_beyond_64_bits_got_an_error_of_the_dispatcher(number):
 
 
 @pytest.mark.parametrize("option", ["include_background", "squared", "jaccard", "batch"])
-def test_the_string_no_was_true(option):
+def test_the_string_no_counted_as_true(option):
     with pytest.raises(ValueError, match=f"dice_loss: expected {option} to be True or False, got 'no'"):
         segloss.dice_loss(torch.randn(2, 3), torch.tensor([0, 2]), **{option: "no"})
 
@@ -261,7 +261,7 @@ def test_a_complex_factor_was_rounded_to_its_real_part(function, option):
         function(torch.randn(2, 3), torch.tensor([0, 2]), **{option: 1j})
 
 
-def test_an_unknown_reduction_did_not_say_which_loss_nor_what_it_knows():
+def test_the_error_of_an_unknown_reduction_named_neither_loss_nor_choices():
     with pytest.raises(ValueError, match=r"nll_loss: avg is not a valid .* Expected 'mean', 'sum' or 'none'"):
         segloss.nll_loss(torch.randn(2, 3), torch.tensor([0, 2]), reduction="avg")
 
@@ -271,7 +271,7 @@ def test_topk_refused_numpys_float32_as_k():
     assert torch.equal(segloss.topk_loss(x, labels, k=np.float32(50)), segloss.topk_loss(x, labels, k=50.0))
 
 
-def test_topk_of_float8_logits_spoke_of_promotion():
+def test_topk_of_float8_logits_raised_an_error_about_promotion():
     with pytest.raises(TypeError, match=r"topk_loss: expected logits of dtype .* got Float8"):
         segloss.topk_loss(torch.randn(2, 3).to(torch.float8_e4m3fn), torch.tensor([0, 2]))
 
@@ -281,12 +281,12 @@ def test_a_range_of_float8_values_was_not_implemented():
         torch.ops.segloss.check_range("dice_loss", "target", torch.ones(0).to(torch.float8_e4m3fn), 0.0, 1.0)
 
 
-def test_a_one_hot_target_without_classes_spoke_of_max():
+def test_a_one_hot_target_without_classes_raised_an_error_about_max():
     with pytest.raises(RuntimeError, match="expected at least one class for a one-hot target, got target"):
         segloss.cross_entropy(torch.zeros(2, 0, 4), torch.zeros(2, 0, 4).long())
 
 
-def test_generalized_dice_of_no_class_and_no_voxel_spoke_of_amax():
+def test_generalized_dice_of_no_class_and_no_voxel_raised_an_error_about_amax():
     assert segloss.generalized_dice_loss(torch.zeros(0, 0, 4), torch.zeros(0, 4).long()).isnan()
 
 
@@ -338,7 +338,7 @@ def test_total_weight_wrapped_a_number_of_classes_beyond_int32():
         torch.ops.segloss.total_weight("op", torch.tensor([1]), None, None, 2**32 + 1, -100)
 
 
-def test_maps_of_a_dim_that_they_lack_got_an_error_without_the_metrics_name():
+def test_a_dim_that_label_maps_lack_got_an_error_without_the_name_of_the_metric():
     with pytest.raises(IndexError, match=r"dice_score: expected dim, .* in \[-3, 2\], got 5"):
         segloss.dice_score(torch.zeros(2, 1, 4).long(), torch.zeros(2, 4).long(), dim=5)
 
@@ -349,7 +349,7 @@ def test_a_predicted_label_out_of_bounds_did_not_say_what_was_expected():
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.complex64, torch.float8_e4m3fn])
-def test_a_loss_of_no_dtype_that_is_computed_was_cast_to_it(dtype):
+def test_a_loss_was_cast_to_a_dtype_that_no_loss_is_computed_in(dtype):
     def loss(x):
         return torch.ops.segloss.cross_entropy(x, torch.tensor([0, 2]), op="op", dtype=dtype)
 
@@ -378,7 +378,7 @@ def test_a_backward_operator_took_a_gradient_that_is_not_dense_and_floating(stra
 
 
 @pytest.mark.parametrize("num_voxels", [4, 1000])
-def test_the_nll_of_probabilities_of_no_class_was_what_the_stack_held(num_voxels):
+def test_the_nll_of_probabilities_of_no_class_was_uninitialised_memory(num_voxels):
     x = torch.zeros(2, 0, num_voxels)
     assert torch.equal(segloss.nll_loss(x, x, reduction="none"), torch.zeros(2, num_voxels))
 
@@ -400,9 +400,9 @@ def test_a_loss_of_a_dtype_narrower_than_inputs_was_written_past_a_buffer(name, 
         calls[name]()
 
 
-def test_half_precision_losses_were_summed_in_it_under_vmap():
+def test_losses_were_summed_in_half_precision_under_vmap():
     x, labels = torch.zeros(2, 1, 2, 8).half(), torch.zeros(2, 1, 8).long()
-    weights = torch.full((2, 1, 8), 1e5)  # whose products with a loss float16 cannot hold
+    weights = torch.full((2, 1, 8), 1e5)  # their products with a loss overflow float16
     losses = torch.func.vmap(lambda x, y, v: segloss.cross_entropy(x, y, voxel_weight=v))(x, labels, weights)
     assert_close(losses, torch.full((2,), 0.6931471805599453, dtype=torch.float16))
     x = torch.tensor([18.0, 0.0]).half().view(1, 1, 2, 1).expand(2, 1, 2, 4096)  # each loss is 0 in float16
@@ -433,7 +433,7 @@ def test_top_k_compared_ignore_index_in_the_labels_own_dtype(dtype, ignore_index
     assert_close(segloss.topk_loss(x, labels.to(dtype), k=100, ignore_index=ignore_index), expected)
 
 
-def test_top_k_counted_a_voxel_whose_weight_is_zero_to_the_kernel():
+def test_top_k_counted_a_voxel_whose_weight_rounds_to_zero_in_the_kernel():
     x, labels = torch.randn(1, 3, 4), torch.tensor([[0, 1, 2, 0]])
     tiny, zero = (torch.tensor([[1, 1, weight, 1]], dtype=torch.float64) for weight in (1e-50, 0))
     of_tiny, of_zero = (segloss.topk_loss(x, labels, k=100, voxel_weight=weights) for weights in (tiny, zero))

@@ -1,4 +1,4 @@
-"""soft_label=True: the overlap of p and g is their smaller one, so that a loss is smallest at p = g."""
+"""soft_label=True: the overlap of p and g is the smaller of the two, so that a loss is smallest at p = g."""
 
 import pytest
 import reference
@@ -20,7 +20,7 @@ ACTIVATIONS = pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 
 
 def logits_and_soft_labels(*shape, dtype=torch.float64):
-    """Far from the kinks, where p = g."""
+    """Logits and labels away from the kinks, where p = g."""
     x, g = torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64).softmax(1)
     return x.to(dtype), g.to(dtype)
 
@@ -29,7 +29,7 @@ def logits_and_soft_labels(*shape, dtype=torch.float64):
 @ACTIVATIONS
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(2, 3, 140), (2, 20, 5), (1, 130, 7), (2, 1, 9)])
-def test_value_and_gradient_are_the_references(shape, dtype, activation, name):
+def test_value_and_gradient_equal_the_reference(shape, dtype, activation, name):
     if shape[1] == 1 and activation == "softmax":
         pytest.skip("a softmax has more than one channel")
     x, g = logits_and_soft_labels(*shape, dtype=dtype)
@@ -40,7 +40,7 @@ def test_value_and_gradient_are_the_references(shape, dtype, activation, name):
     (gradient,) = torch.autograd.grad(value, x)
     expected = reference.value_and_gradient(slow, x, g, activation=activation, soft_label=True)
     assert_close(value, expected[0])
-    if dtype != torch.bfloat16:  # whose rounding moves p over g
+    if dtype != torch.bfloat16:  # its rounding moves p to the other side of g
         assert_close(gradient, expected[1])
 
 
@@ -59,7 +59,7 @@ def test_derivatives_are_those_of_the_value_away_from_the_kinks(activation, name
 
 
 @pytest.mark.parametrize("name", ["dice_loss", "generalized_dice_loss", "tversky_loss"])
-def test_the_loss_is_zero_and_has_no_slope_at_the_label_itself(name):
+def test_the_loss_is_zero_and_smallest_at_the_label_itself(name):
     _, g = logits_and_soft_labels(2, 3, 50)
     x = g.log().requires_grad_()  # whose softmax is g
     loss, _ = LOSSES[name]
@@ -69,7 +69,7 @@ def test_the_loss_is_zero_and_has_no_slope_at_the_label_itself(name):
         assert loss(x + torch.randn_like(x), g, soft_label=True) > loss(x, g, soft_label=True)
 
 
-def test_without_it_the_loss_is_not_smallest_at_the_label_itself():
+def test_without_soft_label_the_loss_is_not_smallest_at_the_label_itself():
     g = torch.tensor([[[0.7, 0.3], [0.3, 0.7]]], dtype=torch.float64)
     surer = torch.tensor([[[0.9, 0.1], [0.1, 0.9]]], dtype=torch.float64)
     assert segloss.dice_loss(surer.log(), g) < segloss.dice_loss(g.log(), g)
@@ -103,7 +103,7 @@ def test_squares_are_not_affected():
     assert torch.equal(segloss.dice_loss(x, g, squared=True, soft_label=True), expected)
 
 
-def test_dice_and_focal_takes_it_for_masks():
+def test_dice_focal_takes_soft_label_for_masks():
     x, masks = torch.randn(2, 3, 9), torch.rand(2, 3, 9)
     value = segloss.dice_focal_loss(x, masks, activation="sigmoid", soft_label=True)
     dice = segloss.dice_loss(x, masks, activation="sigmoid", soft_label=True)
@@ -139,7 +139,7 @@ def test_value_and_gradient_are_those_of_monai(name, soft_label, activation):
     x.requires_grad_()
     value = ours(activation=activation, soft_label=soft_label, **options)(x, g)
     expected = theirs(**{activation: True}, soft_label=soft_label, **options)(x, g)
-    rounding = torch.float32 if "generalized" in name else torch.float64  # of MONAI's weights of the classes
+    rounding = torch.float32 if "generalized" in name else torch.float64  # MONAI's class weights are float32
     assert_close(value, expected, rounding)
     assert_close(torch.autograd.grad(value, x)[0], torch.autograd.grad(expected, x)[0], rounding)
 
@@ -151,6 +151,6 @@ def test_squares_are_those_of_monai():
 
 
 @pytest.mark.parametrize("value", ["no", None, 2])
-def test_what_is_no_flag_is_refused(value):
+def test_a_value_other_than_true_and_false_is_refused(value):
     with pytest.raises(ValueError, match="dice_loss: expected soft_label to be True or False"):
         segloss.dice_loss(torch.randn(1, 2, 3), torch.zeros(1, 3), soft_label=value)

@@ -46,12 +46,12 @@ def mask_of(*shape, seed=1):
 
 
 def voxel_weight_of(*shape, seed=2):
-    """Weights of which about every third is 0."""
+    """Weights, about a third of which are 0."""
     return random(*shape, seed=seed).clamp(min=-0.4) + 0.4
 
 
 def scalar(stats):
-    """A number in which every sum has a factor of its own, so that its gradient tests them all."""
+    """A combination of the sums in which each has a different factor, so that its gradient tests all of them."""
     intersection, prediction = stats[:2]
     factors = torch.arange(1.0, 1 + 2 * intersection.numel(), dtype=torch.float64).sin()
     a, b = factors.reshape(2, *intersection.shape)
@@ -71,7 +71,7 @@ def sums_and_gradient(compute, input, target, **options):
 
 
 def assert_is_reference(input, target, expected_target=None, **options):
-    """Sums and gradient are the reference's for expected_target, by default target itself."""
+    """Sums and gradient equal the reference's for expected_target, by default target itself."""
     expected_target = target if expected_target is None else expected_target
     expected = sums_and_gradient(reference.soft_stats, input.double(), expected_target, **options)
     actual = sums_and_gradient(sums, input, target, **options)
@@ -285,7 +285,7 @@ def test_a_mask_of_fractions(activation):
     assert_is_reference(logits_of(2, 3, 4, activation=activation), target, activation=activation, squared=True)
 
 
-def test_a_mask_of_classes_and_no_space():
+def test_a_mask_without_spatial_dimensions():
     assert_is_reference(random(4, 3), mask_of(4, 3), activation="sigmoid")
 
 
@@ -315,8 +315,8 @@ def test_the_first_value_of_an_integer_mask_that_is_not_0_or_1_is_named(dtype, a
         segloss.soft_stats(torch.rand(2, 3, 4, 5), mask, activation=activation)
 
 
-def test_the_first_bad_value_of_a_mask_is_the_first_in_the_order_of_the_mask():
-    """A walk voxel by voxel meets the one of the second class first."""
+def test_the_bad_value_of_a_mask_that_is_named_is_the_first_in_the_order_of_the_mask():
+    """A walk over the voxels meets the bad value of the second class first."""
     mask = torch.zeros(1, 2, 5, dtype=torch.int64)
     mask[0, 0, 4], mask[0, 1, 0] = 5, 6
     with pytest.raises(RuntimeError, match=r"\b5\b.*\[0, 0, 4\]"):
@@ -431,7 +431,7 @@ def test_every_dtype_and_rank(activation, spatial, dtype):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_half_logits_have_the_sums_of_their_float32_values(activation, dtype):
-    """A float16 sum ends at 65 504; one of bfloat16 stops to grow at 256."""
+    """A float16 sum overflows above 65 504, and a bfloat16 sum stops growing at 256."""
     x = logits_of(1, 2, 300_000, activation=activation, dtype=dtype)
     labels = torch.zeros(1, 300_000, dtype=torch.uint8)
     for actual, expected in zip(
@@ -763,14 +763,14 @@ def test_the_kernel_is_the_reference(name):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_func_grad_is_the_kernel(name):
+def test_func_grad_gives_what_the_kernel_gives(name):
     input, target, options = CASES[name]
     actual = torch.func.grad(lambda x: scalar(sums(x, target, **options)))(input)
     assert_close(actual, sums_and_gradient(sums, input, target, **options)[-1])
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_forward_mode_is_the_kernel(name):
+def test_forward_mode_gives_what_the_kernel_gives(name):
     input, target, options = CASES[name]
     tangent = random(*input.shape, seed=5, dtype=torch.float64)
     value, derivative = torch.func.jvp(lambda x: scalar(sums(x, target, **options)), (input,), (tangent,))
@@ -779,7 +779,7 @@ def test_forward_mode_is_the_kernel(name):
     assert_close(derivative, (gradient * tangent).sum(), torch.float64)
 
 
-def test_a_dual_tensor_is_the_kernel():
+def test_a_dual_tensor_gives_what_the_kernel_gives():
     input, tangent = double_logits(2, 3, 2).detach(), random(2, 3, 2, seed=5, dtype=torch.float64)
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(input, tangent)
@@ -796,7 +796,7 @@ def test_jacrev_is_the_gradient_of_each_sum():
             assert_close(actual[n, c], expected)
 
 
-def test_the_hessian_is_the_references():
+def test_the_hessian_equals_that_of_the_reference():
     x = double_logits(2, 3, 2).detach()
     actual, expected = (
         torch.func.hessian(lambda x, compute=compute: scalar(compute(x, LABELS, squared=True)))(x)
@@ -944,7 +944,7 @@ def test_opcheck(activation, target, voxel_loss):
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("bad", [3, 255, -1, -(2**63), 2**32 + 1])
-def test_a_bad_label_gives_how_many_the_first_its_index_and_the_range(bad, activation):
+def test_the_error_of_a_bad_label_names_the_count_the_first_its_index_and_the_range(bad, activation):
     labels = torch.zeros(2, 4, 5, dtype=torch.int64)
     labels[1, 2, 3] = labels[1, 3, 0] = bad
     text = (

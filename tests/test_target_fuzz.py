@@ -1,6 +1,6 @@
-"""Random targets of random shapes, dtypes and values: each call gives the reference's value, or an error of its class.
+"""Random targets of random shapes, dtypes and values: each call gives the reference's value, or the error expected.
 
-`make test` draws 500 of the losses' and 500 of the metrics' cases, the same ones each time; `make fuzz` 10 000 others.
+`make test` draws 500 cases for losses and 500 for metrics, the same ones each time; `make fuzz` draws 10 000 others.
 """
 
 import os
@@ -32,7 +32,7 @@ STRANGE_INTS = [2, 3, 7, 127, 128, 255, -1, -100, 65535, 2**31, -(2**63)]
 
 
 def filled(draw, shape, dtype, choices):
-    """Of these values, those that the dtype holds."""
+    """A tensor of those of the values that the dtype can hold."""
     if not dtype.is_floating_point:
         low, high = (0, 1) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
         choices = [value for value in choices if low <= value <= high]
@@ -45,7 +45,7 @@ def filled(draw, shape, dtype, choices):
 
 @st.composite
 def targets(draw, sizes, num_classes, kinds):
-    """Of a shape that fits, usually; of values that fit one of its meanings, usually."""
+    """A target, usually of a shape that fits, and usually of values that fit one of its meanings."""
     batch, *spatial = sizes
     shapes = [(batch, *spatial), (batch, 1, *spatial), (batch, num_classes, *spatial)]
     strange_shapes = [
@@ -80,7 +80,7 @@ def tensors(draw, kinds=("integer", "floating")):
 
 
 def outcome(call, expected, dtype):
-    """Compares a call with what is expected of it: a value, or an error of some classes."""
+    """Compares a call with what is expected: a value, or an error of one of some classes."""
     try:
         value = expected()
     except Refused as refused:
@@ -94,7 +94,7 @@ def outcome(call, expected, dtype):
 
 
 def assert_a_third_are_values(cases, outcome_of):
-    """Runs the cases; the errors among them must not be most."""
+    """Runs the cases; more than a third of them must give a value."""
     outcomes = Counter()
 
     @FUZZING
@@ -128,7 +128,7 @@ def outcome_of_loss(column, name, x, target, ignore_index, voxel_weight):
     return outcome(partial(call, x, target, **options), expected, dtype)
 
 
-def test_a_loss_of_any_target_is_the_references_or_an_error():
+def test_a_loss_of_any_target_equals_the_reference_or_is_an_error():
     assert_a_third_are_values(loss_cases(), outcome_of_loss)
 
 
@@ -140,7 +140,7 @@ def metric_cases(draw):
     """Logits, or a map or masks of any integer dtype, and a target."""
     name = draw(st.sampled_from(list(meaning.METRICS)))
     (batch, *spatial), num_classes, _, target, _ = draw(tensors(kinds=["integer", "integer", "integer", "floating"]))
-    assume(target.dim() > 0)  # of one voxel, as of input [C]
+    assume(target.dim() > 0)  # a 0-dim target is that of one voxel, of input [C]
     kind = draw(st.sampled_from(["logits", "map", "map", "masks"]))
     shapes = [(batch, *spatial), (batch, 1, *spatial)] if kind == "map" else [(batch, num_classes, *spatial)]
     is_pair = kind != "logits" and draw(st.integers(0, 3))
@@ -149,7 +149,7 @@ def metric_cases(draw):
         torch.manual_seed(draw(st.integers(0, 10**6)))
         input = torch.randn(shape)
     elif kind == "masks" and draw(st.booleans()) and not target.is_floating_point():
-        input = target.roll(1, 0)  # one-hot where target is
+        input = target.roll(1, 0)  # one-hot if target is
     else:
         dtype = draw(st.sampled_from(DTYPES["integer"]))
         strange = [[0, 1, 2, 255, 70000]] if draw(st.integers(0, 3)) == 0 else []
@@ -165,5 +165,5 @@ def outcome_of_metric(name, input, target, num_classes, ignore_index, masks):
     return outcome(partial(meaning.METRICS[name], input, target, num_classes, **options), expected, torch.float32)
 
 
-def test_a_metric_of_any_target_is_the_references_or_an_error():
+def test_a_metric_of_any_target_equals_the_reference_or_is_an_error():
     assert_a_third_are_values(metric_cases(), outcome_of_metric)

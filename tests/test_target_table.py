@@ -26,7 +26,7 @@ EACH_CELL = pytest.mark.parametrize(
 
 
 def target_for(what, row, dtype):
-    """A target that fits a cell; of a cell that is an error, one that would fit the next best reading."""
+    """A target that fits a cell; for a cell that is an error, one that would fit the next best reading."""
     shape, num_classes = SIZES[row["target"]], 1 if row["C"] == "1" else 3
     if dtype.is_floating_point and what in ("masks", "probabilities"):
         return torch.rand(shape).to(dtype)
@@ -54,7 +54,7 @@ def one_hot(labels, num_classes, dtype):
 
 
 def input_and_target(row, dtype):
-    """Of a cell of the metrics' table."""
+    """Input and target for a row of the metrics' table."""
     num_classes = 2 if dtype == torch.bool else 3
     labels = torch.randint(num_classes, (2, 5))
     inputs = {
@@ -96,7 +96,7 @@ def test_a_metrics_target_means_what_the_table_says(row, name):
 
 WRONG = {
     "labels": [(IndexError, 3), (IndexError, 255), (IndexError, -1), (RuntimeError, 0.5), (RuntimeError, float("nan"))],
-    "one-hot": [(RuntimeError, 2), (RuntimeError, 1), (RuntimeError, 0)],  # in each class of a voxel
+    "one-hot": [(RuntimeError, 2), (RuntimeError, 1), (RuntimeError, 0)],  # written to each class of a voxel
     "probabilities": [(RuntimeError, value) for value in (255, -0.5, 1.1, float("nan"), float("inf"))],
 }
 WRONG_MASKS = {
@@ -110,7 +110,7 @@ def wrong_values(what, row, name):
     values = WRONG_MASKS[row["dtype"]] if what == "masks" else WRONG.get(what, [])
     if row["dtype"] == "integer":
         return torch.int16, [(error, value) for error, value in values if isinstance(value, int)]
-    if name.startswith("soft_stats") and what in ("masks", "probabilities"):  # which takes any finite number
+    if name.startswith("soft_stats") and what in ("masks", "probabilities"):  # it takes any finite number
         values = [(error, value) for error, value in values if not math.isfinite(value)]
     return torch.float32, values
 
@@ -127,7 +127,7 @@ def test_a_value_that_does_not_fit_the_meaning_is_an_error(column, name, row):
             call(x, target)
 
 
-def test_the_oracle_refuses_what_it_must():
+def test_the_references_refuse_a_value_out_of_range():
     x = torch.randn(2, 3, 5)
     with pytest.raises(Refused):
         meaning.expected_of(meaning.DICE, "dice_loss", x, torch.full((2, 3, 5), 2.0))
@@ -138,7 +138,7 @@ def test_the_oracle_refuses_what_it_must():
 
 @pytest.mark.parametrize("name", LOSSES[meaning.SIGMOID])
 def test_background_alone_pushes_a_single_logit_down(name):
-    """Labels of zeros were read as class 0 being the foreground."""
+    """Zeros were read as labels of class 0, which is the only class: as foreground."""
     x = meaning.logits_for(name, (2, 1, 5), torch.float32).requires_grad_()
     call, _ = LOSSES[meaning.SIGMOID][name]
     for target in (torch.zeros(2, 5, dtype=torch.uint8), torch.zeros(2, 5), torch.zeros(2, 1, 5, dtype=torch.bool)):

@@ -1,4 +1,4 @@
-"""Section 2 of the contract: what a target, a dim, a voxel_weight and an empty set of voxels mean."""
+"""What a target, dim, voxel_weight and an empty set of voxels mean to cross_entropy and nll_loss."""
 
 import pytest
 import reference
@@ -36,7 +36,7 @@ def gradient(loss, input, *args, **keywords):
 
 
 def assert_same(loss, input, target, expected_target=None, **keywords):
-    """Value and gradient of segloss for `target` are the reference's for `expected_target`, its labels in int64."""
+    """Value and gradient of segloss for `target` equal the reference's for `expected_target`, its labels in int64."""
     expected_target = target if expected_target is None else expected_target
     value, grad = reference.value_and_gradient(getattr(reference, loss), input, expected_target, **keywords)
     actual = getattr(segloss, loss)(input, target, **keywords)
@@ -86,7 +86,7 @@ def test_a_bad_label_of_each_dtype_raises(dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.int64, torch.float32])
-def test_bad_labels_are_told_by_the_smallest_and_the_largest(dtype):
+def test_the_error_of_bad_labels_names_the_smallest_and_the_largest(dtype):
     labels = torch.tensor([0, 9, 250, 3]).to(dtype)
     with pytest.raises(IndexError, match=r"3 labels are outside \[0, 3\), .* with values from 3\.?0* to 250\.?0*\. "):
         segloss.cross_entropy(logits_of(4, 3), labels)
@@ -262,7 +262,7 @@ def test_a_dim_that_input_lacks_is_refused(dim):
 
 @pytest.mark.parametrize("shape", [(2, 4, 5), (2, 1, 4, 5)])
 @pytest.mark.parametrize("loss", ["cross_entropy", "nll_loss"])
-def test_none_has_the_shape_of_the_labels(loss, shape):
+def test_reduction_none_has_the_shape_of_the_labels(loss, shape):
     losses = getattr(segloss, loss)(logits_of(2, 3, 4, 5), labels_of(*shape), reduction="none")
     assert losses.shape == shape
 
@@ -272,7 +272,7 @@ def test_none_has_the_shape_of_the_labels(loss, shape):
     [torch.rand(2, 4, 5, 3), torch.ones(2, 4, 5, 1).long() * torch.tensor([0, 1, 0])],
     ids=["floats", "one-hot"],
 )
-def test_none_has_the_shape_of_input_without_dim_for_probabilities_and_one_hot(target):
+def test_reduction_none_of_probabilities_and_one_hot_has_the_shape_of_input_without_dim(target):
     assert segloss.cross_entropy(logits_of(2, 4, 5, 3), target, dim=-1, reduction="none").shape == (2, 4, 5)
 
 
@@ -315,12 +315,12 @@ def test_an_ignore_index_out_of_the_range_of_the_labels_dtype_ignores_nothing(dt
         segloss.cross_entropy(logits_of(3, 3), labels, ignore_index=ignore_index)
 
 
-def test_a_valid_label_that_equals_ignore_index_in_its_own_dtype_only_counts():
+def test_a_valid_label_that_equals_ignore_index_only_after_a_cast_counts():
     labels = torch.tensor([0, 156, 1], dtype=torch.uint8)
     assert_same("cross_entropy", logits_of(3, 200), labels, labels.long(), ignore_index=-100)
 
 
-def test_a_valid_label_that_equals_ignore_index_in_its_own_dtype_only_counts_under_torch_func():
+def test_a_valid_label_that_equals_ignore_index_only_after_a_cast_counts_under_torch_func():
     labels = torch.tensor([0, 156, 1], dtype=torch.uint8)
     x = logits_of(3, 200)
     _, expected = reference.value_and_gradient(reference.cross_entropy, x, labels.long())
@@ -351,12 +351,12 @@ def test_voxel_weight_may_be_integers_or_bool(loss, dtype):
     assert_same(loss, logits_of(2, 3, 4, 5), labels_of(2, 4, 5), voxel_weight=v)
 
 
-def test_a_label_of_another_shape_than_voxel_weight():
+def test_labels_may_have_a_class_dimension_that_voxel_weight_lacks():
     v = torch.rand(2, 4, 5)
     assert_same("cross_entropy", logits_of(2, 3, 4, 5), labels_of(2, 1, 4, 5), voxel_weight=v, reduction="none")
 
 
-def test_none_is_v_times_w_times_l():
+def test_reduction_none_is_v_times_w_times_l():
     x, labels, v = logits_of(2, 3, 4), labels_of(2, 4), torch.rand(2, 4)
     w = torch.tensor([0.5, 2.0, 1.0])
     expected = v * w[labels] * torch.nn.functional.cross_entropy(x, labels, reduction="none")

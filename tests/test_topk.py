@@ -59,7 +59,7 @@ def test_every_k_is_the_reference(dtype, k):
     assert_is_reference(torch.randn(2, 3, 4, 5, dtype=dtype), torch.randint(3, (2, 1, 4, 5)), k=k)
 
 
-def test_all_voxels_are_the_mean_of_cross_entropy():
+def test_k_of_100_percent_is_the_mean_of_cross_entropy():
     x, labels = torch.randn(2, 3, 20), torch.randint(3, (2, 20))
     labels[0, :7] = -100
     assert_close(segloss.topk_loss(x, labels, k=100.0), F.cross_entropy(x, labels))
@@ -133,7 +133,7 @@ def test_k_is_a_share_of_the_voxels_that_count(ignore_index, dtype):
 
 
 def test_ignored_voxels_are_not_zeros_among_the_losses():
-    """Of 100 voxels 95 are ignored: ten percent are ten of all, but none of the five left, so one."""
+    """95 of 100 voxels are ignored. Ten percent of the other five is less than one voxel, so one is taken."""
     x, labels = torch.randn(1, 3, 100), torch.randint(3, (1, 100))
     labels[0, 5:] = -100
     losses = F.cross_entropy(x[..., :5], labels[:, :5], reduction="none")
@@ -204,7 +204,7 @@ def test_weights_multiply_the_losses_before_the_largest_are_chosen():
     ids="+".join,
 )
 @pytest.mark.parametrize("k", [10, 40])
-def test_weights_and_label_smoothing_are_the_references(k, options):
+def test_weights_and_label_smoothing_equal_the_reference(k, options):
     v = torch.randint(3, (2, 50)) * torch.rand(2, 50) if options.get("voxel_weight") else None
     x, labels = torch.randn(2, 3, 50), torch.randint(3, (2, 50))
     assert_is_reference(x, labels, k=k, **{**options, "voxel_weight": v})
@@ -315,14 +315,14 @@ def labels_with_ignored(*shape):
     return labels
 
 
-def test_func_grad_is_the_kernel():
+def test_func_grad_gives_what_the_kernel_gives():
     x, labels = torch.randn(2, 3, 20), labels_with_ignored(2, 20)
     assert_close(torch.func.grad(segloss.topk_loss)(x, labels), topk(x, labels)[1])
 
 
 def test_vmap_is_one_call_at_a_time():
     x, labels = torch.randn(4, 2, 3, 20), labels_with_ignored(4, 2, 20)
-    labels[0, :, 10:] = -100  # another number of voxels that count
+    labels[0, :, 10:] = -100  # a different number of voxels that count
     expected = torch.stack([segloss.topk_loss(x[b], labels[b], k=30) for b in range(4)])
     assert_close(torch.func.vmap(lambda x, y: segloss.topk_loss(x, y, k=30))(x, labels), expected)
 

@@ -1,4 +1,4 @@
-"""The denominator of a mean, from the labels alone."""
+"""total_weight: the denominator of a mean, from the labels alone."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def reference(labels, weight, voxel_weight, ignore_index):
 @pytest.mark.parametrize("voxel_weight", [None, VOXEL_WEIGHT], ids=["", "voxel_weight"])
 @pytest.mark.parametrize("weight", [None, WEIGHT], ids=["", "weight"])
 @pytest.mark.parametrize("shape", [(2, 2, 3), (2, 1, 2, 3), (12,), (1, 2, 1, 2, 3)])
-def test_it_is_the_sum_of_the_weights_of_the_voxels_that_count(shape, weight, voxel_weight):
+def test_the_total_weight_is_the_sum_of_the_weights_of_the_voxels_that_count(shape, weight, voxel_weight):
     total = segloss.total_weight(
         LABELS.view(shape),
         weight,
@@ -56,7 +56,7 @@ def test_labels_of_any_strides():
     )
 
 
-def test_it_is_torchs_denominator():
+def test_the_total_weight_is_the_denominator_of_torch():
     logits = torch.randn(2, 3, 2, 3, dtype=torch.float64)
     options = {"ignore_index": 7}
     total = segloss.total_weight(LABELS, WEIGHT, **options)
@@ -65,7 +65,7 @@ def test_it_is_torchs_denominator():
     torch.testing.assert_close(sum_ / total, F.cross_entropy(logits, LABELS, weight, **options))
 
 
-def test_no_voxel_weighs_nothing():
+def test_the_total_weight_of_no_voxel_is_zero():
     assert segloss.total_weight(torch.empty(0, 4, dtype=torch.uint8)).item() == 0
     assert segloss.total_weight(torch.full((2, 4), 255), WEIGHT, ignore_index=255).item() == 0
 
@@ -79,7 +79,7 @@ def test_without_weight_labels_have_no_bound():
     assert segloss.total_weight(torch.tensor([0, 1000, 70_000])).item() == 3
 
 
-def test_it_has_no_gradient():
+def test_the_total_weight_has_no_gradient():
     voxel_weight = VOXEL_WEIGHT.clone().requires_grad_()
     total = segloss.total_weight(LABELS, WEIGHT.clone().requires_grad_(), ignore_index=7, voxel_weight=voxel_weight)
     assert not total.requires_grad
@@ -118,7 +118,7 @@ def test_a_voxel_weight_of_another_shape_is_refused():
         segloss.total_weight(LABELS, voxel_weight=VOXEL_WEIGHT[0])
 
 
-def test_the_total_of_floating_labels_with_a_gradient_claimed_to_have_one():
-    """Its backward pass gave none, with a warning of torch's."""
+def test_the_total_weight_of_labels_that_require_a_gradient_claimed_to_have_one():
+    """Its backward pass gave no gradient, with a warning from torch."""
     labels = torch.tensor([1.0, 0.0, 2.0], requires_grad=True)
     assert not segloss.total_weight(labels).requires_grad

@@ -32,7 +32,7 @@ def deep_supervision(x, labels, **options):
 
 
 def matthews(x, labels, **options):
-    """A loss of the caller's own, of the sums."""
+    """A loss that a caller builds from the sums."""
     s = segloss.soft_stats(x, labels, **options)
     tn = s.prediction.sum(1, keepdim=True) - s.tp - s.fp - s.fn
     variances = (s.tp + s.fp) * (s.tp + s.fn) * (tn + s.fp) * (tn + s.fn)
@@ -64,7 +64,7 @@ def logits(*shape):
 
 
 def loss_of(name, target=None, **options):
-    """The loss as a function of the logits alone, always of a number."""
+    """The loss as a function of the logits alone, summed to one number."""
     target = target_of(name) if target is None else target
     return lambda x: LOSSES[name](x, target, **options).sum()
 
@@ -194,7 +194,7 @@ def test_vmap_over_voxel_weights(name):
 
 
 @EACH_LOSS
-def test_several_gradients_at_once_of_a_loss_that_no_transform_has_seen(name):
+def test_batched_gradients_of_a_loss_computed_outside_of_any_transform(name):
     x, factors = logits(2, 3, 2).requires_grad_(), logits(4)
     expected = factors.view(4, 1, 1, 1) * gradient_of(loss_of(name), x)
     loss = loss_of(name)(x)
@@ -218,7 +218,7 @@ TRANSFORMS = {
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @EACH_LOSS
-def test_a_transform_walks_over_the_logits_once_in_each_direction(name, transform):
+def test_a_transform_runs_the_kernels_forward_and_backward(name, transform):
     operators = operators_of(TRANSFORMS[transform], LOSSES[name], logits(2, 3, 2), target_of(name))
     names = [operator.name().removeprefix("segloss::") for operator in operators]
     assert any(each.endswith("_forward") for each in names)
@@ -227,7 +227,7 @@ def test_a_transform_walks_over_the_logits_once_in_each_direction(name, transfor
 
 
 def per_sample(loss, dim, in_dims):
-    """Gradients of each member of a hidden dimension, by torch.func and one after the other."""
+    """Two functions for the gradient of each member of a vmapped dimension: by vmap, and one after the other."""
 
     def of_all(x, target):
         return torch.func.vmap(torch.func.grad(lambda x, target: loss(x, target, dim=dim).sum()), in_dims)(x, target)
@@ -248,7 +248,7 @@ ANY_SIDE = pytest.mark.parametrize(
 @ANY_SIDE
 @pytest.mark.parametrize("in_dims", [(0, 0), (-1, -1)])
 @pytest.mark.parametrize("name", ["cross_entropy", "cross_entropy of each voxel", "dice_loss", "dice_ce_loss"])
-def test_the_hidden_dimension_and_the_classes_may_be_any(name, in_dims, dim, shape, labels):
+def test_the_dimension_of_vmap_and_the_class_dimension_may_be_any(name, in_dims, dim, shape, labels):
     of_all, one_by_one = per_sample(LOSSES[name], dim, in_dims)
     x = logits(5, *shape).movedim(0, in_dims[0])
     target = torch.randint(3, (5, *labels)).movedim(0, in_dims[1])
@@ -276,7 +276,7 @@ def test_per_sample_means_of_class_probabilities_have_denominators_of_their_own(
 @pytest.mark.parametrize("not_counted", [-100, 2])
 @pytest.mark.parametrize("empty", ["nan", "zero"])
 def test_per_sample_means_without_a_voxel_that_counts_are_empty(empty, not_counted):
-    """Its label is ignored, or has no weight."""
+    """The second sample's labels are ignored, or have no weight."""
     x, labels = logits(2, 1, 3, 2), torch.tensor([[[0, 1]], [[not_counted, not_counted]]])
     loss = partial(segloss.cross_entropy, empty=empty, weight=torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64))
     per_sample_losses = torch.func.vmap(loss)(x, labels)
@@ -285,7 +285,7 @@ def test_per_sample_means_without_a_voxel_that_counts_are_empty(empty, not_count
 
 
 def gradient_penalty(loss, target):
-    """Differentiates within the level of a transform that differentiates again."""
+    """The loss plus its squared gradient, taken by torch.autograd, for a transform that differentiates again."""
 
     def penalized(x):
         value = loss(x, target).sum()
@@ -334,14 +334,14 @@ def test_autocast_casts_no_logits_and_gives_a_float32_loss(name):
 
 @pytest.fixture
 def cuda_autocast():
-    """What torch.autocast("cuda") sets, which refuses to where there is no such device."""
+    """Sets what torch.autocast("cuda") sets, which refuses to do so without such a device."""
     before = torch.is_autocast_enabled("cuda")
     torch.set_autocast_enabled("cuda", True)
     yield
     torch.set_autocast_enabled("cuda", before)
 
 
-@pytest.mark.cpu_only  # fake tensors, of either device
+@pytest.mark.cpu_only  # its fake tensors are of both devices
 @pytest.mark.usefixtures("cuda_autocast")
 @pytest.mark.parametrize(("place", "dtype"), [("cuda", torch.float32), ("cpu", torch.bfloat16)])
 @pytest.mark.parametrize("loss", [segloss.cross_entropy, segloss.dice_ce_loss])

@@ -19,7 +19,7 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, dtype: torch.dtyp
 
 
 def assert_same_bits(actual: Iterable[torch.Tensor], expected: Iterable[torch.Tensor]) -> None:
-    """Promised of the CPU; a GPU may add up in another order in another layout."""
+    """The same bits, as promised for the CPU; a GPU may add up in another order in another layout."""
     for a, e in zip(actual, expected, strict=True):
         if e.is_cuda:
             assert_close(a, e)
@@ -28,10 +28,10 @@ def assert_same_bits(actual: Iterable[torch.Tensor], expected: Iterable[torch.Te
 
 
 # A confident voxel's loss and the gradient at its target hardly differ from 0, so that only a relative bound says
-# anything; the contract's is 1e-5 in float32, some 80 units in the last place.
+# anything. The promise in docs/how-it-works.md is 1e-5 in float32, some 80 units in the last place.
 CONFIDENT_RTOL = 1e-5
 
-# A float32 sum or mean is taken in double and rounded once (6e-8); the contract allows 2e-7.
+# A float32 sum or mean is taken in double and rounded once (6e-8); docs/how-it-works.md promises 2e-7.
 SUM_RTOL = 2e-7
 
 # The rounding of one result to a half type: half a unit in the last place of 11 or 8 bits, and the float32 rounding

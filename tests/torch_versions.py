@@ -1,10 +1,10 @@
-"""What tests expect of one torch and not of another. Each entry names the torch that needs it, and goes with it."""
+"""What tests expect of some versions of torch only. Each entry names the version that needs it, and goes with it."""
 
 import pytest
 
 from segloss._compat import TORCH
 
-# What torch says of its own code when Inductor and the packaging are imported and run.
+# Warnings of torch about its own code, when Inductor and the packaging are imported and run.
 ignores_warnings_of_compilers = [
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),
     pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning"),
