@@ -138,9 +138,9 @@ class Build(build_ext):
         self.forget_where_python_is()
         outdated = [library for library in self.extensions if self.is_outdated(library)]
         with ThreadPoolExecutor(os.cpu_count()) as pool:  # the slowest ones first
-            compiled = {library: pool.map(self.compiler_of(library), library.sources) for library in outdated[::-1]}
+            compiled = {each.name: pool.map(self.compiler_of(each), each.sources) for each in outdated[::-1]}
         for library in outdated:
-            self.link(library, list(compiled[library]))
+            self.link(library, list(compiled[library.name]))
 
     def forget_where_python_is(self) -> None:
         """Removes the linker options by which some builds of Python make a library search Python's folder."""

@@ -113,7 +113,7 @@ def in_short(results: Results) -> str:
             f"{memory['memory'][name]['peak']:.1f}" if name in memory["memory"] else "" for name in (peer, "segloss")
         ]
         rows.append([peer, TITLES[loss], f"`{logits}`", *times(speed, peer), *peaks])
-    return table(["", "loss", "logits", "time", "segloss's", "faster", "memory", "segloss's"], rows)
+    return table(["", "loss", "logits", "time", "segloss", "faster", "memory", "segloss"], rows)
 
 
 def by_shape(results: Results) -> str:

@@ -9,6 +9,15 @@ import torch  # loads the libraries that the operators link against
 from segloss import _glue
 
 
+def _is_installed() -> bool:
+    """Whether there is a torch-segloss with files of its own, beside the package that is imported."""
+    try:
+        files = metadata.distribution("torch-segloss").files or []
+    except metadata.PackageNotFoundError:
+        return False
+    return any(file.match("segloss/_C_torch*.so") for file in files)
+
+
 def library() -> Path:
     """The path of the operators for this torch."""
     here = Path(__file__).parent
@@ -20,8 +29,12 @@ def library() -> Path:
             f"{torch.__version__}. To compile them for this torch: "
             "pip install --no-build-isolation --no-binary torch-segloss torch-segloss"
             if there
-            else f"segloss: expected compiled operators in {here}, found none. In the source folder: "
-            "pip install --no-build-isolation --editable ."
+            else f"segloss: expected compiled operators in {here}, found none: this is the source folder. "
+            + (
+                "Start Python in another folder, where it finds the torch-segloss that is installed"
+                if _is_installed()
+                else "Compile them: pip install --no-build-isolation --editable ."
+            )
         )
     return library
 

@@ -595,8 +595,9 @@ def _advice_for(name: str, value: object) -> str:
         names = [key for key, each in value.items() if isinstance(each, Tensor)]
         return f"Pass a tensor that is in it: {reprlib.repr(names)}"
     if isinstance(value, list | tuple) and any(isinstance(each, Tensor) for each in value):
-        return "Pass one of its tensors, or outputs of several resolutions to DeepSupervisionLoss"
-    return f"Use torch.as_tensor({name})"
+        several = ", or outputs of several resolutions to DeepSupervisionLoss"
+        return "Pass one of its tensors" + (several if name == "input" else "")
+    return "Use torch.tensor(weight, dtype=torch.float32)" if name == "weight" else f"Use torch.as_tensor({name})"
 
 
 def _check_options(op: str, ignore_index: int, dim: int, label_smoothing: float = 0.0) -> None:

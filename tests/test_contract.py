@@ -794,6 +794,8 @@ SHAPE_ERRORS = [
     ((4, 3, 5), (2, 5), ValueError, "input and target of the same samples"),
     ((2, 3, 4, 5), (4, 5), ValueError, "target.expand(2, -1, -1)"),
     ((2, 5, 4, 6), (2, 4, 6, 3), RuntimeError, "turn the colours of an image into labels first"),
+    ((2, 5, 4, 6), (2, 3, 4, 6), RuntimeError, "turn the colours of an image into labels first"),
+    ((2, 3, 5, 4, 6), (2, 4, 6), RuntimeError, "DeepSupervisionLoss with input.unbind(1)"),
 ]
 
 

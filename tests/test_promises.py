@@ -284,7 +284,17 @@ def test_a_source_tree_that_is_not_built_says_how_to_build_it(tmp_path):
     shutil.copytree(source, tmp_path / "segloss", ignore=shutil.ignore_patterns("*.so"))
     done = run("import segloss", cwd=tmp_path)
     assert f"ImportError: segloss: expected compiled operators in {tmp_path / 'segloss'}, found none" in done.stderr
-    assert "pip install --no-build-isolation --editable ." in done.stderr
+    assert "Compile them: pip install --no-build-isolation --editable ." in done.stderr
+
+
+def test_the_source_folder_beside_an_installation_says_to_go_elsewhere(tmp_path):
+    source, installed = Path(segloss.__file__).parent, tmp_path / "site" / "torch_segloss-0.1.0.dist-info"
+    shutil.copytree(source, tmp_path / "segloss", ignore=shutil.ignore_patterns("*.so"))
+    installed.mkdir(parents=True)
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: torch-segloss\nVersion: 0.1.0\n")
+    (installed / "RECORD").write_text("segloss/_C_torch2_13.so,,\n")
+    done = run(f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import segloss", cwd=tmp_path)
+    assert "found none: this is the source folder. Start Python in another folder" in done.stderr
 
 
 BUILDS = {

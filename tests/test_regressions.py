@@ -120,7 +120,11 @@ def test_float64_overflowed_the_stack_of_a_small_thread():
         ({"input": [[0.0]]}, "expected input to be a torch.Tensor, got list"),
         ({"input": [torch.zeros(2, 3, 4)] * 2}, ".*got list. Pass one of its tensors, or .* to DeepSupervisionLoss"),
         ({"input": {"out": torch.zeros(2, 3, 4), "loss": 0}}, r".*got dict\. Pass a tensor that is in it: \['out'\]"),
-        ({"weight": [1.0, 1.0]}, "expected weight to be a torch.Tensor, got list"),
+        (
+            {"weight": [1.0, 1.0]},
+            r"expected weight to be .* got list\. Use torch\.tensor\(weight, dtype=torch\.float32\)",
+        ),
+        ({"target": [torch.zeros(2, 4)]}, r"expected target to be .* got list\. Pass one of its tensors$"),
         ({"ignore_index": 2.5}, r"expected ignore_index to be an int, got 2\.5"),
         ({"dim": "C"}, "expected dim to be an int, got 'C'"),
         ({"label_smoothing": None}, "expected label_smoothing to be a float, got None"),

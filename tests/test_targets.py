@@ -92,6 +92,22 @@ def test_the_error_of_bad_labels_names_the_smallest_and_the_largest(dtype):
         segloss.cross_entropy(logits_of(4, 3), labels)
 
 
+@pytest.mark.parametrize(
+    ("labels", "advice"),
+    [
+        ([0, 255, 255], r"Use target\.ne\(0\) if it is a mask of 0 and another value"),
+        ([0, 255, 1], "Relabel"),
+        ([1, 2, 1], "Use target - 1 if labels start at 1"),
+        ([0, 2, 1], "Relabel"),
+        ([1, 3, 1], "Relabel"),
+        ([1, 2, -100], "Use target - 1 if labels start at 1"),
+    ],
+)
+def test_the_error_of_bad_labels_advises_by_their_values(labels, advice):
+    with pytest.raises(IndexError, match=advice):
+        segloss.cross_entropy(logits_of(3, 2), torch.tensor(labels))
+
+
 def test_a_label_beyond_int64_is_bad():
     labels = torch.tensor([2**63 + 1, 0], dtype=torch.uint64)
     with pytest.raises(IndexError, match="out of bounds"):

@@ -86,6 +86,9 @@ std::string mend_dims(const SymShape& input, const SymShape& target, int64_t dim
             return c10::str("dim=", d, " with target.squeeze(", dim, "), if that is where the classes are");
         }
     }
+    if (dim == 1 && input.size() > 3 && fits(target, without(input, 1), dim)) {
+        return "DeepSupervisionLoss with input.unbind(1), if input holds outputs of several resolutions";
+    }
     const auto batched_input = with_batch(input), batched_target = with_batch(target);
     return fits(batched_target, input, dim)           ? "target.unsqueeze(0)"
            : fits(target, batched_input, dim)         ? "input.unsqueeze(0)"
@@ -130,9 +133,11 @@ std::string mend_sizes(const SymShape& input, const SymShape& target, int64_t di
     }
     if (labels == positions) {
         const auto first_channel = c10::str("target.narrow(", dim, ", 0, 1) if ");
+        const bool may_be_colours = target[dim] == 3 || target[dim] == 4;
         return input[dim] == 1 ? first_channel + "its first channel is the mask"
                                : c10::str("target.argmax(", dim, ") if target is one-hot, or ", first_channel,
-                                          "the labels are in its first channel");
+                                          "the labels are in its first channel",
+                                          may_be_colours ? "; turn the colours of an image into labels first" : "");
     }
     if (labels[0] == positions[0] && dim == 1 && labels.size() > 1) {
         return c10::str("torch.nn.functional.interpolate(input, size=", c10::SymIntArrayRef(labels).slice(1),
@@ -152,6 +157,21 @@ const char* mend_weight(const c10::SymInt& num_classes, const Tensor& weight) {
                ? "Give class 0 a weight too, also where include_background=False leaves it out"
            : weight.sym_numel() == num_classes ? "Use weight.flatten()"
                                                : "Pass weights of voxels as voxel_weight";
+}
+
+// What to do with labels outside [0, num_classes), by their values: a mask of 0 and 255, labels that start at 1,
+// others.
+std::string label_advice(const Tensor& labels, const Tensor& bad, int64_t num_classes, int64_t ignore_index) {
+    const auto valid = labels.masked_select(is_ignored(labels, ignore_index).logical_not());
+    const auto first_bad = labels.masked_select(bad)[0];
+    const bool is_mask = num_classes == 2 && valid.eq(0).logical_or_(valid.eq(first_bad)).all().item<bool>();
+    const bool starts_at_1 = valid.gt(0).logical_and_(valid.le(num_classes)).all().item<bool>();
+    return is_mask ? "Use target.ne(0) if it is a mask of 0 and another value, or set ignore_index to the label of "
+                     "voxels to leave out"
+           : starts_at_1
+               ? "Use target - 1 if labels start at 1, or give the network more classes"
+               : "Relabel, give the network more classes, or set ignore_index to the label of voxels to leave "
+                 "out";
 }
 
 [[noreturn]] void raise_shape_error(const std::string& op, const Tensor& input, const Tensor& target, int64_t dim) {
@@ -236,7 +256,7 @@ void check_logits(const std::string& op, const Tensor& input) {
     check_dense(op, input, "input");
     TORCH_CHECK_TYPE(!is_integer(input), op, ": expected floating logits [N, C, ...], got ", input.scalar_type(),
                      " input ", input.sym_sizes(), ", which looks like predicted labels. ",
-                     "Pass the network's output itself, before argmax");
+                     "Pass the network's output itself, before argmax, as the first argument");
     TORCH_CHECK_TYPE(is_real(input.scalar_type()), op,
                      ": expected logits of dtype float64, float32, float16 or bfloat16, got ", input.scalar_type(),
                      ". Use input.float()");
@@ -365,7 +385,8 @@ void check_softmax(const std::string& op, const Tensor& input, int64_t dim) {
     TORCH_CHECK_VALUE(input.sym_size(dim) != 1, op,
                       ": expected more than one channel for activation='softmax', got input ", input.sym_sizes(),
                       " with its classes in dimension ", dim, ", whose softmax is 1 whatever the logits are. ",
-                      "Use activation='sigmoid', with the mask of the foreground as target");
+                      "Use activation='sigmoid', with the mask of the foreground as target. If input holds predicted "
+                      "labels, pass the logits, before argmax");
 }
 
 void check_integral_labels(const std::string& op, const Tensor& labels) {
@@ -398,14 +419,11 @@ void check_label_values(const std::string& op, const Tensor& labels, int64_t num
     const auto bad =
         is_outside(labels.to(wide), num_classes).logical_and_(is_ignored(labels, ignore_index).logical_not_());
     const auto num_bad = bad.sum().item<int64_t>();
-    const auto advice = num_classes == 1
-                            ? kSingleLogit
-                            : "Relabel, give the network more classes, or set ignore_index to the label of voxels to "
-                              "leave out";
     TORCH_CHECK_INDEX(num_bad == 0, op, ": Target ", first_value(labels, bad), " is out of bounds: ", num_bad,
                       num_bad == 1 ? " label is" : " labels are", " outside [0, ", num_classes, "), the first ",
                       first_place("target", bad), values_between(labels, bad), ". Expected labels 0 to ",
-                      std::max<int64_t>(num_classes - 1, 0), " or ignore_index=", ignore_index, ". ", advice);
+                      std::max<int64_t>(num_classes - 1, 0), " or ignore_index=", ignore_index, ". ",
+                      num_classes == 1 ? kSingleLogit : label_advice(labels.to(wide), bad, num_classes, ignore_index));
 }
 
 void check_mask_values(const std::string& op, const Tensor& masks, int64_t ignore_index) {

@@ -182,10 +182,15 @@ static int64_t confusion_double(const struct segloss_confusion* args, int64_t be
     return run_confusion(SEGLOSS_REAL_DOUBLE, args, begin, end, counts);
 }
 
-/* There is no largest_label for the GPU; the table has that of the CPU. */
+/* There is no largest_label and no compare_maps for the GPU; the table has those of the CPU. */
 static int64_t largest_label_of_processor(const struct segloss_confusion* args, int64_t begin, int64_t end,
                                           int64_t* largest) {
     return segloss_kernels_baseline.largest_label(args, begin, end, largest);
+}
+
+static int64_t compare_maps_of_processor(const struct segloss_confusion* args, int64_t begin, int64_t end,
+                                         int64_t* counts) {
+    return segloss_kernels_baseline.compare_maps(args, begin, end, counts);
 }
 
 static const struct segloss_kernels cuda_table = {
@@ -197,6 +202,7 @@ static const struct segloss_kernels cuda_table = {
     .soft_stats_backward = {soft_backward_float, soft_backward_double},
     .confusion = {confusion_float, confusion_double},
     .largest_label = largest_label_of_processor,
+    .compare_maps = compare_maps_of_processor,
 };
 
 #endif
