@@ -11,11 +11,8 @@ from segloss import _glue
 
 def _is_installed() -> bool:
     """Whether there is a torch-segloss with files of its own, beside the package that is imported."""
-    try:
-        files = metadata.distribution("torch-segloss").files or []
-    except metadata.PackageNotFoundError:
-        return False
-    return any(file.match("segloss/_C_torch*.so") for file in files)
+    every = metadata.distributions(name="torch-segloss")  # a build leaves metadata in the source folder as well
+    return any(file.match("segloss/_C_torch*.so") for each in every for file in each.files or [])
 
 
 def library() -> Path:

@@ -293,6 +293,8 @@ def test_the_source_folder_beside_an_installation_says_to_go_elsewhere(tmp_path)
     installed.mkdir(parents=True)
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: torch-segloss\nVersion: 0.1.0\n")
     (installed / "RECORD").write_text("segloss/_C_torch2_13.so,,\n")
+    (tmp_path / "torch_segloss.egg-info").mkdir()  # as a build leaves it
+    (tmp_path / "torch_segloss.egg-info" / "PKG-INFO").write_text("Name: torch-segloss\nVersion: 0.1.0\n")
     done = run(f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import segloss", cwd=tmp_path)
     assert "found none: this is the source folder. Start Python in another folder" in done.stderr
 
