@@ -101,7 +101,7 @@ static void FN(label_losses)(const struct segloss_cross_entropy* a, VOXELS* v, R
     const int is_focal = a->gamma != 0, is_smooth = smoothing != 0;
     ALIGNED REAL focal[SEGLOSS_BLOCK], spread[SEGLOSS_BLOCK];
     if (is_focal) {
-        FN(find_label_exponential)(v);
+        FN(find_label_exponential)(v, a->num_classes);
         FN(focal_factors)((REAL)a->gamma, 0, v, focal);
     }
     if (is_smooth) {
@@ -221,7 +221,7 @@ static void FN(start_label_grad)(const struct segloss_cross_entropy* a, VOXELS* 
     const REAL uniform = (REAL)(a->label_smoothing / (double)a->num_classes);
     ALIGNED REAL label_weight[SEGLOSS_BLOCK], focal[SEGLOSS_BLOCK];
     FN(label_weights)(a, v->label, label_weight);
-    FN(find_label_exponential)(v);
+    FN(find_label_exponential)(v, a->num_classes);
     if (a->gamma != 0) {
         FN(focal_factors)((REAL)a->gamma, 1, v, focal);
     }
@@ -240,25 +240,37 @@ static void FN(start_label_grad)(const struct segloss_cross_entropy* a, VOXELS* 
     g->squared = 0;
 }
 
-static void FN(write_label_grad)(const struct segloss_cross_entropy* a, const VOXELS* v, const REAL* exponentials,
-                                 const LABEL_GRAD* g, int64_t first, int n, ROWS grad) {
-    const int smooth = a->label_smoothing != 0;
+static inline __attribute__((always_inline)) void
+FN(write_label_rows)(const struct segloss_cross_entropy* a, const VOXELS* v, const REAL* exponentials,
+                     const LABEL_GRAD* g, int64_t first, int n, int is_smooth, int has_b, int squared, ROWS grad) {
     for (int c = 0; c < n; ++c) {
-        const REAL w = FN(class_weight)(a, first + c);
-        const REAL b = g->b ? g->b[first + c] : 0;
+        const REAL w = is_smooth ? FN(class_weight)(a, first + c) : 0;
+        const REAL b = has_b ? g->b[first + c] : 0;
         for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
             const VEC e = FN(load)(exponentials + c * ROW_LANES + i);
             VEC slope = FN(load)(g->slope + i);
-            if (g->b) {
-                slope += FN(load)(g->curve + i) * (g->squared ? b * e : FN(splat)(b));
+            if (has_b) {
+                slope += FN(load)(g->curve + i) * (squared ? b * e : FN(splat)(b));
             }
             VEC value = e * slope;
-            if (smooth) {
+            if (is_smooth) {
                 value -= FN(load)(g->level + i) * w;
             }
             const MASK is_label = FN(load_labels)(v->label + i) == (BITS)(first + c);
             FN(put)(grad, c * grad.stride + i, FN(select)(is_label, FN(load)(g->at_label + i), value));
         }
+    }
+}
+
+static void FN(write_label_grad)(const struct segloss_cross_entropy* a, const VOXELS* v, const REAL* exponentials,
+                                 const LABEL_GRAD* g, int64_t first, int n, ROWS grad) {
+    const int is_smooth = a->label_smoothing != 0;
+    if (is_smooth || g->squared) {
+        FN(write_label_rows)(a, v, exponentials, g, first, n, is_smooth, g->b != NULL, g->squared, grad);
+    } else if (g->b) {
+        FN(write_label_rows)(a, v, exponentials, g, first, n, 0, 1, 0, grad);
+    } else {
+        FN(write_label_rows)(a, v, exponentials, g, first, n, 0, 0, 0, grad);
     }
 }
 

@@ -34,7 +34,7 @@ static inline __attribute__((always_inline)) void FN(softmax_of_columns)(VOXELS*
         if (!few) {
             FN(pick_from_column)(column, first_class, num_classes, v->label + i, v->label_x + i);
         }
-        VEC others = {0}, equals = {0};
+        VEC others = {0}, equals = {0}, e_label = {0};
         for (int c = 0; c < num_classes; ++c) {
             if (line) {
                 __builtin_prefetch(line + c * ahead.class_bytes, 0, 2);
@@ -46,6 +46,12 @@ static inline __attribute__((always_inline)) void FN(softmax_of_columns)(VOXELS*
             if (keep) {
                 FN(store)(e + c * ROW_LANES + i, e_c);
             }
+            if (few) {
+                e_label = FN(select)(label == c, e_c, e_label);
+            }
+        }
+        if (few) {
+            FN(store)(v->label_e + i, e_label);
         }
         FN(store)(max + i, largest);
         FN(store)(tail + i, others + (equals - 1));
@@ -60,6 +66,7 @@ static void FN(softmax_of_chunk)(VOXELS* v, int64_t first_class, int num_classes
     FN(clear_unused)(max, &v->block, 1);
     FN(clear_unused)(tail, &v->block, 1);
     FN(clear_unused)(v->label_x, &v->block, 1);
+    FN(clear_unused)(v->label_e, &v->block, 1);
     FN(clear_unused)(v->activations.values, &v->block, keep ? num_classes : 0);
     if (num_classes == 2) { /* for a constant number of classes the compiler keeps a column in registers */
         FN(softmax_of_columns)(v, x, first_class, 2, keep, max, tail);
@@ -157,8 +164,11 @@ static void FN(find_share)(VOXELS* v) {
     }
 }
 
-/* e_y, from x_y. */
-static void FN(find_label_exponential)(VOXELS* v) {
+/* e_y, from x_y. Of few classes it was found with the softmax. */
+static void FN(find_label_exponential)(VOXELS* v, int64_t num_classes) {
+    if (num_classes <= FN(few_classes)) {
+        return;
+    }
     for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
         const VEC e = FN(exp_nonpositive)(FN(load)(v->label_x + i) - FN(load)(v->max + i));
         FN(store)(v->label_e + i, FN(only)(FN(load_labels)(v->label + i) >= 0, e));

@@ -69,7 +69,8 @@ struct VoxelArguments {
     // Describes the layout of all tensors that have values for each voxel: those of the arguments, and `more`.
     void describe_with(std::initializer_list<Operand> more);
 
-    Chunks chunks() const { return {c10::multiply_integers(sizes), args.num_classes}; }
+    int64_t num_voxels() const { return c10::multiply_integers(sizes); }
+    Chunks chunks() const { return {num_voxels(), args.num_classes}; }
 
     // Runs a kernel over all voxels. Raises if it refuses a value.
     template <typename Kernel> void run(const Kernel& kernel) const {

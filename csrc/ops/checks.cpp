@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <vector>
 
 namespace segloss {
@@ -398,6 +399,21 @@ void check_integral_labels(const std::string& op, const Tensor& labels) {
                 " of dtype ", labels.scalar_type(), ", got ", first_value(labels, fractional), " at index ",
                 at::IntArrayRef(index_of(first_true(fractional), labels.sizes())),
                 ". Round the labels, or give class probabilities the shape of input");
+}
+
+bool can_hold(at::ScalarType dtype, int64_t ignore_index) {
+    switch (dtype) {
+    case at::kBool:
+        return ignore_index == 0 || ignore_index == 1;
+    case at::kByte:
+        return ignore_index >= 0 && ignore_index <= std::numeric_limits<uint8_t>::max();
+    case at::kUInt16:
+    case at::kUInt32:
+    case at::kUInt64:
+        return ignore_index >= 0;
+    default:
+        return true;
+    }
 }
 
 Tensor is_ignored(const Tensor& labels, int64_t ignore_index) {

@@ -85,6 +85,9 @@ Tensor is_outside(const Tensor& labels, int64_t num_classes);
 // Raises if a floating label is not integral.
 void check_integral_labels(const std::string& op, const Tensor& labels);
 
+// Whether a target of this dtype may hold ignore_index. Its values are not read: the host would wait for the device.
+bool can_hold(at::ScalarType dtype, int64_t ignore_index);
+
 // True where a label is ignore_index.
 Tensor is_ignored(const Tensor& labels, int64_t ignore_index);
 

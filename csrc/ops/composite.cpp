@@ -29,22 +29,6 @@ Tensor weighted(const Tensor& factor, const Tensor& nll) {
     return nll.masked_fill(void_terms, 0) * factor;
 }
 
-// Whether a target of this dtype may hold ignore_index. Its values are not read: the host would wait for the device.
-bool can_hold(at::ScalarType dtype, int64_t ignore_index) {
-    switch (dtype) {
-    case at::kBool:
-        return ignore_index == 0 || ignore_index == 1;
-    case at::kByte:
-        return ignore_index >= 0 && ignore_index <= std::numeric_limits<uint8_t>::max();
-    case at::kUInt16:
-    case at::kUInt32:
-    case at::kUInt64:
-        return ignore_index >= 0;
-    default:
-        return true;
-    }
-}
-
 double lowest_of(const Tensor& tensor) {
     return tensor.scalar_type() == at::kDouble ? std::numeric_limits<double>::lowest()
                                                : std::numeric_limits<float>::lowest();

@@ -106,6 +106,13 @@ std::optional<segloss_sums> sum_over(const Chunks& chunks, SumKernel kernel, con
     return accepted ? std::optional(total) : std::nullopt;
 }
 
+// Whether each voxel has weight 1 in the mean, whatever the labels are: their number is the total then.
+bool all_voxels_count(const Arguments& arguments, const Reading& reading) {
+    const bool is_unweighted = !arguments.voxel_weight && (reading.kind == Target::probabilities || !arguments.weight);
+    return is_unweighted &&
+           (reading.kind == Target::probabilities || !can_hold(arguments.target.scalar_type(), reading.ignore_index));
+}
+
 // The reduced loss of the sums; mean_loss does the same for tensors.
 double reduced_loss(const segloss_sums& total, const Options& options) {
     const double empty = options.empty_zero ? 0 : std::numeric_limits<double>::quiet_NaN();
@@ -147,7 +154,10 @@ CrossEntropy::Results CrossEntropy::forward_cpu(const Arguments& arguments, cons
         return *total;
     };
     if (options.with_gradient) {
-        const auto total_weight = options.is_mean() ? sum(kernels().cross_entropy_weight[real]).weight : 1;
+        const auto total_weight = !options.is_mean() ? 1
+                                  : all_voxels_count(arguments, reading)
+                                      ? static_cast<double>(voxels.num_voxels())
+                                      : sum(kernels().cross_entropy_weight[real]).weight;
         args.grad_scale = gradient_scale(total_weight, options);
         args.stream_grad = exceeds_caches(gradient);
     }
