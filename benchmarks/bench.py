@@ -177,6 +177,7 @@ def machine(device: str) -> Row:
         "threads": torch.get_num_threads(),
         "isa": gpu_kernels() if device == "cuda" else segloss.get_isa(),
         "torch": torch.__version__,
+        "cache": torch.ops.segloss.cache_size() >> 20,
         "load": os.getloadavg()[0],  # other work on the machine changes the figures
     }
 

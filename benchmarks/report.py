@@ -54,6 +54,7 @@ def markdown(results: Results) -> str:
     machine = results["machine"]
     title = (
         f"{machine['processor']}, {machine['threads']} threads, {machine['isa']} kernels, torch {machine['torch']}, "
+        f"cache of {machine['cache']} MiB, "
         f"{results['form']} form. Load average before the start: {machine['load']:.2f}."
     )
     return "\n\n".join(
