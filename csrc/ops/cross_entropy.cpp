@@ -108,9 +108,9 @@ std::optional<segloss_sums> sum_over(const Chunks& chunks, SumKernel kernel, con
 
 // Whether each voxel has weight 1 in the mean, whatever the labels are: their number is the total then.
 bool all_voxels_count(const Arguments& arguments, const Reading& reading) {
-    const bool is_unweighted = !arguments.voxel_weight && (reading.kind == Target::probabilities || !arguments.weight);
-    return is_unweighted &&
-           (reading.kind == Target::probabilities || !can_hold(arguments.target.scalar_type(), reading.ignore_index));
+    const auto& [op, input, target, weight, voxel_weight] = arguments;
+    const bool is_soft = reading.kind == Target::probabilities;
+    return !voxel_weight && (is_soft || (!weight && !can_hold(target.scalar_type(), reading.ignore_index)));
 }
 
 // The reduced loss of the sums; mean_loss does the same for tensors.
