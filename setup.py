@@ -43,8 +43,8 @@ LINK_FLAGS: list[str] = []
 ISA_FLAGS: dict[str, list[str]] = {"neon" if ARM else "baseline": []}
 if X86:
     ISA_FLAGS["baseline"] = ["-O2"]  # compiles in half the time; almost every processor has AVX2
-    ISA_FLAGS["avx2"] = ["-mavx2", "-mfma"]
-    ISA_FLAGS["avx512"] = ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma"]
+    ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
+    ISA_FLAGS["avx512"] = ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma", "-mf16c"]
     ISA_FLAGS["avx512"] += ["-mprefer-vector-width=512"]
     C_FLAGS += ["-DSEGLOSS_X86"]
 

@@ -25,11 +25,15 @@ ARM = MACHINE in ("aarch64", "arm64")
 ISA_FLAGS: dict[str, list[str]] = {"neon" if ARM else "baseline": []}
 if MACHINE in ("x86_64", "amd64"):
     FLAGS += ["-DSEGLOSS_X86"]
-    ISA_FLAGS["avx2"] = ["-mavx2", "-mfma"]
-    ISA_FLAGS["avx512"] = ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma"]
+    ISA_FLAGS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
+    ISA_FLAGS["avx512"] = ["-mavx512f", "-mavx512vl", "-mavx512dq", "-mavx512bw", "-mfma", "-mf16c"]
     ISA_FLAGS["avx512"] += ["-mprefer-vector-width=512"]
 
-CPU_FLAGS = {"baseline": [], "avx2": ["avx2", "fma"], "avx512": ["avx512f", "avx512vl", "avx512dq", "avx512bw", "fma"]}
+CPU_FLAGS = {
+    "baseline": [],
+    "avx2": ["avx2", "fma", "f16c"],
+    "avx512": ["avx512f", "avx512vl", "avx512dq", "avx512bw", "fma", "f16c"],
+}
 if ARM:
     CPU_FLAGS = {"neon": []}
 

@@ -22,6 +22,9 @@ static inline int FN(chunk_length)(int64_t first_class, int64_t num_classes) {
 #define COPY_NAME FN(from_float16)
 #define FROM uint16_t
 #define CONVERT float_of_float16
+#if defined(FLOATS_OF_FLOAT16) && !REAL_IS_DOUBLE
+#define CONVERT_ROW FLOATS_OF_FLOAT16
+#endif
 #include "copy_tmpl.h"
 
 #define COPY_NAME FN(from_bfloat16)
@@ -79,6 +82,9 @@ static inline int FN(chunk_length)(int64_t first_class, int64_t num_classes) {
 #define FROM REAL
 #define TO uint16_t
 #define CONVERT(x) float16_of_float((float)(x))
+#if defined(FLOAT16_OF_FLOATS) && !REAL_IS_DOUBLE
+#define CONVERT_ROW FLOAT16_OF_FLOATS
+#endif
 #include "copy_tmpl.h"
 #undef TO
 

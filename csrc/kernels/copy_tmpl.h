@@ -1,10 +1,21 @@
 /* Defines COPY_NAME, which copies classes x voxels of type FROM to type TO, each with any strides, and applies CONVERT
- * (default: a C cast) to each element. It copies whole rows if voxels are contiguous on both sides, and transposes
- * tiles if classes are contiguous on one side and voxels on the other. */
+ * (default: a C cast) to each element, or CONVERT_ROW, if defined, to elements that are contiguous on both sides. It
+ * copies whole rows if voxels are contiguous on both sides, and transposes tiles if classes are contiguous on one side
+ * and voxels on the other. */
 #ifndef CONVERT
 #define CONVERT(x) ((TO)(x))
 #endif
 #define PART(name) JOIN(COPY_NAME, name)
+
+static inline __attribute__((always_inline)) void PART(_row)(TO* to, const FROM* from, int count) {
+#ifdef CONVERT_ROW
+    CONVERT_ROW(to, from, count);
+#else
+    for (int i = 0; i < count; ++i) {
+        to[i] = CONVERT(from[i]);
+    }
+#endif
+}
 
 /* Copies the voxels from `first` on. */
 static void PART(_one_by_one)(const struct plane* to, const struct plane* from, int64_t num_classes, int first,
@@ -32,10 +43,7 @@ static void PART(_repeated)(const struct plane* to, const struct plane* from, in
 static void PART(_in_rows)(const struct plane* to, const struct plane* from, int64_t num_classes, int count) {
     for (int64_t c = 0; c < num_classes; ++c) {
         TO* t = (TO*)to->data + c * to->stride_class;
-        const FROM* f = (const FROM*)from->data + c * from->stride_class;
-        for (int i = 0; i < count; ++i) {
-            t[i] = CONVERT(f[i]);
-        }
+        PART(_row)(t, (const FROM*)from->data + c * from->stride_class, count);
     }
 }
 
@@ -45,9 +53,7 @@ static inline void PART(_tile_to_rows)(TO* to, int64_t to_stride, const FROM* fr
     tile_row tile[TILE];
     for (int k = 0; k < TILE; ++k) {
         TO x[TILE];
-        for (int j = 0; j < TILE; ++j) {
-            x[j] = CONVERT(from[k * from_stride + j]);
-        }
+        PART(_row)(x, from + k * from_stride, TILE);
         memcpy(&tile[k], x, sizeof x);
     }
     TRANSPOSE(tile);
@@ -133,4 +139,5 @@ static void COPY_NAME(const struct plane* to, const struct plane* from, int64_t 
 #undef COPY_NAME
 #undef FROM
 #undef CONVERT
+#undef CONVERT_ROW
 #undef PART

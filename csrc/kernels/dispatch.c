@@ -1,4 +1,7 @@
 /* Chooses the kernels for this processor. */
+#ifdef SEGLOSS_X86
+#include <cpuid.h>
+#endif
 #include <string.h>
 
 #include "kernels.h"
@@ -17,15 +20,23 @@ static const struct segloss_kernels* const best_first[] = {
 
 enum { NUM_TABLES = sizeof best_first / sizeof best_first[0] };
 
+#ifdef SEGLOSS_X86
+/* __builtin_cpu_supports does not know it in every compiler. */
+static int has_f16c(void) {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
+
 static int processor_has(const struct segloss_kernels* kernels) {
 #ifdef SEGLOSS_X86
     if (kernels == &segloss_kernels_avx512) {
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
                __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-               __builtin_cpu_supports("fma");
+               __builtin_cpu_supports("fma") && has_f16c();
     }
     if (kernels == &segloss_kernels_avx2) {
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     }
 #endif
     return kernels == best_first[NUM_TABLES - 1];

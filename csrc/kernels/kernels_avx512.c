@@ -1,5 +1,7 @@
 #include <immintrin.h>
 
+#include "f16c.h"
+
 #define SEGLOSS_ISA_NAME "avx512"
 #define SEGLOSS_KERNELS segloss_kernels_avx512
 #define SEGLOSS_VECTOR_BYTES 64

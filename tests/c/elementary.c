@@ -5,6 +5,9 @@
 #include <math.h>
 
 #include "block.h"
+#ifdef __F16C__
+#include "f16c.h"
+#endif
 #include "kernels.h"
 
 #if defined(__AVX512F__)
@@ -70,12 +73,44 @@ OVER_ARRAY(from_bfloat16, uint16_t, float, float_of_bfloat16)
 OVER_ARRAY(to_float16, float, uint16_t, float16_of_float)
 OVER_ARRAY(to_bfloat16, float, uint16_t, bfloat16_of_float)
 
+#ifdef __F16C__
+/* Fewer than eight are padded, so that instructions convert them, too. */
+static void from_row_of_float16(const uint16_t* x, float* y, int n) {
+    uint16_t padded[8] = {0};
+    float converted[8];
+    if (n >= 8) {
+        floats_of_float16(y, x, n);
+        return;
+    }
+    memcpy(padded, x, (size_t)n * sizeof *x);
+    floats_of_float16(converted, padded, 8);
+    memcpy(y, converted, (size_t)n * sizeof *y);
+}
+
+static void to_row_of_float16(const float* x, uint16_t* y, int n) {
+    float padded[8] = {0};
+    uint16_t converted[8];
+    if (n >= 8) {
+        float16_of_floats(y, x, n);
+        return;
+    }
+    memcpy(padded, x, (size_t)n * sizeof *x);
+    float16_of_floats(converted, padded, 8);
+    memcpy(y, converted, (size_t)n * sizeof *y);
+}
+#else
+#define from_row_of_float16 from_float16
+#define to_row_of_float16 to_float16
+#endif
+
 const struct elementary ELEMENTARY = {
     .isa = ISA,
     .of_float = {[EXP] = exp_float, [LOG] = log_float, [LOG1P] = log1p_float},
     .of_double = {[EXP] = exp_double, [LOG] = log_double, [LOG1P] = log1p_double},
     .float_of_float16 = from_float16,
+    .row_of_float16 = from_row_of_float16,
     .float_of_bfloat16 = from_bfloat16,
     .float16_of_float = to_float16,
+    .float16_of_row = to_row_of_float16,
     .bfloat16_of_float = to_bfloat16,
 };

@@ -11,8 +11,10 @@ struct elementary {
     void (*of_float[NUM_FUNCTIONS])(const float* x, float* y, int n);
     void (*of_double[NUM_FUNCTIONS])(const double* x, double* y, int n);
     void (*float_of_float16)(const uint16_t* x, float* y, int n);
+    void (*row_of_float16)(const uint16_t* x, float* y, int n); /* by instructions, where there are any */
     void (*float_of_bfloat16)(const uint16_t* x, float* y, int n);
     void (*float16_of_float)(const float* x, uint16_t* y, int n);
+    void (*float16_of_row)(const float* x, uint16_t* y, int n);
     void (*bfloat16_of_float)(const float* x, uint16_t* y, int n);
 };
 

@@ -344,6 +344,7 @@ static void test_half_types(void) {
         const struct elementary* e = elementary_of(tables[t]);
         snprintf(current_case, sizeof current_case, "half conversions, %s", e->isa);
         test_half_type(&(struct half_type){&formats[SEGLOSS_FLOAT16], e->float_of_float16, e->float16_of_float});
+        test_half_type(&(struct half_type){&formats[SEGLOSS_FLOAT16], e->row_of_float16, e->float16_of_row});
         test_half_type(&(struct half_type){&formats[SEGLOSS_BFLOAT16], e->float_of_bfloat16, e->bfloat16_of_float});
     }
     printf("half conversions: all 65536 patterns of float16 and bfloat16 both ways, and what lies between: ok\n");
