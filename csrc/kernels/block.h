@@ -128,6 +128,15 @@ static inline struct plane tensor_plane(const struct segloss_tensor* t, const st
     };
 }
 
+/* Whether all positions share one value. */
+static inline int is_one_value(const struct segloss_tensor* t, const struct segloss_positions* positions) {
+    int64_t any_stride = 0;
+    for (int d = 0; d < positions->num_dims; ++d) {
+        any_stride |= t->strides[d];
+    }
+    return any_stride == 0;
+}
+
 /* The lanes of a run in a buffer with rows of ROW_LANES. */
 static inline struct plane lanes_plane(void* buffer, size_t element_size, const struct run* r) {
     return (struct plane){(char*)buffer + (size_t)r->lane * element_size, ROW_LANES, 1};

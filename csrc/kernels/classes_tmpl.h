@@ -132,6 +132,15 @@ static void FN(read_classes)(REAL* values, const struct segloss_tensor* t, const
     FN(copy_classes)(values, t, b, first_class, num_classes);
 }
 
+/* The value of a class in a tensor with one value for all positions. */
+static REAL FN(read_value)(const struct segloss_tensor* t, int64_t class) {
+    REAL value;
+    const struct plane to = {&value, 0, 1};
+    const struct plane from = {(char*)t->data + class * t->stride_class * dtype_size(t->dtype), 0, 0};
+    FN(readers)[t->dtype](&to, &from, 1, 1);
+    return value;
+}
+
 static void FN(write_classes)(const REAL* values, const struct segloss_tensor* t, const struct block* b,
                               int64_t first_class, int num_classes) {
     for (struct run r = first_run(b); r.count > 0; r = next_run(b, &r)) {

@@ -192,6 +192,14 @@ static void FN(read_scale)(const struct segloss_cross_entropy* a, const VOXELS* 
         memset(scale, 0, SEGLOSS_BLOCK * sizeof *scale);
         return;
     }
+    if (is_one_value(&a->grad_loss, &a->positions)) {
+        const REAL value = FN(read_value)(&a->grad_loss, class) * factor;
+        for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+            const VEC weight = FN(load)(v->weight + i);
+            FN(store)(scale + i, FN(only)(weight != 0, value * weight));
+        }
+        return;
+    }
     FN(read_classes)(scale, &a->grad_loss, &v->block, class, 1);
     for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
         const VEC weight = FN(load)(v->weight + i);
@@ -214,30 +222,52 @@ LABEL_GRAD {
 };
 
 /* Starts with the gradient of the losses: f (p_c - [c = y]) + u (W p_c - w_c), with f = scale (1 - s) w_y times the
- * focal factor and u = scale s / C. */
-static void FN(start_label_grad)(const struct segloss_cross_entropy* a, VOXELS* v, REAL total_class_weight,
-                                 const REAL* scale, LABEL_GRAD* g) {
+ * focal factor and u = scale s / C. Finds the share, too. */
+static inline __attribute__((always_inline)) void FN(start_label_rows)(const struct segloss_cross_entropy* a, VOXELS* v,
+                                                                       REAL total_class_weight, const REAL* scale,
+                                                                       const REAL* label_weight, const REAL* focal,
+                                                                       int is_smooth, LABEL_GRAD* g) {
     const REAL smoothing = (REAL)a->label_smoothing;
     const REAL uniform = (REAL)(a->label_smoothing / (double)a->num_classes);
-    ALIGNED REAL label_weight[SEGLOSS_BLOCK], focal[SEGLOSS_BLOCK];
-    FN(label_weights)(a, v->label, label_weight);
-    FN(find_label_exponential)(v, a->num_classes);
-    if (a->gamma != 0) {
-        FN(focal_factors)((REAL)a->gamma, 1, v, focal);
-    }
     for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
-        const VEC e = FN(load)(v->label_e + i), tail = FN(load)(v->tail + i), share = FN(load)(v->share + i);
-        const VEC w = FN(load)(label_weight + i), scale_i = FN(load)(scale + i);
-        const VEC factor = a->gamma != 0 ? FN(load)(focal + i) : FN(splat)(1);
-        const VEC sharp = scale_i * (1 - smoothing) * w * factor * share;
-        const VEC level = scale_i * uniform;
-        const VEC flat = level * total_class_weight * share;
+        const VEC e = FN(load)(v->label_e + i), tail = FN(load)(v->tail + i);
+        const VEC share = 1 / (1 + tail), scale_i = FN(load)(scale + i);
+        VEC sharp = scale_i * share, flat = {0}, at_label = {0};
+        if (label_weight) {
+            sharp *= FN(load)(label_weight + i);
+        }
+        if (focal) {
+            sharp *= FN(load)(focal + i);
+        }
+        if (is_smooth) {
+            const VEC level = scale_i * uniform;
+            sharp *= 1 - smoothing;
+            flat = level * total_class_weight * share;
+            at_label = flat * e - level * FN(load)(label_weight + i);
+            FN(store)(g->level + i, level);
+        }
+        FN(store)(v->share + i, share);
         FN(store)(g->slope + i, sharp + flat);
-        FN(store)(g->level + i, level);
-        FN(store)(g->at_label + i, sharp * ((e - 1) - tail) + (flat * e - level * w));
+        FN(store)(g->at_label + i, sharp * ((e - 1) - tail) + at_label);
     }
+}
+
+static void FN(start_label_grad)(const struct segloss_cross_entropy* a, VOXELS* v, REAL total_class_weight,
+                                 const REAL* scale, LABEL_GRAD* g) {
+    ALIGNED REAL label_weight[SEGLOSS_BLOCK], focal[SEGLOSS_BLOCK];
+    const int is_focal = a->gamma != 0, is_smooth = a->label_smoothing != 0;
     g->b = NULL;
     g->squared = 0;
+    FN(find_label_exponential)(v, a->num_classes);
+    if (!is_focal && !is_smooth && !a->class_weight) {
+        FN(start_label_rows)(a, v, total_class_weight, scale, NULL, NULL, 0, g);
+        return;
+    }
+    if (is_focal) {
+        FN(focal_factors)((REAL)a->gamma, 1, v, focal);
+    }
+    FN(label_weights)(a, v->label, label_weight);
+    FN(start_label_rows)(a, v, total_class_weight, scale, label_weight, is_focal ? focal : NULL, is_smooth, g);
 }
 
 static inline __attribute__((always_inline)) void
@@ -335,13 +365,11 @@ static void FN(active_block_grad)(const struct segloss_cross_entropy* a, VOXELS*
     LABEL_GRAD label_grad;
     const int has_probabilities = a->target_kind == SEGLOSS_PROBABILITIES;
     FN(read_scale)(a, v, 0, scale);
-    if (!a->log_probabilities) {
+    if (has_probabilities && !a->log_probabilities) {
         FN(find_share)(v);
-        if (has_probabilities) {
-            FN(find_mass)(a, v, mass);
-        } else {
-            FN(start_label_grad)(a, v, total_class_weight, scale, &label_grad);
-        }
+        FN(find_mass)(a, v, mass);
+    } else if (!a->log_probabilities) {
+        FN(start_label_grad)(a, v, total_class_weight, scale, &label_grad);
     }
     for (int64_t first = 0; first < a->num_classes; first += CLASS_CHUNK) {
         const int n = FN(chunk_length)(first, a->num_classes);

@@ -31,59 +31,81 @@ static struct FN(class_sums) FN(sums_of_class)(const struct segloss_soft_stats* 
     return (struct FN(class_sums)){first, first + stride, first + 2 * stride};
 }
 
-/* The lanes of a row after each four vectors are summed in REAL; these lanes are added to the sums in double. */
-enum { FN(summed_lanes) = SEGLOSS_BLOCK / 4 };
-
-static inline VEC FN(sum_of_four)(const VEC* x) { return (x[0] + x[1]) + (x[2] + x[3]); }
-
-/* Adds v p, or v p^2, of each class. */
-static void FN(add_predictions)(const struct segloss_soft_stats* s, const VOXELS* v, const REAL* rows, int64_t first,
-                                int n, double* stats) {
-    ALIGNED REAL summed[FN(summed_lanes)];
-    for (int c = 0; c < n; ++c) {
-        for (int i = 0; i < SEGLOSS_BLOCK; i += 4 * WIDTH) {
-            VEC value[4];
-            for (int k = 0; k < 4; ++k) {
-                const int lane = i + k * WIDTH;
-                const VEC p = FN(load)(rows + c * ROW_LANES + lane) * FN(load)(v->share + lane);
-                value[k] = (s->squared ? p * p : p) * FN(load)(v->weight + lane);
-            }
-            FN(store)(summed + i / 4, FN(sum_of_four)(value));
-        }
-        FN(add_to_sums)(FN(sums_of_class)(s, stats, first + c).prediction, summed, FN(summed_lanes));
-    }
-}
-
 /* min(p, g); nan for p = nan. */
 static inline VEC FN(overlap)(VEC p, VEC g) { return FN(select)(g < p, g, p); }
 
-/* Adds v p g (soft_label: v min(p, g)), and v g or v g^2, class by class. */
-static void FN(add_targets)(const struct segloss_soft_stats* s, VOXELS* v, const REAL* rows, int64_t first, int n,
-                            double* stats) {
-    ALIGNED REAL buffer[SEGLOSS_BLOCK], intersection[FN(summed_lanes)], truth[FN(summed_lanes)];
-    for (int c = 0; c < n; ++c) {
-        const REAL* target = FN(target_row)(v, &s->voxels, first, n, c, buffer);
-        for (int i = 0; i < SEGLOSS_BLOCK; i += 4 * WIDTH) {
-            VEC both[4], only[4];
-            for (int k = 0; k < 4; ++k) {
-                const int lane = i + k * WIDTH;
+/* The sums of a block keep this many lanes of REAL, which are added to those in double. */
+enum {
+    FN(summed_lanes) = WIDTH < SEGLOSS_SUM_LANES ? SEGLOSS_SUM_LANES : WIDTH,
+    FN(summed) = FN(summed_lanes) / WIDTH
+};
+
+static inline void FN(add_lanes)(double* sums, const VEC* lanes) {
+    ALIGNED REAL values[FN(summed_lanes)];
+    memcpy(values, lanes, sizeof values);
+    FN(add_to_sums)(sums, values, FN(summed_lanes));
+}
+
+static inline VEC FN(sum_of_four)(const VEC* x) { return (x[0] + x[1]) + (x[2] + x[3]); }
+
+/* Adds the statistics of one class; those with the target only if `has_target`. `target` is its row, NULL for labels.
+ */
+static inline __attribute__((always_inline)) void FN(add_class)(const struct segloss_soft_stats* s, const VOXELS* v,
+                                                                const REAL* row, const REAL* target, int64_t class,
+                                                                int has_target, int squared, double* stats) {
+    VEC prediction[FN(summed)] = {0}, intersection[FN(summed)] = {0}, truth[FN(summed)] = {0};
+    for (int i = 0; i < SEGLOSS_BLOCK; i += 4 * WIDTH) {
+        VEC p_part[4], both_part[4], g_part[4];
+        for (int k = 0; k < 4; ++k) {
+            const int lane = i + k * WIDTH;
+            const VEC weight = FN(load)(v->weight + lane);
+            const VEC p = FN(load)(row + lane) * FN(load)(v->share + lane), weighted = p * weight;
+            p_part[k] = squared ? p * weighted : weighted;
+            if (target) {
                 const VEC g = FN(load)(target + lane);
-                const VEC weighted = g * FN(load)(v->weight + lane);
-                const VEC p = FN(load)(rows + c * ROW_LANES + lane) * FN(load)(v->share + lane);
-                both[k] = s->soft_label ? FN(overlap)(p, g) * FN(load)(v->weight + lane) : p * weighted;
-                only[k] = s->squared ? g * weighted : weighted;
+                both_part[k] = s->soft_label ? FN(overlap)(p, g) * weight : g * weighted;
+                g_part[k] = squared ? g * g * weight : g * weight;
+            } else if (has_target) {
+                const MASK is_label = FN(load_labels)(v->label + lane) == (BITS)(class);
+                both_part[k] = FN(only)(is_label, weighted);
+                g_part[k] = FN(only)(is_label, weight);
             }
-            FN(store)(intersection + i / 4, FN(sum_of_four)(both));
-            FN(store)(truth + i / 4, FN(sum_of_four)(only));
         }
-        const struct FN(class_sums) sums = FN(sums_of_class)(s, stats, first + c);
-        FN(add_to_sums)(sums.intersection, intersection, FN(summed_lanes));
-        FN(add_to_sums)(sums.target, truth, FN(summed_lanes));
+        const int lanes = i / (4 * WIDTH) % FN(summed);
+        prediction[lanes] += FN(sum_of_four)(p_part);
+        if (has_target) {
+            intersection[lanes] += FN(sum_of_four)(both_part);
+            truth[lanes] += FN(sum_of_four)(g_part);
+        }
+    }
+    const struct FN(class_sums) sums = FN(sums_of_class)(s, stats, class);
+    FN(add_lanes)(sums.prediction, prediction);
+    if (has_target) {
+        FN(add_lanes)(sums.intersection, intersection);
+        FN(add_lanes)(sums.target, truth);
     }
 }
 
-/* The same for labels, voxel by voxel. Neighbouring voxels add to different lanes, so that no addition waits for the
- * one before. */
+/* Adds the statistics of a chunk of classes, class by class; of many classes with labels those of v p alone. */
+static void FN(add_classes)(const struct segloss_soft_stats* s, VOXELS* v, const REAL* rows, int64_t first, int n,
+                            double* stats) {
+    const int by_label = s->voxels.target_kind == SEGLOSS_LABELS;
+    for (int c = 0; c < n; ++c) {
+        const REAL* row = rows + c * ROW_LANES;
+        if (!by_label) {
+            FN(add_class)(s, v, row, FN(read_target)(v, first, n) + c * ROW_LANES, first + c, 1, s->squared, stats);
+        } else if (s->squared) {
+            FN(add_class)(s, v, row, NULL, first + c, n <= FN(few_classes), 1, stats);
+        } else if (n <= FN(few_classes)) {
+            FN(add_class)(s, v, row, NULL, first + c, 1, 0, stats);
+        } else {
+            FN(add_class)(s, v, row, NULL, first + c, 0, 0, stats);
+        }
+    }
+}
+
+/* Adds v p g and v g for labels, voxel by voxel. Neighbouring voxels add to different lanes, so that no addition waits
+ * for the one before. */
 static void FN(add_labels)(const struct segloss_soft_stats* s, const VOXELS* v, const REAL* rows, int64_t first, int n,
                            double* stats) {
     ALIGNED REAL p[SEGLOSS_BLOCK] = {0};
@@ -124,11 +146,9 @@ static void FN(add_block_stats)(const struct segloss_soft_stats* s, VOXELS* v, R
     for (int64_t first = 0; first < a->num_classes; first += CLASS_CHUNK) {
         const int n = FN(chunk_length)(first, a->num_classes);
         const REAL* rows = FN(activations)(s, v, first, n);
-        FN(add_predictions)(s, v, rows, first, n, stats);
+        FN(add_classes)(s, v, rows, first, n, stats);
         if (a->target_kind == SEGLOSS_LABELS && n > FN(few_classes)) {
             FN(add_labels)(s, v, rows, first, n, stats);
-        } else {
-            FN(add_targets)(s, v, rows, first, n, stats);
         }
         if (s->with_loss && !is_softmax) {
             FN(add_binary_losses)(a, v, first, n, loss);

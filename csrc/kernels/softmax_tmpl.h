@@ -7,11 +7,12 @@
  * Nothing cancels in any of them, so the results of a confident voxel keep their digits. */
 
 /* Computes softmax_of_chunk by columns of WIDTH voxels, all classes of one column before the next, so that a column
- * stays in the L1 cache from its first use to its last. The largest logit starts at the lowest finite number: if all
- * logits are -inf, exp(x - max) is 0 instead of nan here, and the tail is -1. */
+ * stays in the L1 cache from its first use to its last. The largest logit starts at `lowest`. If all logits are -inf,
+ * the tail is nan with -inf for it; with the lowest finite number, exp(x - max) is 0 and the tail -1, which adds
+ * nothing to that of another chunk. */
 static inline __attribute__((always_inline)) void FN(softmax_of_columns)(VOXELS* v, ROWS x, int64_t first_class,
-                                                                         int num_classes, int keep, REAL* restrict max,
-                                                                         REAL* restrict tail) {
+                                                                         int num_classes, int keep, REAL lowest,
+                                                                         REAL* restrict max, REAL* restrict tail) {
     const int few = num_classes <= FN(few_classes);
     const struct ahead ahead = v->ahead;
     REAL* restrict e = v->activations.values;
@@ -20,7 +21,7 @@ static inline __attribute__((always_inline)) void FN(softmax_of_columns)(VOXELS*
         const char* line = line_ahead(&ahead, i / WIDTH);
         const MASK counts = FN(load)(v->weight + i) != 0;
         const MASK label = FN(load_labels)(v->label + i) - (BITS)first_class;
-        VEC largest = FN(splat)(REAL_LOWEST);
+        VEC largest = FN(splat)(lowest);
         VEC at_label = first_class == 0 ? FN(splat)(0) : FN(load)(v->label_x + i);
         for (int c = 0; c < num_classes; ++c) {
             const VEC x_c = FN(only)(counts, FN(load)(x.values + c * x.stride + i));
@@ -34,7 +35,8 @@ static inline __attribute__((always_inline)) void FN(softmax_of_columns)(VOXELS*
         if (!few) {
             FN(pick_from_column)(column, first_class, num_classes, v->label + i, v->label_x + i);
         }
-        VEC others = {0}, equals = {0}, e_label = {0};
+        VEC others = {0}, e_label = {0};
+        MASK minus_equals = {0};
         for (int c = 0; c < num_classes; ++c) {
             if (line) {
                 __builtin_prefetch(line + c * ahead.class_bytes, 0, 2);
@@ -42,7 +44,7 @@ static inline __attribute__((always_inline)) void FN(softmax_of_columns)(VOXELS*
             const VEC e_c = FN(exp_nonpositive)(FN(load)(column + c * WIDTH) - largest);
             const MASK is_largest = e_c == 1;
             others += FN(only)(~is_largest, e_c);
-            equals += FN(only)(is_largest, e_c);
+            minus_equals += is_largest;
             if (keep) {
                 FN(store)(e + c * ROW_LANES + i, e_c);
             }
@@ -54,13 +56,44 @@ static inline __attribute__((always_inline)) void FN(softmax_of_columns)(VOXELS*
             FN(store)(v->label_e + i, e_label);
         }
         FN(store)(max + i, largest);
-        FN(store)(tail + i, others + (equals - 1));
+        FN(store)(tail + i, others + (__builtin_convertvector(-minus_equals - 1, VEC)));
+    }
+}
+
+/* The same for two classes, with one exponential: the larger logit has e_c = 1. */
+static void FN(softmax_of_pairs)(VOXELS* v, ROWS x, int keep, REAL* restrict max, REAL* restrict tail) {
+    REAL* restrict e = v->activations.values;
+    for (int i = 0; i < v->block.count; i += WIDTH) {
+        const char* line = line_ahead(&v->ahead, i / WIDTH);
+        if (line) {
+            __builtin_prefetch(line, 0, 2);
+            __builtin_prefetch(line + v->ahead.class_bytes, 0, 2);
+        }
+        const MASK counts = FN(load)(v->weight + i) != 0;
+        const MASK label = FN(load_labels)(v->label + i);
+        const VEC x_0 = FN(only)(counts, FN(load)(x.values + i));
+        const VEC x_1 = FN(only)(counts, FN(load)(x.values + x.stride + i));
+        const VEC difference = x_0 - x_1;
+        const MASK is_first = difference >= 0;
+        const VEC smaller_e = FN(exp_nonpositive)(FN(select)(is_first, -difference, difference));
+        const VEC largest = FN(select)(is_first, x_0, x_1);
+        const VEC e_0 = FN(select)(is_first, FN(splat)(1), smaller_e);
+        const VEC e_1 = FN(select)(is_first, smaller_e, FN(splat)(1));
+        FN(store)(v->label_x + i, FN(only)(label >= 0, FN(select)(label == 0, x_0, x_1)));
+        FN(store)(v->label_e + i, FN(only)(label >= 0, FN(select)(label == 0, e_0, e_1)));
+        if (keep) {
+            FN(store)(e + i, e_0);
+            FN(store)(e + ROW_LANES + i, e_1);
+        }
+        FN(store)(max + i, largest);
+        FN(store)(tail + i, smaller_e + (largest - largest));
     }
 }
 
 /* Finds the largest logit and the tail of a chunk of classes, and x_y if y is one of them. With `keep` it stores the
  * e_c, relative to that logit. It prefetches the next block meanwhile. */
-static void FN(softmax_of_chunk)(VOXELS* v, int64_t first_class, int num_classes, int keep, REAL* max, REAL* tail) {
+static void FN(softmax_of_chunk)(VOXELS* v, int64_t first_class, int num_classes, int keep, REAL lowest, REAL* max,
+                                 REAL* tail) {
     const ROWS x = FN(input_rows)(v, first_class, num_classes);
     v->activations.first_class = keep ? first_class : -1;
     FN(clear_unused)(max, &v->block, 1);
@@ -68,14 +101,23 @@ static void FN(softmax_of_chunk)(VOXELS* v, int64_t first_class, int num_classes
     FN(clear_unused)(v->label_x, &v->block, 1);
     FN(clear_unused)(v->label_e, &v->block, 1);
     FN(clear_unused)(v->activations.values, &v->block, keep ? num_classes : 0);
-    if (num_classes == 2) { /* for a constant number of classes the compiler keeps a column in registers */
-        FN(softmax_of_columns)(v, x, first_class, 2, keep, max, tail);
-    } else if (num_classes == 3) {
-        FN(softmax_of_columns)(v, x, first_class, 3, keep, max, tail);
-    } else if (num_classes == 4) {
-        FN(softmax_of_columns)(v, x, first_class, 4, keep, max, tail);
-    } else {
-        FN(softmax_of_columns)(v, x, first_class, num_classes, keep, max, tail);
+    switch (num_classes) { /* for a constant number of classes the compiler keeps a column in registers */
+    case 2:
+        FN(softmax_of_pairs)(v, x, keep, max, tail);
+        break;
+#define OF_COLUMNS(n)                                                                                                  \
+    case n:                                                                                                            \
+        FN(softmax_of_columns)(v, x, first_class, n, keep, lowest, max, tail);                                         \
+        break;
+        OF_COLUMNS(3)
+        OF_COLUMNS(4)
+        OF_COLUMNS(5)
+        OF_COLUMNS(6)
+        OF_COLUMNS(7)
+        OF_COLUMNS(8)
+#undef OF_COLUMNS
+    default:
+        FN(softmax_of_columns)(v, x, first_class, num_classes, keep, lowest, max, tail);
     }
 }
 
@@ -110,14 +152,14 @@ static void FN(find_softmax)(VOXELS* v, const struct segloss_cross_entropy* a, i
     ALIGNED double tail[SEGLOSS_BLOCK];
     ALIGNED REAL chunk_max[SEGLOSS_BLOCK], chunk_tail[SEGLOSS_BLOCK];
     if (a->num_classes <= CLASS_CHUNK) {
-        FN(softmax_of_chunk)(v, 0, (int)a->num_classes, keep, v->max, v->tail);
-    } else {
-        FN(start_joining)(v, tail);
-        for (int64_t first = 0; first < a->num_classes; first += CLASS_CHUNK) {
-            const int n = FN(chunk_length)(first, a->num_classes);
-            FN(softmax_of_chunk)(v, first, n, 0, chunk_max, chunk_tail);
-            FN(join_chunk)(v, tail, chunk_max, chunk_tail);
-        }
+        FN(softmax_of_chunk)(v, 0, (int)a->num_classes, keep, -(REAL)INFINITY, v->max, v->tail);
+        return;
+    }
+    FN(start_joining)(v, tail);
+    for (int64_t first = 0; first < a->num_classes; first += CLASS_CHUNK) {
+        const int n = FN(chunk_length)(first, a->num_classes);
+        FN(softmax_of_chunk)(v, first, n, 0, REAL_LOWEST, chunk_max, chunk_tail);
+        FN(join_chunk)(v, tail, chunk_max, chunk_tail);
     }
     for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
         const VEC max = FN(load)(v->max + i);
