@@ -152,17 +152,18 @@ struct ahead {
 enum { CACHE_LINE = 64 };
 
 /* Only if the voxels of each class, or the classes of each voxel, are contiguous. In other layouts prefetching is left
- * to the processor. */
+ * to the processor. Interleaved classes from `first_class` on are a share of the next block's lines, not their own. */
 static inline struct ahead rows_ahead(const struct segloss_tensor* t, const struct block* b, const struct plane* now,
-                                      int num_classes) {
+                                      int64_t first_class, int num_classes) {
     const int64_t size = dtype_size(t->dtype);
     const int64_t row_bytes = SEGLOSS_BLOCK * size;
     const int in_rows = now->stride_voxel == 1;
-    const int interleaved = now->stride_class == 1 && now->stride_voxel == num_classes;
+    const int interleaved = now->stride_class == 1 && now->stride_voxel >= num_classes;
     if (b->row_left < 2 * SEGLOSS_BLOCK || !(in_rows || interleaved)) {
         return (struct ahead){NULL, 0, 0};
     }
-    return (struct ahead){(const char*)now->data + row_bytes * now->stride_voxel,
+    const char* next = (const char*)now->data + row_bytes * now->stride_voxel;
+    return (struct ahead){in_rows ? next : next + first_class * (row_bytes - size),
                           in_rows ? now->stride_class * size : row_bytes, (int)(row_bytes / CACHE_LINE)};
 }
 

@@ -112,7 +112,7 @@ enum { FN(readable_in_place) = 32 };
 static ROWS FN(input_rows)(VOXELS* v, int64_t first_class, int num_classes) {
     const struct run r = first_run(&v->block);
     const struct plane now = tensor_plane(v->input.tensor, &v->block, &r, first_class);
-    v->ahead = rows_ahead(v->input.tensor, &v->block, &now, num_classes);
+    v->ahead = rows_ahead(v->input.tensor, &v->block, &now, first_class, num_classes);
     if (num_classes <= FN(readable_in_place) && FN(lies_in_rows)(v->input.tensor, &now, r.count)) {
         return (ROWS){now.data, now.stride_class, 0};
     }
