@@ -165,3 +165,17 @@ def test_a_large_confusion_matrix_takes_its_own_memory_alone():
         print((memory("VmHWM") - before) * 1024 / result.nbytes)
     """
     assert 0.9 < float(printed_by(script)) < 1.1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_many_small_samples_took_eight_numbers_for_each_statistic():
+    """They take one of float64 beside that of float32, the result."""
+    script = """
+        x, labels = torch.randn(16384, 200), torch.zeros(16384, dtype=torch.uint8)
+        segloss.soft_stats(x[:2], labels[:2])
+        Path("/proc/self/clear_refs").write_text("5")
+        before = memory("VmRSS")
+        results = segloss.soft_stats(x, labels)
+        print((memory("VmHWM") - before) * 1024 / sum(result.nbytes for result in results))
+    """
+    assert 2.5 < float(printed_by(script)) < 3.5

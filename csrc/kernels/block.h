@@ -13,6 +13,9 @@
 /* The stride from class to class in a buffer of lanes. A power of two would map all rows to a few cache sets. */
 enum { ROW_LANES = SEGLOSS_BLOCK + 16 };
 
+/* Vectors of values are added to this many sums in double, which are added to one another at the end. */
+enum { SUM_LANES = 8 };
+
 /* The positions [begin, begin + count), count <= SEGLOSS_BLOCK; lane i is position begin + i. */
 struct block {
     const struct segloss_positions* positions;

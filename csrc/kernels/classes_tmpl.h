@@ -213,7 +213,7 @@ static const REAL* FN(read_chunk)(CHUNK* chunk, const struct block* b, const REA
 
 static double FN(total_of_lanes)(const double* sums) {
     double total = 0;
-    for (int k = 0; k < SEGLOSS_SUM_LANES; ++k) {
+    for (int k = 0; k < SUM_LANES; ++k) {
         total += sums[k];
     }
     return total;

@@ -408,7 +408,7 @@ static void FN(assert_cross_entropy)(const struct segloss_cross_entropy* a, int6
 static int64_t FN(cross_entropy_weight)(const struct segloss_cross_entropy* a, int64_t begin, int64_t end,
                                         struct segloss_sums* sums) {
     FN(assert_cross_entropy)(a, begin, end);
-    double weight_sums[SEGLOSS_SUM_LANES] = {0};
+    double weight_sums[SUM_LANES] = {0};
     VOXELS v;
     for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
         const int bad = FN(read_voxels)(&v, a, p, end);
@@ -426,7 +426,7 @@ static int64_t FN(cross_entropy_forward)(const struct segloss_cross_entropy* a, 
                                          struct segloss_sums* sums) {
     FN(assert_cross_entropy)(a, begin, end);
     const REAL total_class_weight = FN(total_class_weight)(a);
-    double loss_sums[SEGLOSS_SUM_LANES] = {0}, weight_sums[SEGLOSS_SUM_LANES] = {0};
+    double loss_sums[SUM_LANES] = {0}, weight_sums[SUM_LANES] = {0};
     VOXELS v;
     for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
         const int bad = FN(read_block)(&v, a, p, end);

@@ -128,8 +128,8 @@ struct segloss_soft_stats {
     const void* grad_prediction;
 };
 
-/* Each statistic comes as this many partial sums, double [3][C][SEGLOSS_SUM_LANES]; the caller adds them in order. */
-enum { SEGLOSS_SUM_LANES = 8 };
+/* The sums of each class, in double: forward overwrites the C numbers that stats[k] points to. */
+enum segloss_statistic { SEGLOSS_INTERSECTION, SEGLOSS_PREDICTION, SEGLOSS_TARGET, SEGLOSS_STATISTICS };
 
 /* Predicted classes against labels. The prediction is the class of the largest logit (the first one of equal logits;
  * nan counts as largest), or the value of an integer map. Voxels with the label ignore_index are not counted, whatever
@@ -176,7 +176,7 @@ struct segloss_kernels {
     int64_t (*binary_forward[SEGLOSS_REALS])(const struct segloss_cross_entropy* args, int64_t begin, int64_t end);
     int64_t (*binary_backward[SEGLOSS_REALS])(const struct segloss_cross_entropy* args, int64_t begin, int64_t end);
     int64_t (*soft_stats_forward[SEGLOSS_REALS])(const struct segloss_soft_stats* args, int64_t begin, int64_t end,
-                                                 double* stats, struct segloss_sums* sums);
+                                                 double* const* stats, struct segloss_sums* sums);
     int64_t (*soft_stats_backward[SEGLOSS_REALS])(const struct segloss_soft_stats* args, int64_t begin, int64_t end);
     int64_t (*confusion[SEGLOSS_REALS])(const struct segloss_confusion* args, int64_t begin, int64_t end,
                                         int64_t* counts);

@@ -18,32 +18,18 @@ static void FN(prepare_activations)(const struct segloss_soft_stats* s, VOXELS* 
     }
 }
 
-/* The lanes of one class in each of the three statistics. */
-struct FN(class_sums) {
-    double* intersection;
-    double* prediction;
-    double* target;
-};
-
-static struct FN(class_sums) FN(sums_of_class)(const struct segloss_soft_stats* s, double* stats, int64_t class) {
-    const int64_t stride = s->voxels.num_classes * SEGLOSS_SUM_LANES;
-    double* first = stats + class * SEGLOSS_SUM_LANES;
-    return (struct FN(class_sums)){first, first + stride, first + 2 * stride};
-}
-
 /* min(p, g); nan for p = nan. */
 static inline VEC FN(overlap)(VEC p, VEC g) { return FN(select)(g < p, g, p); }
 
 /* The sums of a block keep this many lanes of REAL, which are added to those in double. */
-enum {
-    FN(summed_lanes) = WIDTH < SEGLOSS_SUM_LANES ? SEGLOSS_SUM_LANES : WIDTH,
-    FN(summed) = FN(summed_lanes) / WIDTH
-};
+enum { FN(summed_lanes) = WIDTH < SUM_LANES ? SUM_LANES : WIDTH, FN(summed) = FN(summed_lanes) / WIDTH };
 
-static inline void FN(add_lanes)(double* sums, const VEC* lanes) {
+static inline double FN(total_of_vectors)(const VEC* lanes) {
     ALIGNED REAL values[FN(summed_lanes)];
+    double sums[SUM_LANES] = {0};
     memcpy(values, lanes, sizeof values);
     FN(add_to_sums)(sums, values, FN(summed_lanes));
+    return FN(total_of_lanes)(sums);
 }
 
 static inline VEC FN(sum_of_four)(const VEC* x) { return (x[0] + x[1]) + (x[2] + x[3]); }
@@ -52,7 +38,7 @@ static inline VEC FN(sum_of_four)(const VEC* x) { return (x[0] + x[1]) + (x[2] +
  */
 static inline __attribute__((always_inline)) void FN(add_class)(const struct segloss_soft_stats* s, const VOXELS* v,
                                                                 const REAL* row, const REAL* target, int64_t class,
-                                                                int has_target, int squared, double* stats) {
+                                                                int has_target, int squared, double* const* stats) {
     VEC prediction[FN(summed)] = {0}, intersection[FN(summed)] = {0}, truth[FN(summed)] = {0};
     for (int i = 0; i < SEGLOSS_BLOCK; i += 4 * WIDTH) {
         VEC p_part[4], both_part[4], g_part[4];
@@ -78,17 +64,16 @@ static inline __attribute__((always_inline)) void FN(add_class)(const struct seg
             truth[lanes] += FN(sum_of_four)(g_part);
         }
     }
-    const struct FN(class_sums) sums = FN(sums_of_class)(s, stats, class);
-    FN(add_lanes)(sums.prediction, prediction);
+    stats[SEGLOSS_PREDICTION][class] += FN(total_of_vectors)(prediction);
     if (has_target) {
-        FN(add_lanes)(sums.intersection, intersection);
-        FN(add_lanes)(sums.target, truth);
+        stats[SEGLOSS_INTERSECTION][class] += FN(total_of_vectors)(intersection);
+        stats[SEGLOSS_TARGET][class] += FN(total_of_vectors)(truth);
     }
 }
 
 /* Adds the statistics of a chunk of classes, class by class; of many classes with labels those of v p alone. */
 static void FN(add_classes)(const struct segloss_soft_stats* s, VOXELS* v, const REAL* rows, int64_t first, int n,
-                            double* stats) {
+                            double* const* stats) {
     const int by_label = s->voxels.target_kind == SEGLOSS_LABELS;
     for (int c = 0; c < n; ++c) {
         const REAL* row = rows + c * ROW_LANES;
@@ -106,16 +91,24 @@ static void FN(add_classes)(const struct segloss_soft_stats* s, VOXELS* v, const
 
 /* Adds v p g and v g for labels, voxel by voxel. Neighbouring voxels add to different lanes, so that no addition waits
  * for the one before. */
-static void FN(add_labels)(const struct segloss_soft_stats* s, const VOXELS* v, const REAL* rows, int64_t first, int n,
-                           double* stats) {
+static void FN(add_labels)(const VOXELS* v, const REAL* rows, int64_t first, int n, double* const* stats) {
+    enum { LANES = 4 };
+    double intersection[CLASS_CHUNK][LANES], truth[CLASS_CHUNK][LANES];
     ALIGNED REAL p[SEGLOSS_BLOCK] = {0};
+    memset(intersection, 0, (size_t)n * sizeof intersection[0]);
+    memset(truth, 0, (size_t)n * sizeof truth[0]);
     FN(pick_labels)(rows, first, n, v->label, p);
-    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-        if (v->label[i] >= first && v->label[i] < first + n) {
-            const struct FN(class_sums) sums = FN(sums_of_class)(s, stats, v->label[i]);
-            sums.intersection[i % SEGLOSS_SUM_LANES] += (double)(p[i] * v->share[i] * v->weight[i]);
-            sums.target[i % SEGLOSS_SUM_LANES] += (double)v->weight[i];
+    for (int i = 0; i < v->block.count; ++i) {
+        const int64_t c = v->label[i] - first;
+        if (v->label[i] >= 0 && c >= 0 && c < n) {
+            intersection[c][i % LANES] += (double)(p[i] * v->share[i] * v->weight[i]);
+            truth[c][i % LANES] += (double)v->weight[i];
         }
+    }
+    for (int c = 0; c < n; ++c) {
+        const double *both = intersection[c], *target = truth[c];
+        stats[SEGLOSS_INTERSECTION][first + c] += (both[0] + both[1]) + (both[2] + both[3]);
+        stats[SEGLOSS_TARGET][first + c] += (target[0] + target[1]) + (target[2] + target[3]);
     }
 }
 
@@ -136,8 +129,8 @@ static void FN(add_binary_losses)(const struct segloss_cross_entropy* a, VOXELS*
 
 /* Adds the statistics of a block and, if with_loss, its voxels' losses and what they add to the denominator. Where each
  * class has a loss, this denominator is that of one class. */
-static void FN(add_block_stats)(const struct segloss_soft_stats* s, VOXELS* v, REAL total_class_weight, double* stats,
-                                double* loss_sums, double* weight_sums) {
+static void FN(add_block_stats)(const struct segloss_soft_stats* s, VOXELS* v, REAL total_class_weight,
+                                double* const* stats, double* loss_sums, double* weight_sums) {
     const struct segloss_cross_entropy* a = &s->voxels;
     const int is_softmax = s->activation == SEGLOSS_SOFTMAX;
     ALIGNED REAL loss[SEGLOSS_BLOCK] = {0}, buffer[SEGLOSS_BLOCK];
@@ -148,7 +141,7 @@ static void FN(add_block_stats)(const struct segloss_soft_stats* s, VOXELS* v, R
         const REAL* rows = FN(activations)(s, v, first, n);
         FN(add_classes)(s, v, rows, first, n, stats);
         if (a->target_kind == SEGLOSS_LABELS && n > FN(few_classes)) {
-            FN(add_labels)(s, v, rows, first, n, stats);
+            FN(add_labels)(v, rows, first, n, stats);
         }
         if (s->with_loss && !is_softmax) {
             FN(add_binary_losses)(a, v, first, n, loss);
@@ -175,14 +168,16 @@ static void FN(assert_soft_stats)(const struct segloss_soft_stats* s, int64_t be
     (void)end;
 }
 
-static int64_t FN(soft_stats_forward)(const struct segloss_soft_stats* s, int64_t begin, int64_t end, double* stats,
-                                      struct segloss_sums* sums) {
+static int64_t FN(soft_stats_forward)(const struct segloss_soft_stats* s, int64_t begin, int64_t end,
+                                      double* const* stats, struct segloss_sums* sums) {
     FN(assert_soft_stats)(s, begin, end);
     const REAL total_class_weight = FN(total_class_weight)(&s->voxels);
-    double loss_sums[SEGLOSS_SUM_LANES] = {0}, weight_sums[SEGLOSS_SUM_LANES] = {0};
+    double loss_sums[SUM_LANES] = {0}, weight_sums[SUM_LANES] = {0};
     VOXELS v;
-    for (int64_t i = 0; i < s->voxels.num_classes * 3 * SEGLOSS_SUM_LANES; ++i) { // no memset: stats may be null
-        stats[i] = 0;
+    for (int k = 0; k < SEGLOSS_STATISTICS; ++k) {
+        for (int64_t c = 0; c < s->voxels.num_classes; ++c) { /* no memset: stats[k] may be NULL without classes */
+            stats[k][c] = 0;
+        }
     }
     for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
         const int bad = FN(read_block)(&v, &s->voxels, p, end);

@@ -57,15 +57,15 @@ static inline MASK FN(load_labels)(const int32_t* from) {
     return __builtin_convertvector(label, MASK);
 }
 
-/* Adds `count` values to SEGLOSS_SUM_LANES running sums in double, in a fixed order. `count` must be a multiple of
- * SEGLOSS_SUM_LANES. */
+/* Adds `count` values to SUM_LANES running sums in double, in a fixed order. `count` must be a multiple of
+ * SUM_LANES. */
 static inline void FN(add_to_sums)(double* sums, const REAL* values, int count) {
-    enum { DOUBLES = SEGLOSS_VECTOR_BYTES / sizeof(double), PARTS = SEGLOSS_SUM_LANES / DOUBLES };
+    enum { DOUBLES = SEGLOSS_VECTOR_BYTES / sizeof(double), PARTS = SUM_LANES / DOUBLES };
     typedef REAL part_vector __attribute__((vector_size(sizeof(REAL) * DOUBLES)));
     typedef double sum_vector __attribute__((vector_size(SEGLOSS_VECTOR_BYTES)));
     sum_vector total[PARTS];
     memcpy(total, sums, sizeof total);
-    for (int i = 0; i < count; i += SEGLOSS_SUM_LANES) {
+    for (int i = 0; i < count; i += SUM_LANES) {
         for (int k = 0; k < PARTS; ++k) {
             part_vector part;
             memcpy(&part, values + i + k * DOUBLES, sizeof part);

@@ -3,7 +3,9 @@
 
 #include "soft_stats.h"
 
-#include <numeric>
+#include <algorithm>
+#include <array>
+#include <vector>
 
 #include "memory.h"
 
@@ -145,22 +147,45 @@ private:
     int64_t num_positions_;
 };
 
-// Adds the lanes of every chunk of a sample, in order: [chunks of all samples, 3, C, lanes] to three [N, C].
-void add_up(const std::vector<double>& lanes, int64_t chunks_per_sample, SoftStats::Results& results) {
-    const auto samples = results[0].size(0);
-    const auto num_classes = results[0].size(1);
-    const double* next = lanes.data();
-    for (int64_t n = 0; n < samples; ++n) {
-        for (int64_t chunk = 0; chunk < chunks_per_sample; ++chunk) {
-            for (size_t k = 0; k < 3; ++k) {
-                double* sums = results[k].data_ptr<double>() + n * num_classes;
-                for (int64_t c = 0; c < num_classes; ++c, next += SEGLOSS_SUM_LANES) {
-                    sums[c] = std::accumulate(next, next + SEGLOSS_SUM_LANES, sums[c]);
+// Where a kernel writes the statistics of a chunk: to the results if it is a whole sample, else to parts that are added
+// in order. Small samples have as many statistics as logits, so their memory counts.
+class Statistics {
+public:
+    Statistics(const Chunks& chunks, const SoftStats::Results& results)
+        : per_sample_(chunks.per_sample()), num_classes_(results[0].size(1)),
+          parts_(per_sample_ == 1 ? 0 : chunks.count() * SEGLOSS_STATISTICS * num_classes_) {
+        for (size_t k = 0; k < SEGLOSS_STATISTICS; ++k) {
+            results_[k] = results[k].data_ptr<double>();
+        }
+    }
+
+    std::array<double*, SEGLOSS_STATISTICS> of_chunk(int64_t chunk) {
+        std::array<double*, SEGLOSS_STATISTICS> of_chunk{};
+        for (int64_t k = 0; k < SEGLOSS_STATISTICS; ++k) {
+            of_chunk[k] = per_sample_ == 1 ? results_[k] + chunk * num_classes_
+                                           : parts_.data() + (chunk * SEGLOSS_STATISTICS + k) * num_classes_;
+        }
+        return of_chunk;
+    }
+
+    void add_parts() {
+        const double* next = parts_.data();
+        for (size_t part = 0; part < parts_.size() / std::max<int64_t>(SEGLOSS_STATISTICS * num_classes_, 1); ++part) {
+            for (double* sums : results_) {
+                sums += part / per_sample_ * num_classes_;
+                for (int64_t c = 0; c < num_classes_; ++c) {
+                    sums[c] += *next++;
                 }
             }
         }
     }
-}
+
+private:
+    int64_t per_sample_;
+    int64_t num_classes_;
+    std::vector<double> parts_;
+    std::array<double*, SEGLOSS_STATISTICS> results_{};
+};
 
 } // namespace
 
@@ -168,22 +193,21 @@ SoftStats::Results SoftStats::forward_cpu(const Arguments& arguments, const Opti
     const VoxelArguments voxels(arguments, reading, options.of_voxels());
     const Samples samples(voxels, options, {});
     const auto chunks = samples.chunks();
-    const auto stride = 3 * voxels.args.num_classes * SEGLOSS_SUM_LANES;
-    std::vector<double> lanes(chunks.count() * stride);
+    const auto results = shapes(arguments, options, reading);
+    for (const auto& result : results) {
+        result.zero_();
+    }
+    Statistics statistics(chunks, results);
     std::vector<segloss_sums> sums(chunks.count());
     const auto kernel = kernels().soft_stats_forward[real_of(reading.dtype)];
     const bool accepted = chunks.run([&](int64_t chunk, int64_t begin, int64_t end) {
         const auto sample = samples.arguments(chunk / chunks.per_sample());
-        return kernel(&sample, begin, end, lanes.data() + chunk * stride, &sums[chunk]);
+        return kernel(&sample, begin, end, statistics.of_chunk(chunk).data(), &sums[chunk]);
     });
     if (!accepted) {
         raise_refused(arguments, reading);
     }
-    auto results = shapes(arguments, options, reading);
-    for (const auto& result : results) {
-        result.zero_();
-    }
-    add_up(lanes, chunks.per_sample(), results);
+    statistics.add_parts();
     for (size_t chunk = 0; chunk < sums.size(); ++chunk) {
         const auto n = chunk / chunks.per_sample();
         results[3].data_ptr<double>()[n] += sums[chunk].loss;

@@ -123,15 +123,13 @@ static void free_soft_inputs(struct soft_inputs* in) {
     free(in->grad_prediction.bytes);
 }
 
-/* The statistics as a tensor whose classes are the lanes. It starts with nan, which the kernel must overwrite. */
+/* The statistics start with nan, which the kernel must overwrite. */
 static void create_soft_outputs(const struct soft_case* s, struct soft_outputs* out) {
     const struct test_case* t = &s->voxels;
     out->statistics = (struct segloss_positions){1, {NUM_STATISTICS * t->num_classes}};
-    out->stats = allocate_output(SEGLOSS_FLOAT64, &out->statistics, SEGLOSS_SUM_LANES, INTERLEAVED);
+    out->stats = allocate_output(SEGLOSS_FLOAT64, &out->statistics, 1, INTERLEAVED);
     for (int64_t i = 0; i < NUM_STATISTICS * t->num_classes; ++i) {
-        for (int k = 0; k < SEGLOSS_SUM_LANES; ++k) {
-            set(&out->stats, i, k, (long double)NAN);
-        }
+        set(&out->stats, i, 0, (long double)NAN);
     }
     out->grad = allocate_output(t->numbers.logits, &t->positions, t->num_classes, t->grad_layout);
 }
@@ -172,12 +170,15 @@ struct soft_results {
     struct term grad[MAX_POSITIONS][MAX_CLASSES];
 };
 
-static double total_of(const struct memory* stats, int64_t statistic) {
-    double total = 0;
-    for (int k = 0; k < SEGLOSS_SUM_LANES; ++k) {
-        total += (double)get(stats, statistic, k);
+/* Runs the kernel with the statistics at `stats`, one after the other. */
+static int64_t run_soft_forward(const struct segloss_kernels* table, enum segloss_real real,
+                                const struct segloss_soft_stats* args, int64_t begin, int64_t end, double* stats,
+                                struct segloss_sums* sums) {
+    double* pointers[NUM_STATISTICS];
+    for (int k = 0; k < NUM_STATISTICS; ++k) {
+        pointers[k] = stats + k * args->voxels.num_classes;
     }
-    return total;
+    return table->soft_stats_forward[real](args, begin, end, pointers, sums);
 }
 
 /* Each voxel can have the absolute error of exp rounding to zero, so a sum's tolerance grows with their number. */
@@ -193,7 +194,7 @@ static void check_stats(const struct soft_case* s, const struct memory* stats, c
     for (int64_t i = 0; i < NUM_STATISTICS * s->voxels.num_classes; ++i) {
         const int64_t statistic = i / s->voxels.num_classes, c = i % s->voxels.num_classes;
         const struct term* term = &expected->stats[statistic][c];
-        const double got = total_of(stats, i);
+        const double got = (double)get(stats, i, 0);
         if (!(statistic == INTERSECTION && expected->zero_times_nan[c] && isnan(got))) {
             check_near(tolerance, got, term->value, term->magnitude, names[statistic], -1, c);
         }
@@ -221,7 +222,7 @@ static void run_soft_whole(const struct segloss_kernels* table, const struct sof
                            struct segloss_sums* sums) {
     const enum segloss_real real = s->voxels.numbers.real;
     const int64_t end = s->voxels.num_positions;
-    check_accepted(table->soft_stats_forward[real](args, 0, end, out->stats.view.data, sums));
+    check_accepted(run_soft_forward(table, real, args, 0, end, out->stats.view.data, sums));
     check_accepted(table->soft_stats_backward[real](args, 0, end));
 }
 
@@ -233,7 +234,7 @@ static void run_soft_blocks(const struct segloss_kernels* table, const struct so
     struct soft_outputs part;
     create_soft_outputs(s, &part);
     double* total = out->stats.view.data;
-    memset(total, 0, (size_t)(NUM_STATISTICS * s->voxels.num_classes * SEGLOSS_SUM_LANES) * sizeof *total);
+    memset(total, 0, (size_t)(NUM_STATISTICS * s->voxels.num_classes) * sizeof *total);
     *sums = (struct segloss_sums){0, 0};
     for (int64_t begin = 0; begin < s->voxels.num_positions; begin += SEGLOSS_BLOCK) {
         const int64_t left = s->voxels.num_positions - begin;
@@ -241,8 +242,8 @@ static void run_soft_blocks(const struct segloss_kernels* table, const struct so
         const double* stats = part.stats.view.data;
         struct segloss_sums losses = {-1, -1};
         check_accepted(table->soft_stats_backward[real](args, begin, end));
-        check_accepted(table->soft_stats_forward[real](args, begin, end, part.stats.view.data, &losses));
-        for (int64_t i = 0; i < NUM_STATISTICS * s->voxels.num_classes * SEGLOSS_SUM_LANES; ++i) {
+        check_accepted(run_soft_forward(table, real, args, begin, end, part.stats.view.data, &losses));
+        for (int64_t i = 0; i < NUM_STATISTICS * s->voxels.num_classes; ++i) {
             total[i] += stats[i];
         }
         sums->loss += losses.loss;
@@ -260,7 +261,7 @@ static void check_same_results(const struct soft_case* s, const struct soft_outp
     const struct tolerance summation = {1e-14L, 0, formats[SEGLOSS_FLOAT64].max};
     const int64_t num_classes = s->voxels.num_classes;
     for (int64_t i = 0; i < NUM_STATISTICS * num_classes; ++i) {
-        check_near(&summation, total_of(&blocks->stats, i), total_of(&whole->stats, i),
+        check_near(&summation, get(&blocks->stats, i, 0), get(&whole->stats, i, 0),
                    expected->stats[i / num_classes][i % num_classes].magnitude, "statistic by blocks", -1, i);
     }
     check_near(&summation, sums_of_blocks->loss, sums_of_whole->loss, expected->loss.magnitude, "losses by blocks", -1,
@@ -438,7 +439,7 @@ static void expect_soft_refusal(const struct segloss_kernels* table, const struc
     create_soft_outputs(s, &out);
     const struct segloss_soft_stats args = soft_arguments_of(s, in, &out);
     expect_position("soft statistics forward",
-                    table->soft_stats_forward[real](&args, begin, end, out.stats.view.data, &sums), expected);
+                    run_soft_forward(table, real, &args, begin, end, out.stats.view.data, &sums), expected);
     const int64_t in_backward = refused_by_backward(table, &s->voxels, expected);
     expect_position("soft statistics backward", table->soft_stats_backward[real](&args, begin, end), in_backward);
     check_guards(&out.stats, "statistics");

@@ -59,17 +59,16 @@ static int64_t run_both(enum segloss_real real, const struct segloss_cross_entro
     return position;
 }
 
-/* Puts each sum into the first of its lanes. */
-static int64_t run_soft_forward(enum segloss_real real, const struct segloss_soft_stats* args, int64_t begin,
-                                int64_t end, double* lanes, struct segloss_sums* sums) {
-    const int64_t num_stats = 3 * args->voxels.num_classes;
-    const struct segloss_cuda_call call = begin_call(real, begin, end, args->voxels.num_classes);
-    double* stats = malloc((size_t)num_stats * sizeof *stats);
-    const int error = segloss_cuda_soft_stats_forward(args, &call, stats, sums);
-    for (int64_t i = 0; i < num_stats * SEGLOSS_SUM_LANES; ++i) {
-        lanes[i] = i % SEGLOSS_SUM_LANES == 0 ? stats[i / SEGLOSS_SUM_LANES] : 0;
+static int64_t run_soft_sums(enum segloss_real real, const struct segloss_soft_stats* args, int64_t begin, int64_t end,
+                             double* const* stats, struct segloss_sums* sums) {
+    const int64_t num_classes = args->voxels.num_classes;
+    const struct segloss_cuda_call call = begin_call(real, begin, end, num_classes);
+    double* all = malloc((size_t)(SEGLOSS_STATISTICS * num_classes) * sizeof *all);
+    const int error = segloss_cuda_soft_stats_forward(args, &call, all, sums);
+    for (int k = 0; k < SEGLOSS_STATISTICS; ++k) {
+        memcpy(stats[k], all + k * num_classes, (size_t)num_classes * sizeof *all);
     }
-    free(stats);
+    free(all);
     if (!args->with_loss) {
         sums->loss = sums->weight = 0;
     }
@@ -120,11 +119,12 @@ static int64_t backward_entry(enum segloss_real real, const struct segloss_cross
 
 static int64_t soft_backward_entry(enum segloss_real real, const struct segloss_soft_stats* args, int64_t begin,
                                    int64_t end) {
-    const size_t num_lanes = (size_t)args->voxels.num_classes * 3 * SEGLOSS_SUM_LANES;
-    double* lanes = malloc(num_lanes * sizeof *lanes);
+    const int64_t num_classes = args->voxels.num_classes;
+    double* all = malloc((size_t)(SEGLOSS_STATISTICS * num_classes) * sizeof *all);
+    double* const stats[] = {all, all + num_classes, all + 2 * num_classes};
     struct segloss_sums sums;
-    const int64_t refused = run_soft_forward(real, args, begin, end, lanes, &sums);
-    free(lanes);
+    const int64_t refused = run_soft_sums(real, args, begin, end, stats, &sums);
+    free(all);
     return refused >= 0 ? refused : run_soft_backward(real, args, begin, end);
 }
 
@@ -156,14 +156,14 @@ static int64_t backward_double(const struct segloss_cross_entropy* args, int64_t
     return backward_entry(SEGLOSS_REAL_DOUBLE, args, begin, end);
 }
 
-static int64_t soft_forward_float(const struct segloss_soft_stats* args, int64_t begin, int64_t end, double* lanes,
-                                  struct segloss_sums* sums) {
-    return run_soft_forward(SEGLOSS_REAL_FLOAT, args, begin, end, lanes, sums);
+static int64_t soft_forward_float(const struct segloss_soft_stats* args, int64_t begin, int64_t end,
+                                  double* const* stats, struct segloss_sums* sums) {
+    return run_soft_sums(SEGLOSS_REAL_FLOAT, args, begin, end, stats, sums);
 }
 
-static int64_t soft_forward_double(const struct segloss_soft_stats* args, int64_t begin, int64_t end, double* lanes,
-                                   struct segloss_sums* sums) {
-    return run_soft_forward(SEGLOSS_REAL_DOUBLE, args, begin, end, lanes, sums);
+static int64_t soft_forward_double(const struct segloss_soft_stats* args, int64_t begin, int64_t end,
+                                   double* const* stats, struct segloss_sums* sums) {
+    return run_soft_sums(SEGLOSS_REAL_DOUBLE, args, begin, end, stats, sums);
 }
 
 static int64_t soft_backward_float(const struct segloss_soft_stats* args, int64_t begin, int64_t end) {

@@ -61,7 +61,7 @@ enum { BITS_POSITIONS = 3000, BITS_CLASSES = 3 };
 
 struct sums_of_order {
     struct segloss_sums cross_entropy, losses;
-    double stats[3 * BITS_CLASSES * SEGLOSS_SUM_LANES];
+    double stats[NUM_STATISTICS * BITS_CLASSES];
 };
 
 static void sum_in_order(const struct soft_case* s, const struct soft_inputs* in, unsigned order,
@@ -73,7 +73,7 @@ static void sum_in_order(const struct soft_case* s, const struct soft_inputs* in
     const struct segloss_soft_stats soft_args = soft_arguments_of(s, in, &no_outputs);
     set_order(order);
     check_accepted(cuda_table.cross_entropy_forward[real](&args, 0, BITS_POSITIONS, &sums->cross_entropy));
-    check_accepted(cuda_table.soft_stats_forward[real](&soft_args, 0, BITS_POSITIONS, sums->stats, &sums->losses));
+    check_accepted(run_soft_forward(&cuda_table, real, &soft_args, 0, BITS_POSITIONS, sums->stats, &sums->losses));
 }
 
 static void test_bits_in_any_order(void) {
