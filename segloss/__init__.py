@@ -8,8 +8,16 @@
 
 from segloss._extension import get_isa  # isort: skip  first: it registers the operators
 from segloss import _vmap  # noqa: F401  registers the batching rules
-from segloss.functional import cross_entropy, focal_loss, nll_loss, topk_loss, total_weight
+from segloss.functional import (
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    focal_loss,
+    nll_loss,
+    topk_loss,
+    total_weight,
+)
 from segloss.losses import (
+    BCEWithLogitsLoss,
     BinaryDiceLoss,
     CrossEntropyLoss,
     DeepSupervisionLoss,
@@ -37,6 +45,7 @@ from segloss.region import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "BCEWithLogitsLoss",
     "BinaryDiceLoss",
     "CrossEntropyLoss",
     "DeepSupervisionLoss",
@@ -51,6 +60,7 @@ __all__ = [
     "TopKLoss",
     "TverskyLoss",
     "accuracy",
+    "binary_cross_entropy_with_logits",
     "confusion_matrix",
     "cross_entropy",
     "dice_ce_loss",

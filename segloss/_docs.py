@@ -56,8 +56,9 @@ def document_module(module: type, function: Callable[..., Any]) -> None:
     own, of_function = _parsed(module.__doc__), _parsed(function.__doc__)
     entries = of_function.entries()
     call = "\n".join(_bullet(entries[name]) for name in ("input", "target", "voxel_weight"))
-    if "weight" in entries:
-        entries["weight"] += "\n        It is a buffer and moves with the module."
+    for name in ("weight", "pos_weight"):
+        if name in entries:
+            entries[name] += "\n        It is a buffer and moves with the module."
     sections = of_function.sections | own.sections
     sections["Args"] = _arguments(entries, inspect.signature(module).parameters)
     sections["Call"] = f"    ``loss(input, target, voxel_weight=None)``, where\n\n{call}"

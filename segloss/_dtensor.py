@@ -139,19 +139,27 @@ def _soft_stats_backward(grad_intersection: Any, grad_prediction: Any, grad_loss
     return shardings
 
 
-@_rule(_ops.sigmoid_focal_forward.default)
-def _sigmoid_focal_forward(
+@_rule(_ops.binary_cross_entropy_forward.default)
+def _binary_cross_entropy_forward(
     op: str, input: Any, target: Any, weight: Any, voxel_weight: Any, dim: int, *options: Any
 ) -> list[_Sharding]:
-    return [
-        ([_shard(d)], [*_BEFORE, *_arguments(input, target, weight, voxel_weight, dim, d), *_AFTER])
-        for d in _dims(input, dim)
-    ]
+    (reduction, *_), _ = options
+    shardings: list[_Sharding] = []
+    for d in [None] if reduction == _MEAN else _dims(input, dim):
+        loss = _shard(d) if reduction == _NONE else _sum(d)
+        results: list[Placement | None] = [loss, _sum(d), Replicate()]  # no gradient ahead of time
+        shardings.append((results, [*_BEFORE, *_arguments(input, target, weight, voxel_weight, dim, d), *_AFTER]))
+    return shardings
 
 
-@_rule(_ops.sigmoid_focal_backward.default)
-def _sigmoid_focal_backward(grad_loss: Any, *arguments: Any) -> list[_Sharding]:
-    return [([grad], [grad, *placements]) for [grad], placements in _sigmoid_focal_forward(*arguments)]
+@_rule(_ops.binary_cross_entropy_backward.default)
+def _binary_cross_entropy_backward(grad_loss: Any, total_weight: Any, *call: Any) -> list[_Sharding]:
+    (reduction, *_), _ = call[-2:]
+    shardings: list[_Sharding] = []
+    for [_, total, _], arguments in _binary_cross_entropy_forward(*call):
+        grad = arguments[len(_BEFORE)]
+        shardings.append(([grad], [grad if reduction == _NONE else Replicate(), total, *arguments]))
+    return shardings
 
 
 @_rule(_ops.total_weight.default)

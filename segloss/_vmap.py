@@ -75,22 +75,45 @@ def _of_the_loss_shape(target: Tensor, input: Tensor) -> Tensor:
     return target if input.ndim > 2 or _holds_probabilities(input, target) else target.flatten()
 
 
-# Names of the options of cross entropy that its private operators take as a list of ints; from the public schema.
-_OPTIONS = [
-    argument.name
-    for argument in _ops.cross_entropy.default._schema.arguments
-    if argument.name not in ("dim", "op") and str(argument.type) not in ("Tensor", "Optional[Tensor]", "float")
-]
+def _names_of_options(op: OpOverload) -> list[str]:
+    """The options that the private operators take as a list of ints; from the public schema."""
+    return [
+        argument.name
+        for argument in op._schema.arguments
+        if argument.name not in ("dim", "op") and str(argument.type) not in ("Tensor", "Optional[Tensor]", "float")
+    ]
+
+
+_OPTIONS = _names_of_options(_ops.cross_entropy.default)
+_BINARY_OPTIONS = _names_of_options(_ops.binary_cross_entropy.default)
 
 # By the number of the c10::ScalarType, as the options have it.
 _DTYPES = {5: torch.float16, 6: torch.float32, 7: torch.float64, 15: torch.bfloat16}
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
-def _replaced(options: Sequence[int], **values: int) -> list[int]:
+def _replaced(options: Sequence[int], names: Sequence[str] = _OPTIONS, **values: int) -> list[int]:
     """The options with some replaced, and without a gradient ahead of time."""
-    named = dict(zip(_OPTIONS, options, strict=False)) | values
+    named = dict(zip(names, options, strict=False)) | values
     return [*named.values(), 0]
+
+
+def _reduced(losses: Tensor, total_weight: Tensor, named: dict[str, int]) -> Tensor:
+    """The loss of each member, from the losses of its voxels."""
+    if named["reduction"] == _NONE:
+        return losses
+    kind = "mean" if named["reduction"] == _MEAN else "sum"
+    loss = _mean_or_sum(_sum_each(losses), total_weight, kind, bool(named["empty_zero"]))
+    return loss.to(_DTYPES[named["dtype"]])
+
+
+def _of_voxels(grad_loss: Tensor, total_weight: Tensor, reduction: int, losses: Tensor) -> Tensor:
+    """The gradient of each of the losses, from that of the reduced ones."""
+    if reduction == _MEAN:
+        grad_loss = torch.where(total_weight == 0, 0.0, grad_loss / total_weight)
+    if reduction != _NONE:
+        grad_loss = grad_loss.view(-1, *[1] * (losses.ndim - 1)).expand_as(losses)
+    return grad_loss
 
 
 @_rule(_ops.cross_entropy_forward.default)
@@ -112,10 +135,7 @@ def _cross_entropy_forward(
     of_voxels = _replaced(options, reduction=_NONE, dtype=_CODES[dtype_of_losses])
     loss, *_ = _ops.cross_entropy_forward(*arguments, dim + 1, of_voxels, factors)
     total_weight = _total_weights(*arguments, dim + 1, _replaced(of_voxels, log_probabilities=1, dtype=_CODES[wide]))
-    if reduction != _NONE:
-        kind = "mean" if reduction == _MEAN else "sum"
-        loss = _mean_or_sum(_sum_each(loss), total_weight, kind, bool(named["empty_zero"])).to(dtype)
-    return loss, total_weight, input.new_empty(len(input), 0)
+    return _reduced(loss, total_weight, named), total_weight, input.new_empty(len(input), 0)
 
 
 def _total_weights(
@@ -151,11 +171,8 @@ def _cross_entropy_backward(
 ) -> Tensor:
     reduction = options[_OPTIONS.index("reduction")]
     target = _of_the_loss_shape(target, input)
-    if reduction == _MEAN:
-        grad_loss = torch.where(total_weight == 0, 0.0, grad_loss / total_weight)
-    if reduction != _NONE:
-        losses = input.select(dim + 1, 0) if _holds_probabilities(input, target) else target
-        grad_loss = grad_loss.view(-1, *[1] * (losses.ndim - 1)).expand_as(losses)
+    losses = input.select(dim + 1, 0) if _holds_probabilities(input, target) else target
+    grad_loss = _of_voxels(grad_loss, total_weight, reduction, losses)
     arguments = (grad_loss, total_weight.new_ones(()), op, input, target, weight, voxel_weight)
     options = _replaced(options, reduction=_NONE)
     gradient: Tensor = _ops.cross_entropy_backward(*arguments, dim + 1, options, factors)
@@ -213,20 +230,52 @@ def _soft_stats_backward(
     return gradient.movedim(1, 2) if dim == 0 else gradient
 
 
+# ---- binary cross entropy: like cross entropy; soft statistics give the total weight of each sample ----
+
+
+@_rule(_ops.binary_cross_entropy_forward.default)
+def _binary_cross_entropy_forward(
+    op: str,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    voxel_weight: Tensor | None,
+    dim: int,
+    options: Sequence[int],
+    factors: Sequence[float],
+) -> tuple[Tensor, Tensor, Tensor]:
+    named = dict(zip(_BINARY_OPTIONS, options, strict=False))
+    dtype = _DTYPES[named["dtype"]]
+    dtype_of_losses = dtype if named["reduction"] == _NONE else torch.promote_types(dtype, torch.float32)
+    of_voxels = _replaced(options, _BINARY_OPTIONS, reduction=_NONE, dtype=_CODES[dtype_of_losses])
+    losses, *_ = _ops.binary_cross_entropy_forward(op, input, target, weight, voxel_weight, dim + 1, of_voxels, factors)
+    of_stats = [1, 0, named["ignore_index"], 1, 0, 0]  # of a sigmoid, with the losses
+    *_, totals = _soft_stats_forward(op, input, target, None, voxel_weight, dim, of_stats, [0.0, 0.0])
+    total_weight = totals.sum(1)
+    return _reduced(losses, total_weight, named), total_weight, input.new_empty(len(input), 0)
+
+
+@_rule(_ops.binary_cross_entropy_backward.default)
+def _binary_cross_entropy_backward(
+    grad_loss: Tensor,
+    total_weight: Tensor,
+    op: str,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    voxel_weight: Tensor | None,
+    dim: int,
+    options: Sequence[int],
+    factors: Sequence[float],
+) -> Tensor:
+    grad_loss = _of_voxels(grad_loss, total_weight, options[_BINARY_OPTIONS.index("reduction")], input)
+    arguments = (grad_loss, total_weight.new_ones(()), op, input, target, weight, voxel_weight)
+    options = _replaced(options, _BINARY_OPTIONS, reduction=_NONE)
+    gradient: Tensor = _ops.binary_cross_entropy_backward(*arguments, dim + 1, options, factors)
+    return gradient
+
+
 # ---- operators on single voxels: the hidden dimension is like any other ----
-
-
-def _one_dim_more(op: OpOverload) -> None:
-    def rule(*arguments: Any) -> Tensor:
-        *others, dim, options, factors = arguments
-        result: Tensor = op(*others, dim + 1, options, factors)
-        return result
-
-    _rule(op)(rule)
-
-
-_one_dim_more(_ops.sigmoid_focal_forward.default)
-_one_dim_more(_ops.sigmoid_focal_backward.default)
 
 
 @_rule(_ops.class_labels.default)

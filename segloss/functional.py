@@ -22,9 +22,9 @@ Reduction = Literal["mean", "sum", "none"]
 Empty = Literal["nan", "zero"]
 Activation = Literal["softmax", "sigmoid"]
 
+_binary_cross_entropy: Callable[..., tuple[Tensor, Tensor]] = torch.ops.segloss.binary_cross_entropy.default
 _cross_entropy: Callable[..., Tensor] = torch.ops.segloss.cross_entropy.default
 _one_hot_labels: Callable[..., Tensor] = torch.ops.segloss.one_hot_labels.default
-_sigmoid_focal: Callable[..., Tensor] = torch.ops.segloss.sigmoid_focal.default
 _soft_stats: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = torch.ops.segloss.soft_stats.default
 _total_weight: Callable[..., Tensor] = torch.ops.segloss.total_weight.default
 
@@ -288,28 +288,168 @@ def focal_loss(
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
     empty_zero = _is_zero(op, empty)
     check_process_group(op, process_group)
-    over_ranks = process_group is not None or is_dtensor(input)
+    code = _reduction.get_enum(reduction)
     if activation == "softmax":
-        code = _reduction.get_enum(reduction)
         options = (weight, voxel_weight, dim, code, ignore_index, 0.0, False, empty_zero)
-        if over_ranks and code != _NONE:
+        if (process_group is not None or is_dtensor(input)) and code != _NONE:
             return _over_ranks(op, process_group, (input, target, *options), gamma, takes_probabilities=False)
         loss = _cross_entropy(input, _labels(op, input, target, dim), *options, gamma, None, op)
         _warn_of_one_channel(op, input, dim)
         return loss
-    if reduction == "none":
-        loss = _sigmoid_focal(input, target, weight, voxel_weight, dim, ignore_index, gamma, op)
+
+    def of_this_rank(code: int, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
+        options = (code, ignore_index, 0.0, empty_zero, gamma, dtype)
+        return _binary_cross_entropy(input, target, weight, voxel_weight, dim, *options, op)
+
+    return _binary_loss(op, process_group, input, code, empty_zero, of_this_rank)
+
+
+@documented(like=focal_loss)
+def binary_cross_entropy_with_logits(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    reduce: bool | None = None,
+    reduction: Reduction = "mean",
+    pos_weight: Tensor | None = None,
+    *,
+    dim: int = 1,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    voxel_weight: Tensor | None = None,
+    empty: Empty = "nan",
+    process_group: "ProcessGroup | None" = None,
+) -> Tensor:
+    """Binary cross entropy of each class's logit against masks or labels of any dtype.
+
+    For each class c of a voxel with logits x, p = sigmoid(x), a target g in [0, 1] and voxel weight v::
+
+        loss[c] = v * weight[c] * (pos_weight[c] * g[c] * -log(p[c]) + (1 - g[c]) * -log(1 - p[c]))
+
+    and label smoothing s makes ``(1 - s) * g + s / 2`` of g.
+
+    Values and gradients are those of ``torch.nn.functional.binary_cross_entropy_with_logits``. Confident voxels keep
+    their digits; a zero weight or a zero target times an infinite loss is 0.
+
+    Args:
+        input: logits ``[N, C, *]`` with any number of spatial dimensions, or ``[C]``; float64, float32, float16 or
+            bfloat16, with any strides.
+        target: a mask for each class, of input's shape, integer or bool of 0 and 1 or floating in [0, 1]; or class
+            labels ``[N, *]`` or ``[N, 1, *]``, any integer dtype, bool, or floating with integral values. With one
+            channel a map of 0 and 1 of any shape and dtype is the mask of the foreground.
+        weight: a weight for each class, ``[C]``, of any floating dtype; or of a shape that broadcasts to input's, as
+            ``[C, 1, 1]``, or input's own. Default: None, every weight is 1. ``[C]`` runs along ``dim``, also where
+            torch would take it for the last dimension. Weights that vary from voxel to voxel take a slower path.
+        size_average: deprecated, use ``reduction``.
+        reduce: deprecated, use ``reduction``.
+        reduction: ``"mean"`` divides the sum over the voxels that count by ``C * sum(v)``, as torch does also with
+            weights; ``"sum"`` adds; ``"none"`` returns the loss of each voxel and class.
+        pos_weight: a weight for the term of target 1, of the shapes of ``weight``. Default: None, every weight is 1.
+        ignore_index: label of the voxels to ignore, in masks a value other than 0 and 1 in any class of a voxel; they
+            add nothing to the loss, and their gradient is 0. Floating targets in [0, 1] have none.
+        label_smoothing: s in the formula, in [0, 1].
+        others: as in ``segloss.cross_entropy``.
+
+    Returns:
+        A tensor of input's dtype (float32 for half types under autocast), 0-dim, or with ``reduction="none"`` of
+        input's shape.
+
+    Raises:
+        RuntimeError: ``weight`` or ``pos_weight`` has neither one value for each class nor a shape that broadcasts to
+            input's, or requires a gradient with class labels.
+        TypeError, IndexError, ValueError, RuntimeError: as ``segloss.cross_entropy`` and ``segloss.soft_stats``.
+
+    Equivalent to:
+        ``torch.nn.functional.binary_cross_entropy_with_logits(input, target.to(input.dtype), ...)`` for masks.
+
+    Example:
+        >>> import segloss, torch
+        >>> logits = torch.tensor([[[[0.12, 0.36], [0.22, 0.66]], [[0.13, 0.34], [0.52, -0.96]]]])
+        >>> masks = torch.tensor([[[[1, 0], [0, 1]], [[0, 1], [0, 0]]]], dtype=torch.bool)  # [N, C, H, W]
+        >>> segloss.binary_cross_entropy_with_logits(logits, masks)
+        tensor(0.6769)
+        >>> segloss.binary_cross_entropy_with_logits(logits, masks, pos_weight=torch.tensor([1.0, 5.0]))
+        tensor(0.9447)
+
+    See also:
+        * ``segloss.BCEWithLogitsLoss``: the same as a module
+        * ``segloss.focal_loss``: with ``activation="sigmoid"`` it stresses hard voxels
+        * ``segloss.dice_ce_loss``: with ``activation="sigmoid"`` it adds a Dice loss
+    """
+    op = "binary_cross_entropy_with_logits"
+    _check_types(op, input, target, weight, voxel_weight, ignore_index, dim, label_smoothing=label_smoothing)
+    code = _reduction_code(op, reduction, size_average, reduce)
+    empty_zero = _is_zero(op, empty)
+    check_process_group(op, process_group)
+    weight = _by_class(op, "weight", weight, input, dim)
+    pos_weight = _by_class(op, "pos_weight", pos_weight, input, dim)
+
+    def losses(of_terms: Tensor | None, code: int, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
+        options = (code, ignore_index, label_smoothing, empty_zero, 0.0, dtype)
+        return _binary_cross_entropy(input, target, of_terms, voxel_weight, dim, *options, op)
+
+    def of_this_rank(code: int, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
+        if all(each is None or each.dim() == 1 for each in (weight, pos_weight)):
+            return losses(_weights_of_terms(weight, pos_weight), code, dtype)
+        wide = torch.promote_types(input.dtype, torch.float32)
+        if pos_weight is None:
+            loss, total = losses(None, _NONE, wide)
+        else:
+            num_classes = input.shape[dim if input.dim() > 1 else 0]
+            one_term = torch.eye(2, dtype=wide, device=input.device).unsqueeze(2)
+            of_zeros, total = losses(one_term[0].expand(2, num_classes), _NONE, wide)
+            of_ones, _ = losses(one_term[1].expand(2, num_classes), _NONE, wide)
+            loss = of_zeros + _along(pos_weight, input, dim) * of_ones
+        if weight is not None:
+            loss = _along(weight, input, dim) * loss
+        if code != _NONE:
+            loss = _mean_or_sum(loss.sum(dtype=total.dtype), total, "sum" if code == _SUM else "mean", empty_zero)
+        return loss.to(_result_dtype(input) if dtype is None else dtype), total
+
+    return _binary_loss(op, process_group, input, code, empty_zero, of_this_rank)
+
+
+def _by_class(op: str, name: str, weight: Tensor | None, input: Tensor, dim: int) -> Tensor | None:
+    """The weight as [C], if it has one value for each class; else the weight, which broadcasts to input's shape."""
+    if weight is None:
+        return None
+    _check_tensor(op, name, weight)
+    if not weight.is_floating_point():
+        raise RuntimeError(f"{op}: expected a floating {name}, got {weight.dtype}. Use {name}.to(input.dtype)")
+    along = 0 if input.dim() == 1 else dim
+    if not -input.dim() <= along < input.dim():
+        return weight  # the operator raises the error
+    num_classes, sizes = input.shape[along], list(weight.shape)
+    aligned = [1] * (input.dim() - len(sizes)) + sizes
+    if len(sizes) <= 1:
+        fits, is_by_class = weight.numel() in (1, num_classes), True
     else:
-        refused: list[Exception] = []
-        arguments = (input, target, weight, voxel_weight, dim, activation, False, ignore_index, True, gamma)
-        *_, losses, totals = sums_or_zeros(
-            process_group, refused, input, lambda: [(), ()], _soft_stats, *arguments, 0.0, False, False, op
+        fits = len(aligned) == input.dim() and all(a in (1, b) for a, b in zip(aligned, input.shape, strict=True))
+        is_by_class = fits and weight.numel() == aligned[along]
+    if not fits:
+        raise RuntimeError(
+            f"{op}: expected {name} of shape [{num_classes}], one for each class of input {list(input.shape)}, or of a "
+            f"shape that broadcasts to input's, got {sizes}. Pass weights of voxels as voxel_weight, those along the "
+            f"last dimension as {name}.view(1, -1)"
         )
-        loss, total = losses.sum(), totals.sum()
-        if over_ranks:
-            loss, total = sum_over_ranks(op, process_group, refused, loss, total)
-        loss = _mean_or_sum(loss, total, reduction, empty_zero)
-    return loss.to(_result_dtype(input))
+    return weight.reshape(-1).expand(num_classes) if is_by_class else weight
+
+
+def _along(weight: Tensor, input: Tensor, dim: int) -> Tensor:
+    """A weight of classes, shaped to multiply input; others unchanged."""
+    if weight.dim() > 1:
+        return weight
+    return weight.view([-1 if d == dim % input.dim() else 1 for d in range(input.dim())])
+
+
+def _weights_of_terms(weight: Tensor | None, pos_weight: Tensor | None) -> Tensor | None:
+    """As the operator takes them: [C], or with pos_weight [2, C], the weights of the terms for targets 0 and 1."""
+    if pos_weight is None:
+        return weight
+    wide = torch.promote_types(pos_weight.dtype, torch.float32)
+    of_zero = torch.ones_like(pos_weight, dtype=wide) if weight is None else weight.to(wide)
+    return torch.stack([of_zero, of_zero * pos_weight])
 
 
 @documented(like=cross_entropy)
@@ -489,6 +629,28 @@ def _over_ranks(
 
     refused: list[Exception] = []
     loss, total = sums_or_zeros(process_group, refused, input, lambda: [(), ()], of_this_rank)
+    loss, total = sum_over_ranks(op, process_group, refused, loss.to(total.dtype), total)
+    return _mean_or_sum(loss, total, "sum" if code == _SUM else "mean", empty_zero).to(dtype)
+
+
+def _binary_loss(
+    op: str,
+    process_group: "ProcessGroup | None",
+    input: Tensor,
+    code: int,
+    empty_zero: bool,
+    of_this_rank: Callable[[int, torch.dtype | None], tuple[Tensor, Tensor]],
+) -> Tensor:
+    """Binary cross entropy or sigmoid focal loss; if it is reduced, of the data of all ranks.
+
+    `of_this_rank` returns the loss with a given reduction and dtype, and its total weight.
+    """
+    if code == _NONE or (process_group is None and not is_dtensor(input)):
+        return of_this_rank(code, None)[0]
+    dtype = _result_dtype(input)
+    wide = torch.promote_types(dtype, torch.float32)  # rounded once, when the loss is finished
+    refused: list[Exception] = []
+    loss, total = sums_or_zeros(process_group, refused, input, lambda: [(), ()], of_this_rank, _SUM, wide)
     loss, total = sum_over_ranks(op, process_group, refused, loss.to(total.dtype), total)
     return _mean_or_sum(loss, total, "sum" if code == _SUM else "mean", empty_zero).to(dtype)
 

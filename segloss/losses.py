@@ -24,22 +24,25 @@ class _Loss(nn.Module):
     """Base of the losses: a function with its keywords. Options are attributes, tensors are buffers."""
 
     _function: Callable[..., Tensor]
+    _tensors: tuple[str, ...] = ("weight",)
     weight: Tensor | None
 
     def __init_subclass__(cls) -> None:
         if "_function" in vars(cls):
             document_module(cls, cls._function)
 
-    def __init__(self, weight: Tensor | None = None, **options: Any) -> None:
+    def __init__(self, **options: Any) -> None:
         """Stores the keywords. The docstring of the class describes them."""
         super().__init__()
         if "reduce" in options:
             size_average, reduce = options.pop("size_average"), options.pop("reduce")
             if size_average is not None or reduce is not None:
                 options["reduction"] = _reduction.legacy_get_string(size_average, reduce)  # warns as torch does
-        if weight is not None:
-            functional._check_tensor(type(self).__name__, "weight", weight)
-        self.register_buffer("weight", weight)
+        for name in self._tensors:
+            tensor = options.pop(name, None)
+            if tensor is not None:
+                functional._check_tensor(type(self).__name__, name, tensor)
+            self.register_buffer(name, tensor)
         self._names = tuple(options)
         for name, value in options.items():
             setattr(self, name, value)
@@ -56,9 +59,10 @@ class _Loss(nn.Module):
             The loss, a 0-dim tensor of input's dtype; with ``reduction="none"`` its terms.
         """
         options = self._options()
-        weight = self._buffers["weight"]  # self.weight would take a microsecond, as every buffer does
-        if weight is not None:
-            options["weight"] = weight
+        for name in self._tensors:
+            tensor = self._buffers[name]  # getattr would take a microsecond, as for every buffer
+            if tensor is not None:
+                options[name] = tensor
         return type(self)._function(input, target, voxel_weight=voxel_weight, **options)
 
     def _options(self) -> dict[str, Any]:
@@ -66,8 +70,9 @@ class _Loss(nn.Module):
         return {name: getattr(self, name) for name in self._names}
 
     def extra_repr(self) -> str:
-        weight = [] if self.weight is None else [f"weight={' '.join(repr(self.weight).split())}"]
-        return ", ".join(weight + [f"{name}={value!r}" for name, value in self._options().items()])
+        buffers = [(name, getattr(self, name)) for name in self._tensors]
+        tensors = [f"{name}={' '.join(repr(tensor).split())}" for name, tensor in buffers if tensor is not None]
+        return ", ".join(tensors + [f"{name}={value!r}" for name, value in self._options().items()])
 
 
 def _keywords(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -243,6 +248,52 @@ class FocalLoss(_ReducedLoss):
         reduction: Reduction = "mean",
         empty: Empty = "nan",
         dim: int = 1,
+        process_group: "ProcessGroup | None" = None,
+    ) -> None:
+        super().__init__(**_keywords(locals()))
+
+
+class BCEWithLogitsLoss(_ReducedLoss):
+    """Module of ``segloss.binary_cross_entropy_with_logits``; replaces ``torch.nn.BCEWithLogitsLoss``.
+
+    For each class c of a voxel with logits x, p = sigmoid(x), a target g in [0, 1] and voxel weight v::
+
+        loss[c] = v * weight[c] * (pos_weight[c] * g[c] * -log(p[c]) + (1 - g[c]) * -log(1 - p[c]))
+
+    Args:
+        label_smoothing: s; it makes ``(1 - s) * g + s / 2`` of a target g. In [0, 1].
+        others: as in ``segloss.binary_cross_entropy_with_logits``.
+
+    Example:
+        >>> import segloss, torch
+        >>> loss = segloss.BCEWithLogitsLoss(pos_weight=torch.tensor([1.0, 2.0, 5.0]))
+        >>> logits = torch.randn(2, 3, 8, 8, 8, requires_grad=True)
+        >>> loss(logits, torch.ones(2, 3, 8, 8, 8, dtype=torch.bool)).backward()
+
+    See also:
+        * ``segloss.binary_cross_entropy_with_logits``: the function that it calls
+        * ``segloss.FocalLoss``: with ``activation="sigmoid"`` it stresses hard voxels
+        * ``segloss.DiceCELoss``: with ``activation="sigmoid"`` it adds a Dice loss
+    """
+
+    _function = functional.binary_cross_entropy_with_logits
+    _tensors = ("weight", "pos_weight")
+    pos_weight: Tensor | None
+    label_smoothing: float
+    empty: Empty
+
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        size_average: bool | None = None,
+        reduce: bool | None = None,
+        reduction: Reduction = "mean",
+        pos_weight: Tensor | None = None,
+        *,
+        dim: int = 1,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        empty: Empty = "nan",
         process_group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__(**_keywords(locals()))
@@ -690,7 +741,7 @@ class MultiClassDiceLoss(_Loss):
     smooth: float
 
     def __init__(self, weight: Tensor | None = None, ignore_index: int | None = None, smooth: float = 1.0) -> None:
-        super().__init__(weight, ignore_index=ignore_index, smooth=smooth)
+        super().__init__(weight=weight, ignore_index=ignore_index, smooth=smooth)
 
     def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
         return region.dice_loss(

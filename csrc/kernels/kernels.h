@@ -89,25 +89,27 @@ struct segloss_cross_entropy {
     struct segloss_range target_range;  /* of probabilities; nan is outside */
     struct segloss_tensor voxel_weight; /* optional, floating-point */
     const void* class_weight;           /* REAL [C], optional */
+    const void* weight_of_ones;         /* REAL [C], optional, of binary losses: u_c below */
     int64_t ignore_index;               /* of labels and masks */
     double label_smoothing;             /* 0 with log_probabilities */
     double gamma;                       /* focal; >= 0. With a softmax, 0 unless the target is labels */
     int log_probabilities;              /* logits are log p already: no softmax */
 
-    struct segloss_tensor loss; /* forward writes one per voxel, if given; binary_forward one per class, always */
+    struct segloss_tensor loss; /* forward writes one per voxel, binary_forward one per class, if given */
 
     struct segloss_tensor grad_loss;   /* all strides are 0 for a reduced loss */
     double grad_scale;                 /* multiplies grad_loss: 1 / denominator for a mean */
-    struct segloss_tensor grad_logits; /* grad_loss * grad_scale * dl/dx; cross_entropy_forward writes it if given */
+    struct segloss_tensor grad_logits; /* grad_loss * grad_scale * dl/dx; forward writes it if given */
     int stream_grad;                   /* grad_logits is larger than the caches: write past them */
 };
 
 /* Binary cross entropy of logits x for each class separately, with p = 1 / (1 + exp(-x)) and the target g (1 at the
  * label's class, else 0; or the class's probability or mask), smoothed to h = (1 - s) g + s / 2:
  *
- *   l_c = v * w_c (h_c (1 - p_c)^gamma * -log p_c + (1 - h_c) p_c^gamma * -log(1 - p_c))
+ *   l_c = v * (u_c h_c (1 - p_c)^gamma * -log p_c + w_c (1 - h_c) p_c^gamma * -log(1 - p_c))
  *
- * The arguments are those of cross entropy; log_probabilities must be 0. */
+ * with u_c = w_c unless weight_of_ones is given. The mean's denominator is C times the sum of v. The arguments are
+ * those of cross entropy; log_probabilities must be 0, and forward writes either losses or a gradient. */
 
 /* The sums over voxels, for each class, from which every region loss is computed: v p g, v p and v g for the
  * probability p and the target g (1 at the label's class, else 0). `squared` takes p^2 and g^2 in the last two;
@@ -173,7 +175,10 @@ struct segloss_kernels {
                                                     int64_t end, struct segloss_sums* sums);
     int64_t (*cross_entropy_backward[SEGLOSS_REALS])(const struct segloss_cross_entropy* args, int64_t begin,
                                                      int64_t end);
-    int64_t (*binary_forward[SEGLOSS_REALS])(const struct segloss_cross_entropy* args, int64_t begin, int64_t end);
+    int64_t (*binary_weight[SEGLOSS_REALS])(const struct segloss_cross_entropy* args, int64_t begin, int64_t end,
+                                            struct segloss_sums* sums);
+    int64_t (*binary_forward[SEGLOSS_REALS])(const struct segloss_cross_entropy* args, int64_t begin, int64_t end,
+                                             struct segloss_sums* sums);
     int64_t (*binary_backward[SEGLOSS_REALS])(const struct segloss_cross_entropy* args, int64_t begin, int64_t end);
     int64_t (*soft_stats_forward[SEGLOSS_REALS])(const struct segloss_soft_stats* args, int64_t begin, int64_t end,
                                                  double* const* stats, struct segloss_sums* sums);

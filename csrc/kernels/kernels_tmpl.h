@@ -50,6 +50,7 @@ const struct segloss_kernels SEGLOSS_KERNELS = {
     .cross_entropy_weight = {cross_entropy_weight_f32, cross_entropy_weight_f64},
     .cross_entropy_forward = {cross_entropy_forward_f32, cross_entropy_forward_f64},
     .cross_entropy_backward = {cross_entropy_backward_f32, cross_entropy_backward_f64},
+    .binary_weight = {binary_weight_f32, binary_weight_f64},
     .binary_forward = {binary_forward_f32, binary_forward_f64},
     .binary_backward = {binary_backward_f32, binary_backward_f64},
     .soft_stats_forward = {soft_stats_forward_f32, soft_stats_forward_f64},

@@ -104,6 +104,19 @@ static inline VEC FN(log1p)(VEC x) {
     return FN(log_of_reduced)(f, k) + (x - x);
 }
 
+/* log(1 + x) for 0 <= x <= 1, within 2.2 ulp; nan gives nan. In float it is the polynomial x + x^2 q(x), in pairs of
+ * terms that do not wait for each other: fewer instructions than a reduction and a division. */
+static inline VEC FN(log1p_of_fraction)(VEC x) {
+#if REAL_IS_DOUBLE
+    return FN(log1p)(x);
+#else
+    const VEC square = x * x;
+    const VEC high = (0x1.5f9696p-8f * x - 0x1.ec98dcp-6f) * square + (0x1.446be4p-4f * x - 0x1.19ad82p-3f);
+    const VEC low = (0x1.88444ep-3f * x - 0x1.fd1320p-3f) * square + (0x1.5535dap-2f * x - 0x1.ffff14p-2f);
+    return square * (high * (square * square) + low) + x;
+#endif
+}
+
 #undef EXP_LOWEST
 #undef ROUND_MAGIC
 #undef EXPONENT_BIAS

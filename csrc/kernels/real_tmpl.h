@@ -7,12 +7,16 @@
 #include "cross_entropy_tmpl.h"
 #include "binary_tmpl.h"
 #include "soft_stats_tmpl.h"
+#include "sigmoid_stats_tmpl.h"
 #include "confusion_tmpl.h"
 
 #undef CHUNK
 #undef CLASS_CHUNK
 #undef ROWS
 #undef LABEL_GRAD
+#undef SIGMOID
+#undef BINARY_TERM
+#undef BINARY_CLASS
 #undef VOXELS
 #undef VEC
 #undef MASK

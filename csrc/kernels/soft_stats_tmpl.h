@@ -1,9 +1,25 @@
-/* Soft statistics, the losses summed in the same walk, and their gradient; the formulas are in kernels.h. */
+/* Soft statistics, the losses summed in the same walk, and their gradient; the formulas are in kernels.h. Those of
+ * sigmoids are in sigmoid_stats_tmpl.h. */
+
+static void FN(add_sigmoid_stats)(const struct segloss_soft_stats* s, VOXELS* v, REAL* loss, double* const* stats);
+static void FN(write_sigmoid_grad)(const struct segloss_soft_stats* s, VOXELS* v);
+
+/* The target of one class: a row of the target's chunk, or one-hot from the labels, written to `buffer`. */
+static const REAL* FN(target_row)(VOXELS* v, const struct segloss_cross_entropy* a, int64_t first, int n, int c,
+                                  REAL* buffer) {
+    if (a->target_kind != SEGLOSS_LABELS) {
+        return FN(read_target)(v, first, n) + c * ROW_LANES;
+    }
+    for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+        const MASK is_label = FN(load_labels)(v->label + i) == (BITS)(first + c);
+        FN(store)(buffer + i, FN(only)(is_label, FN(splat)(1)));
+    }
+    return buffer;
+}
 
 /* p_c of a chunk is rows[c] * v->share. */
 static const REAL* FN(activations)(const struct segloss_soft_stats* s, VOXELS* v, int64_t first, int n) {
-    return s->activation == SEGLOSS_SOFTMAX ? FN(exponentials)(v, first, n)
-                                            : FN(probabilities)(v, s->activation, first, n);
+    return s->activation == SEGLOSS_SOFTMAX ? FN(exponentials)(v, first, n) : FN(read_input)(v, first, n);
 }
 
 /* Prepares the softmax; for other activations sets share to 1, so that p_c = rows[c]. */
@@ -112,17 +128,14 @@ static void FN(add_labels)(const VOXELS* v, const REAL* rows, int64_t first, int
     }
 }
 
-/* Adds the losses of a chunk of classes to each voxel's loss. */
-static void FN(add_binary_losses)(const struct segloss_cross_entropy* a, VOXELS* v, int64_t first, int n,
-                                  REAL* restrict loss) {
-    const REAL* x = FN(read_input)(v, first, n);
-    ALIGNED REAL buffer[SEGLOSS_BLOCK];
-    for (int c = 0; c < n; ++c) {
-        const REAL* target = FN(target_row)(v, a, first, n, c, buffer);
-        for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
-            const VEC x_c = FN(load)(x + c * ROW_LANES + i);
-            const VEC value = FN(binary_loss)(a, first + c, x_c, FN(load)(target + i));
-            FN(store)(loss + i, FN(load)(loss + i) + FN(load)(v->weight + i) * value);
+static void FN(add_stats)(const struct segloss_soft_stats* s, VOXELS* v, double* const* stats) {
+    FN(prepare_activations)(s, v);
+    for (int64_t first = 0; first < s->voxels.num_classes; first += CLASS_CHUNK) {
+        const int n = FN(chunk_length)(first, s->voxels.num_classes);
+        const REAL* rows = FN(activations)(s, v, first, n);
+        FN(add_classes)(s, v, rows, first, n, stats);
+        if (s->voxels.target_kind == SEGLOSS_LABELS && n > FN(few_classes)) {
+            FN(add_labels)(v, rows, first, n, stats);
         }
     }
 }
@@ -135,17 +148,10 @@ static void FN(add_block_stats)(const struct segloss_soft_stats* s, VOXELS* v, R
     const int is_softmax = s->activation == SEGLOSS_SOFTMAX;
     ALIGNED REAL loss[SEGLOSS_BLOCK] = {0}, buffer[SEGLOSS_BLOCK];
     const REAL* weight = v->weight;
-    FN(prepare_activations)(s, v);
-    for (int64_t first = 0; first < a->num_classes; first += CLASS_CHUNK) {
-        const int n = FN(chunk_length)(first, a->num_classes);
-        const REAL* rows = FN(activations)(s, v, first, n);
-        FN(add_classes)(s, v, rows, first, n, stats);
-        if (a->target_kind == SEGLOSS_LABELS && n > FN(few_classes)) {
-            FN(add_labels)(v, rows, first, n, stats);
-        }
-        if (s->with_loss && !is_softmax) {
-            FN(add_binary_losses)(a, v, first, n, loss);
-        }
+    if (s->activation == SEGLOSS_SIGMOID) {
+        FN(add_sigmoid_stats)(s, v, loss, stats);
+    } else {
+        FN(add_stats)(s, v, stats);
     }
     if (s->with_loss && is_softmax) {
         weight = FN(find_weights)(a, v, buffer);
@@ -293,39 +299,25 @@ static void FN(find_mean_slope)(const struct segloss_soft_stats* s, VOXELS* v, R
     }
 }
 
-/* The gradient of the losses in one class; 0 without losses. */
-static inline VEC FN(loss_grad)(const struct segloss_soft_stats* s, const VOXELS* v, int64_t class, int i, VEC x,
-                                VEC target, VEC activation, const REAL* mass, const REAL* scale) {
-    if (!s->with_loss) {
-        return FN(splat)(0);
-    }
-    if (s->activation == SEGLOSS_SOFTMAX) {
-        return FN(probability_grad)(&s->voxels, v, class, i, target, activation, mass, scale);
-    }
-    return FN(binary_grad)(&s->voxels, class, x, target, FN(load)(scale + i));
-}
-
 /* Writes the gradient of a block class by class; `mean` comes from find_mean_slope for a softmax and is 0 otherwise. */
 static void FN(write_stats_grad)(const struct segloss_soft_stats* s, VOXELS* v, const REAL* mass, const REAL* mean,
                                  const REAL* scale, int64_t first, int n) {
     const struct segloss_cross_entropy* a = &s->voxels;
     const REAL* rows = FN(activations)(s, v, first, n);
-    const REAL* input = FN(read_input)(v, first, n);
     const ROWS grad = FN(output_of_chunk)(v, &a->grad_logits, first, a->stream_grad);
     ALIGNED REAL buffer[SEGLOSS_BLOCK];
     for (int c = 0; c < n; ++c) {
         const struct FN(slopes) slopes = FN(slopes_of_class)(s, v, first, n, c, buffer);
         for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
-            const VEC activation = FN(load)(rows + c * ROW_LANES + i), x = FN(load)(input + c * ROW_LANES + i);
+            const VEC activation = FN(load)(rows + c * ROW_LANES + i);
             const VEC p = activation * FN(load)(v->share + i);
-            VEC derivative = s->activation == SEGLOSS_IDENTITY ? FN(splat)(1) : p;
-            if (s->activation == SEGLOSS_SIGMOID) {
-                derivative *= FN(sigmoid)(-x, FN(exp_minus_abs)(x));
+            const VEC derivative = s->activation == SEGLOSS_IDENTITY ? FN(splat)(1) : p;
+            VEC value = FN(load)(v->weight + i) * derivative * (FN(slope_at)(s, &slopes, i, p) - FN(load)(mean + i));
+            if (s->with_loss) {
+                const VEC target = FN(load)(slopes.target + i);
+                value += FN(probability_grad)(a, v, first + c, i, target, activation, mass, scale);
             }
-            const VEC difference = FN(slope_at)(s, &slopes, i, p) - FN(load)(mean + i);
-            const VEC target = FN(load)(slopes.target + i);
-            const VEC of_losses = FN(loss_grad)(s, v, first + c, i, x, target, activation, mass, scale);
-            FN(put)(grad, c * grad.stride + i, of_losses + FN(load)(v->weight + i) * derivative * difference);
+            FN(put)(grad, c * grad.stride + i, value);
         }
     }
     FN(finish_output)(v, grad, &a->grad_logits, first, n, a->stream_grad);
@@ -377,7 +369,9 @@ static int64_t FN(soft_stats_backward)(const struct segloss_soft_stats* s, int64
         if (bad >= 0) {
             return p + bad;
         }
-        if (v.num_active > 0) {
+        if (v.num_active > 0 && s->activation == SEGLOSS_SIGMOID) {
+            FN(write_sigmoid_grad)(s, &v);
+        } else if (v.num_active > 0) {
             FN(block_stats_grad)(s, &v, total_class_weight);
         } else {
             FN(zero_grad)(&s->voxels, &v.block);

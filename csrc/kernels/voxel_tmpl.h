@@ -110,23 +110,23 @@ VOXEL_FUNCTION REAL FN(sigmoid)(REAL x) {
 /* log(1 + exp(x)); nan for nan. */
 VOXEL_FUNCTION REAL FN(softplus)(REAL x) { return (x < 0 ? 0 : x) + MATH(log1p)(MATH(exp)(-MATH(fabs)(x))); }
 
-/* The loss of one class with the smoothed target h, for v = w_c = 1. */
-VOXEL_FUNCTION REAL FN(binary_loss)(REAL x, REAL h, REAL gamma) {
+/* The loss of one class for v = 1, from the factors of its terms: `one` is u_c h_c, `zero` is w_c (1 - h_c). */
+VOXEL_FUNCTION REAL FN(binary_loss)(REAL x, REAL one, REAL zero, REAL gamma) {
     const REAL minus_log_p = FN(softplus)(-x), minus_log_q = FN(softplus)(x);
-    const REAL factor_p = gamma == 0 ? h : h * MATH(exp)(-gamma * minus_log_q);
-    const REAL factor_q = gamma == 0 ? 1 - h : (1 - h) * MATH(exp)(-gamma * minus_log_p);
+    const REAL factor_p = gamma == 0 ? one : one * MATH(exp)(-gamma * minus_log_q);
+    const REAL factor_q = gamma == 0 ? zero : zero * MATH(exp)(-gamma * minus_log_p);
     return FN(weighted)(factor_p, minus_log_p) + FN(weighted)(factor_q, minus_log_q);
 }
 
-VOXEL_FUNCTION REAL FN(binary_grad)(REAL x, REAL h, REAL gamma) {
+VOXEL_FUNCTION REAL FN(binary_grad)(REAL x, REAL one, REAL zero, REAL gamma) {
     const REAL p = FN(sigmoid)(x), q = FN(sigmoid)(-x);
     if (gamma == 0) {
-        return (1 - h) * p - h * q;
+        return zero * p - one * q;
     }
     const REAL minus_log_p = FN(softplus)(-x), minus_log_q = FN(softplus)(x);
     const REAL falling = MATH(exp)(-gamma * minus_log_q) * (gamma * FN(weighted)(p, minus_log_p) + q);
     const REAL rising = MATH(exp)(-gamma * minus_log_p) * (gamma * FN(weighted)(q, minus_log_q) + p);
-    return (1 - h) * rising - h * falling;
+    return zero * rising - one * falling;
 }
 
 #undef REAL

@@ -49,23 +49,47 @@ static int FN(keep_active)(int32_t* restrict label, REAL* restrict weight) {
     return num_active;
 }
 
+/* Whether some mask is neither 0 nor 1: bad, or ignore_index. */
+static int FN(has_other_masks)(const REAL* masks, int num_classes) {
+    MASK any = {0};
+    for (int c = 0; c < num_classes; ++c) {
+        for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+            const VEC mask = FN(load)(masks + c * ROW_LANES + i);
+            any |= (mask != 0) & (mask != 1);
+        }
+    }
+    int is_any = 0;
+    for (int k = 0; k < WIDTH; ++k) {
+        is_any |= any[k] != 0;
+    }
+    return is_any;
+}
+
+/* Sets the label to -1 where a mask is ignore_index, and marks the lanes with a value that a mask cannot have. */
+static void FN(sort_masks)(const REAL* masks, int num_classes, REAL ignored, int32_t* restrict label,
+                           int32_t* restrict bad) {
+    for (int c = 0; c < num_classes; ++c) {
+        const REAL* mask = masks + c * ROW_LANES;
+        for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
+            label[i] = mask[i] == ignored ? -1 : label[i];
+            bad[i] |= !((mask[i] == 0) | (mask[i] == 1) | (mask[i] == ignored));
+        }
+    }
+}
+
 /* Reads the masks of all classes and sets the label to -1 where a mask is ignore_index. Returns -1 or the first lane
  * with a value that a mask cannot have. */
 static int FN(read_masks)(VOXELS* v, const struct segloss_cross_entropy* a) {
     const REAL ignored = (REAL)a->ignore_index;
+    const int ignores_usual = ignored == 0 || ignored == 1;
     ALIGNED int32_t bad[SEGLOSS_BLOCK] = {0};
     for (int64_t first = 0; first < a->num_classes; first += CLASS_CHUNK) {
         const int n = FN(chunk_length)(first, a->num_classes);
-        const REAL* target = FN(read_chunk)(&v->target, &v->block, NULL, first, n);
-        for (int c = 0; c < n; ++c) {
-            const REAL* mask = target + c * ROW_LANES;
-            for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-                v->label[i] = mask[i] == ignored ? -1 : v->label[i];
-                bad[i] |= !((mask[i] == 0) | (mask[i] == 1) | (mask[i] == ignored));
-            }
+        const REAL* masks = FN(read_chunk)(&v->target, &v->block, NULL, first, n);
+        if (ignores_usual || FN(has_other_masks)(masks, n)) {
+            FN(sort_masks)(masks, n, ignored, v->label, bad);
         }
     }
-    v->target.first_class = -1; /* this read did not set inactive lanes to 0 */
     for (int i = 0; i < v->block.count; ++i) {
         if (bad[i]) {
             return i;
@@ -97,6 +121,9 @@ static int FN(read_voxels)(VOXELS* v, const struct segloss_cross_entropy* a, int
         v->num_active = FN(weigh_labels)(v->label, v->weight);
     }
     v->active = v->num_active < SEGLOSS_BLOCK ? v->weight : NULL;
+    if (v->active) {
+        v->target.first_class = -1; /* read_masks did not set inactive lanes to 0 */
+    }
     return bad;
 }
 

@@ -156,7 +156,11 @@ VoxelArguments::VoxelArguments(const Arguments& arguments, const Reading& readin
     args.target_kind = kernel_target(reading.kind);
     args.target_range = reading.ranges.target;
     args.logit_range = reading.ranges.logits;
-    args.class_weight = class_weight.defined() ? class_weight.const_data_ptr() : nullptr;
+    if (class_weight.defined()) {
+        const auto row = class_weight.dim() == 2 ? args.num_classes * class_weight.element_size() : 0;
+        args.class_weight = class_weight.const_data_ptr();
+        args.weight_of_ones = static_cast<const char*>(args.class_weight) + row;
+    }
     args.ignore_index = reading.ignore_index;
     args.label_smoothing = options.label_smoothing;
     args.gamma = options.gamma;

@@ -113,17 +113,38 @@ VoxelLosses probability_losses(const Voxels& voxels, const OptionalTensor& weigh
 // The loss for target 1: -log p with p = sigmoid(x), or its focal loss.
 Tensor loss_of_ones(const Tensor& x, double gamma) { return focal(log1p_exp(x.neg()), x.neg(), gamma); }
 
+// The weights of the terms for target 0 and for target 1, shaped to multiply the losses; undefined for 1.
+struct TermWeights {
+    Tensor zero, one;
+
+    TermWeights at(const Tensor& labels) const {
+        const auto pick = [&](const Tensor& weight) {
+            return weight.defined() ? weight.flatten().index_select(0, labels.flatten()).view_as(labels) : weight;
+        };
+        return {pick(zero), pick(one)};
+    }
+};
+
+// weight * losses, or the losses if the weight is undefined.
+Tensor weighted_by(const Tensor& weight, const Tensor& losses) {
+    return weight.defined() ? weighted(weight.expand_as(losses), losses) : losses;
+}
+
 // The loss for a tensor of targets g.
-Tensor binary_loss(const Tensor& x, const Tensor& g, double gamma) {
-    return weighted(g, loss_of_ones(x, gamma)) + weighted(1 - g, loss_of_ones(x.neg(), gamma));
+Tensor binary_loss(const Tensor& x, const Tensor& g, double gamma, const TermWeights& weights) {
+    const auto& [zero, one] = weights;
+    return weighted(one.defined() ? g * one : g, loss_of_ones(x, gamma)) +
+           weighted(zero.defined() ? (1 - g) * zero : 1 - g, loss_of_ones(x.neg(), gamma));
 }
 
 // The loss for the same target g everywhere.
-Tensor binary_loss(const Tensor& x, double g, double gamma) {
+Tensor binary_loss(const Tensor& x, double g, double gamma, const TermWeights& weights) {
     if (g == 0 || g == 1) {
-        return loss_of_ones(g == 0 ? x.neg() : x, gamma);
+        return g == 0 ? weighted_by(weights.zero, loss_of_ones(x.neg(), gamma))
+                      : weighted_by(weights.one, loss_of_ones(x, gamma));
     }
-    return loss_of_ones(x, gamma) * g + loss_of_ones(x.neg(), gamma) * (1 - g);
+    return weighted_by(weights.one, loss_of_ones(x, gamma)) * g +
+           weighted_by(weights.zero, loss_of_ones(x.neg(), gamma)) * (1 - g);
 }
 
 } // namespace
@@ -200,14 +221,16 @@ Tensor binary_losses(const Voxels& voxels, const OptionalTensor& weight, int64_t
     const auto& [kind, x, target, voxel_weight, ignored] = voxels;
     const auto& [label_smoothing, gamma, log_probabilities] = options;
     const double least = label_smoothing / 2; // the target 0 after smoothing
-    Tensor losses;
-    if (kind == Target::labels) {
-        const auto at_label = binary_loss(x.gather(dim, target), 1 - least, gamma);
-        losses = binary_loss(x, least, gamma).scatter(dim, target, at_label);
-    } else {
-        losses = binary_loss(x, label_smoothing == 0 ? target : target * (1 - label_smoothing) + least, gamma);
+    TermWeights weights;
+    if (weight) { // [C], or [2, C]
+        const auto rows = weight->dim() == 2 ? *weight : weight->expand_symint({2, weight->sym_size(0)});
+        weights = {broadcast_weight(rows.select(0, 0), x, dim), broadcast_weight(rows.select(0, 1), x, dim)};
     }
-    return weight ? weighted(broadcast_weight(*weight, x, dim).expand_as(losses), losses) : losses;
+    if (kind == Target::labels) {
+        const auto at_label = binary_loss(x.gather(dim, target), 1 - least, gamma, weights.at(target));
+        return binary_loss(x, least, gamma, weights).scatter(dim, target, at_label);
+    }
+    return binary_loss(x, label_smoothing == 0 ? target : target * (1 - label_smoothing) + least, gamma, weights);
 }
 
 Tensor mean_loss(const Tensor& sum, const Tensor& total, bool empty_zero) {

@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "../kernels/cuda/launchers.h"
+#include "binary_cross_entropy.h"
 #include "checks.h"
 #include "confusion.h"
 #include "cross_entropy.h"
@@ -244,6 +245,41 @@ Tensor soft_stats_backward(const SoftStats::Handed& handed, const Arguments& arg
     return grad_input;
 }
 
+// ---- binary cross entropy: by the kernels of soft statistics, if it is reduced --------------------------------------
+
+SoftStats::Options as_soft_stats(const BinaryCrossEntropy::Options& options) {
+    SoftStats::Options of_stats;
+    of_stats.dim = options.dim;
+    of_stats.activation = SEGLOSS_SIGMOID;
+    of_stats.ignore_index = options.ignore_index;
+    of_stats.voxel_loss = true;
+    of_stats.gamma = options.gamma;
+    of_stats.label_smoothing = options.label_smoothing;
+    return of_stats;
+}
+
+BinaryCrossEntropy::Results binary_forward(const Arguments& arguments, BinaryCrossEntropy::Options options,
+                                           const Reading& reading) {
+    options.with_gradient = false;
+    if (!options.is_reduced()) {
+        return Operator<BinaryCrossEntropy>::forward_slabs(arguments, options, reading);
+    }
+    const auto sums = soft_stats_forward(arguments, as_soft_stats(options), reading);
+    return BinaryCrossEntropy::finish({sums[3].sum(), sums[4].sum(), at::empty({0}, arguments.input.options())},
+                                      options);
+}
+
+Tensor binary_backward(const BinaryCrossEntropy::Handed& handed, const Arguments& arguments,
+                       const BinaryCrossEntropy::Options& options, const Reading& reading) {
+    if (!options.is_reduced()) {
+        return Operator<BinaryCrossEntropy>::backward_slabs(handed, arguments, options, reading);
+    }
+    const auto samples = num_samples(arguments.input, options.dim).expect_int();
+    const auto of_loss = BinaryCrossEntropy::grads_of_parts(handed, options)[0].expand({samples});
+    const auto none = at::zeros({samples, arguments.input.size(options.dim)}, of_loss.options());
+    return soft_stats_backward({none, none, of_loss}, arguments, as_soft_stats(options), reading);
+}
+
 // ---- counts ---------------------------------------------------------------------------------------------------------
 
 Tensor confusion_counts_of_kernel(const Comparison& given, const c10::SymInt& num_classes, bool per_class) {
@@ -263,6 +299,7 @@ Tensor confusion_counts_of_kernel(const Comparison& given, const c10::SymInt& nu
 
 TORCH_LIBRARY_IMPL(segloss, CUDA, m) {
     Operator<CrossEntropy>::implement<&cross_entropy_forward, &cross_entropy_backward>(m);
+    Operator<BinaryCrossEntropy>::implement<&binary_forward, &binary_backward>(m);
     Operator<SoftStats>::implement<&soft_stats_forward, &soft_stats_backward>(m);
     m.impl("confusion_counts", TORCH_FN(confusion_counts_by<confusion_counts_of_kernel>));
 }

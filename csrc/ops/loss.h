@@ -42,6 +42,8 @@ struct Result {
 //
 // and of others that replace the defaults below.
 template <class Loss> struct LossDefaults {
+    static constexpr bool publishes_kept = false; // whether callers get the kept results, too, which come next
+
     template <class Options>
     static void set_dtype(Options& /*options*/, const Arguments& /*arguments*/, Target /*kind*/) {}
 

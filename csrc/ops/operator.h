@@ -1,5 +1,5 @@
 // Makes three operators of the struct that describes a loss (loss.h): schemas, autograd, shapes, and the composite in
-// slabs for devices without a kernel. sigmoid_focal.cpp is the smallest example.
+// slabs for devices without a kernel. binary_cross_entropy.cpp is the smallest example.
 //
 //   name            public: takes keywords; how it computes depends on the gradients needed
 //   name_forward    private: takes labels instead of one-hot targets, and options in two lists; returns all results
@@ -43,7 +43,8 @@ private:
     }
     static constexpr size_t kNumGrads = count(Role::differentiable);
     static constexpr size_t kNumHanded = kNumGrads + count(Role::kept);
-    static constexpr size_t kNumPublic = kNumGrads + count(Role::constant);
+    static constexpr size_t kNumPublic =
+        kNumGrads + count(Role::constant) + (Loss::publishes_kept ? count(Role::kept) : 0);
 
 public:
     // ---- adapters to the dispatcher ---------------------------------------------------------------------------------
@@ -312,6 +313,7 @@ private:
         return at::empty_like(arguments.input);
     }
 
+public:
     // ---- devices without a kernel: the composite, slab by slab ------------------------------------------------------
 
     static Results forward_slabs(const Arguments& arguments, Options options, const Reading& reading) {
@@ -360,6 +362,7 @@ private:
         return gradient;
     }
 
+private:
     // ---- registration -----------------------------------------------------------------------------------------------
 
     static std::string schema_of_results(bool is_public) {

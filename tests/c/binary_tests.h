@@ -19,6 +19,12 @@ static void create_binary_inputs(const struct test_case* t, struct inputs* in) {
             set(&in->grad_loss, p, c, 4 * random_unit() - 2);
         }
     }
+    if (random_below(2)) {
+        in->weight_of_ones = allocate_input(dtype_of_real(t->numbers.real), &in->classes, 1, PLANAR);
+        for (int64_t c = 0; c < t->num_classes; ++c) {
+            set(&in->weight_of_ones, c, 0, random_below(4) ? 0.25 + random_unit() : 0);
+        }
+    }
     if (t->is_reduced) {
         in->grad_loss.view.stride_class = 0;
         memset(in->grad_loss.view.strides, 0, sizeof in->grad_loss.view.strides);
@@ -30,10 +36,12 @@ static void create_binary_outputs(const struct test_case* t, struct outputs* out
     out->grad = allocate_output(t->numbers.logits, &t->positions, t->num_classes, t->grad_layout);
 }
 
+/* Writes the losses or the gradient, also for a reduced loss. */
 static struct segloss_cross_entropy binary_arguments_of(const struct test_case* t, const struct inputs* in,
-                                                        const struct outputs* out) {
+                                                        const struct outputs* out, int with_gradient) {
     struct segloss_cross_entropy args = arguments_of(t, in, out);
-    args.loss = out->loss.view; /* also for a reduced loss */
+    args.loss = with_gradient ? (struct segloss_tensor){0} : out->loss.view;
+    args.grad_logits = with_gradient ? out->grad.view : (struct segloss_tensor){0};
     return args;
 }
 
@@ -44,7 +52,7 @@ struct binary_voxel {
 
 static void find_binary_voxels(const struct test_case* t, const struct inputs* in, struct binary_voxel* expected) {
     const struct outputs none = {0};
-    const struct segloss_soft_stats args = {.voxels = binary_arguments_of(t, in, &none)};
+    const struct segloss_soft_stats args = {.voxels = binary_arguments_of(t, in, &none, 0)};
     const struct soft_problem problem = {.voxels = problem_of(t, in, &args.voxels), .args = &args};
     memset(expected, 0, (size_t)t->num_positions * sizeof *expected);
     for (int64_t p = 0; p < t->num_positions; ++p) {
@@ -67,22 +75,47 @@ static void check_binary(const struct test_case* t, const struct outputs* out, c
     }
 }
 
+/* The sums with the losses, with the gradient, and the weight alone. */
+static void check_binary_sums(const struct test_case* t, const struct segloss_sums sums[3],
+                              const struct binary_voxel* expected) {
+    struct tolerance tolerance = tolerance_of(dtype_of_real(t->numbers.real), t->numbers.real);
+    struct term total = {0, 0};
+    tolerance.absolute *= t->num_positions * t->num_classes;
+    for (int64_t p = 0; p < t->num_positions; ++p) {
+        for (int64_t c = 0; c < t->num_classes; ++c) {
+            add_term(&total, expected[p].loss[c].value, expected[p].loss[c].magnitude);
+        }
+    }
+    for (int i = 0; i < 2; ++i) {
+        check_near(&tolerance, sums[i].loss, total.value, total.magnitude, "sum of the losses", -1, -1);
+    }
+    if (sums[0].weight != sums[2].weight || sums[1].weight != sums[2].weight) {
+        fail("the weight alone is %a, with the losses %a, with the gradient %a", sums[2].weight, sums[0].weight,
+             sums[1].weight);
+    }
+}
+
 static void run_binary_table(const struct segloss_kernels* table, const struct test_case* t, const struct inputs* in,
                              const struct binary_voxel* expected) {
     const enum segloss_real real = t->numbers.real;
     struct outputs whole, blocks;
+    struct segloss_sums sums[3], of_block;
     describe_case(t, table->isa);
     create_binary_outputs(t, &whole);
     create_binary_outputs(t, &blocks);
-    const struct segloss_cross_entropy to_whole = binary_arguments_of(t, in, &whole);
-    const struct segloss_cross_entropy to_blocks = binary_arguments_of(t, in, &blocks);
-    check_accepted(table->binary_forward[real](&to_whole, 0, t->num_positions));
-    check_accepted(table->binary_backward[real](&to_whole, 0, t->num_positions));
+    const struct segloss_cross_entropy losses = binary_arguments_of(t, in, &whole, 0);
+    const struct segloss_cross_entropy grad = binary_arguments_of(t, in, &whole, 1);
+    const struct segloss_cross_entropy losses_of_blocks = binary_arguments_of(t, in, &blocks, 0);
+    const struct segloss_cross_entropy grad_of_blocks = binary_arguments_of(t, in, &blocks, 1);
+    check_accepted(table->binary_forward[real](&losses, 0, t->num_positions, &sums[0]));
+    check_accepted(table->binary_forward[real](&grad, 0, t->num_positions, &sums[1]));
+    check_accepted(table->binary_weight[real](&losses, 0, t->num_positions, &sums[2]));
     check_binary(t, &whole, expected);
+    check_binary_sums(t, sums, expected);
     for (int64_t begin = 0; begin < t->num_positions; begin += SEGLOSS_BLOCK) {
         const int64_t end = begin + SEGLOSS_BLOCK < t->num_positions ? begin + SEGLOSS_BLOCK : t->num_positions;
-        check_accepted(table->binary_backward[real](&to_blocks, begin, end));
-        check_accepted(table->binary_forward[real](&to_blocks, begin, end));
+        check_accepted(table->binary_backward[real](&grad_of_blocks, begin, end));
+        check_accepted(table->binary_forward[real](&losses_of_blocks, begin, end, &of_block));
     }
     check_same_bits(&whole.loss, &blocks.loss, "loss");
     check_same_bits(&whole.grad, &blocks.grad, "grad");
@@ -106,11 +139,14 @@ static void expect_binary_refusal(const struct segloss_kernels* table, const str
     struct outputs out;
     describe_case(t, table->isa);
     create_binary_outputs(t, &out);
-    const struct segloss_cross_entropy args = binary_arguments_of(t, in, &out);
-    expect_position("binary forward", table->binary_forward[real](&args, 0, t->num_positions), expected);
+    const struct segloss_cross_entropy losses = binary_arguments_of(t, in, &out, 0);
+    const struct segloss_cross_entropy grad = binary_arguments_of(t, in, &out, 1);
+    struct segloss_sums sums;
+    expect_position("binary forward", table->binary_forward[real](&losses, 0, t->num_positions, &sums), expected);
     check_untouched(&out.loss, 0, t->num_positions, expected, "loss");
     const int64_t in_backward = refused_by_backward(table, t, expected);
-    expect_position("binary backward", table->binary_backward[real](&args, 0, t->num_positions), in_backward);
+    expect_position("binary weight", table->binary_weight[real](&losses, 0, t->num_positions, &sums), in_backward);
+    expect_position("binary backward", table->binary_backward[real](&grad, 0, t->num_positions), in_backward);
     check_untouched(&out.grad, 0, t->num_positions, in_backward, "grad");
     free_outputs(&out);
 }

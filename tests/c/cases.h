@@ -228,7 +228,7 @@ static void fill_voxel_weights(const struct test_case* t, const struct memory* w
 
 struct inputs {
     struct segloss_positions classes; /* class_weight is a tensor over the classes */
-    struct memory logits, target, voxel_weight, grad_loss, class_weight;
+    struct memory logits, target, voxel_weight, grad_loss, class_weight, weight_of_ones;
 };
 
 struct outputs {
@@ -257,6 +257,7 @@ static void create_inputs(const struct test_case* t, struct inputs* in) {
         const int is_zero = t->class_weights == SOME_ZERO_WEIGHTS && random_below(2);
         set(&in->class_weight, c, 0, is_zero ? 0 : 0.25 + random_unit());
     }
+    in->weight_of_ones = (struct memory){0};
 }
 
 static void free_inputs(struct inputs* in) {
@@ -265,6 +266,7 @@ static void free_inputs(struct inputs* in) {
     free(in->voxel_weight.bytes);
     free(in->grad_loss.bytes);
     free(in->class_weight.bytes);
+    free(in->weight_of_ones.bytes);
 }
 
 static void create_outputs(const struct test_case* t, struct outputs* out) {
@@ -286,6 +288,7 @@ static struct segloss_cross_entropy arguments_of(const struct test_case* t, cons
         .target = in->target.view,
         .voxel_weight = t->voxel_weights == NO_WEIGHTS ? (struct segloss_tensor){0} : in->voxel_weight.view,
         .class_weight = t->class_weights == NO_WEIGHTS ? NULL : in->class_weight.view.data,
+        .weight_of_ones = in->weight_of_ones.view.data,
         .ignore_index = t->ignore_index,
         .label_smoothing = t->label_smoothing,
         .gamma = t->gamma,
@@ -304,7 +307,8 @@ static struct segloss_cross_entropy arguments_of(const struct test_case* t, cons
 static struct problem problem_of(const struct test_case* t, const struct inputs* in,
                                  const struct segloss_cross_entropy* args) {
     return (struct problem){
-        t->numbers.real, args, &in->logits, &in->target, &in->voxel_weight, &in->grad_loss, &in->class_weight,
+        t->numbers.real,   args,           &in->logits,       &in->target,
+        &in->voxel_weight, &in->grad_loss, &in->class_weight, &in->weight_of_ones,
     };
 }
 

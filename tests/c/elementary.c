@@ -45,6 +45,7 @@
 OVER_VECTORS(exp_float, exp_nonpositive)
 OVER_VECTORS(log_float, log)
 OVER_VECTORS(log1p_float, log1p)
+OVER_VECTORS(log1p_of_fraction_float, log1p_of_fraction)
 #undef REAL
 #undef REAL_C
 #undef REAL_IS_DOUBLE
@@ -67,6 +68,7 @@ OVER_VECTORS(log1p_float, log1p)
 OVER_VECTORS(exp_double, exp_nonpositive)
 OVER_VECTORS(log_double, log)
 OVER_VECTORS(log1p_double, log1p)
+OVER_VECTORS(log1p_of_fraction_double, log1p_of_fraction)
 
 OVER_ARRAY(from_float16, uint16_t, float, float_of_float16)
 OVER_ARRAY(from_bfloat16, uint16_t, float, float_of_bfloat16)
@@ -105,8 +107,14 @@ static void to_row_of_float16(const float* x, uint16_t* y, int n) {
 
 const struct elementary ELEMENTARY = {
     .isa = ISA,
-    .of_float = {[EXP] = exp_float, [LOG] = log_float, [LOG1P] = log1p_float},
-    .of_double = {[EXP] = exp_double, [LOG] = log_double, [LOG1P] = log1p_double},
+    .of_float = {[EXP] = exp_float,
+                 [LOG] = log_float,
+                 [LOG1P] = log1p_float,
+                 [LOG1P_OF_FRACTION] = log1p_of_fraction_float},
+    .of_double = {[EXP] = exp_double,
+                  [LOG] = log_double,
+                  [LOG1P] = log1p_double,
+                  [LOG1P_OF_FRACTION] = log1p_of_fraction_double},
     .float_of_float16 = from_float16,
     .row_of_float16 = from_row_of_float16,
     .float_of_bfloat16 = from_bfloat16,

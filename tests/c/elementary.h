@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-enum function { EXP, LOG, LOG1P, NUM_FUNCTIONS };
+enum function { EXP, LOG, LOG1P, LOG1P_OF_FRACTION, NUM_FUNCTIONS };
 
 struct elementary {
     const char* isa;

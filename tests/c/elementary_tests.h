@@ -78,6 +78,13 @@ static const struct elementary_function functions[NUM_FUNCTIONS] = {
      {{0.0, 0x1.fffffep+127, 0}, {0.0, 0x1.fffffep+127, 1}, {0.4, 0.8, 1}},
      {{0.0, 0x1.fffffffffffffp+1023, 0}, {0.0, 0x1.fffffffffffffp+1023, 1}, {0.4, 0.8, 1}},
      0x1.1e984ep-1f},
+    {"log1p of fractions",
+     LOG1P_OF_FRACTION_BOUND,
+     log1p,
+     log1pl,
+     {{0.0, 1.0, 0}, {0.0, 1.0, 1}, {0.9, 1.0, 1}},
+     {{0.0, 1.0, 0}, {0.0, 1.0, 1}, {0.4, 0.8, 1}},
+     0x1.ffec68p-1f},
 };
 
 static enum function index_of(const struct elementary_function* f) { return (enum function)(f - functions); }
@@ -226,6 +233,10 @@ static const struct special specials[] = {
     {LOG1P, -NAN, NAN},
     {LOG1P, 0x1p-126, 0x1p-126},
     {LOG1P, 0x1p-149, 0x1p-149},
+    {LOG1P_OF_FRACTION, 0.0, 0.0},
+    {LOG1P_OF_FRACTION, NAN, NAN},
+    {LOG1P_OF_FRACTION, 0x1p-126, 0x1p-126},
+    {LOG1P_OF_FRACTION, 0x1p-149, 0x1p-149},
 };
 
 static void check_special(const struct elementary* e, const struct elementary_function* f, float x32, double x64,

@@ -15,6 +15,7 @@ struct problem {
     const struct memory* voxel_weight;
     const struct memory* grad_loss;
     const struct memory* class_weight;
+    const struct memory* weight_of_ones;
 };
 
 struct voxel {
@@ -26,6 +27,10 @@ struct voxel {
 
 static inline long double reference_class_weight(const struct problem* problem, int64_t c) {
     return problem->args->class_weight ? get(problem->class_weight, c, 0) : 1;
+}
+
+static inline long double reference_weight_of_one(const struct problem* problem, int64_t c) {
+    return problem->args->weight_of_ones ? get(problem->weight_of_ones, c, 0) : reference_class_weight(problem, c);
 }
 
 /* A value as the kernels see it: labels as they are, masks and probabilities rounded to REAL. */

@@ -81,8 +81,8 @@ static inline void reference_stats(const struct soft_problem* problem, int64_t p
 /* The binary focal cross entropy of one class and its gradient, where grad_loss has one value per class or per voxel.
  * With q = 1 - p:
  *
- *   l  = h q^gamma softplus(-x) + (1 - h) p^gamma softplus(x)
- *   l' = (1 - h) p^gamma (gamma q softplus(x) + p) - h q^gamma (gamma p softplus(-x) + q)
+ *   l  = u h q^gamma softplus(-x) + w (1 - h) p^gamma softplus(x)
+ *   l' = w (1 - h) p^gamma (gamma q softplus(x) + p) - u h q^gamma (gamma p softplus(-x) + q)
  *
  * An h between 0 and 1 is rounded, and so is 1 - h. The magnitudes then take both factors as 1. */
 static inline void reference_binary(const struct soft_problem* problem, int64_t position, int64_t c, long double v,
@@ -93,17 +93,18 @@ static inline void reference_binary(const struct soft_problem* problem, int64_t 
     const long double h = (1 - smoothing) * reference_target(&problem->voxels, position, c) + smoothing / 2;
     const long double h_size = h == 0 ? 0 : 1, complement_size = h == 1 ? 0 : 1;
     const long double w = reference_class_weight(&problem->voxels, c);
+    const long double u = reference_weight_of_one(&problem->voxels, c);
     const struct memory* grad_loss = problem->voxels.grad_loss;
     const long double scale =
-        v * w * get(grad_loss, position, c < grad_loss->num_classes ? c : 0) * (long double)a->grad_scale;
+        v * get(grad_loss, position, c < grad_loss->num_classes ? c : 0) * (long double)a->grad_scale;
     const long double positive = product(powl(q, gamma), softplus(-x));
     const long double negative = product(powl(p, gamma), softplus(x));
     const long double falling = powl(q, gamma) * (gamma * product(p, softplus(-x)) + q);
     const long double rising = powl(p, gamma) * (gamma * product(q, softplus(x)) + p);
-    add_term(loss, v * product(w, product(h, positive) + product(1 - h, negative)),
-             v * product(w, product(h_size, positive) + product(complement_size, negative)));
-    add_term(grad, scale * ((1 - h) * rising - h * falling),
-             fabsl(scale) * (complement_size * rising + h_size * falling));
+    add_term(loss, v * (product(u * h, positive) + product(w * (1 - h), negative)),
+             v * (product(u * h_size, positive) + product(w * complement_size, negative)));
+    add_term(grad, scale * (w * (1 - h) * rising - u * h * falling),
+             fabsl(scale) * (w * complement_size * rising + u * h_size * falling));
 }
 
 static inline void reference_losses(const struct soft_problem* problem, int64_t p, long double v,

@@ -40,8 +40,9 @@ static void FN(check_binary)(const struct tolerance* tolerance, REAL x, REAL h, 
     snprintf(current_case, sizeof current_case, "voxel: binary, x = %g, h = %g, gamma = %g", (double)x, (double)h,
              (double)gamma);
     check_near(tolerance, FN(sigmoid)(x), p, p, "sigmoid", -1, -1);
-    check_near(tolerance, FN(binary_loss)(x, h, gamma), positive + negative, positive + negative, "loss", -1, -1);
-    check_near(tolerance, FN(binary_grad)(x, h, gamma), rising - falling, rising + falling, "grad", -1, -1);
+    check_near(tolerance, FN(binary_loss)(x, h, 1 - h, gamma), positive + negative, positive + negative, "loss", -1,
+               -1);
+    check_near(tolerance, FN(binary_grad)(x, h, 1 - h, gamma), rising - falling, rising + falling, "grad", -1, -1);
 }
 
 #undef REAL

@@ -47,11 +47,14 @@ template <typename V> struct Activated {
         return (1 - smoothing) * v.target(c) + smoothing / 2;
     }
 
+    // The factors of a class's terms.
+    __device__ Real of_one(int64_t c) const { return v.weight_of_one(c) * smoothed(c); }
+    __device__ Real of_zero(int64_t c) const { return v.class_weight(c) * (1 - smoothed(c)); }
+
     __device__ Real binary_losses() const {
         Real sum = 0;
         for (int64_t c = 0; c < v.a->num_classes; ++c) {
-            const Real loss = binary_loss(v.logit(c), smoothed(c), static_cast<Real>(v.a->gamma));
-            sum += weighted(v.class_weight(c), loss);
+            sum += binary_loss(v.logit(c), of_one(c), of_zero(c), static_cast<Real>(v.a->gamma));
         }
         return v.weight * sum;
     }
@@ -229,8 +232,8 @@ template <typename V> __device__ void write_class_grads(const StatsGrad<V>& of_s
     for (int64_t c = 0; c < voxel.v.a->num_classes; ++c) {
         Real grad = of_stats(c);
         if (of_stats.s.with_loss) {
-            const Real slope = binary_grad(voxel.v.logit(c), voxel.smoothed(c), static_cast<Real>(voxel.v.a->gamma));
-            grad += scale * voxel.v.class_weight(c) * slope;
+            const Real gamma = static_cast<Real>(voxel.v.a->gamma);
+            grad += scale * binary_grad(voxel.v.logit(c), voxel.of_one(c), voxel.of_zero(c), gamma);
         }
         voxel.v.write_grad(c, grad);
     }

@@ -85,6 +85,10 @@ template <typename Real, typename T, bool TILED> struct Voxel {
         return a->class_weight ? static_cast<const Real*>(a->class_weight)[c] : 1;
     }
 
+    __device__ Real weight_of_one(int64_t c) const {
+        return a->weight_of_ones ? static_cast<const Real*>(a->weight_of_ones)[c] : class_weight(c);
+    }
+
     __device__ void write_grad(int64_t c, Real value) const { assign(grad[c], static_cast<double>(value)); }
 
     __device__ void fill_grad(Real value) const {
