@@ -260,8 +260,10 @@ class BCEWithLogitsLoss(_ReducedLoss):
 
         loss[c] = v * weight[c] * (pos_weight[c] * g[c] * -log(p[c]) + (1 - g[c]) * -log(1 - p[c]))
 
+    and label smoothing s makes ``(1 - s) * g + s / 2`` of g.
+
     Args:
-        label_smoothing: s; it makes ``(1 - s) * g + s / 2`` of a target g. In [0, 1].
+        label_smoothing: s in the formula, in [0, 1].
         others: as in ``segloss.binary_cross_entropy_with_logits``.
 
     Example:

@@ -8,13 +8,14 @@ from functools import partial
 
 import segloss
 
-VOXEL_LOSSES = ("cross_entropy", "nll_loss", "focal_loss", "topk_loss")
+VOXEL_LOSSES = ("cross_entropy", "nll_loss", "binary_cross_entropy_with_logits", "focal_loss", "topk_loss")
 REGION_LOSSES = ("dice_loss", "generalized_dice_loss", "tversky_loss")
 COMPOUND_LOSSES = ("dice_ce_loss", "dice_focal_loss")
 FUNCTIONS = {name: getattr(segloss, name) for name in (*VOXEL_LOSSES, *REGION_LOSSES, *COMPOUND_LOSSES)}
 MODULES = {
     segloss.CrossEntropyLoss: segloss.cross_entropy,
     segloss.NLLLoss: segloss.nll_loss,
+    segloss.BCEWithLogitsLoss: segloss.binary_cross_entropy_with_logits,
     segloss.FocalLoss: segloss.focal_loss,
     segloss.TopKLoss: segloss.topk_loss,
     segloss.DiceLoss: segloss.dice_loss,
@@ -36,6 +37,8 @@ VARIANTS = {
     "nll_loss": partial(segloss.nll_loss),
     "focal_loss": partial(segloss.focal_loss, gamma=1.5),
     "sigmoid focal_loss": partial(segloss.focal_loss, **SIGMOID),
+    "binary cross entropy": partial(segloss.binary_cross_entropy_with_logits),
+    "smoothed binary cross entropy": partial(segloss.binary_cross_entropy_with_logits, label_smoothing=0.1),
     "topk_loss": partial(segloss.topk_loss, k=70),
     "dice_loss": partial(segloss.dice_loss),
     "sigmoid dice_loss": partial(segloss.dice_loss, **SIGMOID),
@@ -55,6 +58,7 @@ VARIANTS = {
 OF_EACH_VOXEL = {
     "cross_entropy of each voxel": partial(segloss.cross_entropy, reduction="none"),
     "sigmoid focal_loss of each voxel": partial(segloss.focal_loss, reduction="none", **SIGMOID),
+    "binary cross entropy of each voxel": partial(segloss.binary_cross_entropy_with_logits, reduction="none"),
 }
 
 
@@ -64,7 +68,7 @@ def takes(loss, keyword):
 
 def is_sigmoid(loss):
     """Whether it takes a mask for each class; of a variant."""
-    return loss.keywords.get("activation") == "sigmoid"
+    return loss.keywords.get("activation") == "sigmoid" or loss.func is segloss.binary_cross_entropy_with_logits
 
 
 def takes_probabilities(loss):

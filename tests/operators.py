@@ -7,7 +7,7 @@ DTYPES = {torch.float16: 5, torch.float32: 6, torch.float64: 7, torch.bfloat16: 
 DTYPES |= {torch.int64: 4, torch.complex64: 9}  # dtypes that no loss has
 
 # Options whose value the public operators choose themselves, unless the caller does.
-SET = dict.fromkeys(("cross_entropy", "binary_cross_entropy"), {"dtype": torch.float32, "with_gradient": False})
+SET = {name: {"dtype": torch.float32, "with_gradient": False} for name in ("cross_entropy", "binary_cross_entropy")}
 
 
 def options_of(loss, **values):

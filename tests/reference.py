@@ -350,9 +350,9 @@ def softmax_focal(x: Tensor, one_hot: Tensor, gamma: float) -> Tensor:
     return sigmoid_power(m, gamma) * softplus(m)
 
 
-def binary_focal(x: Tensor, g: Tensor, gamma: float) -> Tensor:
-    """g (1 - p)^gamma softplus(-x) + (1 - g) p^gamma softplus(x), p = sigmoid(x); a zero factor times inf is 0."""
-    foreground = weighted(g * sigmoid_power(-x, gamma), softplus(-x))
+def binary_focal(x: Tensor, g: Tensor, gamma: float, u: Tensor | float = 1.0) -> Tensor:
+    """u g (1 - p)^gamma softplus(-x) + (1 - g) p^gamma softplus(x), p = sigmoid(x); a zero factor times inf is 0."""
+    foreground = weighted(u * g * sigmoid_power(-x, gamma), softplus(-x))
     return foreground + weighted((1 - g) * sigmoid_power(x, gamma), softplus(x))
 
 
@@ -369,6 +369,7 @@ def focal_loss(
     dim: int = 1,
     voxel_weight: Tensor | None = None,
     label_smoothing: float = 0.0,
+    pos_weight: Tensor | None = None,
 ) -> Tensor:
     """v w (1 - p)^gamma (-log p) of each voxel (softmax) or of each voxel and class (sigmoid)."""
     dim = 0 if input.dim() == 1 else dim
@@ -378,7 +379,8 @@ def focal_loss(
     by_class = activation == "sigmoid"
     if by_class:
         g = (1 - label_smoothing) * g + label_smoothing / 2
-        losses, share = v.unsqueeze(-1) * weighted(w, binary_focal(x, g, gamma)), num_classes * v
+        u = 1.0 if pos_weight is None else pos_weight.double()
+        losses, share = v.unsqueeze(-1) * weighted(w, binary_focal(x, g, gamma, u)), num_classes * v
         counts, shape = valid.unsqueeze(-1).expand(-1, num_classes), input.movedim(dim, -1).shape
     else:
         share = v * (g * w).sum(-1)

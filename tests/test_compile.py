@@ -80,6 +80,7 @@ CRITERIA = {
     "focal": (segloss.FocalLoss(weight=WEIGHT), labels_of),
     "sigmoid focal": (segloss.FocalLoss(activation="sigmoid"), masks_of),
     "sigmoid focal of each voxel": (segloss.FocalLoss(activation="sigmoid", reduction="none"), labels_of),
+    "binary cross entropy": (segloss.BCEWithLogitsLoss(WEIGHT, pos_weight=WEIGHT), masks_of),
     "top-k": (segloss.TopKLoss(k=30, ignore_index=1), labels_of),
     "Dice": (segloss.DiceLoss(include_background=False, squared=True), labels_of),
     "generalized Dice": (segloss.GeneralizedDiceLoss(), labels_of),
@@ -249,13 +250,13 @@ def operator_calls(x):
     one, stats, total = torch.ones(()), torch.ones(n, NUM_CLASSES), torch.ones((), dtype=torch.float64)
     options = options_of("cross_entropy", label_smoothing=0.1, dtype=x.dtype, with_gradient=True)
     forward = ("op", x, labels, None, None, *options)
-    focal = ("op", x, masks, None, None, *options_of("sigmoid_focal", dtype=x.dtype))
+    binary = ("op", x, masks, None, None, *options_of("binary_cross_entropy", gamma=2.0, dtype=x.dtype))
     region = ("op", x, labels, None, None, *options_of("soft_stats", voxel_loss=True))
     return {
         "cross_entropy_forward": (ops.cross_entropy_forward, forward),
         "cross_entropy_backward": (ops.cross_entropy_backward, (one, total, *forward)),
-        "sigmoid_focal_forward": (ops.sigmoid_focal_forward, focal),
-        "sigmoid_focal_backward": (ops.sigmoid_focal_backward, (torch.ones_like(x), *focal)),
+        "binary_cross_entropy_forward": (ops.binary_cross_entropy_forward, binary),
+        "binary_cross_entropy_backward": (ops.binary_cross_entropy_backward, (one, total, *binary)),
         "soft_stats_forward": (ops.soft_stats_forward, region),
         "soft_stats_backward": (ops.soft_stats_backward, (stats, stats, stats[:, 0], *region)),
     }
@@ -284,10 +285,13 @@ def test_fake_results_have_the_strides_of_real_ones(operator, layout, dtype):
 @ignores_warnings_of_opcheck
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("target_of", [labels_of, masks_of, probabilities_of])
-def test_opcheck_of_sigmoid_focal(target_of, layout):
+def test_opcheck_of_binary_cross_entropy(target_of, layout):
     x, target, ops = LAYOUTS[layout](torch.randn(2, NUM_CLASSES, 4, 6)), target_of(2, 4, 6), torch.ops.segloss
     weights = (WEIGHT, torch.rand(2, 4, 6))
-    torch.library.opcheck(ops.sigmoid_focal.default, (x.clone().requires_grad_(), target, *weights), {"gamma": 1.5})
-    beneath = ("op", x, target, *weights, *options_of("sigmoid_focal", gamma=1.5))
-    torch.library.opcheck(ops.sigmoid_focal_forward.default, beneath)
-    torch.library.opcheck(ops.sigmoid_focal_backward.default, (torch.ones_like(x), *beneath))
+    options = {"gamma": 1.5}
+    torch.library.opcheck(ops.binary_cross_entropy.default, (x.clone().requires_grad_(), target, *weights), options)
+    for grad_loss, reduction in ((torch.ones_like(x), 0), (torch.ones(()), 1)):
+        beneath = ("op", x, target, *weights, *options_of("binary_cross_entropy", reduction=reduction, **options))
+        torch.library.opcheck(ops.binary_cross_entropy_forward.default, beneath)
+        handed = (grad_loss, torch.tensor(144.0, dtype=torch.float64))
+        torch.library.opcheck(ops.binary_cross_entropy_backward.default, (*handed, *beneath))

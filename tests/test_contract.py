@@ -204,7 +204,7 @@ def test_the_forward_operator_refuses_a_dtype_that_is_not_floating(dtype):
         torch.ops.segloss.cross_entropy_forward("op", torch.randn(2, 3), torch.tensor([0, 1]), None, None, *options)
 
 
-@pytest.mark.parametrize("loss", ["cross_entropy", "soft_stats", "sigmoid_focal"])
+@pytest.mark.parametrize("loss", ["cross_entropy", "soft_stats", "binary_cross_entropy"])
 @pytest.mark.parametrize("change", [lambda numbers: numbers[:-1], lambda numbers: [*numbers, 0]])
 def test_the_private_operators_refuse_lists_of_options_of_another_length(loss, change):
     call = getattr(torch.ops.segloss, f"{loss}_forward")
@@ -224,7 +224,8 @@ OPERATORS = {
     "soft_stats_backward": "ops.soft_stats_backward("
     "torch.ones(2, 3), torch.ones(2, 3), torch.ones(2), "
     "'op', x, y, None, None, *options_of('soft_stats', dim=DIM, voxel_loss=True))",
-    "sigmoid_focal_forward": "ops.sigmoid_focal_forward('op', x, y, None, None, *options_of('sigmoid_focal', dim=DIM))",
+    "binary_cross_entropy_forward": "ops.binary_cross_entropy_forward("
+    "'op', x, y, None, None, *options_of('binary_cross_entropy', dim=DIM))",
     "confusion_counts": "ops.confusion_counts('accuracy', x, y, 3, -100, DIM, True)",
 }
 

@@ -27,7 +27,11 @@ INF = float("inf")
 SMALL, TWO_SLABS = (2, 3, 5, 4, 3), (1, 4, 8, 256, 128)
 SMALL_AND_SLABS = pytest.mark.parametrize("shape", [SMALL, TWO_SLABS], ids=["small", "slabs"])
 WITH_KERNELS = [
-    *(f"{name}_{way}" for name in ("cross_entropy", "soft_stats", "sigmoid_focal") for way in ("forward", "backward")),
+    *(
+        f"{name}_{way}"
+        for name in ("cross_entropy", "soft_stats", "binary_cross_entropy")
+        for way in ("forward", "backward")
+    ),
     *("total_weight", "one_hot_labels", "is_one_hot", "confusion_counts", "num_label_classes", "equal_label_counts"),
 ]
 

@@ -101,6 +101,11 @@ LOSSES = {
     "focal, one-hot": (segloss.focal_loss, "one-hot", {}),
     "focal, sigmoid": (segloss.focal_loss, "labels", {**WEIGHT, **IGNORED, **SIGMOID}),
     "focal, masks": (segloss.focal_loss, "masks", SIGMOID),
+    "binary cross entropy": (
+        segloss.binary_cross_entropy_with_logits,
+        "masks",
+        {**WEIGHT, "pos_weight": torch.tensor(2.0)},
+    ),
     "dice": (segloss.dice_loss, "labels", {**WEIGHT, **IGNORED}),
     "dice without smoothing": (segloss.dice_loss, "labels", {**IGNORED, "smooth_nr": 0.0, "smooth_dr": 0.0}),
     "generalized dice": (segloss.generalized_dice_loss, "labels", IGNORED),

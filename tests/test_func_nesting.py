@@ -69,11 +69,11 @@ def topk_loss(x, y, k):
     return losses.sort(descending=True).values[: k // 50].mean()
 
 
-def sigmoid_focal(x, y, reduction="mean", weight=None, gamma=2.0):
+def sigmoid_focal(x, y, reduction="mean", weight=None, gamma=2.0, pos_weight=None):
     g, v = read(x, y)
     of_ones = -torch.nn.functional.logsigmoid(x) * (-x).sigmoid() ** gamma
     of_zeros = -torch.nn.functional.logsigmoid(-x) * x.sigmoid() ** gamma
-    losses = v * by_class(weight) * (g * of_ones + (1 - g) * of_zeros)
+    losses = v * by_class(weight) * (by_class(pos_weight) * g * of_ones + (1 - g) * of_zeros)
     return losses if reduction == "none" else reduced_losses(losses, v.expand(x.shape), y, reduction)
 
 
@@ -140,6 +140,13 @@ PAIRS = {
     "nll": pair(segloss.nll_loss, nll_loss),
     "focal": pair(segloss.focal_loss, partial(cross_entropy, gamma=2.0), weight=WEIGHT),
     "sigmoid focal": pair(segloss.focal_loss, sigmoid_focal, MASKED, only=SIGMOID, weight=WEIGHT),
+    "binary cross entropy": pair(
+        segloss.binary_cross_entropy_with_logits,
+        partial(sigmoid_focal, gamma=0.0, pos_weight=WEIGHT),
+        MASKED,
+        only={"pos_weight": WEIGHT},
+        weight=WEIGHT,
+    ),
     "top-k": pair(segloss.topk_loss, topk_loss, reductions=OWN, k=70),
     "Dice": pair(segloss.dice_loss, dice_loss, SOFT, squared=True, weight=WEIGHT),
     "sigmoid Dice": pair(segloss.dice_loss, dice_loss, MASKED, voxel_weight=VOXEL_WEIGHT, **SIGMOID),

@@ -12,14 +12,19 @@ from tolerances import assert_close
 
 import segloss
 
-PAIRS = [(segloss.CrossEntropyLoss, torch.nn.CrossEntropyLoss), (segloss.NLLLoss, torch.nn.NLLLoss)]
+PAIRS = [
+    (segloss.CrossEntropyLoss, torch.nn.CrossEntropyLoss),
+    (segloss.NLLLoss, torch.nn.NLLLoss),
+    (segloss.BCEWithLogitsLoss, torch.nn.BCEWithLogitsLoss),
+]
 FUNCTIONS = [
     (segloss.cross_entropy, torch.nn.functional.cross_entropy),
     (segloss.nll_loss, torch.nn.functional.nll_loss),
+    (segloss.binary_cross_entropy_with_logits, torch.nn.functional.binary_cross_entropy_with_logits),
 ]
 MODULE_AND_FUNCTION = list(losses.MODULES.items())
-OF_TORCH = MODULE_AND_FUNCTION[:2]
-OWN = list(losses.MODULES)[2:]
+OF_TORCH = MODULE_AND_FUNCTION[: len(PAIRS)]
+OWN = list(losses.MODULES)[len(PAIRS) :]
 MODULES = [*losses.MODULES, segloss.MultiClassDiceLoss]
 
 INPUT = torch.tensor([[[0.5, -1.0], [2.0, 0.25], [-0.5, 1.0]]])  # [1, 3, 2]
@@ -33,6 +38,7 @@ SQUARE_LABELS = torch.tensor([[0, 2, 1], [1, 1, 2]], dtype=torch.uint8)
 # For each keyword a value that is not its default and that changes the loss of the tensors above.
 OTHER_VALUES = {
     "weight": torch.tensor([0.5, 2.0, 1.0]),
+    "pos_weight": torch.tensor([1.5, 0.25, 3.0]),
     "ignore_index": 2,
     "reduction": "sum",
     "label_smoothing": 0.3,
@@ -83,7 +89,7 @@ def test_the_arguments_are_torchs_in_torchs_order_with_torchs_defaults(ours, tor
     assert positional(ours) == positional(torchs)
 
 
-@pytest.mark.parametrize("function", [segloss.cross_entropy, segloss.nll_loss])
+@pytest.mark.parametrize("function", [ours for ours, _ in FUNCTIONS])
 def test_arguments_that_torch_lacks_are_keyword_only(function):
     own = {p.name: p.default for p in parameters_of(function) if p.kind == inspect.Parameter.KEYWORD_ONLY}
     assert {"dim": 1, "voxel_weight": None, "empty": "nan"}.items() <= own.items()

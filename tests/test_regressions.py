@@ -369,7 +369,7 @@ def test_class_masks_cut_floats_off_to_integers():
 
 def test_an_exponent_of_inf_was_taken_by_the_operators():
     with pytest.raises(ValueError, match=r"op: expected gamma, an exponent, in \[0, inf\), got inf"):
-        torch.ops.segloss.sigmoid_focal(torch.randn(2, 3), torch.tensor([0, 2]), gamma=float("inf"), op="op")
+        torch.ops.segloss.binary_cross_entropy(torch.randn(2, 3), torch.tensor([0, 2]), gamma=float("inf"), op="op")
 
 
 @pytest.mark.parametrize("strange", [torch.ones(2, 3).to_sparse(), torch.ones(2, 3, dtype=torch.int64)])
@@ -388,7 +388,7 @@ def test_the_nll_of_probabilities_of_no_class_was_uninitialised_memory(num_voxel
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("name", ["cross_entropy", "cross_entropy_forward", "sigmoid_focal_forward"])
+@pytest.mark.parametrize("name", ["cross_entropy", "cross_entropy_forward", "binary_cross_entropy_forward"])
 def test_a_loss_of_a_dtype_narrower_than_inputs_was_written_past_a_buffer(name, dtype):
     x, labels = torch.randn(1, 112, 4, dtype=torch.float64), torch.zeros(1, 4).long()
     calls = {
@@ -396,8 +396,8 @@ def test_a_loss_of_a_dtype_narrower_than_inputs_was_written_past_a_buffer(name, 
         "cross_entropy_forward": lambda: torch.ops.segloss.cross_entropy_forward(
             "op", x, labels, None, None, *options_of("cross_entropy", dtype=dtype, with_gradient=True)
         ),
-        "sigmoid_focal_forward": lambda: torch.ops.segloss.sigmoid_focal_forward(
-            "op", x, labels, None, None, *options_of("sigmoid_focal", dtype=dtype)
+        "binary_cross_entropy_forward": lambda: torch.ops.segloss.binary_cross_entropy_forward(
+            "op", x, labels, None, None, *options_of("binary_cross_entropy", dtype=dtype)
         ),
     }
     with pytest.raises(TypeError, match="op: expected a dtype of the loss that holds input's Double, got"):
