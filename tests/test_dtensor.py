@@ -74,7 +74,7 @@ def agrees(loss, logits, target, options, placements, target_placements=None, me
     target_placements = target_placements or (
         placements if target.dim() == logits.dim() else without_classes(placements)
     )
-    of_option = {"weight": whole, "voxel_weight": without_classes(placements)}
+    of_option = {"weight": whole, "pos_weight": whole, "voxel_weight": without_classes(placements)}
     options = {k: distribute_tensor(v, mesh, of_option[k]) if k in of_option else v for k, v in options.items()}
     sharded = distribute_tensor(logits, mesh, placements).requires_grad_()
     actual = loss(sharded, distribute_tensor(target, mesh, target_placements), **options)
@@ -104,7 +104,7 @@ LOSSES = {
     "binary cross entropy": (
         segloss.binary_cross_entropy_with_logits,
         "masks",
-        {**WEIGHT, "pos_weight": torch.tensor(2.0)},
+        {**WEIGHT, "pos_weight": torch.tensor([2.0, 0.0, 0.5, 1.0], dtype=torch.float64)},
     ),
     "dice": (segloss.dice_loss, "labels", {**WEIGHT, **IGNORED}),
     "dice without smoothing": (segloss.dice_loss, "labels", {**IGNORED, "smooth_nr": 0.0, "smooth_dr": 0.0}),

@@ -158,7 +158,7 @@ def test_activation_none_reads_probabilities(module):
     assert_close(loss, module()(SQUARE_INPUT, SQUARE_LABELS))
 
 
-@pytest.mark.parametrize(("module", "torchs"), PAIRS)
+@pytest.mark.parametrize(("module", "torchs"), PAIRS[:2])
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "+".join(options) or "plain")
 def test_a_module_gives_what_torchs_gives(options, module, torchs):
     assert_close(module(**options)(INPUT, LABELS), torchs(**options)(INPUT, LABELS.long()))

@@ -10,7 +10,8 @@ Target BinaryCrossEntropy::check(const Arguments& arguments, const Options& opti
     const auto& [op, input, target, weight, voxel_weight] = arguments;
     const auto kind = classify_target(op, input, target, options.dim, /*takes_masks=*/true);
     const bool has_two_rows = weight && weight->dim() == 2 && weight->sym_size(0) == 2;
-    check_weight(op, input, has_two_rows ? OptionalTensor(weight->select(0, 0)) : weight, options.dim, kind);
+    const auto numbers = kind == Target::labels ? kind : Target::probabilities;
+    check_weight(op, input, has_two_rows ? OptionalTensor(weight->select(0, 0)) : weight, options.dim, numbers);
     check_voxel_weight(op, input, voxel_weight, options.dim);
     check_label_smoothing(op, options.label_smoothing);
     check_gamma(op, options.gamma);
