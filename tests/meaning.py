@@ -67,6 +67,10 @@ COMPOUND: dict[str, tuple[Call, Call]] = {
 }
 OF_DICE_FOCAL = (segloss.dice_focal_loss, reference.dice_focal_loss)
 OF_FOCAL = (segloss.focal_loss, reference.focal_loss)
+OF_BINARY = (
+    segloss.binary_cross_entropy_with_logits,
+    partial(reference.focal_loss, gamma=0.0, activation="sigmoid"),
+)
 
 
 def with_activation(functions: dict[str, tuple[Call, Call]], activation: str | None) -> dict[str, tuple[Call, Call]]:
@@ -90,6 +94,7 @@ LOSSES: dict[str, dict[str, tuple[Call, Call]]] = {
     DICE_FOCAL: {"dice_focal_loss": OF_DICE_FOCAL},
     SIGMOID: {
         **with_activation(REGION, None),
+        "binary_cross_entropy_with_logits": OF_BINARY,
         **with_activation({**REGION, **COMPOUND, "dice_focal_loss": OF_DICE_FOCAL, "focal_loss": OF_FOCAL}, "sigmoid"),
     },
 }

@@ -161,11 +161,10 @@ def smp_cross_entropy(smooth_factor: float, ignore_index: int = -100) -> Loss:
     return lambda x, y: F.cross_entropy(x, y, **options).mean()
 
 
-def smp_binary_cross_entropy(ignore_index: int = -100) -> Loss:
+def smp_binary_cross_entropy(ignore_index: int = -100, pos_weight: Tensor | None = None) -> Loss:
     """The mean is over all elements, ignored ones too."""
-    return lambda x, m: (
-        F.binary_cross_entropy_with_logits(x, m.double(), reduction="none") * (m != ignore_index)
-    ).mean()
+    options = {"reduction": "none", "pos_weight": pos_weight}
+    return lambda x, m: (F.binary_cross_entropy_with_logits(x, m.double(), **options) * (m != ignore_index)).mean()
 
 
 def kornia_mean_over_present_classes(losses: Tensor, g: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -398,6 +397,14 @@ def test_one_hot_labels_are_checked():
     g = torch.tensor([[[1, 0], [1, 1]]], dtype=torch.uint8)
     with pytest.raises(RuntimeError, match="one-hot"):
         segloss.cross_entropy(random_logits(1, 2, 2), g)
+
+
+@shows("torch takes weights `[C]` for those of the last dimension.")
+def test_torchs_weights_of_one_dimension_are_those_of_the_last_one():
+    x, m = random_logits(2, 3, 4, 3), random_data("PyTorch")["m"][:, :3, :4, :3]
+    w, bce = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64), F.binary_cross_entropy_with_logits
+    assert_close(bce(x, m, pos_weight=w), segloss.binary_cross_entropy_with_logits(x, m, pos_weight=w.view(1, 3)))
+    assert_close(bce(x, m, w), segloss.binary_cross_entropy_with_logits(x, m, w, dim=-1))
 
 
 @shows("With `to_onehot_y=True`, MONAI counts the masked-out voxels as background.")
