@@ -23,7 +23,7 @@ Options = dict[str, Any]
 
 @dataclass(frozen=True)
 class Problem:
-    """Logits and labels; ``channels_last`` is channels_last_3d for volumes."""
+    """Logits and labels, or with ``masks`` a mask for each class; ``channels_last`` is channels_last_3d for volumes."""
 
     shape: tuple[int, ...]  # of the logits
     labels: torch.dtype
@@ -31,6 +31,7 @@ class Problem:
     ignore_index: int = -100
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
+    masks: bool = False
     device: str = "cpu"
 
     @property
@@ -52,13 +53,19 @@ class Problem:
         return replace(self, shape=tuple(sizes))
 
     def tensors(self) -> tuple[Tensor, Tensor]:
-        """Logits, and labels [N, 1, *] if there are spatial sizes; filled in place, so that peak memory stays low."""
+        """Logits, and labels [N, 1, *] if there are spatial sizes, or masks of which a fifth is 1.
+
+        They are filled in place, so that peak memory stays low.
+        """
         torch.manual_seed(0)
         layout = torch.contiguous_format
         if self.channels_last:
             layout = torch.channels_last if len(self.shape) == 4 else torch.channels_last_3d
         logits = torch.empty(self.shape, dtype=self.dtype, device=self.device, memory_format=layout)
         logits.normal_().requires_grad_()
+        if self.masks:
+            masks = torch.empty(self.shape, dtype=torch.uint8, device=self.device).random_(5)
+            return logits, masks.eq_(0).to(self.labels)
         spatial = self.shape[2:] if self.dim == 1 else self.shape[1:-1]
         sizes = (self.shape[0], 1, *spatial) if self.dim == 1 and spatial else (self.shape[0], *spatial)
         labels = torch.empty(sizes, dtype=self.labels, device=self.device).random_(self.num_classes)
@@ -81,7 +88,7 @@ class Case:
         device = self.problem.device
         return {
             "logits": str(list(self.problem.shape)),
-            "labels": str(self.problem.labels).removeprefix("torch."),
+            "labels": str(self.problem.labels).removeprefix("torch.") + (" masks" if self.problem.masks else ""),
             "dtype": str(self.problem.dtype).removeprefix("torch."),
             "layout": "channels_last" if self.problem.channels_last else "contiguous",
             **({} if device == "cpu" else {"device": device}),
@@ -143,6 +150,22 @@ def nnunet_dice_ce(logits: Tensor, labels: Tensor, ignore_index: int, smooth: fl
     predicted_size = (p if mask is None else p * mask).sum(axes)
     dice = (2 * overlap + smooth) / (predicted_size + target_size + smooth).clamp_min(1e-8)
     return F.cross_entropy(logits, indices.squeeze(1), ignore_index=ignore_index) - dice.mean()
+
+
+def nnunet_dice_bce(logits: Tensor, masks: Tensor, smooth: float = 1e-5) -> Tensor:
+    """nnU-Net's DC_and_BCE_loss with the options of its trainer of regions, written out from its formula."""
+    axes = (0, *range(2, logits.dim()))
+    p = logits.sigmoid()
+    overlap, predicted_size, target_size = (p * masks).sum(axes), p.sum(axes), masks.sum(axes)
+    dice = (2 * overlap + smooth) / (predicted_size + target_size + smooth).clamp_min(1e-8)
+    return F.binary_cross_entropy_with_logits(logits, masks.float()) - dice.mean()
+
+
+def torchvision_focal(logits: Tensor, masks: Tensor, gamma: float = 2.0) -> Tensor:
+    """torchvision's sigmoid_focal_loss without alpha, written out from its formula."""
+    target, p = masks.float(), logits.sigmoid()
+    losses = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    return (losses * (1 - (p * target + (1 - p) * (1 - target))) ** gamma).mean()
 
 
 # ---- the losses ----
@@ -225,10 +248,33 @@ def sigmoid_focal(problem: Problem) -> Pairs:
     def ours(logits: Tensor, labels: Tensor) -> Tensor:
         return segloss.focal_loss(logits, labels, activation="sigmoid", **ignored)
 
+    def as_monai(logits: Tensor, labels: Tensor) -> Tensor:  # which divides by the voxels alone if some are ignored
+        return ours(logits, labels) * (problem.num_classes if problem.ignore_index >= 0 else 1)
+
+    pairs: Pairs = {}
+    if monai := package("monai.losses"):
+        of_labels: Options = {"to_onehot_y": True, **ignored}
+        pairs["MONAI"] = (as_monai, monai.FocalLoss(**({} if problem.masks else of_labels)))
+    if problem.masks:
+        return pairs | {"torchvision": (ours, torchvision_focal)}
     if smp := smp_losses():
         loss = smp.FocalLoss("multiclass", **ignored)
-        return {"SMP": (ours, lambda logits, labels: loss(logits, labels.squeeze(1).long()))}
-    return {}
+        pairs["SMP"] = (ours, lambda logits, labels: loss(logits, labels.squeeze(1).long()))
+    return pairs
+
+
+def binary_cross_entropy(problem: Problem) -> Pairs:
+    def torchs(logits: Tensor, masks: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(logits, masks.to(logits.dtype))
+
+    return {"torch": (segloss.binary_cross_entropy_with_logits, torchs)}
+
+
+def dice_bce(problem: Problem) -> Pairs:
+    def ours(logits: Tensor, masks: Tensor) -> Tensor:
+        return segloss.dice_ce_loss(logits, masks, activation="sigmoid", batch=True) - 1
+
+    return {"nnU-Net": (ours, nnunet_dice_bce)}
 
 
 def confusion_matrix(problem: Problem) -> Pairs:
@@ -252,8 +298,11 @@ LOSSES: dict[str, Callable[[Problem], Pairs]] = {
     "generalized_dice_loss": generalized_dice,
     "focal_loss": focal,
     "focal_loss of sigmoids": sigmoid_focal,
+    "binary_cross_entropy_with_logits": binary_cross_entropy,
+    "dice_ce_loss of sigmoids": dice_bce,
     "confusion_matrix": confusion_matrix,
 }
+OF_MASKS = ("focal_loss of sigmoids", "binary_cross_entropy_with_logits", "dice_ce_loss of sigmoids")
 OTHER_LOSSES = ("dice_loss", "generalized_dice_loss", "focal_loss", "focal_loss of sigmoids")
 COMPILED = ("torch", "nnU-Net")  # torch.compile cannot compile MONAI's losses as a whole
 
@@ -264,6 +313,7 @@ PATCH = Problem((2, 4, 96, 96, 96), torch.uint8)
 STREET = Problem((2, 19, 512, 1024), torch.uint8, ignore_index=255)
 CROP = Problem((2, 19, 256, 512), torch.uint8, ignore_index=255)
 BODY = Problem((1, 105, 64, 96, 96), torch.uint8)
+REGIONS = Problem((2, 3, 64, 64, 64), torch.bool, masks=True)  # as those of BraTS
 SEQUENCE = Problem((4, 28, 128), torch.int64, dim=-1)
 IMAGES = Problem((32, 1000), torch.int64)
 TEXT = Problem((256, 32000), torch.int64)
@@ -303,6 +353,7 @@ def of_every_device(full: bool) -> list[Case]:
     rows = [("cross_entropy", problem) for problem in [*IMAGE_LIKE, SEQUENCE, IMAGES, TEXT]]
     rows += [("dice_ce_loss", problem) for problem in (IMAGE_LIKE if full else [PATCH, BODY])]
     plain = [Case("cross_entropy", SMALL), *(Case(loss, CROP) for loss in OTHER_LOSSES)]
+    plain += [Case(loss, REGIONS) for loss in OF_MASKS]
     plain += [Case("confusion_matrix", problem) for problem in (STREET, BODY)]
     if not full:
         return [Case(*row, compiled=row in QUICKLY_COMPILED) for row in rows] + plain

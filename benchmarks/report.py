@@ -25,6 +25,7 @@ COLOURS = {
     "nnU-Net, compiled": "#8fd6bf",
     "SMP": "#f0e442",
     "kornia": "#56b4e9",
+    "torchvision": "#7f7f7f",
     "limit": "#000000",
 }
 TITLES = {
@@ -34,6 +35,8 @@ TITLES = {
     "generalized_dice_loss": "generalized Dice",
     "focal_loss": "focal",
     "focal_loss of sigmoids": "focal, sigmoids",
+    "binary_cross_entropy_with_logits": "binary cross entropy",
+    "dice_ce_loss of sigmoids": "Dice + binary cross entropy",
 }
 
 
