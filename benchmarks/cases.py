@@ -168,6 +168,12 @@ def torchvision_focal(logits: Tensor, masks: Tensor, gamma: float = 2.0) -> Tens
     return (losses * (1 - (p * target + (1 - p) * (1 - target))) ** gamma).mean()
 
 
+def nnunet_topk(logits: Tensor, labels: Tensor, ignore_index: int, k: float = 10) -> Tensor:
+    """nnU-Net's TopKLoss, written out from its formula."""
+    losses = F.cross_entropy(logits, labels.squeeze(1).long(), ignore_index=ignore_index, reduction="none").flatten()
+    return losses.topk(int(losses.numel() * k / 100), sorted=False).values.mean()
+
+
 # ---- the losses ----
 
 
@@ -277,6 +283,18 @@ def dice_bce(problem: Problem) -> Pairs:
     return {"nnU-Net": (ours, nnunet_dice_bce)}
 
 
+def topk(problem: Problem) -> Pairs:
+    ignored: Options = {"ignore_index": problem.ignore_index}
+
+    def ours(logits: Tensor, labels: Tensor) -> Tensor:
+        return segloss.topk_loss(logits, labels, **ignored)
+
+    def nnunet(logits: Tensor, labels: Tensor) -> Tensor:
+        return nnunet_topk(logits, labels, **ignored)
+
+    return {"nnU-Net": (ours, nnunet)}
+
+
 def confusion_matrix(problem: Problem) -> Pairs:
     def ours(logits: Tensor, labels: Tensor) -> Tensor:
         return segloss.confusion_matrix(logits, labels, ignore_index=problem.ignore_index)
@@ -300,6 +318,7 @@ LOSSES: dict[str, Callable[[Problem], Pairs]] = {
     "focal_loss of sigmoids": sigmoid_focal,
     "binary_cross_entropy_with_logits": binary_cross_entropy,
     "dice_ce_loss of sigmoids": dice_bce,
+    "topk_loss": topk,
     "confusion_matrix": confusion_matrix,
 }
 OF_MASKS = ("focal_loss of sigmoids", "binary_cross_entropy_with_logits", "dice_ce_loss of sigmoids")
@@ -354,6 +373,7 @@ def of_every_device(full: bool) -> list[Case]:
     rows += [("dice_ce_loss", problem) for problem in (IMAGE_LIKE if full else [PATCH, BODY])]
     plain = [Case("cross_entropy", SMALL), *(Case(loss, CROP) for loss in OTHER_LOSSES)]
     plain += [Case(loss, REGIONS) for loss in OF_MASKS]
+    plain += [Case("topk_loss", PATCH)]
     plain += [Case("confusion_matrix", problem) for problem in (STREET, BODY)]
     if not full:
         return [Case(*row, compiled=row in QUICKLY_COMPILED) for row in rows] + plain

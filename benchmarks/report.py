@@ -37,6 +37,7 @@ TITLES = {
     "focal_loss of sigmoids": "focal, sigmoids",
     "binary_cross_entropy_with_logits": "binary cross entropy",
     "dice_ce_loss of sigmoids": "Dice + binary cross entropy",
+    "topk_loss": "top-k",
 }
 
 

@@ -21,17 +21,6 @@ if TORCH < (2, 12):
     is_autocast_available._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def sym_clamp(number: Any, least: int, most: Any) -> Any:
-    """Clamps a size, a number or a symbol; int, max and min would tie an exported graph to one shape."""
-    if TAKES_NO_NUMBERS and isinstance(number, int) and isinstance(most, int):
-        return min(max(least, number), most)
-    return torch.sym_min(torch.sym_max(least, number), most)  # type: ignore[no-untyped-call]
-
-
-# Newest torch whose compiler refuses torch.sym_max of numbers: 2.11.
-TAKES_NO_NUMBERS = TORCH < (2, 12)
-
-
 def register_sharding(op: OpOverload, rule: Callable[..., Any]) -> None:
     """A DTensor rule for an operator whose first argument need not be a tensor."""
     from torch.distributed.tensor import DTensor  # here, as the import is slow and few need it

@@ -2,7 +2,7 @@
 
 The sum of a rank is a part of the whole sum: Partial. `replicated` returns the whole sum, so that only sums cross the
 network. There is no rule for logits sharded over their classes, nor for the mean of cross entropy, whose denominator is
-a sum over all ranks: DTensor redistributes the arguments of operators without a rule.
+a sum over all ranks: DTensor redistributes the arguments of operators without a rule. Top-k gathers the losses.
 """
 
 from collections.abc import Callable
@@ -170,6 +170,20 @@ def _total_weight(op: str, target: Any, weight: Any, voxel_weight: Any, *options
         ([_sum(d)], [None, _shard(d), whole, None if voxel_weight is None else _shard(d), *rest])
         for d in [None, *range(target.ndim)]
     ]
+
+
+@_rule(_ops.topk_sum_forward.default)
+def _topk_sum_forward(losses: Any, target: Any, voxel_weight: Any, *options: Any) -> list[_Sharding]:
+    whole = Replicate()  # the losses of all ranks compete
+    return [([whole] * 3, [whole, whole, None if voxel_weight is None else whole, *[None] * len(options)])]
+
+
+@_rule(_ops.topk_sum_backward.default)
+def _topk_sum_backward(
+    grad_sum: Any, cutoff: Any, losses: Any, target: Any, voxel_weight: Any, *options: Any
+) -> list[_Sharding]:
+    [(results, arguments)] = _topk_sum_forward(losses, target, voxel_weight, *options)
+    return [(results[:1], [*results[:2], *arguments])]
 
 
 @_rule(_ops.one_hot_labels.default)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import _reduction
 
-from segloss._compat import is_autocast_available, sym_clamp
+from segloss._compat import is_autocast_available
 from segloss._distributed import check_process_group, is_dtensor, sum_over_ranks, sums_or_zeros
 from segloss._docs import documented
 
@@ -26,6 +26,7 @@ _binary_cross_entropy: Callable[..., tuple[Tensor, Tensor]] = torch.ops.segloss.
 _cross_entropy: Callable[..., Tensor] = torch.ops.segloss.cross_entropy.default
 _one_hot_labels: Callable[..., Tensor] = torch.ops.segloss.one_hot_labels.default
 _soft_stats: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = torch.ops.segloss.soft_stats.default
+_topk_sum: Callable[..., tuple[Tensor, Tensor]] = torch.ops.segloss.topk_sum.default
 _total_weight: Callable[..., Tensor] = torch.ops.segloss.total_weight.default
 
 _REDUCTIONS = ("mean", "sum", "none")
@@ -475,7 +476,9 @@ def topk_loss(
     who keep a number of voxels instead of a percentage.
 
     The other voxels have zero gradient. ``weight`` and ``voxel_weight`` multiply the losses before they are ranked; the
-    mean divides by the number of voxels kept.
+    mean divides by the number of voxels kept. nan is larger than any number. Of equal losses the first ones are kept,
+    in the order of the flattened labels; where ``torch.topk`` ranks them, as it chooses: on devices other than the CPU,
+    under ``torch.func`` and in forward-mode AD.
 
     Args:
         k: the percentage of voxels to keep, in (0, 100].
@@ -522,16 +525,7 @@ def topk_loss(
         input, target, weight, voxel_weight, dim, 0, ignore_index, label_smoothing, False, False, 0.0, dtype, op
     )
     _warn_of_one_channel(op, input, dim)
-    counts = _counts(losses, target, voxel_weight, ignore_index)
-    dtype = torch.float32 if losses.is_mps else torch.float64  # MPS has no float64
-    num_voxels = counts.sum(dtype=dtype)
-    num_kept = (k * num_voxels / 100).floor().clamp(min=1).minimum(num_voxels)
-    # Reading num_kept would make the host wait for the device, and break a graph: rank as many as num_kept can be.
-    share = math.trunc(k * losses.numel() / 100)
-    most = sym_clamp(share, 1, losses.numel())
-    ranked = losses.masked_fill(~counts, -torch.inf).flatten().topk(most).values
-    is_kept = torch.arange(most, device=losses.device) < num_kept
-    total = torch.where(is_kept, ranked, 0.0).sum(dtype=dtype)
+    total, num_kept = _topk_sum(losses, target, voxel_weight, k, ignore_index)
     return _mean_or_sum(total, num_kept, "mean", empty_zero).to(_result_dtype(input))
 
 
@@ -699,13 +693,6 @@ def _warn_of_one_channel(op: str, input: Tensor, dim: int) -> None:
             UserWarning,
             stacklevel=3,
         )
-
-
-def _counts(losses: Tensor, target: Tensor, voxel_weight: Tensor | None, ignore_index: int) -> Tensor:
-    """True where a voxel counts, in the shape of the losses; their kernel compares labels and weights the same way."""
-    # As int64: in uint8, -100 is 156, in bfloat16 257 is 256, and the CPU does not compare uint16, uint32 and uint64.
-    counts = (target.to(torch.int64) != ignore_index).reshape(losses.shape)
-    return counts if voxel_weight is None else counts & (voxel_weight.to(losses.dtype) != 0).reshape(losses.shape)
 
 
 def _detached(tensor: Tensor | None) -> Tensor | None:

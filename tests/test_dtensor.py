@@ -216,6 +216,13 @@ def total_weight():
     assert total.item() == (labels != 255).sum()
 
 
+def losses_of_all_ranks_compete():
+    options = {"k": 40, "ignore_index": 255, **WEIGHT}
+    for d in (0, 2):
+        agrees(segloss.topk_loss, *tensors(), options, [Shard(d)])
+    agrees(segloss.topk_loss, *tensors(), {**options, "voxel_weight": torch.ones(3, 5, 6)}, [Shard(0)])
+
+
 def compiled():
     for loss in (segloss.cross_entropy, segloss.dice_ce_loss):
         agrees(torch.compile(loss, backend="aot_eager", fullgraph=True), *tensors(), IGNORED, [Shard(0)])
@@ -305,6 +312,7 @@ CASES = {
     "half precision": half_sums_do_not_overflow,
     "module with weight": module_with_weight,
     "total weight": total_weight,
+    "top-k": losses_of_all_ranks_compete,
     "compiled": compiled,
     "second derivative": second_derivative,
     "targets": targets_stay_where_they_are,

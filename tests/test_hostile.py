@@ -292,6 +292,9 @@ def operator_calls(draw):
         "grad_intersection": tensors([batch, num_classes], READABLE),
         "grad_prediction": tensors([batch, num_classes], READABLE),
         "total_weight": tensors([], [torch.float64]),
+        "losses": like_labels(sizes, num_classes, dim, [torch.float32, torch.float64]),
+        "grad_sum": tensors([], READABLE),
+        "cutoff": st.sampled_from([torch.tensor([2**31, 2]), torch.tensor([-1, -1]), torch.tensor([0.5])]),
     }
     numbers = {
         **ARGUMENTS,
@@ -300,6 +303,7 @@ def operator_calls(draw):
         "num_classes": mostly(st.just(num_classes), st.sampled_from([n for n in INTS if not 256 < n < 2**40])),
         "activation": st.sampled_from(["softmax", "sigmoid", "none", "", "relu"]),
     }
+    numbers["k"] = mostly(st.just(50.0), st.sampled_from([0.001, 100.0, 0.0, -1.0, NAN, INF]), 3)
     numbers |= {"name": st.sampled_from(["input", "target"]), "low": st.just(0.0), "high": st.just(1.0)}
     strategies = {**tensors_of, "values": tensors(whole, READABLE), **numbers}
     names = [each.name for each in operator._schema.arguments]

@@ -88,6 +88,25 @@ def test_the_peak_memory_of_transforms_is_that_of_the_gradient(transform):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("ignore_index", [-100, 255])
+def test_topk_takes_the_losses_and_their_gradient_beside_that_of_the_logits(ignore_index):
+    script = f"""
+        def step(x, labels):
+            segloss.topk_loss(x, labels, ignore_index={ignore_index}).backward()
+            return x.grad
+
+        x, labels = torch.randn(1, 3, 2048, 2048), torch.zeros(1, 2048, 2048, dtype=torch.uint8)
+        step(x[..., :1].clone().requires_grad_(), labels[..., :1])
+        x.requires_grad_()
+        Path("/proc/self/clear_refs").write_text("5")
+        before = memory("VmRSS")
+        gradient = step(x, labels)
+        print(((memory("VmHWM") - before) * 1024 - gradient.nbytes) / labels.numel())
+    """
+    assert float(printed_by(script)) < 8.5  # bytes for each voxel: two float32
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_no_more_is_kept_than_was_in_use_at_once():
     """Of gradients of 20 sizes, one after the other, the memory of one is kept, not that of all."""
     script = """

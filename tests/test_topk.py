@@ -295,6 +295,132 @@ def test_nan_on_a_voxel_that_counts_is_seen():
     assert segloss.topk_loss(x, torch.randint(3, (2, 30))).isnan()
 
 
+# ---- which losses are kept, on the CPU ----
+
+
+def gradients_of(x, labels, **options):
+    """The mask of the voxels with a gradient."""
+    return (topk(x, labels, **options)[1] != 0).any(1)
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("num_voxels", [9, 128, 129, 20_000])  # 8192 are a chunk
+def test_of_equal_losses_the_first_are_kept(num_voxels, dtype):
+    x, labels = torch.zeros(2, 3, num_voxels, dtype=dtype), torch.randint(3, (2, num_voxels))
+    labels[0, ::3] = -100
+    num_kept = int((labels >= 0).sum()) * 70 // 100
+    first = (labels >= 0).flatten().cumsum(0).view_as(labels) <= num_kept
+    assert torch.equal(gradients_of(x, labels, k=70), first & (labels >= 0))
+
+
+@pytest.mark.cpu_only
+def test_of_losses_that_tie_with_the_smallest_one_the_first_are_kept():
+    x, labels = torch.zeros(1, 2, 1000), torch.zeros(1, 1000).long()
+    x[0, 1, 300:350], x[0, 1, 990:] = 3.0, -1.0
+    kept = torch.zeros(1, 1000, dtype=torch.bool)
+    kept[0, :150], kept[0, 300:350] = True, True
+    assert torch.equal(gradients_of(x, labels, k=20), kept)
+
+
+@pytest.mark.cpu_only
+def test_the_loss_of_zeros_is_not_that_of_ignored_voxels():
+    """A loss of one class is 0, as the losses of voxels that do not count are."""
+    labels = torch.tensor([[0, 255, 0, 0, 255, 0]])
+    losses = torch.zeros(1, 6)
+    losses[0, 1:3] = torch.tensor([0.0, -0.0])
+    total, num_kept, cutoff = torch.ops.segloss.topk_sum_forward(losses, labels, None, 50.0, 255)
+    gradient = torch.ops.segloss.topk_sum_backward(torch.tensor(1.0), cutoff, losses, labels, None, 255)
+    assert (total.item(), num_kept.item()) == (0, 2)
+    assert gradient.tolist() == [[1, 0, 1, 0, 0, 0]]
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("k", [0.01, 10, 60, 100])
+def test_the_sum_is_that_of_topk_over_the_whole_range(k, dtype):
+    bits = torch.randint(-(2**31), 2**31, (3, 7000), dtype=torch.int32)
+    losses = bits.view(dtype) if dtype == torch.float32 else torch.randint(-(2**63), 2**63 - 1, (3, 7000)).view(dtype)
+    losses = losses.masked_fill(~losses.isfinite() | (losses.abs() > torch.finfo(dtype).max / 2**15), -0.0)
+    total, num_kept = torch.ops.segloss.topk_sum(losses, torch.zeros(3, 7000).byte(), None, k, -100)
+    expected = losses.flatten().topk(max(int(21000 * k / 100), 1)).values.double().sum()
+    assert_relative(total, expected, 1e-12)
+    assert num_kept == max(int(21000 * k / 100), 1)
+
+
+@pytest.mark.parametrize("num_nan", [1, 5])
+def test_nan_is_larger_than_any_number(num_nan):
+    x, labels = torch.randn(1, 3, 20), torch.randint(3, (1, 20))
+    x[0, labels[0, 3], 3] = -torch.inf  # an infinite loss
+    x[0, 0, 10 : 10 + num_nan] = NAN
+    value, gradient = topk(x, labels)
+    assert value.isnan()
+    assert gradient[0, :, 10 : 10 + min(num_nan, 2)].isnan().all()
+    assert bool((gradient[0, :, 3] != 0).any()) == (num_nan == 1)
+
+
+def test_an_infinite_loss_has_a_finite_gradient():
+    x, labels = torch.randn(1, 3, 20), torch.randint(3, (1, 20))
+    x[0, labels[0, 3], 3] = -torch.inf
+    value, gradient = topk(x, labels)
+    assert value == torch.inf
+    assert gradient.isfinite().all()
+    assert chosen(gradient) == 2
+
+
+@pytest.mark.parametrize("k", [10, 50])
+def test_negative_weights_rank_last(k):
+    assert_is_reference(torch.randn(2, 3, 50), torch.randint(3, (2, 50)), k=k, voxel_weight=torch.randn(2, 50))
+    assert_is_reference(torch.randn(2, 3, 50), torch.randint(3, (2, 50)), k=k, voxel_weight=-torch.rand(2, 50))
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1e30])
+def test_losses_of_a_huge_range(scale):
+    x = torch.randn(2, 3, 50, dtype=torch.float64) * 10.0 ** torch.randint(-9, 9, (2, 1, 50)) * scale
+    assert_is_reference(x, torch.randint(3, (2, 50)), k=30)
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize("options", [{}, {"voxel_weight": True, "ignore_index": 1}], ids=["", "voxel_weight"])
+def test_threads_and_layouts_do_not_change_a_bit(options):
+    x, labels = torch.randn(2, 3, 100, 110).mul(4).round().div(4), torch.randint(3, (2, 100, 110))
+    v = torch.randint(3, (2, 100, 110)) / 2 if options.get("voxel_weight") else None
+    options = {**options, "voxel_weight": v, "k": 30}
+    layouts = [x, x.contiguous(memory_format=torch.channels_last), x.mT.contiguous().mT]
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for num_threads in (1, 2, 3):
+            torch.set_num_threads(num_threads)
+            results += [topk(each, labels, **options) for each in layouts]
+    finally:
+        torch.set_num_threads(threads)
+    for value, gradient in results:
+        assert torch.equal(value, results[0][0])
+        assert torch.equal(gradient, results[0][1])
+
+
+@pytest.mark.cpu_only
+def test_the_kernel_gives_what_the_composite_gives():
+    losses, labels, v = torch.rand(2, 500).double() - 0.2, torch.randint(3, (2, 500)), torch.randint(2, (2, 500))
+    losses[(labels == 1) | (v == 0)] = 0
+
+    def of(losses):
+        return torch.stack(torch.ops.segloss.topk_sum(losses, labels, v, 30.0, 1))
+
+    assert_relative(of(losses), torch.func.vmap(of)(losses[None])[0], 1e-12)
+
+
+@pytest.mark.cpu_only
+def test_opcheck():
+    losses, labels, v = torch.rand(2, 5), torch.randint(3, (2, 5)), torch.rand(2, 5)
+    cutoff = torch.ops.segloss.topk_sum_forward(losses, labels, v, 50.0, 1)[2]
+    backward = (torch.tensor(2.0), cutoff, losses, labels, v, 1)
+    torch.library.opcheck(torch.ops.segloss.topk_sum_forward.default, (losses, labels, v, 50.0, 1))
+    torch.library.opcheck(torch.ops.segloss.topk_sum_backward.default, backward)
+    torch.library.opcheck(torch.ops.segloss.topk_sum.default, (losses.requires_grad_(), labels, v, 50.0, 1))
+
+
 # ---- derivatives and transforms ----
 
 
@@ -307,6 +433,14 @@ def test_first_and_second_derivatives():
 
     assert gradcheck(loss, x, check_forward_ad=True)
     assert gradgradcheck(loss, x)
+
+
+def test_batched_gradients_of_the_value():
+    x, labels = torch.randn(2, 3, 20).requires_grad_(), torch.randint(3, (2, 20))
+    value = segloss.topk_loss(x, labels, k=30)
+    grads = torch.tensor([1.0, -2.0, 0.0])
+    gradients = torch.autograd.grad(value, x, grads, is_grads_batched=True)[0]
+    assert_close(gradients, grads.view(3, 1, 1, 1) * topk(x, labels, k=30)[1])
 
 
 def labels_with_ignored(*shape):

@@ -151,6 +151,32 @@ struct segloss_confusion {
     int per_class;
 };
 
+/* The largest losses of the voxels that count, for the top-k loss. A voxel does not count if its label is ignore_index,
+ * or if its weight, rounded to REAL, is 0. Losses are ordered by their keys, unsigned integers of REAL's size:
+ *
+ *   key = ~bits of a negative loss, bits with the sign bit set of another one, all ones for nan
+ *
+ * The key of the smallest loss to keep is found digit by digit, from the highest one. Of the losses with this very key
+ * the first ones are kept, up to the position last_tie. */
+struct segloss_topk {
+    struct segloss_positions positions;
+    struct segloss_tensor losses;       /* REAL */
+    struct segloss_tensor target;       /* labels; absent: none is ignore_index */
+    struct segloss_tensor voxel_weight; /* optional, floating-point */
+    int64_t ignore_index;
+
+    uint64_t key;
+    uint64_t known; /* ones where the bits of `key` are known; elsewhere these are 0. Only topk_count reads it */
+    int shift;      /* of the digit that topk_count counts */
+
+    int64_t last_tie; /* -1: none */
+    double grad_sum;
+    struct segloss_tensor grad_losses; /* grad_sum where the loss is kept, else 0 */
+};
+
+/* The number of values of a digit; each has several counters, whose sum is its count. */
+enum { SEGLOSS_TOPK_DIGITS = 1 << 11, SEGLOSS_TOPK_COUNTERS = 4 };
+
 /* Converts exact one-hot targets to int32 labels. */
 struct segloss_one_hot {
     struct segloss_positions positions;
@@ -159,13 +185,13 @@ struct segloss_one_hot {
     int32_t* labels; /* [P] */
 };
 
-/* All kernels of one instruction set. Each returns -1, or the position of the first voxel that it refuses. A kernel
- * refuses a label outside [0, C) that is not ignore_index, a floating-point label that is not integral, a target that
- * is not one-hot, and a mask that is not 0, 1 or ignore_index, where mask and ignore_index are rounded to REAL. In a
- * block without such a target, it refuses at voxels that count: a predicted label outside [0, C) and, in forward only,
- * a class probability or a logit outside its range. After a refusal, results of earlier blocks are meaningless, and
- * nothing is written from the refused voxel's block on. `sums`, `stats`, `largest` and the
- * counts of compare_maps are overwritten. */
+/* All kernels of one instruction set. Each but those of top-k returns -1, or the position of the first voxel that it
+ * refuses. A kernel refuses a label outside [0, C) that is not ignore_index, a floating-point label that is not
+ * integral, a target that is not one-hot, and a mask that is not 0, 1 or ignore_index, where mask and ignore_index are
+ * rounded to REAL. In a block without such a target, it refuses at voxels that count: a predicted label outside [0, C)
+ * and, in forward only, a class probability or a logit outside its range. After a refusal, results of earlier blocks
+ * are meaningless, and nothing is written from the refused voxel's block on. `sums`, `stats`, `largest` and the counts
+ * of compare_maps are overwritten. */
 struct segloss_kernels {
     const char* isa;
     /* Only the weight of the sums: the same value as forward gives, without reading the logits. */
@@ -190,6 +216,14 @@ struct segloss_kernels {
     /* Of two label maps: the number of voxels that count where they agree, and of all that count. Labels can have any
      * value; of floating labels, those that are not integral or beyond int64 are refused. */
     int64_t (*compare_maps)(const struct segloss_confusion* args, int64_t begin, int64_t end, int64_t* counts);
+    /* Of the keys that begin with the known bits, adds the number of those with each digit to `counts`, int64
+     * [SEGLOSS_TOPK_DIGITS][SEGLOSS_TOPK_COUNTERS]. Sets `sum`, if given, to the sum of all losses with larger keys. */
+    void (*topk_count[SEGLOSS_REALS])(const struct segloss_topk* args, int64_t begin, int64_t end, int64_t* counts,
+                                      double* sum);
+    /* The number of losses with this key. Sets `position` to that of the n-th, counted from 0, if there are so many. */
+    int64_t (*topk_ties[SEGLOSS_REALS])(const struct segloss_topk* args, int64_t begin, int64_t end, int64_t n,
+                                        int64_t* position);
+    void (*topk_backward[SEGLOSS_REALS])(const struct segloss_topk* args, int64_t begin, int64_t end);
     int64_t (*one_hot)(const struct segloss_one_hot* args, int64_t begin, int64_t end);
 };
 

@@ -58,5 +58,8 @@ const struct segloss_kernels SEGLOSS_KERNELS = {
     .confusion = {confusion_f32, confusion_f64},
     .largest_label = largest_label,
     .compare_maps = compare_maps,
+    .topk_count = {topk_count_f32, topk_count_f64},
+    .topk_ties = {topk_ties_f32, topk_ties_f64},
+    .topk_backward = {topk_backward_f32, topk_backward_f64},
     .one_hot = one_hot_labels,
 };

@@ -9,6 +9,7 @@
 #include "soft_stats_tmpl.h"
 #include "sigmoid_stats_tmpl.h"
 #include "confusion_tmpl.h"
+#include "topk_tmpl.h"
 
 #undef CHUNK
 #undef CLASS_CHUNK

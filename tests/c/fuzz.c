@@ -6,6 +6,7 @@
 #define GUARD_SIZE 0
 
 #include "binary_tests.h"
+#include "topk_tests.h"
 
 /* ---- drawing ---- */
 
@@ -191,6 +192,14 @@ static inline void fuzz_confusion(void) {
         check_confusion(&c);
     }
     free(map.bytes);
+    free_inputs(&in);
+}
+
+static inline void fuzz_topk(void) {
+    const struct test_case t = draw_any_case(labels_kind);
+    struct inputs in;
+    create_inputs(&t, &in);
+    check_all_topk(&t, &in);
     free_inputs(&in);
 }
 

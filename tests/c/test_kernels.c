@@ -9,6 +9,7 @@
 #include "label_tests.h"
 #include "soft_stats_tests.h"
 #include "tables.h"
+#include "topk_tests.h"
 
 static void test_selection(void) {
     snprintf(current_case, sizeof current_case, "selection");
@@ -49,6 +50,7 @@ int main(void) {
         test_cross_entropy(target_kinds[i]);
     }
     test_confusion();
+    test_topk();
     test_all_soft_stats();
     test_all_binary();
     test_bad_labels();

@@ -182,7 +182,7 @@ static int64_t confusion_double(const struct segloss_confusion* args, int64_t be
     return run_confusion(SEGLOSS_REAL_DOUBLE, args, begin, end, counts);
 }
 
-/* There is no largest_label and no compare_maps for the GPU; the table has those of the CPU. */
+/* There is no largest_label, no compare_maps and no top-k for the GPU; the table has those of the CPU. */
 static int64_t largest_label_of_processor(const struct segloss_confusion* args, int64_t begin, int64_t end,
                                           int64_t* largest) {
     return segloss_kernels_baseline.largest_label(args, begin, end, largest);
@@ -191,6 +191,34 @@ static int64_t largest_label_of_processor(const struct segloss_confusion* args, 
 static int64_t compare_maps_of_processor(const struct segloss_confusion* args, int64_t begin, int64_t end,
                                          int64_t* counts) {
     return segloss_kernels_baseline.compare_maps(args, begin, end, counts);
+}
+
+static void topk_count_float(const struct segloss_topk* args, int64_t begin, int64_t end, int64_t* counts,
+                             double* sum) {
+    segloss_kernels_baseline.topk_count[0](args, begin, end, counts, sum);
+}
+
+static void topk_count_double(const struct segloss_topk* args, int64_t begin, int64_t end, int64_t* counts,
+                              double* sum) {
+    segloss_kernels_baseline.topk_count[1](args, begin, end, counts, sum);
+}
+
+static int64_t topk_ties_float(const struct segloss_topk* args, int64_t begin, int64_t end, int64_t n,
+                               int64_t* position) {
+    return segloss_kernels_baseline.topk_ties[0](args, begin, end, n, position);
+}
+
+static int64_t topk_ties_double(const struct segloss_topk* args, int64_t begin, int64_t end, int64_t n,
+                                int64_t* position) {
+    return segloss_kernels_baseline.topk_ties[1](args, begin, end, n, position);
+}
+
+static void topk_backward_float(const struct segloss_topk* args, int64_t begin, int64_t end) {
+    segloss_kernels_baseline.topk_backward[0](args, begin, end);
+}
+
+static void topk_backward_double(const struct segloss_topk* args, int64_t begin, int64_t end) {
+    segloss_kernels_baseline.topk_backward[1](args, begin, end);
 }
 
 static const struct segloss_kernels cuda_table = {
@@ -203,6 +231,9 @@ static const struct segloss_kernels cuda_table = {
     .confusion = {confusion_float, confusion_double},
     .largest_label = largest_label_of_processor,
     .compare_maps = compare_maps_of_processor,
+    .topk_count = {topk_count_float, topk_count_double},
+    .topk_ties = {topk_ties_float, topk_ties_double},
+    .topk_backward = {topk_backward_float, topk_backward_double},
 };
 
 #endif
