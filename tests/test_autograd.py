@@ -355,6 +355,59 @@ def test_the_gradient_of_each_voxel_is_scaled_by_that_of_its_loss():
     assert_close(scaled, scale.unsqueeze(1) * grad)
 
 
+FEW_GRADIENTS = {
+    "plain": {},
+    "weight": {"weight": torch.linspace(0.5, 2, 5)},
+    "smoothing": {"label_smoothing": 0.2},
+    "voxel_weight": {"voxel_weight": torch.arange(2 * 13 * 40).remainder(3).view(2, 13, 40) / 2},
+    "ignored": {"ignore_index": 1},
+}
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", FEW_GRADIENTS)
+def test_the_gradient_where_few_losses_have_one(options, dtype, layout):
+    options = FEW_GRADIENTS[options]
+    x, labels = logits_of(2, 5, 13, 40, dtype=dtype).detach(), torch.randint(5, (2, 13, 40))
+    if layout == "channels_last":
+        x = x.contiguous(memory_format=torch.channels_last)
+    elif layout == "transposed":
+        x = x.mT.contiguous().mT
+    x.requires_grad_()
+    loss = segloss.cross_entropy(x, labels, reduction="none", **options)
+    of_all = torch.autograd.grad(loss, x, torch.ones_like(loss), retain_graph=True)[0]
+    grads = torch.randint(-1, 2, loss.shape).to(dtype) * (torch.rand(loss.shape) < 0.1)
+    grads[0, :3] = 1  # many in one block
+    gradient = torch.autograd.grad(loss, x, grads)[0]
+    assert gradient.stride() == x.stride()
+    assert torch.equal(gradient, of_all * grads.unsqueeze(1))
+
+
+@pytest.mark.parametrize("num_classes", [2, 16, 17, 33, 56, 57, 112, 113])
+def test_the_gradient_of_few_losses_of_many_classes(num_classes):
+    for dtype in (torch.float32, torch.float64):
+        x, labels = logits_of(2, num_classes, 300, dtype=dtype), torch.randint(num_classes, (2, 300))
+        loss = segloss.cross_entropy(x, labels, reduction="none")
+        of_all = torch.autograd.grad(loss, x, torch.ones_like(loss), retain_graph=True)[0]
+        grads = (torch.rand(loss.shape) < 0.1).to(dtype)
+        assert torch.equal(torch.autograd.grad(loss, x, grads)[0], of_all * grads.unsqueeze(1))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_strange_logit_of_a_loss_without_a_gradient_gives_the_gradient_of_torch(value):
+    x, labels = logits_of(2, 3, 300), torch.zeros(2, 300).long()
+    grads = torch.zeros(2, 300)
+    grads[:, 5] = 1
+    with torch.no_grad():
+        x[0, 1, 7] = value
+    gradients = []
+    for cross_entropy in (segloss.cross_entropy, torch.nn.functional.cross_entropy):
+        loss = cross_entropy(x, labels, reduction="none")
+        gradients.append(torch.autograd.grad(loss, x, grads.to(loss.dtype))[0])
+    assert_close(*gradients)
+
+
 def test_no_graph_is_made_where_no_gradient_is_asked():
     assert not segloss.cross_entropy(logits_of(2, 3, 2).detach(), LABELS).requires_grad
     with torch.no_grad():

@@ -466,16 +466,22 @@ static int64_t FN(cross_entropy_backward)(const struct segloss_cross_entropy* a,
     assert(a->num_classes == 0 || a->grad_logits.data);
     const REAL total_class_weight = FN(total_class_weight)(a);
     VOXELS v;
+    PACKED packed;
+    FN(start_packing)(&packed, a, total_class_weight);
     for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
         const int bad = FN(read_voxels)(&v, a, p, end);
         if (bad >= 0) {
             return p + bad;
+        }
+        if (packed.is_used && FN(pack)(&packed, a, &v)) {
+            continue;
         }
         if (v.num_active > 0 && !a->log_probabilities) {
             FN(find_softmax)(&v, a, 1);
         }
         FN(block_grad)(a, &v, total_class_weight);
     }
+    FN(finish_packed)(&packed, a, &v);
     FN(end_streams)();
     return -1;
 }

@@ -4,6 +4,7 @@
 #include "classes_tmpl.h"
 #include "voxels_tmpl.h"
 #include "softmax_tmpl.h"
+#include "sparse_grad_tmpl.h"
 #include "cross_entropy_tmpl.h"
 #include "binary_tmpl.h"
 #include "soft_stats_tmpl.h"
@@ -18,6 +19,7 @@
 #undef SIGMOID
 #undef BINARY_TERM
 #undef BINARY_CLASS
+#undef PACKED
 #undef VOXELS
 #undef VEC
 #undef MASK

@@ -60,7 +60,8 @@ struct test_case {
     double label_smoothing;
     double gamma;
     struct segloss_range target_range, logit_range;
-    int is_reduced; /* one grad_loss for all voxels, and no losses written */
+    int is_reduced;       /* one grad_loss for all voxels, and no losses written */
+    int has_sparse_grads; /* grad_loss is 0 in most voxels */
     int stream_grad;
 };
 
@@ -104,6 +105,7 @@ static struct test_case draw_case(int64_t num_positions, int64_t num_classes, st
     if (kind.target == SEGLOSS_LABELS && !kind.log_probabilities && t.label_smoothing == 0) {
         t.gamma = draw_gamma();
     }
+    t.has_sparse_grads = !t.is_reduced && random_below(3) == 0;
     return t;
 }
 
@@ -112,13 +114,14 @@ static void describe_case(const struct test_case* t, const char* isa) {
         current_case, sizeof current_case,
         "%s cross entropy, %s: %lld positions in %d dimensions x %lld classes, %s %s logits %s, computed in %s, "
         "%s target %s, ignore_index %lld, %s class weights, %s voxel weights (%s), smoothing %g, gamma %g, grad %s, "
-        "lanes %s, losses %s",
+        "lanes %s, losses %s%s",
         isa, t->kind.name, (long long)t->num_positions, t->positions.num_dims, (long long)t->num_classes,
         logit_value_names[t->values], formats[t->numbers.logits].name, layout_name(t->logits_layout),
         formats[dtype_of_real(t->numbers.real)].name, formats[t->target_dtype].name, layout_name(t->target_layout),
         (long long)t->ignore_index, weights_names[t->class_weights], weights_names[t->voxel_weights],
         formats[t->voxel_weight_dtype].name, t->label_smoothing, t->gamma, layout_name(t->grad_layout),
-        layout_name(t->lanes_layout), t->is_reduced ? "reduced" : formats[t->loss_dtype].name);
+        layout_name(t->lanes_layout), t->is_reduced ? "reduced" : formats[t->loss_dtype].name,
+        t->has_sparse_grads ? ", few gradients" : "");
 }
 
 /* ---- cross entropy: values of a case ---- */
@@ -246,7 +249,8 @@ static void create_inputs(const struct test_case* t, struct inputs* in) {
     target_fillers[t->kind.target](t, &in->target);
     fill_voxel_weights(t, &in->voxel_weight);
     for (int64_t p = 0; p < t->num_positions; ++p) {
-        set(&in->grad_loss, p, 0, 4 * random_unit() - 2);
+        const int is_zero = t->has_sparse_grads && random_below(16) > 0;
+        set(&in->grad_loss, p, 0, is_zero ? 0 : 4 * random_unit() - 2);
     }
     if (t->is_reduced) {
         memset(in->grad_loss.view.strides, 0, sizeof in->grad_loss.view.strides);
