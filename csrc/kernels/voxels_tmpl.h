@@ -78,19 +78,22 @@ static void FN(sort_masks)(const REAL* masks, int num_classes, REAL ignored, int
 }
 
 /* Reads the masks of all classes and sets the label to -1 where a mask is ignore_index. Returns -1 or the first lane
- * with a value that a mask cannot have. */
+ * with a value that a mask cannot have. The last chunk stays in `v`, also in lanes that do not count: its values are
+ * finite there, and their weight is 0. */
 static int FN(read_masks)(VOXELS* v, const struct segloss_cross_entropy* a) {
     const REAL ignored = (REAL)a->ignore_index;
     const int ignores_usual = ignored == 0 || ignored == 1;
+    int has_sorted = 0;
     ALIGNED int32_t bad[SEGLOSS_BLOCK] = {0};
     for (int64_t first = 0; first < a->num_classes; first += CLASS_CHUNK) {
         const int n = FN(chunk_length)(first, a->num_classes);
         const REAL* masks = FN(read_chunk)(&v->target, &v->block, NULL, first, n);
         if (ignores_usual || FN(has_other_masks)(masks, n)) {
             FN(sort_masks)(masks, n, ignored, v->label, bad);
+            has_sorted = 1;
         }
     }
-    for (int i = 0; i < v->block.count; ++i) {
+    for (int i = 0; has_sorted && i < v->block.count; ++i) {
         if (bad[i]) {
             return i;
         }
@@ -121,9 +124,6 @@ static int FN(read_voxels)(VOXELS* v, const struct segloss_cross_entropy* a, int
         v->num_active = FN(weigh_labels)(v->label, v->weight);
     }
     v->active = v->num_active < SEGLOSS_BLOCK ? v->weight : NULL;
-    if (v->active) {
-        v->target.first_class = -1; /* read_masks did not set inactive lanes to 0 */
-    }
     return bad;
 }
 
