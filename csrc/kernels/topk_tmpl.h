@@ -95,7 +95,8 @@ static void FN(topk_count)(const struct segloss_topk* a, int64_t begin, int64_t 
     for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
         const struct block b = block_at(&a->positions, p, end);
         const REAL* loss = FN(read_keys)(a, &b, buffer, key);
-        FN(count_digits)(digit, FN(find_digits)(a, key, digit), counts);
+        const int count = FN(find_digits)(a, key, digit);
+        FN(count_digits)(digit, count, counts);
         if (sum) {
             for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
                 const MASK is_above = FN(load_keys)(key + i) > last_of_begin;

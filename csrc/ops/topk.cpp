@@ -158,7 +158,7 @@ int64_t find_last_tie(const segloss_topk& args, const Chunks& chunks, segloss_re
     int64_t position = -1;
     chunks.run([&](int64_t chunk, int64_t begin, int64_t end) {
         int64_t unused = -1;
-        num_ties[chunk] = kernel(&args, begin, end, 0, &unused);
+        num_ties[chunk] = kernel(&args, begin, end, /*n=*/-1, &unused);
         ranges[chunk] = {begin, end};
         return -1;
     });
