@@ -514,6 +514,12 @@ def test_no_class_and_all_voxels_ignored():
     assert segloss.cross_entropy(torch.zeros(2, 0, 4), target, reduction="sum") == 0
 
 
+def test_probabilities_of_no_class_have_the_loss_of_torch():
+    x = torch.zeros(2, 0, 4)
+    assert segloss.cross_entropy(x, x).isnan()
+    assert torch.nn.functional.cross_entropy(x, x).isnan()
+
+
 def test_no_class_and_no_voxel():
     target = torch.zeros(0, 4, dtype=torch.int64)
     assert segloss.cross_entropy(torch.zeros(0, 0, 4), target).isnan()

@@ -147,12 +147,15 @@ static void FN(start_joining)(VOXELS* v, double* tail) {
 }
 
 /* Finds m, the tail, and x_y where there are labels. The tail is nan where the softmax is nan: if a logit is nan or
- * +inf, or all are -inf. `keep`: the caller will need the e_c. */
+ * +inf, if all are -inf, or without classes. `keep`: the caller will need the e_c. */
 static void FN(find_softmax)(VOXELS* v, const struct segloss_cross_entropy* a, int keep) {
     ALIGNED double tail[SEGLOSS_BLOCK];
     ALIGNED REAL chunk_max[SEGLOSS_BLOCK], chunk_tail[SEGLOSS_BLOCK];
     if (a->num_classes <= CLASS_CHUNK) {
         FN(softmax_of_chunk)(v, 0, (int)a->num_classes, keep, -(REAL)INFINITY, v->max, v->tail);
+        for (int i = 0; a->num_classes == 0 && i < v->block.count; ++i) {
+            v->tail[i] = (REAL)NAN;
+        }
         return;
     }
     FN(start_joining)(v, tail);

@@ -122,7 +122,8 @@ static void find_results_of_layout(struct soft_case s, enum layout layout, struc
     memset(results, 0, sizeof *results);
     const struct segloss_soft_stats args = soft_arguments_of(&s, &in, &out);
     check_accepted(run_forward(real, &args.voxels, 0, LAYOUT_POSITIONS, &results->sums.cross_entropy));
-    check_accepted(run_soft_forward(real, &args, 0, LAYOUT_POSITIONS, out.stats.view.data, &results->sums.losses));
+    check_accepted(
+        run_soft_forward(&cuda_table, real, &args, 0, LAYOUT_POSITIONS, out.stats.view.data, &results->sums.losses));
     memcpy(results->sums.stats, out.stats.view.data, sizeof results->sums.stats);
     for (int k = 0; k < 2; ++k) {
         check_accepted(k == 0 ? run_backward(real, &args.voxels, 0, LAYOUT_POSITIONS)
@@ -267,7 +268,8 @@ static void test_many_positions(void) {
         reference_soft_voxel(&problem, p, &expected, grad);
     }
     const struct tolerance tolerance = tolerance_of_sums(&voxels);
-    check_accepted(run_soft_forward(SEGLOSS_REAL_FLOAT, &args, 0, many_positions, out.stats.view.data, &sums));
+    check_accepted(
+        run_soft_forward(&cuda_table, SEGLOSS_REAL_FLOAT, &args, 0, many_positions, out.stats.view.data, &sums));
     check_stats(&s, &out.stats, &sums, &tolerance, &expected);
     const struct segloss_cross_entropy of_voxels = arguments_of(&voxels, &in.voxels, &none);
     check_accepted(run_forward(SEGLOSS_REAL_FLOAT, &of_voxels, 0, many_positions, &sums));
