@@ -688,8 +688,8 @@ def _warn_of_one_channel(op: str, input: Tensor, dim: int) -> None:
     if input.shape[dim if input.dim() > 1 else 0] == 1 and not torch.compiler.is_compiling():
         warnings.warn(
             f"{op}: input {list(input.shape)} has one channel, whose softmax is 1: the loss is 0 and has no gradient. "
-            'Use a loss with activation="sigmoid": segloss.focal_loss, with gamma=0 the binary cross entropy, or a '
-            "region loss",
+            "Use segloss.binary_cross_entropy_with_logits, or segloss.focal_loss or a region loss with "
+            'activation="sigmoid"',
             UserWarning,
             stacklevel=3,
         )

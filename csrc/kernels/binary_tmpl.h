@@ -119,6 +119,14 @@ static inline __attribute__((always_inline)) BINARY_TERM FN(binary_loss)(const B
                          zero * of_zero.slope - one * of_one.slope};
 }
 
+/* Fetches a line of the same class of the next block, at lane i of this one. */
+static inline void FN(prefetch_ahead)(const VOXELS* v, int c, int i) {
+    const char* line = line_ahead(&v->ahead, i / WIDTH);
+    if (line) {
+        __builtin_prefetch(line + c * v->ahead.class_bytes, 0, 2);
+    }
+}
+
 /* What a walk over a block computes. */
 enum FN(binary_walk) {
     FN(only_losses), /* added to the lanes, and written if there is a tensor for them */
@@ -129,8 +137,10 @@ enum FN(binary_walk) {
 static inline __attribute__((always_inline)) void FN(walk_class)(const BINARY_CLASS* class, const VOXELS* v,
                                                                  const REAL* x, const REAL* scale,
                                                                  enum FN(binary_walk) walk, int is_hard, int kind,
-                                                                 REAL* loss, ROWS out, int64_t row) {
+                                                                 REAL* loss, ROWS out, int c) {
+    const int64_t row = c * out.stride;
     for (int i = 0; i < v->block.count; i += WIDTH) {
+        FN(prefetch_ahead)(v, c, i);
         const VEC weight = FN(load)(v->weight + i);
         const SIGMOID s = FN(sigmoid_of)(FN(only)(weight != 0, FN(load)(x + i)));
         const BINARY_TERM term = FN(binary_loss)(class, v, i, &s, is_hard, kind);
@@ -156,7 +166,7 @@ static inline __attribute__((always_inline)) void FN(walk_chunk)(const struct se
         if (walk != FN(only_losses) && (c == 0 || a->grad_loss.stride_class != 0)) {
             FN(read_scale)(a, v, first + c, scale);
         }
-        FN(walk_class)(&class, v, x.values + c * x.stride, scale, walk, is_hard, kind, loss, out, c * out.stride);
+        FN(walk_class)(&class, v, x.values + c * x.stride, scale, walk, is_hard, kind, loss, out, c);
     }
 }
 

@@ -14,15 +14,15 @@ static struct FN(sigmoid_kind) FN(sigmoid_kind_of)(const struct segloss_soft_sta
 }
 
 /* Adds the statistics of a class, and its losses to the lanes of `loss`. */
-static inline __attribute__((always_inline)) void FN(add_sigmoid_class)(const struct segloss_soft_stats* s,
-                                                                        const VOXELS* v, const BINARY_CLASS* class,
-                                                                        const REAL* x, struct FN(sigmoid_kind) kind,
-                                                                        REAL* restrict loss, double* const* stats) {
+static inline __attribute__((always_inline)) void
+FN(add_sigmoid_class)(const struct segloss_soft_stats* s, const VOXELS* v, const BINARY_CLASS* class, const REAL* x,
+                      struct FN(sigmoid_kind) kind, int c, REAL* restrict loss, double* const* stats) {
     VEC prediction[FN(summed)] = {0}, intersection[FN(summed)] = {0}, truth[FN(summed)] = {0};
     for (int i = 0; i < SEGLOSS_BLOCK; i += 4 * WIDTH) {
         VEC p_part[4], both_part[4], g_part[4];
         for (int k = 0; k < 4; ++k) {
             const int lane = i + k * WIDTH;
+            FN(prefetch_ahead)(v, c, lane);
             const VEC weight = FN(load)(v->weight + lane);
             const SIGMOID sigmoid = FN(sigmoid_of)(FN(only)(weight != 0, FN(load)(x + lane)));
             const VEC p = FN(probability)(&sigmoid), share = p * weight;
@@ -57,7 +57,7 @@ static inline __attribute__((always_inline)) void FN(add_sigmoid_chunk)(const st
                                                                         double* const* stats) {
     for (int c = 0; c < n; ++c) {
         const BINARY_CLASS class = FN(binary_class_of)(&s->voxels, v, first, n, c);
-        FN(add_sigmoid_class)(s, v, &class, x.values + c * x.stride, kind, loss, stats);
+        FN(add_sigmoid_class)(s, v, &class, x.values + c * x.stride, kind, c, loss, stats);
     }
 }
 
@@ -82,10 +82,12 @@ static void FN(add_sigmoid_stats)(const struct segloss_soft_stats* s, VOXELS* v,
 /* The gradient v p (1 - p) d_c of the statistics, and that of the losses. */
 static inline __attribute__((always_inline)) void
 FN(write_sigmoid_class)(const struct segloss_soft_stats* s, const VOXELS* v, const BINARY_CLASS* class, const REAL* x,
-                        const REAL* scale, struct FN(sigmoid_kind) kind, ROWS grad, int64_t row) {
+                        const REAL* scale, struct FN(sigmoid_kind) kind, ROWS grad, int c) {
+    const int64_t row = c * grad.stride;
     const REAL a = ((const REAL*)s->grad_intersection)[class->index];
     const REAL b = ((const REAL*)s->grad_prediction)[class->index];
     for (int i = 0; i < v->block.count; i += WIDTH) {
+        FN(prefetch_ahead)(v, c, i);
         const VEC weight = FN(load)(v->weight + i);
         const SIGMOID sigmoid = FN(sigmoid_of)(FN(only)(weight != 0, FN(load)(x + i)));
         const VEC p = FN(probability)(&sigmoid);
@@ -111,7 +113,7 @@ static inline __attribute__((always_inline)) void FN(write_sigmoid_chunk)(const 
                                                                           struct FN(sigmoid_kind) kind, ROWS grad) {
     for (int c = 0; c < n; ++c) {
         const BINARY_CLASS class = FN(binary_class_of)(&s->voxels, v, first, n, c);
-        FN(write_sigmoid_class)(s, v, &class, x.values + c * x.stride, scale, kind, grad, c * grad.stride);
+        FN(write_sigmoid_class)(s, v, &class, x.values + c * x.stride, scale, kind, grad, c);
     }
 }
 
