@@ -107,13 +107,30 @@ def _reduced(losses: Tensor, total_weight: Tensor, named: dict[str, int]) -> Ten
     return loss.to(_DTYPES[named["dtype"]])
 
 
-def _of_voxels(grad_loss: Tensor, total_weight: Tensor, reduction: int, losses: Tensor) -> Tensor:
-    """The gradient of each of the losses, from that of the reduced ones."""
+def _gradient(
+    backward: OpOverload,
+    names: Sequence[str],
+    losses: Tensor,
+    grad_loss: Tensor,
+    total_weight: Tensor,
+    op: str,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    voxel_weight: Tensor | None,
+    dim: int,
+    options: Sequence[int],
+    factors: Sequence[float],
+) -> Tensor:
+    """Input's gradient, from that of the reduced losses; `losses` has the shape of those that are not reduced."""
+    reduction = options[names.index("reduction")]
     if reduction == _MEAN:
         grad_loss = torch.where(total_weight == 0, 0.0, grad_loss / total_weight)
     if reduction != _NONE:
         grad_loss = grad_loss.view(-1, *[1] * (losses.ndim - 1)).expand_as(losses)
-    return grad_loss
+    arguments = (grad_loss, total_weight.new_ones(()), op, input, target, weight, voxel_weight)
+    gradient: Tensor = backward(*arguments, dim + 1, _replaced(options, names, reduction=_NONE), factors)
+    return gradient
 
 
 @_rule(_ops.cross_entropy_forward.default)
@@ -166,17 +183,12 @@ def _cross_entropy_backward(
     weight: Tensor | None,
     voxel_weight: Tensor | None,
     dim: int,
-    options: Sequence[int],
-    factors: Sequence[float],
+    *options: Any,
 ) -> Tensor:
-    reduction = options[_OPTIONS.index("reduction")]
     target = _of_the_loss_shape(target, input)
     losses = input.select(dim + 1, 0) if _holds_probabilities(input, target) else target
-    grad_loss = _of_voxels(grad_loss, total_weight, reduction, losses)
-    arguments = (grad_loss, total_weight.new_ones(()), op, input, target, weight, voxel_weight)
-    options = _replaced(options, reduction=_NONE)
-    gradient: Tensor = _ops.cross_entropy_backward(*arguments, dim + 1, options, factors)
-    return gradient
+    arguments = (grad_loss, total_weight, op, input, target, weight, voxel_weight, dim, *options)
+    return _gradient(_ops.cross_entropy_backward.default, _OPTIONS, losses, *arguments)
 
 
 # ---- soft statistics: sums of each sample, so the hidden dimension and the batch can be merged ----
@@ -257,22 +269,10 @@ def _binary_cross_entropy_forward(
 
 @_rule(_ops.binary_cross_entropy_backward.default)
 def _binary_cross_entropy_backward(
-    grad_loss: Tensor,
-    total_weight: Tensor,
-    op: str,
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None,
-    voxel_weight: Tensor | None,
-    dim: int,
-    options: Sequence[int],
-    factors: Sequence[float],
+    grad_loss: Tensor, total_weight: Tensor, op: str, input: Tensor, *arguments: Any
 ) -> Tensor:
-    grad_loss = _of_voxels(grad_loss, total_weight, options[_BINARY_OPTIONS.index("reduction")], input)
-    arguments = (grad_loss, total_weight.new_ones(()), op, input, target, weight, voxel_weight)
-    options = _replaced(options, _BINARY_OPTIONS, reduction=_NONE)
-    gradient: Tensor = _ops.binary_cross_entropy_backward(*arguments, dim + 1, options, factors)
-    return gradient
+    backward = _ops.binary_cross_entropy_backward.default
+    return _gradient(backward, _BINARY_OPTIONS, input, grad_loss, total_weight, op, input, *arguments)
 
 
 # ---- operators on single voxels: the hidden dimension is like any other ----

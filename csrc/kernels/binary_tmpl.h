@@ -119,14 +119,6 @@ static inline __attribute__((always_inline)) BINARY_TERM FN(binary_loss)(const B
                          zero * of_zero.slope - one * of_one.slope};
 }
 
-/* Fetches a line of the same class of the next block, at lane i of this one. */
-static inline void FN(prefetch_ahead)(const VOXELS* v, int c, int i) {
-    const char* line = line_ahead(&v->ahead, i / WIDTH);
-    if (line) {
-        __builtin_prefetch(line + c * v->ahead.class_bytes, 0, 2);
-    }
-}
-
 /* What a walk over a block computes. */
 enum FN(binary_walk) {
     FN(only_losses), /* added to the lanes, and written if there is a tensor for them */
@@ -167,15 +159,6 @@ static inline __attribute__((always_inline)) void FN(walk_chunk)(const struct se
             FN(read_scale)(a, v, first + c, scale);
         }
         FN(walk_class)(&class, v, x.values + c * x.stride, scale, walk, is_hard, kind, loss, out, c);
-    }
-}
-
-/* What a block adds to the mean's denominator for each class. If each weight is 0 or 1, it is enough to count. */
-static void FN(add_voxel_weights)(const struct segloss_cross_entropy* a, const VOXELS* v, double* sums) {
-    if (a->voxel_weight.data) {
-        FN(add_to_sums)(sums, v->weight, SEGLOSS_BLOCK);
-    } else {
-        sums[0] += v->num_active;
     }
 }
 
@@ -226,21 +209,14 @@ static void FN(assert_binary)(const struct segloss_cross_entropy* a, int64_t beg
     (void)end;
 }
 
-/* The mean's denominator, from targets and weights alone. */
+/* The mean's denominator: v for each class. */
 static int64_t FN(binary_weight)(const struct segloss_cross_entropy* a, int64_t begin, int64_t end,
                                  struct segloss_sums* sums) {
     FN(assert_binary)(a, begin, end);
-    double weight_sums[SUM_LANES] = {0};
-    VOXELS v;
-    for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
-        const int bad = FN(read_voxels)(&v, a, p, end);
-        if (bad >= 0) {
-            return p + bad;
-        }
-        FN(add_voxel_weights)(a, &v, weight_sums);
-    }
-    *sums = (struct segloss_sums){0, FN(total_of_lanes)(weight_sums) * (double)a->num_classes};
-    return -1;
+    *sums = (struct segloss_sums){0, 0};
+    const int64_t refused = FN(sum_weights)(a, begin, end, 0, &sums->weight);
+    sums->weight *= (double)a->num_classes;
+    return refused;
 }
 
 static int64_t FN(binary_forward)(const struct segloss_cross_entropy* a, int64_t begin, int64_t end,
@@ -258,7 +234,7 @@ static int64_t FN(binary_forward)(const struct segloss_cross_entropy* a, int64_t
         if (v.num_active > 0 || a->loss.data) {
             FN(walk_block)(a, &v, walk, loss);
             FN(add_to_sums)(loss_sums, loss, SEGLOSS_BLOCK);
-            FN(add_voxel_weights)(a, &v, weight_sums);
+            FN(add_weights)(a, &v, v.weight, weight_sums);
         } else if (a->grad_logits.data) {
             FN(zero_grad)(a, &v.block);
         }

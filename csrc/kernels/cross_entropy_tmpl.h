@@ -404,11 +404,11 @@ static void FN(assert_cross_entropy)(const struct segloss_cross_entropy* a, int6
     (void)end;
 }
 
-/* The mean's denominator, from labels and weights alone. */
-static int64_t FN(cross_entropy_weight)(const struct segloss_cross_entropy* a, int64_t begin, int64_t end,
-                                        struct segloss_sums* sums) {
-    FN(assert_cross_entropy)(a, begin, end);
-    double weight_sums[SUM_LANES] = {0};
+/* Sums what find_weights gives, or only v if not `by_class`, without reading the logits. Returns -1 or the position
+ * that it refuses. */
+static int64_t FN(sum_weights)(const struct segloss_cross_entropy* a, int64_t begin, int64_t end, int by_class,
+                               double* total) {
+    double sums[SUM_LANES] = {0};
     VOXELS v;
     for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
         const int bad = FN(read_voxels)(&v, a, p, end);
@@ -416,10 +416,18 @@ static int64_t FN(cross_entropy_weight)(const struct segloss_cross_entropy* a, i
             return p + bad;
         }
         ALIGNED REAL buffer[SEGLOSS_BLOCK];
-        FN(add_weights)(a, &v, FN(find_weights)(a, &v, buffer), weight_sums);
+        FN(add_weights)(a, &v, by_class ? FN(find_weights)(a, &v, buffer) : v.weight, sums);
     }
-    *sums = (struct segloss_sums){0, FN(total_of_lanes)(weight_sums)};
+    *total = FN(total_of_lanes)(sums);
     return -1;
+}
+
+/* The mean's denominator. */
+static int64_t FN(cross_entropy_weight)(const struct segloss_cross_entropy* a, int64_t begin, int64_t end,
+                                        struct segloss_sums* sums) {
+    FN(assert_cross_entropy)(a, begin, end);
+    *sums = (struct segloss_sums){0, 0};
+    return FN(sum_weights)(a, begin, end, 1, &sums->weight);
 }
 
 static int64_t FN(cross_entropy_forward)(const struct segloss_cross_entropy* a, int64_t begin, int64_t end,

@@ -17,7 +17,7 @@ static struct FN(sigmoid_kind) FN(sigmoid_kind_of)(const struct segloss_soft_sta
 static inline __attribute__((always_inline)) void
 FN(add_sigmoid_class)(const struct segloss_soft_stats* s, const VOXELS* v, const BINARY_CLASS* class, const REAL* x,
                       struct FN(sigmoid_kind) kind, int c, REAL* restrict loss, double* const* stats) {
-    VEC prediction[FN(summed)] = {0}, intersection[FN(summed)] = {0}, truth[FN(summed)] = {0};
+    struct FN(class_sums) sums = {0};
     for (int i = 0; i < SEGLOSS_BLOCK; i += 4 * WIDTH) {
         VEC p_part[4], both_part[4], g_part[4];
         for (int k = 0; k < 4; ++k) {
@@ -41,14 +41,13 @@ FN(add_sigmoid_class)(const struct segloss_soft_stats* s, const VOXELS* v, const
                 FN(store)(loss + lane, FN(load)(loss + lane) + weight * term.loss);
             }
         }
-        const int lanes = i / (4 * WIDTH) % FN(summed);
-        prediction[lanes] += FN(sum_of_four)(p_part);
-        intersection[lanes] += FN(sum_of_four)(both_part);
-        truth[lanes] += FN(sum_of_four)(g_part);
+        FN(add_four)(&sums, SEGLOSS_INTERSECTION, i, both_part);
+        FN(add_four)(&sums, SEGLOSS_PREDICTION, i, p_part);
+        FN(add_four)(&sums, SEGLOSS_TARGET, i, g_part);
     }
-    stats[SEGLOSS_PREDICTION][class->index] += FN(total_of_vectors)(prediction);
-    stats[SEGLOSS_INTERSECTION][class->index] += FN(total_of_vectors)(intersection);
-    stats[SEGLOSS_TARGET][class->index] += FN(total_of_vectors)(truth);
+    for (enum segloss_statistic statistic = 0; statistic < SEGLOSS_STATISTICS; ++statistic) {
+        FN(add_to_statistic)(stats, class->index, &sums, statistic);
+    }
 }
 
 static inline __attribute__((always_inline)) void FN(add_sigmoid_chunk)(const struct segloss_soft_stats* s, VOXELS* v,

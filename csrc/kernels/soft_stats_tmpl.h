@@ -40,22 +40,32 @@ static inline VEC FN(overlap)(VEC p, VEC g) { return FN(select)(g < p, g, p); }
 /* The sums of a block keep this many lanes of REAL, which are added to those in double. */
 enum { FN(summed_lanes) = WIDTH < SUM_LANES ? SUM_LANES : WIDTH, FN(summed) = FN(summed_lanes) / WIDTH };
 
-static inline double FN(total_of_vectors)(const VEC* lanes) {
-    ALIGNED REAL values[FN(summed_lanes)];
-    double sums[SUM_LANES] = {0};
-    memcpy(values, lanes, sizeof values);
-    FN(add_to_sums)(sums, values, FN(summed_lanes));
-    return FN(total_of_lanes)(sums);
+struct FN(class_sums) {
+    VEC lanes[SEGLOSS_STATISTICS][FN(summed)];
+};
+
+/* Adds four vectors, from lane i on. */
+static inline __attribute__((always_inline)) void FN(add_four)(struct FN(class_sums) * sums,
+                                                               enum segloss_statistic statistic, int i, const VEC* x) {
+    sums->lanes[statistic][i / (4 * WIDTH) % FN(summed)] += (x[0] + x[1]) + (x[2] + x[3]);
 }
 
-static inline VEC FN(sum_of_four)(const VEC* x) { return (x[0] + x[1]) + (x[2] + x[3]); }
+static inline __attribute__((always_inline)) void FN(add_to_statistic)(double* const* stats, int64_t class,
+                                                                       const struct FN(class_sums) * sums,
+                                                                       enum segloss_statistic statistic) {
+    ALIGNED REAL values[FN(summed_lanes)];
+    double lanes[SUM_LANES] = {0};
+    memcpy(values, sums->lanes[statistic], sizeof values);
+    FN(add_to_sums)(lanes, values, FN(summed_lanes));
+    stats[statistic][class] += FN(total_of_lanes)(lanes);
+}
 
 /* Adds the statistics of one class; those with the target only if `has_target`. `target` is its row, NULL for labels.
  */
 static inline __attribute__((always_inline)) void FN(add_class)(const struct segloss_soft_stats* s, const VOXELS* v,
                                                                 const REAL* row, const REAL* target, int64_t class,
                                                                 int has_target, int squared, double* const* stats) {
-    VEC prediction[FN(summed)] = {0}, intersection[FN(summed)] = {0}, truth[FN(summed)] = {0};
+    struct FN(class_sums) sums = {0};
     for (int i = 0; i < SEGLOSS_BLOCK; i += 4 * WIDTH) {
         VEC p_part[4], both_part[4], g_part[4];
         for (int k = 0; k < 4; ++k) {
@@ -73,17 +83,16 @@ static inline __attribute__((always_inline)) void FN(add_class)(const struct seg
                 g_part[k] = FN(only)(is_label, weight);
             }
         }
-        const int lanes = i / (4 * WIDTH) % FN(summed);
-        prediction[lanes] += FN(sum_of_four)(p_part);
+        FN(add_four)(&sums, SEGLOSS_PREDICTION, i, p_part);
         if (has_target) {
-            intersection[lanes] += FN(sum_of_four)(both_part);
-            truth[lanes] += FN(sum_of_four)(g_part);
+            FN(add_four)(&sums, SEGLOSS_INTERSECTION, i, both_part);
+            FN(add_four)(&sums, SEGLOSS_TARGET, i, g_part);
         }
     }
-    stats[SEGLOSS_PREDICTION][class] += FN(total_of_vectors)(prediction);
+    FN(add_to_statistic)(stats, class, &sums, SEGLOSS_PREDICTION);
     if (has_target) {
-        stats[SEGLOSS_INTERSECTION][class] += FN(total_of_vectors)(intersection);
-        stats[SEGLOSS_TARGET][class] += FN(total_of_vectors)(truth);
+        FN(add_to_statistic)(stats, class, &sums, SEGLOSS_INTERSECTION);
+        FN(add_to_statistic)(stats, class, &sums, SEGLOSS_TARGET);
     }
 }
 

@@ -64,11 +64,8 @@ static inline __attribute__((always_inline)) void FN(softmax_of_columns)(VOXELS*
 static void FN(softmax_of_pairs)(VOXELS* v, ROWS x, int keep, REAL* restrict max, REAL* restrict tail) {
     REAL* restrict e = v->activations.values;
     for (int i = 0; i < v->block.count; i += WIDTH) {
-        const char* line = line_ahead(&v->ahead, i / WIDTH);
-        if (line) {
-            __builtin_prefetch(line, 0, 2);
-            __builtin_prefetch(line + v->ahead.class_bytes, 0, 2);
-        }
+        FN(prefetch_ahead)(v, 0, i);
+        FN(prefetch_ahead)(v, 1, i);
         const MASK counts = FN(load)(v->weight + i) != 0;
         const MASK label = FN(load_labels)(v->label + i);
         const VEC x_0 = FN(only)(counts, FN(load)(x.values + i));

@@ -40,12 +40,9 @@ static void FN(start_packing)(PACKED* packed, const struct segloss_cross_entropy
 static int FN(all_finite)(const VOXELS* v, ROWS x, int num_classes) {
     MASK any = {0};
     for (int i = 0; i < v->block.count; i += WIDTH) {
-        const char* line = line_ahead(&v->ahead, i / WIDTH);
         VEC zero = {0};
         for (int c = 0; c < num_classes; ++c) {
-            if (line) {
-                __builtin_prefetch(line + c * v->ahead.class_bytes, 0, 2);
-            }
+            FN(prefetch_ahead)(v, c, i);
             zero += 0 * FN(load)(x.values + c * x.stride + i);
         }
         any |= (zero != 0) & (FN(load)(v->weight + i) != 0);

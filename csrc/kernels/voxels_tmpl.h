@@ -148,6 +148,14 @@ static ROWS FN(input_rows)(VOXELS* v, int64_t first_class, int num_classes) {
     return (ROWS){v->input.values, ROW_LANES, 0};
 }
 
+/* Fetches a line of the same class of the next block, at lane i of this one, after input_rows. */
+static inline void FN(prefetch_ahead)(const VOXELS* v, int c, int i) {
+    const char* line = line_ahead(&v->ahead, i / WIDTH);
+    if (line) {
+        __builtin_prefetch(line + c * v->ahead.class_bytes, 0, 2);
+    }
+}
+
 /* Reads probabilities or masks. */
 static const REAL* FN(read_target)(VOXELS* v, int64_t first_class, int num_classes) {
     return FN(read_chunk)(&v->target, &v->block, v->active, first_class, num_classes);

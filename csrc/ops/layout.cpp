@@ -1,5 +1,6 @@
 #include "layout.h"
 
+#include <ATen/ScalarOps.h>
 #include <ATen/core/Tensor.h>
 
 #include <cstdlib>
@@ -117,6 +118,22 @@ segloss_positions describe(at::IntArrayRef sizes, int64_t dim, at::ArrayRef<Oper
         positions = {1, {1}};
     }
     return positions;
+}
+
+std::optional<segloss_sums> sum_over(const Chunks& chunks, SumKernel kernel, const segloss_cross_entropy& args) {
+    std::vector<segloss_sums> sums(chunks.count());
+    const bool accepted =
+        chunks.run([&](int64_t chunk, int64_t begin, int64_t end) { return kernel(&args, begin, end, &sums[chunk]); });
+    segloss_sums total{0, 0};
+    for (const auto& sum : sums) {
+        total.loss += sum.loss;
+        total.weight += sum.weight;
+    }
+    return accepted ? std::optional(total) : std::nullopt;
+}
+
+at::Tensor number(double value, at::ScalarType dtype) {
+    return at::detail::scalar_tensor_static(value, dtype, at::kCPU);
 }
 
 } // namespace segloss

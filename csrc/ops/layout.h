@@ -1,4 +1,4 @@
-// The layout of torch's tensors for the C kernels, and the split of positions among threads.
+// The layout of torch's tensors for the C kernels, the split of positions among threads, and the sums of these.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -89,5 +89,13 @@ private:
     int64_t num_positions_;
     int64_t size_;
 };
+
+using SumKernel = int64_t (*)(const segloss_cross_entropy*, int64_t begin, int64_t end, segloss_sums*);
+
+// The kernel's sums over all positions; nothing if it refused one.
+std::optional<segloss_sums> sum_over(const Chunks& chunks, SumKernel kernel, const segloss_cross_entropy& args);
+
+// A sum as a 0-dim tensor.
+at::Tensor number(double value, at::ScalarType dtype = at::kDouble);
 
 } // namespace segloss

@@ -153,7 +153,7 @@ class Statistics {
 public:
     Statistics(const Chunks& chunks, const SoftStats::Results& results)
         : per_sample_(chunks.per_sample()), num_classes_(results[0].size(1)),
-          parts_(per_sample_ == 1 ? 0 : chunks.count() * SEGLOSS_STATISTICS * num_classes_) {
+          num_parts_(per_sample_ == 1 ? 0 : chunks.count()), parts_(num_parts_ * SEGLOSS_STATISTICS * num_classes_) {
         for (size_t k = 0; k < SEGLOSS_STATISTICS; ++k) {
             results_[k] = results[k].data_ptr<double>();
         }
@@ -170,7 +170,7 @@ public:
 
     void add_parts() {
         const double* next = parts_.data();
-        for (size_t part = 0; part < parts_.size() / std::max<int64_t>(SEGLOSS_STATISTICS * num_classes_, 1); ++part) {
+        for (int64_t part = 0; part < num_parts_; ++part) {
             for (double* sums : results_) {
                 sums += part / per_sample_ * num_classes_;
                 for (int64_t c = 0; c < num_classes_; ++c) {
@@ -183,6 +183,7 @@ public:
 private:
     int64_t per_sample_;
     int64_t num_classes_;
+    int64_t num_parts_;
     std::vector<double> parts_;
     std::array<double*, SEGLOSS_STATISTICS> results_{};
 };

@@ -5,7 +5,6 @@
 //   topk_sum_backward   private: the gradient of the losses
 
 #include <ATen/ATen.h>
-#include <ATen/ScalarOps.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/autograd/functions/utils.h>
@@ -222,8 +221,6 @@ Selection select(segloss_topk& args, const Chunks& chunks, segloss_real real, do
     }
     return selection;
 }
-
-Tensor number(double value) { return at::detail::scalar_tensor_static(value, at::kDouble, at::kCPU); }
 
 using Results = std::tuple<Tensor, Tensor, Tensor>; // sum, number kept, cutoff
 

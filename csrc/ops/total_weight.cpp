@@ -1,11 +1,9 @@
 // The denominator of a mean over voxels with class labels. It does not need the logits.
 
 #include <ATen/ATen.h>
-#include <ATen/ScalarOps.h>
 #include <torch/library.h>
 
 #include <string>
-#include <vector>
 
 #include "checks.h"
 #include "composite.h"
@@ -47,18 +45,12 @@ Tensor total_weight_cpu(c10::string_view op_view, const Tensor& target, const Op
     args.ignore_index = ignore_index;
     args.target_kind = SEGLOSS_LABELS;
     args.positions = describe(target.sizes(), 0, {{&target, &args.target}, {&voxel_weights, &args.voxel_weight}});
-    const Chunks chunks(target.numel(), 1);
-    std::vector<segloss_sums> sums(chunks.count());
     const auto kernel = kernels().cross_entropy_weight[SEGLOSS_REAL_DOUBLE];
-    const auto sum = [&](int64_t chunk, int64_t begin, int64_t end) { return kernel(&args, begin, end, &sums[chunk]); };
-    if (!chunks.run(sum)) {
+    const auto total = sum_over(Chunks(target.numel(), 1), kernel, args);
+    if (!total) {
         check_label_values(op, target, num_classes, ignore_index);
     }
-    double total = 0;
-    for (const auto& chunk : sums) {
-        total += chunk.weight;
-    }
-    return at::detail::scalar_tensor_static(total, at::kDouble, at::kCPU);
+    return number(total.value_or(segloss_sums{}).weight);
 }
 
 Tensor total_weight_meta(c10::string_view op, const Tensor& target, const OptionalTensor& weight,

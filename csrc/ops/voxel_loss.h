@@ -2,19 +2,16 @@
 // mean, and a gradient that is computed together with these.
 #pragma once
 
-#include <ATen/ScalarOps.h>
 #include <ATen/core/Reduction.h>
 
 #include <limits>
 #include <optional>
-#include <vector>
 
 #include "memory.h"
 #include "operator.h"
 
 namespace segloss {
 
-using SumKernel = int64_t (*)(const segloss_cross_entropy*, int64_t begin, int64_t end, segloss_sums*);
 using GradientKernel = int64_t (*)(const segloss_cross_entropy*, int64_t begin, int64_t end);
 
 // The kernels of a loss: of the weights alone, of losses and weights, and of the gradient.
@@ -23,23 +20,6 @@ struct VoxelKernels {
     SumKernel forward;
     GradientKernel backward;
 };
-
-// The kernel's sums over all positions; nothing if it refused one.
-inline std::optional<segloss_sums> sum_over(const Chunks& chunks, SumKernel kernel, const segloss_cross_entropy& args) {
-    std::vector<segloss_sums> sums(chunks.count());
-    const bool accepted =
-        chunks.run([&](int64_t chunk, int64_t begin, int64_t end) { return kernel(&args, begin, end, &sums[chunk]); });
-    segloss_sums total{0, 0};
-    for (const auto& sum : sums) {
-        total.loss += sum.loss;
-        total.weight += sum.weight;
-    }
-    return accepted ? std::optional(total) : std::nullopt;
-}
-
-inline Tensor number(double value, at::ScalarType dtype) {
-    return at::detail::scalar_tensor_static(value, dtype, at::kCPU);
-}
 
 // A loss defines, besides what loss.h lists,
 //
@@ -123,8 +103,8 @@ template <class Loss, class LossOptions> struct VoxelLoss : LossDefaults<Loss> {
             args.stream_grad = exceeds_caches(gradient);
         }
         const auto total = sum(kernels.forward);
-        return {losses.defined() ? losses : number(reduced_loss(total, options), options.dtype),
-                number(total.weight, at::kDouble), gradient.defined() ? gradient : at::empty({0}, input.options())};
+        return {losses.defined() ? losses : number(reduced_loss(total, options), options.dtype), number(total.weight),
+                gradient.defined() ? gradient : at::empty({0}, input.options())};
     }
 
     static Tensor backward_cpu(const Handed& handed, const Arguments& arguments, const Options& options,

@@ -77,29 +77,21 @@ OVER_ARRAY(to_bfloat16, float, uint16_t, bfloat16_of_float)
 
 #ifdef __F16C__
 /* Fewer than eight are padded, so that instructions convert them, too. */
-static void from_row_of_float16(const uint16_t* x, float* y, int n) {
-    uint16_t padded[8] = {0};
-    float converted[8];
-    if (n >= 8) {
-        floats_of_float16(y, x, n);
-        return;
+#define OVER_ROW(name, from, to, function)                                                                             \
+    static void name(const from* x, to* y, int n) {                                                                    \
+        from padded[8] = {0};                                                                                          \
+        to converted[8];                                                                                               \
+        if (n >= 8) {                                                                                                  \
+            function(y, x, n);                                                                                         \
+            return;                                                                                                    \
+        }                                                                                                              \
+        memcpy(padded, x, (size_t)n * sizeof *x);                                                                      \
+        function(converted, padded, 8);                                                                                \
+        memcpy(y, converted, (size_t)n * sizeof *y);                                                                   \
     }
-    memcpy(padded, x, (size_t)n * sizeof *x);
-    floats_of_float16(converted, padded, 8);
-    memcpy(y, converted, (size_t)n * sizeof *y);
-}
 
-static void to_row_of_float16(const float* x, uint16_t* y, int n) {
-    float padded[8] = {0};
-    uint16_t converted[8];
-    if (n >= 8) {
-        float16_of_floats(y, x, n);
-        return;
-    }
-    memcpy(padded, x, (size_t)n * sizeof *x);
-    float16_of_floats(converted, padded, 8);
-    memcpy(y, converted, (size_t)n * sizeof *y);
-}
+OVER_ROW(from_row_of_float16, uint16_t, float, floats_of_float16)
+OVER_ROW(to_row_of_float16, float, uint16_t, float16_of_floats)
 #else
 #define from_row_of_float16 from_float16
 #define to_row_of_float16 to_float16
