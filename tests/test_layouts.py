@@ -275,6 +275,26 @@ def test_every_number_of_classes_is_the_reference(kind, memory, num_classes):
     assert_is_reference(x, target, weight=weight, label_smoothing=0.1, reduction="sum")
 
 
+@pytest.mark.parametrize("num_classes", [17, 64, 105, 112, 113, 120, 128, 129, 337, 400])
+@pytest.mark.parametrize("dtype", FLOATS)
+@pytest.mark.parametrize(
+    "keywords",
+    [{"reduction": "mean"}, {"reduction": "none"}, {"reduction": "sum", "label_smoothing": 0.1}, {"weight": True}],
+    ids=str,
+)
+def test_many_interleaved_classes_give_the_bits_of_planes(keywords, dtype, num_classes):
+    x, labels = 5 * randn(2, num_classes, 9, 17, dtype=dtype), randint(num_classes, 2, 9, 17)
+    labels[:, 3:5] = -100
+    x[:, :, 3] = float("nan")
+    x[1, 2] = float("-inf")
+    labels[labels == 2] = 1
+    if "weight" in keywords:
+        keywords = {"weight": randn(num_classes, seed=3).abs()}
+    loss, grad = value_and_gradient(moved(x, 1), labels, **keywords)
+    assert not loss.isnan().any()
+    assert_same_bits((loss, grad), value_and_gradient(x, labels, **keywords))
+
+
 @pytest.mark.filterwarnings("ignore:.*has one channel")
 @pytest.mark.parametrize("num_classes", [1, 127, 128, 129, 257])
 def test_every_class_may_be_the_label_and_the_largest(num_classes):

@@ -93,30 +93,48 @@ static void PART(_to_rows)(const struct plane* to, const struct plane* from, int
         for (; c + TILE <= num_classes; c += TILE) {
             PART(_tile_to_rows)(t + c * stride, stride, f + c, from->stride_voxel, TILE);
         }
-        if (c < num_classes) {
-            PART(_tile_to_rows)(t + c * stride, stride, f + c, from->stride_voxel, (int)(num_classes - c));
+        if (c < num_classes && num_classes > TILE) { /* some classes again */
+            c = num_classes - TILE;
+            PART(_tile_to_rows)(t + c * stride, stride, f + c, from->stride_voxel, TILE);
+        } else if (c < num_classes) {
+            PART(_tile_to_rows)(t, stride, f, from->stride_voxel, (int)num_classes);
         }
     }
     PART(_one_by_one)(to, from, num_classes, num_tiled, count);
 }
 
+/* Copies rows that need no conversion, or are converted already. */
+static void PART(_tiles_from_rows)(TO* to, int64_t to_stride, const TO* from, int64_t from_stride, int64_t num_classes,
+                                   int count) {
+    for (int i = 0; i < count; i += TILE) {
+        TO* t = to + i * to_stride;
+        const TO* f = from + i;
+        int64_t c = 0;
+        for (; c + TILE <= num_classes; c += TILE) {
+            PART(_tile_from_rows)(t + c, to_stride, f + c * from_stride, from_stride, TILE);
+        }
+        if (c < num_classes && num_classes > TILE) { /* some classes again */
+            c = num_classes - TILE;
+            PART(_tile_from_rows)(t + c, to_stride, f + c * from_stride, from_stride, TILE);
+        } else if (c < num_classes) {
+            PART(_tile_from_rows)(t, to_stride, f, from_stride, (int)num_classes);
+        }
+    }
+}
+
 static void PART(_from_rows)(const struct plane* to, const struct plane* from, int64_t num_classes, int count) {
+    enum { GROUP = 4 * TILE };
     const int num_tiled = count / TILE * TILE;
-    for (int64_t c = 0; c < num_classes; c += TILE) {
-        const int n = smaller(num_classes - c, TILE);
-        ALIGNED TO rows[TILE][SEGLOSS_BLOCK];
+    if (__builtin_types_compatible_p(TO, FROM)) {
+        PART(_tiles_from_rows)(to->data, to->stride_voxel, from->data, from->stride_class, num_classes, num_tiled);
+    }
+    for (int64_t c = 0; !__builtin_types_compatible_p(TO, FROM) && c < num_classes; c += GROUP) {
+        const int n = smaller(num_classes - c, GROUP);
+        ALIGNED TO rows[GROUP][SEGLOSS_BLOCK];
         const struct plane converted = {rows, SEGLOSS_BLOCK, 1};
         const struct plane classes = {(FROM*)from->data + c * from->stride_class, from->stride_class, 1};
         PART(_in_rows)(&converted, &classes, n, count);
-        TO* t = (TO*)to->data + c;
-        for (int i = 0; i < num_tiled; i += TILE) {
-            TO* tile = t + i * to->stride_voxel;
-            if (n == TILE) {
-                PART(_tile_from_rows)(tile, to->stride_voxel, rows[0] + i, SEGLOSS_BLOCK, TILE);
-            } else {
-                PART(_tile_from_rows)(tile, to->stride_voxel, rows[0] + i, SEGLOSS_BLOCK, n);
-            }
-        }
+        PART(_tiles_from_rows)((TO*)to->data + c, to->stride_voxel, rows[0], SEGLOSS_BLOCK, n, num_tiled);
     }
     PART(_one_by_one)(to, from, num_classes, num_tiled, count);
 }

@@ -173,6 +173,14 @@ static void FN(label_log_losses)(const struct segloss_cross_entropy* a, const VO
     }
 }
 
+static void FN(find_block_softmax)(const struct segloss_cross_entropy* a, VOXELS* v, int keep) {
+    if (FN(goes_by_voxel)(a, &v->block)) {
+        FN(find_softmax_by_voxel)(v, a, keep);
+    } else {
+        FN(find_softmax)(v, a, keep);
+    }
+}
+
 /* The losses of a block, after its softmax is found, or of log probabilities. */
 static void FN(block_losses)(const struct segloss_cross_entropy* a, VOXELS* v, REAL total_class_weight,
                              const REAL* weight, REAL* loss) {
@@ -304,6 +312,61 @@ static void FN(write_label_grad)(const struct segloss_cross_entropy* a, const VO
     }
 }
 
+/* As write_label_rows, of one voxel; its e_c come from its logits x unless they are `kept`. */
+static inline __attribute__((always_inline)) void FN(write_label_voxel)(const VOXELS* v, const LABEL_GRAD* g, int i,
+                                                                        const REAL* x, const REAL* kept,
+                                                                        const REAL* class_weight, int64_t first_class,
+                                                                        int n, REAL* restrict grad) {
+    const int64_t label = v->label[i] - first_class;
+    const REAL max = v->max[i], slope = g->slope[i];
+    for (int c = 0; c < n; c += WIDTH) {
+        const VEC e = kept ? FN(load)(kept + c) : FN(exp_nonpositive)(FN(load)(x + c) - max);
+        VEC value = e * slope;
+        if (class_weight) {
+            value -= g->level[i] * FN(load)(class_weight + c);
+        }
+        FN(store)(grad + c, value);
+    }
+    if (v->label[i] >= 0 && label >= 0 && label < n) {
+        grad[label] = g->at_label[i];
+    }
+}
+
+/* The gradient of the classes from `first_class` on, voxel by voxel. Lanes past a voxel's last class are written over
+ * by the next voxel. */
+static void FN(write_label_voxels)(const struct segloss_cross_entropy* a, VOXELS* v, const LABEL_GRAD* g,
+                                   int64_t first_class, int n) {
+    const struct plane from = FN(plane_of_classes)(v, &a->logits, first_class);
+    struct plane to = FN(plane_of_classes)(v, &a->grad_logits, first_class);
+    const int is_kept = v->activations.first_class == 0, is_smooth = a->label_smoothing != 0;
+    ALIGNED REAL buffer[FN(grad_classes)], class_weight[FN(grad_classes)] = {0};
+    for (int c = 0; is_smooth && c < n; ++c) {
+        class_weight[c] = FN(class_weight)(a, first_class + c);
+    }
+    for (int first = 0; first < v->block.count; first += FN(grad_tile)) {
+        const int count = smaller(v->block.count - first, FN(grad_tile));
+        for (int i = first; i < first + count; ++i) {
+            const REAL* kept = is_kept ? v->activations.values + i * CLASS_CHUNK : NULL;
+            const REAL* x = is_kept ? NULL : FN(read_voxel)(v, &from, i, n, buffer);
+            REAL* grad = v->input.values + (i - first) * n;
+            if (is_smooth) {
+                FN(write_label_voxel)(v, g, i, x, kept, class_weight, first_class, n, grad);
+            } else {
+                FN(write_label_voxel)(v, g, i, x, kept, NULL, first_class, n, grad);
+            }
+        }
+        FN(finish_voxels)(v, &a->grad_logits, &to, n, count, a->stream_grad);
+        to.data = (char*)to.data + count * to.stride_voxel * dtype_size(a->grad_logits.dtype);
+    }
+}
+
+static void FN(write_label_grad_by_voxel)(const struct segloss_cross_entropy* a, VOXELS* v, const LABEL_GRAD* g) {
+    v->input.first_class = -1;
+    for (int64_t first = 0; first < a->num_classes; first += FN(grad_classes)) {
+        FN(write_label_voxels)(a, v, g, first, smaller(a->num_classes - first, FN(grad_classes)));
+    }
+}
+
 /* grad_c = scale (Q p_c - q_c) with Q = sum_c q_c = `mass`, computed as p_c (Q - q_c) - q_c (1 - p_c). */
 static inline VEC FN(probability_grad)(const struct segloss_cross_entropy* a, const VOXELS* v, int64_t class, int i,
                                        VEC target, VEC e, const REAL* mass, const REAL* scale) {
@@ -370,6 +433,10 @@ static void FN(active_block_grad)(const struct segloss_cross_entropy* a, VOXELS*
         FN(find_mass)(a, v, mass);
     } else if (!a->log_probabilities) {
         FN(start_label_grad)(a, v, total_class_weight, scale, &label_grad);
+    }
+    if (FN(goes_by_voxel)(a, &v->block)) {
+        FN(write_label_grad_by_voxel)(a, v, &label_grad);
+        return;
     }
     for (int64_t first = 0; first < a->num_classes; first += CLASS_CHUNK) {
         const int n = FN(chunk_length)(first, a->num_classes);
@@ -449,7 +516,7 @@ static int64_t FN(cross_entropy_forward)(const struct segloss_cross_entropy* a, 
                 memset(v.max, 0, sizeof v.max);
                 memset(v.tail, 0, sizeof v.tail);
             } else {
-                FN(find_softmax)(&v, a, a->grad_logits.data != NULL);
+                FN(find_block_softmax)(a, &v, a->grad_logits.data != NULL);
             }
             FN(block_losses)(a, &v, total_class_weight, weight, loss);
             FN(add_to_sums)(loss_sums, loss, SEGLOSS_BLOCK);
@@ -485,7 +552,7 @@ static int64_t FN(cross_entropy_backward)(const struct segloss_cross_entropy* a,
             continue;
         }
         if (v.num_active > 0 && !a->log_probabilities) {
-            FN(find_softmax)(&v, a, 1);
+            FN(find_block_softmax)(a, &v, 1);
         }
         FN(block_grad)(a, &v, total_class_weight);
     }

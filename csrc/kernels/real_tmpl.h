@@ -4,6 +4,7 @@
 #include "classes_tmpl.h"
 #include "voxels_tmpl.h"
 #include "softmax_tmpl.h"
+#include "interleaved_tmpl.h"
 #include "sparse_grad_tmpl.h"
 #include "cross_entropy_tmpl.h"
 #include "binary_tmpl.h"

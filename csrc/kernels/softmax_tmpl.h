@@ -6,13 +6,21 @@
  *   1 - p_c   = (tail + (1 - e_c)) / (1 + tail)
  * Nothing cancels in any of them, so the results of a confident voxel keep their digits. */
 
+/* Whether interleaved logits are faster voxel by voxel, as in interleaved_tmpl.h. Then sums of every layout have the
+ * order that they have there, for the same bits. */
+static int FN(has_many_classes)(const struct segloss_cross_entropy* a) {
+    return a->num_classes > FN(few_classes) && a->num_classes >= 4 * WIDTH;
+}
+
 /* Computes softmax_of_chunk by columns of WIDTH voxels, all classes of one column before the next, so that a column
  * stays in the L1 cache from its first use to its last. The largest logit starts at `lowest`. If all logits are -inf,
  * the tail is nan with -inf for it; with the lowest finite number, exp(x - max) is 0 and the tail -1, which adds
- * nothing to that of another chunk. */
+ * nothing to that of another chunk. The e_c are summed one by one, or with `in_parts` as sum_of_vectors sums WIDTH
+ * parts, to which classes are added in turn. */
 static inline __attribute__((always_inline)) void FN(softmax_of_columns)(VOXELS* v, ROWS x, int64_t first_class,
                                                                          int num_classes, int keep, REAL lowest,
-                                                                         REAL* restrict max, REAL* restrict tail) {
+                                                                         int in_parts, REAL* restrict max,
+                                                                         REAL* restrict tail) {
     const int few = num_classes <= FN(few_classes);
     const struct ahead ahead = v->ahead;
     REAL* restrict e = v->activations.values;
@@ -35,7 +43,7 @@ static inline __attribute__((always_inline)) void FN(softmax_of_columns)(VOXELS*
         if (!few) {
             FN(pick_from_column)(column, first_class, num_classes, v->label + i, v->label_x + i);
         }
-        VEC others = {0}, e_label = {0};
+        VEC others[WIDTH] = {{0}}, e_label = {0};
         MASK minus_equals = {0};
         for (int c = 0; c < num_classes; ++c) {
             if (line) {
@@ -43,7 +51,7 @@ static inline __attribute__((always_inline)) void FN(softmax_of_columns)(VOXELS*
             }
             const VEC e_c = FN(exp_nonpositive)(FN(load)(column + c * WIDTH) - largest);
             const MASK is_largest = e_c == 1;
-            others += FN(only)(~is_largest, e_c);
+            others[in_parts ? c % WIDTH : 0] += FN(only)(~is_largest, e_c);
             minus_equals += is_largest;
             if (keep) {
                 FN(store)(e + c * ROW_LANES + i, e_c);
@@ -56,7 +64,8 @@ static inline __attribute__((always_inline)) void FN(softmax_of_columns)(VOXELS*
             FN(store)(v->label_e + i, e_label);
         }
         FN(store)(max + i, largest);
-        FN(store)(tail + i, others + (__builtin_convertvector(-minus_equals - 1, VEC)));
+        const VEC sum = in_parts ? FN(sum_of_vectors)(others) : others[0];
+        FN(store)(tail + i, sum + (__builtin_convertvector(-minus_equals - 1, VEC)));
     }
 }
 
@@ -89,8 +98,8 @@ static void FN(softmax_of_pairs)(VOXELS* v, ROWS x, int keep, REAL* restrict max
 
 /* Finds the largest logit and the tail of a chunk of classes, and x_y if y is one of them. With `keep` it stores the
  * e_c, relative to that logit. It prefetches the next block meanwhile. */
-static void FN(softmax_of_chunk)(VOXELS* v, int64_t first_class, int num_classes, int keep, REAL lowest, REAL* max,
-                                 REAL* tail) {
+static void FN(softmax_of_chunk)(VOXELS* v, int64_t first_class, int num_classes, int keep, REAL lowest, int in_parts,
+                                 REAL* max, REAL* tail) {
     const ROWS x = FN(input_rows)(v, first_class, num_classes);
     v->activations.first_class = keep ? first_class : -1;
     FN(clear_unused)(max, &v->block, 1);
@@ -104,7 +113,7 @@ static void FN(softmax_of_chunk)(VOXELS* v, int64_t first_class, int num_classes
         break;
 #define OF_COLUMNS(n)                                                                                                  \
     case n:                                                                                                            \
-        FN(softmax_of_columns)(v, x, first_class, n, keep, lowest, max, tail);                                         \
+        FN(softmax_of_columns)(v, x, first_class, n, keep, lowest, 0, max, tail);                                      \
         break;
         OF_COLUMNS(3)
         OF_COLUMNS(4)
@@ -114,19 +123,23 @@ static void FN(softmax_of_chunk)(VOXELS* v, int64_t first_class, int num_classes
         OF_COLUMNS(8)
 #undef OF_COLUMNS
     default:
-        FN(softmax_of_columns)(v, x, first_class, num_classes, keep, lowest, max, tail);
+        if (in_parts && num_classes > FN(few_classes)) {
+            FN(softmax_of_columns)(v, x, first_class, num_classes, keep, lowest, 1, max, tail);
+        } else {
+            FN(softmax_of_columns)(v, x, first_class, num_classes, keep, lowest, 0, max, tail);
+        }
     }
 }
 
-/* Merges the largest logit and the tail of a further chunk into those so far, with the tail in double. Of the two sums
- * 1 + tail, the one with the smaller maximum is scaled down and added to the other's tail. */
-static void FN(join_chunk)(VOXELS* v, double* tail, const REAL* chunk_max, const REAL* chunk_tail) {
+/* Merges the largest logits and the tails of a further chunk into those so far, with the tails in double, in some
+ * lanes. Of the two sums 1 + tail, the one with the smaller maximum is scaled down and added to the other's tail. */
+static void FN(join_chunk)(VOXELS* v, double* tail, const REAL* chunk_max, const REAL* chunk_tail, int first, int end) {
     ALIGNED REAL scale[SEGLOSS_BLOCK];
-    for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+    for (int i = first; i < end; i += WIDTH) {
         const VEC a = FN(load)(v->max + i), b = FN(load)(chunk_max + i);
         FN(store)(scale + i, FN(exp_nonpositive)(FN(select)(a > b, b - a, a - b)));
     }
-    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
+    for (int i = first; i < end; ++i) {
         const int is_larger = chunk_max[i] > v->max[i];
         const double a = tail[i], b = (double)chunk_tail[i];
         tail[i] = is_larger ? b + (1 + a) * (double)scale[i] : a + (1 + b) * (double)scale[i];
@@ -139,7 +152,17 @@ static void FN(join_chunk)(VOXELS* v, double* tail, const REAL* chunk_max, const
 static void FN(start_joining)(VOXELS* v, double* tail) {
     for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
         v->max[i] = REAL_LOWEST;
+        v->tail[i] = -1;
         tail[i] = -1;
+    }
+}
+
+/* Sets the tail to nan where the softmax is nan. */
+static void FN(finish_joining)(VOXELS* v) {
+    for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+        const VEC max = FN(load)(v->max + i);
+        const VEC sum = FN(load)(v->tail + i) + (max - max);
+        FN(store)(v->tail + i, FN(select)(sum < 0, FN(splat)((REAL)NAN), sum));
     }
 }
 
@@ -148,8 +171,9 @@ static void FN(start_joining)(VOXELS* v, double* tail) {
 static void FN(find_softmax)(VOXELS* v, const struct segloss_cross_entropy* a, int keep) {
     ALIGNED double tail[SEGLOSS_BLOCK];
     ALIGNED REAL chunk_max[SEGLOSS_BLOCK], chunk_tail[SEGLOSS_BLOCK];
+    const int in_parts = FN(has_many_classes)(a);
     if (a->num_classes <= CLASS_CHUNK) {
-        FN(softmax_of_chunk)(v, 0, (int)a->num_classes, keep, -(REAL)INFINITY, v->max, v->tail);
+        FN(softmax_of_chunk)(v, 0, (int)a->num_classes, keep, -(REAL)INFINITY, in_parts, v->max, v->tail);
         for (int i = 0; a->num_classes == 0 && i < v->block.count; ++i) {
             v->tail[i] = (REAL)NAN;
         }
@@ -158,14 +182,10 @@ static void FN(find_softmax)(VOXELS* v, const struct segloss_cross_entropy* a, i
     FN(start_joining)(v, tail);
     for (int64_t first = 0; first < a->num_classes; first += CLASS_CHUNK) {
         const int n = FN(chunk_length)(first, a->num_classes);
-        FN(softmax_of_chunk)(v, first, n, 0, REAL_LOWEST, chunk_max, chunk_tail);
-        FN(join_chunk)(v, tail, chunk_max, chunk_tail);
+        FN(softmax_of_chunk)(v, first, n, 0, REAL_LOWEST, in_parts, chunk_max, chunk_tail);
+        FN(join_chunk)(v, tail, chunk_max, chunk_tail, 0, SEGLOSS_BLOCK);
     }
-    for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
-        const VEC max = FN(load)(v->max + i);
-        const VEC sum = FN(load)(v->tail + i) + (max - max);
-        FN(store)(v->tail + i, FN(select)(sum < 0, FN(splat)((REAL)NAN), sum));
-    }
+    FN(finish_joining)(v);
 }
 
 /* e_c of a chunk, valid until the next chunk is requested. */

@@ -34,6 +34,44 @@ static inline VEC FN(larger)(VEC x, VEC y) {
 #endif
 }
 
+/* The sum of WIDTH vectors, in a fixed order, which is also that of sum_of_vector. Changes them. */
+static inline VEC FN(sum_of_vectors)(VEC* x) {
+    for (int half = WIDTH / 2; half > 0; half /= 2) {
+        for (int k = 0; k < half; ++k) {
+            x[k] += x[k + half];
+        }
+    }
+    return x[0];
+}
+
+static inline REAL FN(sum_of_vector)(VEC x) {
+#if defined(__AVX512F__) && !REAL_IS_DOUBLE
+    return _mm512_reduce_add_ps((__m512)x);
+#endif
+    REAL lane[WIDTH];
+    memcpy(lane, &x, sizeof x);
+    for (int half = WIDTH / 2; half > 0; half /= 2) {
+        for (int k = 0; k < half; ++k) {
+            lane[k] += lane[k + half];
+        }
+    }
+    return lane[0];
+}
+
+static inline REAL FN(largest_of_vector)(VEC x) {
+#if defined(__AVX512F__) && !REAL_IS_DOUBLE
+    return _mm512_reduce_max_ps((__m512)x);
+#endif
+    REAL lane[WIDTH];
+    memcpy(lane, &x, sizeof x);
+    for (int half = WIDTH / 2; half > 0; half /= 2) {
+        for (int k = 0; k < half; ++k) {
+            lane[k] = lane[k + half] > lane[k] ? lane[k + half] : lane[k];
+        }
+    }
+    return lane[0];
+}
+
 /* Stores to an aligned address, past the caches where the instruction set can. */
 static inline void FN(stream)(REAL* to, VEC x) {
 #ifdef STREAM
