@@ -1,5 +1,7 @@
 """soft_stats: sums of p g, p and g for each sample and class, of every target, layout and size; their derivatives."""
 
+import itertools
+
 import pytest
 import reference
 import torch
@@ -1076,3 +1078,69 @@ def test_the_backward_allocates_the_gradient_and_nothing_else_of_its_size(activa
     labels = torch.zeros(2, 1, 32, 32, dtype=torch.uint8)
     loss = sums(x, labels, activation=activation)[1].sum()
     assert sum(allocations(lambda: torch.autograd.grad(loss, x))) <= 1.25 * x.numel() * x.element_size()
+
+
+# ---- small samples share a block ----
+
+SMALL = [1, 3, 64, 65]
+
+
+@pytest.mark.parametrize("num_classes", [3, 130])
+@pytest.mark.parametrize("memory", ["planar", "interleaved"])
+@pytest.mark.parametrize(
+    ("activation", "kind"),
+    [*itertools.product(ACTIVATIONS, ["labels", "probabilities"]), ("sigmoid", "masks"), (None, "masks")],
+)
+@pytest.mark.parametrize("num_voxels", SMALL)
+def test_a_small_sample_has_the_sums_and_the_gradient_that_it_has_alone(
+    num_voxels, activation, kind, memory, num_classes
+):
+    num_samples = 2 * 128 // num_voxels + 3
+    x = logits_of(num_samples, num_classes, num_voxels, activation=activation)
+    x = x.movedim(1, -1).contiguous().movedim(-1, 1) if memory == "interleaved" else x
+    weight = voxel_weight_of(num_samples, num_voxels)
+    target = {
+        "labels": lambda: labels_of(num_samples, num_voxels, classes=num_classes),
+        "probabilities": lambda: random(*x.shape, seed=3).softmax(1),
+        "masks": lambda: mask_of(*x.shape),
+    }[kind]()
+    if kind == "labels":
+        target[:, ::5] = -100
+    factors = random(2, num_samples, num_classes, seed=4, dtype=torch.float64)
+
+    def sums_and_gradient(samples):
+        leaf = x[samples].detach().requires_grad_()
+        stats = segloss.soft_stats(leaf, target[samples], activation=activation, voxel_weight=weight[samples])
+        loss = (factors[0, samples] * stats[0] + factors[1, samples] * stats[1]).sum()
+        return *stats, *torch.autograd.grad(loss, leaf)
+
+    together = sums_and_gradient(slice(None))
+    for n in range(num_samples):
+        for one, alone in zip(together, sums_and_gradient(slice(n, n + 1)), strict=True):
+            assert_close(one[n : n + 1], alone)
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("num_voxels", SMALL)
+def test_the_losses_of_small_samples_are_those_of_each_alone(num_voxels, activation):
+    x, target = random(200, 3, num_voxels), labels_of(200, num_voxels)
+    target[:, 1::4] = -100
+    x.requires_grad_()
+    options = {
+        "activation": activation,
+        "weight": torch.tensor([0.5, 1, 2]),
+        "voxel_weight": voxel_weight_of(200, num_voxels),
+    }
+    loss = segloss.dice_ce_loss(x, target, reduction="sum", **options)
+    each = [
+        segloss.dice_ce_loss(
+            x[n : n + 1],
+            target[n : n + 1],
+            reduction="sum",
+            **options | {"voxel_weight": options["voxel_weight"][n : n + 1]},
+        )
+        for n in range(200)
+    ]
+    assert_close(loss, torch.stack(each).sum())
+    for a, b in zip(torch.autograd.grad(loss, x), torch.autograd.grad(torch.stack(each).sum(), x), strict=True):
+        assert_close(a, b)

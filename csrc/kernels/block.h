@@ -24,6 +24,13 @@ struct block {
     int64_t row_left; /* positions from `begin` to the end of its row, which runs along the last dimension */
 };
 
+/* The samples of a block, in which a sample has `size` positions: sample first + k ends before lane end[k]. */
+struct block_samples {
+    int64_t first;
+    int count;
+    int end[SEGLOSS_BLOCK];
+};
+
 /* Lanes [lane, lane + count) of a block, consecutive along the last dimension. */
 struct run {
     int64_t position;
@@ -71,6 +78,15 @@ static inline int64_t left_in_row(const struct segloss_positions* positions, int
 static inline struct block block_at(const struct segloss_positions* positions, int64_t begin, int64_t end) {
     const int count = smaller(end - begin, SEGLOSS_BLOCK);
     return (struct block){positions, begin, count, left_in_row(positions, begin)};
+}
+
+static inline void find_samples(struct block_samples* samples, const struct block* b, int64_t size) {
+    int end = smaller(size - b->begin % size, b->count);
+    samples->first = b->begin / size;
+    samples->count = 0;
+    for (int begin = 0; begin < b->count; begin = end, end = smaller(end + size, b->count)) {
+        samples->end[samples->count++] = end;
+    }
 }
 
 /* What every kernel requires of its range. */

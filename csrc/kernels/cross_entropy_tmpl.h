@@ -225,7 +225,8 @@ LABEL_GRAD {
     ALIGNED REAL curve[SEGLOSS_BLOCK]; /* used with b only */
     ALIGNED REAL level[SEGLOSS_BLOCK];
     ALIGNED REAL at_label[SEGLOSS_BLOCK];
-    const REAL* b; /* NULL: none */
+    const REAL* b;      /* NULL: none */
+    const REAL* b_rows; /* the b_c of a chunk, in rows, if they differ between the lanes, else NULL */
     int squared;
 };
 
@@ -264,7 +265,7 @@ static void FN(start_label_grad)(const struct segloss_cross_entropy* a, VOXELS* 
                                  const REAL* scale, LABEL_GRAD* g) {
     ALIGNED REAL label_weight[SEGLOSS_BLOCK], focal[SEGLOSS_BLOCK];
     const int is_focal = a->gamma != 0, is_smooth = a->label_smoothing != 0;
-    g->b = NULL;
+    g->b = g->b_rows = NULL;
     g->squared = 0;
     FN(find_label_exponential)(v, a->num_classes);
     if (!is_focal && !is_smooth && !a->class_weight) {
@@ -283,12 +284,12 @@ FN(write_label_rows)(const struct segloss_cross_entropy* a, const VOXELS* v, con
                      const LABEL_GRAD* g, int64_t first, int n, int is_smooth, int has_b, int squared, ROWS grad) {
     for (int c = 0; c < n; ++c) {
         const REAL w = is_smooth ? FN(class_weight)(a, first + c) : 0;
-        const REAL b = has_b ? g->b[first + c] : 0;
         for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
             const VEC e = FN(load)(exponentials + c * ROW_LANES + i);
             VEC slope = FN(load)(g->slope + i);
             if (has_b) {
-                slope += FN(load)(g->curve + i) * (squared ? b * e : FN(splat)(b));
+                const VEC b = g->b_rows ? FN(load)(g->b_rows + c * ROW_LANES + i) : FN(splat)(g->b[first + c]);
+                slope += FN(load)(g->curve + i) * (squared ? b * e : b);
             }
             VEC value = e * slope;
             if (is_smooth) {

@@ -124,13 +124,19 @@ struct segloss_soft_stats {
     int soft_label; /* only with SEGLOSS_PROBABILITIES and without `squared` */
     int with_loss;  /* not with SEGLOSS_IDENTITY */
 
+    /* 0: all positions belong to one sample. Otherwise each sample has so many positions, and sums, statistics and the
+     * gradients below have a leading dimension of samples. `begin` is then a multiple of sample_size * SEGLOSS_BLOCK.
+     */
+    int64_t sample_size;
+
     /* For backward, REAL [C]: the gradients with respect to the sums of v p g and of v p. voxels.grad_loss is that with
      * respect to the losses. */
     const void* grad_intersection;
     const void* grad_prediction;
 };
 
-/* The sums of each class, in double: forward overwrites the C numbers that stats[k] points to. */
+/* The sums of each class, in double: forward overwrites the C numbers that stats[k] points to, or, of more than one
+ * sample, those of the samples in its range. */
 enum segloss_statistic { SEGLOSS_INTERSECTION, SEGLOSS_PREDICTION, SEGLOSS_TARGET, SEGLOSS_STATISTICS };
 
 /* Predicted classes against labels. The prediction is the class of the largest logit (the first one of equal logits;

@@ -17,7 +17,8 @@ static struct FN(sigmoid_kind) FN(sigmoid_kind_of)(const struct segloss_soft_sta
 static inline __attribute__((always_inline)) void
 FN(add_sigmoid_class)(const struct segloss_soft_stats* s, const VOXELS* v, const BINARY_CLASS* class, const REAL* x,
                       struct FN(sigmoid_kind) kind, int c, REAL* restrict loss, double* const* stats) {
-    struct FN(class_sums) sums = {0};
+    ALIGNED REAL rows[SEGLOSS_STATISTICS][SEGLOSS_BLOCK];
+    struct FN(class_sums) sums = {.rows = s->sample_size > 0 ? rows : NULL};
     for (int i = 0; i < SEGLOSS_BLOCK; i += 4 * WIDTH) {
         VEC p_part[4], both_part[4], g_part[4];
         for (int k = 0; k < 4; ++k) {
@@ -46,7 +47,7 @@ FN(add_sigmoid_class)(const struct segloss_soft_stats* s, const VOXELS* v, const
         FN(add_four)(&sums, SEGLOSS_TARGET, i, g_part);
     }
     for (enum segloss_statistic statistic = 0; statistic < SEGLOSS_STATISTICS; ++statistic) {
-        FN(add_to_statistic)(stats, class->index, &sums, statistic);
+        FN(add_to_statistic)(s, v, stats, class->index, &sums, statistic);
     }
 }
 
@@ -83,19 +84,20 @@ static inline __attribute__((always_inline)) void
 FN(write_sigmoid_class)(const struct segloss_soft_stats* s, const VOXELS* v, const BINARY_CLASS* class, const REAL* x,
                         const REAL* scale, struct FN(sigmoid_kind) kind, ROWS grad, int c) {
     const int64_t row = c * grad.stride;
-    const REAL a = ((const REAL*)s->grad_intersection)[class->index];
-    const REAL b = ((const REAL*)s->grad_prediction)[class->index];
+    ALIGNED REAL buffers[2][SEGLOSS_BLOCK];
+    const struct FN(by_lane) a = FN(of_class)(s, v, s->grad_intersection, class->index, buffers[0]);
+    const struct FN(by_lane) b = FN(of_class)(s, v, s->grad_prediction, class->index, buffers[1]);
     for (int i = 0; i < v->block.count; i += WIDTH) {
         FN(prefetch_ahead)(v, c, i);
         const VEC weight = FN(load)(v->weight + i);
         const SIGMOID sigmoid = FN(sigmoid_of)(FN(only)(weight != 0, FN(load)(x + i)));
         const VEC p = FN(probability)(&sigmoid);
-        VEC d = FN(prediction_slope)(s, FN(splat)(b), p);
+        VEC d = FN(prediction_slope)(s, FN(at_lane)(b, i), p);
         if (kind.is_hard) {
-            d += FN(only)(FN(is_one)(class, v, i), FN(splat)(a));
+            d += FN(only)(FN(is_one)(class, v, i), FN(at_lane)(a, i));
         } else {
             const VEC g = FN(target_at)(class, v, i);
-            d += a * (s->soft_label ? FN(overlap_slope)(p, g) : g);
+            d += FN(at_lane)(a, i) * (s->soft_label ? FN(overlap_slope)(p, g) : g);
         }
         VEC value = weight * (sigmoid.larger * sigmoid.smaller) * d;
         if (kind.with_loss) {

@@ -40,19 +40,41 @@ static inline VEC FN(overlap)(VEC p, VEC g) { return FN(select)(g < p, g, p); }
 /* The sums of a block keep this many lanes of REAL, which are added to those in double. */
 enum { FN(summed_lanes) = WIDTH < SUM_LANES ? SUM_LANES : WIDTH, FN(summed) = FN(summed_lanes) / WIDTH };
 
+/* What a class of a block adds to its statistics: sums of the lanes, or the lanes themselves where these belong to more
+ * than one sample. */
 struct FN(class_sums) {
     VEC lanes[SEGLOSS_STATISTICS][FN(summed)];
+    REAL (*rows)[SEGLOSS_BLOCK]; /* NULL for one sample */
 };
 
 /* Adds four vectors, from lane i on. */
 static inline __attribute__((always_inline)) void FN(add_four)(struct FN(class_sums) * sums,
                                                                enum segloss_statistic statistic, int i, const VEC* x) {
-    sums->lanes[statistic][i / (4 * WIDTH) % FN(summed)] += (x[0] + x[1]) + (x[2] + x[3]);
+    if (sums->rows) {
+        memcpy(sums->rows[statistic] + i, x, 4 * sizeof *x);
+    } else {
+        sums->lanes[statistic][i / (4 * WIDTH) % FN(summed)] += (x[0] + x[1]) + (x[2] + x[3]);
+    }
 }
 
-static inline __attribute__((always_inline)) void FN(add_to_statistic)(double* const* stats, int64_t class,
-                                                                       const struct FN(class_sums) * sums,
-                                                                       enum segloss_statistic statistic) {
+/* Adds a row to the sums of its samples, which lie `stride` apart. */
+static void FN(add_to_samples)(const struct block_samples* samples, const REAL* row, double* sums, int64_t stride) {
+    for (int k = 0, i = 0; k < samples->count; ++k) {
+        double sum = 0;
+        for (; i < samples->end[k]; ++i) {
+            sum += (double)row[i];
+        }
+        sums[(samples->first + k) * stride] += sum;
+    }
+}
+
+static inline __attribute__((always_inline)) void
+FN(add_to_statistic)(const struct segloss_soft_stats* s, const VOXELS* v, double* const* stats, int64_t class,
+                     const struct FN(class_sums) * sums, enum segloss_statistic statistic) {
+    if (sums->rows) {
+        FN(add_to_samples)(&v->samples, sums->rows[statistic], stats[statistic] + class, s->voxels.num_classes);
+        return;
+    }
     ALIGNED REAL values[FN(summed_lanes)];
     double lanes[SUM_LANES] = {0};
     memcpy(values, sums->lanes[statistic], sizeof values);
@@ -65,7 +87,8 @@ static inline __attribute__((always_inline)) void FN(add_to_statistic)(double* c
 static inline __attribute__((always_inline)) void FN(add_class)(const struct segloss_soft_stats* s, const VOXELS* v,
                                                                 const REAL* row, const REAL* target, int64_t class,
                                                                 int has_target, int squared, double* const* stats) {
-    struct FN(class_sums) sums = {0};
+    ALIGNED REAL rows[SEGLOSS_STATISTICS][SEGLOSS_BLOCK];
+    struct FN(class_sums) sums = {.rows = s->sample_size > 0 ? rows : NULL};
     for (int i = 0; i < SEGLOSS_BLOCK; i += 4 * WIDTH) {
         VEC p_part[4], both_part[4], g_part[4];
         for (int k = 0; k < 4; ++k) {
@@ -89,10 +112,10 @@ static inline __attribute__((always_inline)) void FN(add_class)(const struct seg
             FN(add_four)(&sums, SEGLOSS_TARGET, i, g_part);
         }
     }
-    FN(add_to_statistic)(stats, class, &sums, SEGLOSS_PREDICTION);
+    FN(add_to_statistic)(s, v, stats, class, &sums, SEGLOSS_PREDICTION);
     if (has_target) {
-        FN(add_to_statistic)(stats, class, &sums, SEGLOSS_INTERSECTION);
-        FN(add_to_statistic)(stats, class, &sums, SEGLOSS_TARGET);
+        FN(add_to_statistic)(s, v, stats, class, &sums, SEGLOSS_INTERSECTION);
+        FN(add_to_statistic)(s, v, stats, class, &sums, SEGLOSS_TARGET);
     }
 }
 
@@ -137,13 +160,32 @@ static void FN(add_labels)(const VOXELS* v, const REAL* rows, int64_t first, int
     }
 }
 
+/* The same where voxels belong to more than one sample. */
+static void FN(add_labels_of_samples)(const struct segloss_soft_stats* s, const VOXELS* v, const REAL* rows,
+                                      int64_t first, int n, double* const* stats) {
+    ALIGNED REAL p[SEGLOSS_BLOCK] = {0};
+    FN(pick_labels)(rows, first, n, v->label, p);
+    for (int k = 0, i = 0; k < v->samples.count; ++k) {
+        const int64_t sample = (v->samples.first + k) * s->voxels.num_classes;
+        for (; i < v->samples.end[k]; ++i) {
+            if (v->label[i] >= first && v->label[i] < first + n) {
+                stats[SEGLOSS_INTERSECTION][sample + v->label[i]] += (double)(p[i] * v->share[i] * v->weight[i]);
+                stats[SEGLOSS_TARGET][sample + v->label[i]] += (double)v->weight[i];
+            }
+        }
+    }
+}
+
 static void FN(add_stats)(const struct segloss_soft_stats* s, VOXELS* v, double* const* stats) {
     FN(prepare_activations)(s, v);
     for (int64_t first = 0; first < s->voxels.num_classes; first += CLASS_CHUNK) {
         const int n = FN(chunk_length)(first, s->voxels.num_classes);
         const REAL* rows = FN(activations)(s, v, first, n);
         FN(add_classes)(s, v, rows, first, n, stats);
-        if (s->voxels.target_kind == SEGLOSS_LABELS && n > FN(few_classes)) {
+        const int by_label = s->voxels.target_kind == SEGLOSS_LABELS && n > FN(few_classes);
+        if (by_label && s->sample_size > 0) {
+            FN(add_labels_of_samples)(s, v, rows, first, n, stats);
+        } else if (by_label) {
             FN(add_labels)(v, rows, first, n, stats);
         }
     }
@@ -152,7 +194,8 @@ static void FN(add_stats)(const struct segloss_soft_stats* s, VOXELS* v, double*
 /* Adds the statistics of a block and, if with_loss, its voxels' losses and what they add to the denominator. Where each
  * class has a loss, this denominator is that of one class. */
 static void FN(add_block_stats)(const struct segloss_soft_stats* s, VOXELS* v, REAL total_class_weight,
-                                double* const* stats, double* loss_sums, double* weight_sums) {
+                                double* const* stats, double* loss_sums, double* weight_sums,
+                                struct segloss_sums* of_samples) {
     const struct segloss_cross_entropy* a = &s->voxels;
     const int is_softmax = s->activation == SEGLOSS_SOFTMAX;
     ALIGNED REAL loss[SEGLOSS_BLOCK] = {0}, buffer[SEGLOSS_BLOCK];
@@ -166,7 +209,11 @@ static void FN(add_block_stats)(const struct segloss_soft_stats* s, VOXELS* v, R
         weight = FN(find_weights)(a, v, buffer);
         FN(block_losses)(a, v, total_class_weight, weight, loss);
     }
-    if (s->with_loss) {
+    if (s->with_loss && s->sample_size > 0) {
+        const int64_t stride = sizeof *of_samples / sizeof of_samples->loss;
+        FN(add_to_samples)(&v->samples, loss, &of_samples->loss, stride);
+        FN(add_to_samples)(&v->samples, weight, &of_samples->weight, stride);
+    } else if (s->with_loss) {
         FN(add_to_sums)(loss_sums, loss, SEGLOSS_BLOCK);
         FN(add_weights)(a, v, weight, weight_sums);
     }
@@ -174,6 +221,7 @@ static void FN(add_block_stats)(const struct segloss_soft_stats* s, VOXELS* v, R
 
 static void FN(assert_soft_stats)(const struct segloss_soft_stats* s, int64_t begin, int64_t end) {
     assert_range(&s->voxels.positions, begin, end);
+    assert(s->sample_size == 0 || begin % (s->sample_size * SEGLOSS_BLOCK) == 0);
     assert((s->voxels.num_classes == 0 || s->voxels.target.data) && !s->voxels.log_probabilities);
     assert(!s->with_loss || s->activation != SEGLOSS_IDENTITY);
     assert(s->activation != SEGLOSS_SOFTMAX || s->voxels.target_kind != SEGLOSS_MASKS);
@@ -187,24 +235,35 @@ static int64_t FN(soft_stats_forward)(const struct segloss_soft_stats* s, int64_
                                       double* const* stats, struct segloss_sums* sums) {
     FN(assert_soft_stats)(s, begin, end);
     const REAL total_class_weight = FN(total_class_weight)(&s->voxels);
+    const int64_t first_sample = s->sample_size > 0 ? begin / s->sample_size : 0;
+    const int64_t end_sample = s->sample_size > 0 ? end / s->sample_size : 1;
     double loss_sums[SUM_LANES] = {0}, weight_sums[SUM_LANES] = {0};
     VOXELS v;
-    for (int k = 0; k < SEGLOSS_STATISTICS; ++k) {
-        for (int64_t c = 0; c < s->voxels.num_classes; ++c) { /* no memset: stats[k] may be NULL without classes */
-            stats[k][c] = 0;
+    for (int k = 0; k < SEGLOSS_STATISTICS; ++k) { /* no memset: stats[k] may be NULL without classes */
+        for (int64_t i = first_sample * s->voxels.num_classes; i < end_sample * s->voxels.num_classes; ++i) {
+            stats[k][i] = 0;
         }
+    }
+    for (int64_t n = first_sample; n < end_sample; ++n) {
+        sums[n] = (struct segloss_sums){0, 0};
     }
     for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
         const int bad = FN(read_block)(&v, &s->voxels, p, end);
         if (bad >= 0) {
             return p + bad;
         }
+        if (s->sample_size > 0) {
+            find_samples(&v.samples, &v.block, s->sample_size);
+        }
         if (v.num_active > 0) {
-            FN(add_block_stats)(s, &v, total_class_weight, stats, loss_sums, weight_sums);
+            FN(add_block_stats)(s, &v, total_class_weight, stats, loss_sums, weight_sums, sums);
         }
     }
-    const double losses_per_voxel = s->activation == SEGLOSS_SOFTMAX ? 1 : (double)s->voxels.num_classes;
-    *sums = (struct segloss_sums){FN(total_of_lanes)(loss_sums), FN(total_of_lanes)(weight_sums) * losses_per_voxel};
+    for (int64_t n = first_sample; n < end_sample; ++n) {
+        sums[n].loss += FN(total_of_lanes)(loss_sums);
+        sums[n].weight += FN(total_of_lanes)(weight_sums);
+        sums[n].weight *= s->activation == SEGLOSS_SOFTMAX ? 1 : (double)s->voxels.num_classes;
+    }
     return -1;
 }
 
@@ -213,6 +272,55 @@ static int64_t FN(soft_stats_forward)(const struct segloss_soft_stats* s, int64_
  * Let a and b be grad_intersection and grad_prediction, and d_c = a_c g_c + b_c, or a_c g_c + 2 b_c p_c if squared. The
  * gradient of the statistics is v p_c (d_c - sum_k p_k d_k) for a softmax, v p_c (1 - p_c) d_c for a sigmoid and v d_c
  * for the identity. With soft_label, [p_c < g_c] replaces g_c in d_c; it is 1/2 where they are equal. */
+
+/* The a_c or b_c of the lanes: one value, or a row where these belong to more than one sample. */
+struct FN(by_lane) {
+    REAL value;
+    const REAL* row;
+};
+
+static inline VEC FN(at_lane)(struct FN(by_lane) of, int i) {
+    return of.row ? FN(load)(of.row + i) : FN(splat)(of.value);
+}
+
+static struct FN(by_lane)
+    FN(of_class)(const struct segloss_soft_stats* s, const VOXELS* v, const void* table, int64_t class, REAL* buffer) {
+    const REAL* values = (const REAL*)table + class;
+    if (s->sample_size == 0) {
+        return (struct FN(by_lane)){*values, NULL};
+    }
+    values += v->samples.first * s->voxels.num_classes;
+    for (int k = 0, i = 0; k < v->samples.count; ++k, values += s->voxels.num_classes) {
+        for (; i < v->samples.end[k]; ++i) {
+            buffer[i] = *values;
+        }
+    }
+    return (struct FN(by_lane)){0, buffer};
+}
+
+/* The a_y or b_y of the lanes; 0 where there is no label. */
+static void FN(of_labels)(const struct segloss_soft_stats* s, const VOXELS* v, const void* table, REAL* value) {
+    const int64_t num_classes = s->voxels.num_classes;
+    if (s->sample_size == 0) {
+        FN(look_up)(table, num_classes, v->label, value);
+        return;
+    }
+    memset(value, 0, SEGLOSS_BLOCK * sizeof *value);
+    for (int k = 0, i = 0; k < v->samples.count; ++k) {
+        const REAL* of_sample = (const REAL*)table + (v->samples.first + k) * num_classes;
+        for (; i < v->samples.end[k]; ++i) {
+            value[i] = v->label[i] < 0 ? 0 : of_sample[v->label[i]];
+        }
+    }
+}
+
+/* The b_c of a chunk in rows, for labels, which leave the buffer of the target unused; NULL for one sample. */
+static const REAL* FN(prediction_rows)(const struct segloss_soft_stats* s, VOXELS* v, int64_t first, int n) {
+    for (int c = 0; s->sample_size > 0 && c < n; ++c) {
+        FN(of_class)(s, v, s->grad_prediction, first + c, v->target.values + c * ROW_LANES);
+    }
+    return s->sample_size > 0 ? v->target.values : NULL;
+}
 
 static inline VEC FN(prediction_slope)(const struct segloss_soft_stats* s, VEC b, VEC p) {
     return s->squared ? 2 * b * p : b;
@@ -228,13 +336,15 @@ static void FN(find_differences)(const struct segloss_soft_stats* s, VOXELS* v, 
     for (int64_t first = 0; first < s->voxels.num_classes; first += CLASS_CHUNK) {
         const int n = FN(chunk_length)(first, s->voxels.num_classes);
         const REAL* exponentials = FN(exponentials)(v, first, n);
+        const REAL* b_rows = FN(prediction_rows)(s, v, first, n);
         for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
             const MASK label = FN(load_labels)(v->label + i) - (BITS)first;
             const VEC d_y = FN(load)(at_label + i), share = FN(load)(v->share + i);
             VEC total = {0};
             for (int c = 0; c < n; ++c) {
                 const VEC e = FN(load)(exponentials + c * ROW_LANES + i);
-                const VEC d = FN(prediction_slope)(s, FN(splat)(b[first + c]), e * share);
+                const VEC b_c = b_rows ? FN(load)(b_rows + c * ROW_LANES + i) : FN(splat)(b[first + c]);
+                const VEC d = FN(prediction_slope)(s, b_c, e * share);
                 total += FN(only)(label != c, e * (d - d_y));
             }
             FN(store)(part + i, total);
@@ -246,8 +356,8 @@ static void FN(find_differences)(const struct segloss_soft_stats* s, VOXELS* v, 
 /* Adds the gradient of the statistics to that of a block with labels. */
 static void FN(add_to_label_grad)(const struct segloss_soft_stats* s, VOXELS* v, LABEL_GRAD* g) {
     ALIGNED REAL at_label[SEGLOSS_BLOCK], difference[SEGLOSS_BLOCK], a_y[SEGLOSS_BLOCK], b_y[SEGLOSS_BLOCK];
-    FN(look_up)(s->grad_intersection, s->voxels.num_classes, v->label, a_y);
-    FN(look_up)(s->grad_prediction, s->voxels.num_classes, v->label, b_y);
+    FN(of_labels)(s, v, s->grad_intersection, a_y);
+    FN(of_labels)(s, v, s->grad_prediction, b_y);
     for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
         const VEC p = FN(load)(v->label_e + i) * FN(load)(v->share + i);
         FN(store)(at_label + i, FN(load)(a_y + i) + FN(prediction_slope)(s, FN(load)(b_y + i), p));
@@ -268,15 +378,15 @@ static void FN(add_to_label_grad)(const struct segloss_soft_stats* s, VOXELS* v,
 /* The target of one class and the a_c and b_c of its d_c. */
 struct FN(slopes) {
     const REAL* target;
-    REAL a;
-    REAL b;
+    struct FN(by_lane) a;
+    struct FN(by_lane) b;
 };
 
-static struct FN(slopes)
-    FN(slopes_of_class)(const struct segloss_soft_stats* s, VOXELS* v, int64_t first, int n, int c, REAL* buffer) {
-    const REAL a = ((const REAL*)s->grad_intersection)[first + c];
-    const REAL b = ((const REAL*)s->grad_prediction)[first + c];
-    return (struct FN(slopes)){FN(target_row)(v, &s->voxels, first, n, c, buffer), a, b};
+static struct FN(slopes) FN(slopes_of_class)(const struct segloss_soft_stats* s, VOXELS* v, int64_t first, int n, int c,
+                                             REAL (*buffers)[SEGLOSS_BLOCK]) {
+    return (struct FN(slopes)){FN(target_row)(v, &s->voxels, first, n, c, buffers[0]),
+                               FN(of_class)(s, v, s->grad_intersection, first + c, buffers[1]),
+                               FN(of_class)(s, v, s->grad_prediction, first + c, buffers[2])};
 }
 
 /* The derivative of min(p, g) by p. */
@@ -286,19 +396,20 @@ static inline VEC FN(overlap_slope)(VEC p, VEC g) {
 
 static inline VEC FN(slope_at)(const struct segloss_soft_stats* s, const struct FN(slopes) * slopes, int i, VEC p) {
     const VEC g = FN(load)(slopes->target + i);
-    return slopes->a * (s->soft_label ? FN(overlap_slope)(p, g) : g) + FN(prediction_slope)(s, FN(splat)(slopes->b), p);
+    return FN(at_lane)(slopes->a, i) * (s->soft_label ? FN(overlap_slope)(p, g) : g) +
+           FN(prediction_slope)(s, FN(at_lane)(slopes->b, i), p);
 }
 
 /* sum_k p_k d_k. */
 static void FN(find_mean_slope)(const struct segloss_soft_stats* s, VOXELS* v, REAL* mean) {
     ALIGNED double sum[SEGLOSS_BLOCK];
-    ALIGNED REAL buffer[SEGLOSS_BLOCK];
+    ALIGNED REAL buffers[3][SEGLOSS_BLOCK];
     for (int64_t first = 0; first < s->voxels.num_classes; first += CLASS_CHUNK) {
         const int n = FN(chunk_length)(first, s->voxels.num_classes);
         const REAL* rows = FN(activations)(s, v, first, n);
         ALIGNED REAL part[SEGLOSS_BLOCK] = {0};
         for (int c = 0; c < n; ++c) {
-            const struct FN(slopes) slopes = FN(slopes_of_class)(s, v, first, n, c, buffer);
+            const struct FN(slopes) slopes = FN(slopes_of_class)(s, v, first, n, c, buffers);
             for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
                 const VEC p = FN(load)(rows + c * ROW_LANES + i) * FN(load)(v->share + i);
                 FN(store)(part + i, FN(load)(part + i) + p * FN(slope_at)(s, &slopes, i, p));
@@ -314,9 +425,9 @@ static void FN(write_stats_grad)(const struct segloss_soft_stats* s, VOXELS* v, 
     const struct segloss_cross_entropy* a = &s->voxels;
     const REAL* rows = FN(activations)(s, v, first, n);
     const ROWS grad = FN(output_of_chunk)(v, &a->grad_logits, first, a->stream_grad);
-    ALIGNED REAL buffer[SEGLOSS_BLOCK];
+    ALIGNED REAL buffers[3][SEGLOSS_BLOCK];
     for (int c = 0; c < n; ++c) {
-        const struct FN(slopes) slopes = FN(slopes_of_class)(s, v, first, n, c, buffer);
+        const struct FN(slopes) slopes = FN(slopes_of_class)(s, v, first, n, c, buffers);
         for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
             const VEC activation = FN(load)(rows + c * ROW_LANES + i);
             const VEC p = activation * FN(load)(v->share + i);
@@ -333,11 +444,12 @@ static void FN(write_stats_grad)(const struct segloss_soft_stats* s, VOXELS* v, 
 }
 
 /* The same for labels with a softmax, where only the label's class differs. */
-static void FN(write_label_stats_grad)(const struct segloss_soft_stats* s, VOXELS* v, const LABEL_GRAD* label_grad,
+static void FN(write_label_stats_grad)(const struct segloss_soft_stats* s, VOXELS* v, LABEL_GRAD* label_grad,
                                        int64_t first, int n) {
     const struct segloss_cross_entropy* a = &s->voxels;
     const REAL* e = FN(exponentials)(v, first, n);
     const ROWS grad = FN(output_of_chunk)(v, &a->grad_logits, first, a->stream_grad);
+    label_grad->b_rows = FN(prediction_rows)(s, v, first, n);
     FN(write_label_grad)(a, v, e, label_grad, first, n, grad);
     FN(finish_output)(v, grad, &a->grad_logits, first, n, a->stream_grad);
 }
@@ -377,6 +489,9 @@ static int64_t FN(soft_stats_backward)(const struct segloss_soft_stats* s, int64
         const int bad = FN(read_voxels)(&v, &s->voxels, p, end);
         if (bad >= 0) {
             return p + bad;
+        }
+        if (s->sample_size > 0) {
+            find_samples(&v.samples, &v.block, s->sample_size);
         }
         if (v.num_active > 0 && s->activation == SEGLOSS_SIGMOID) {
             FN(write_sigmoid_grad)(s, &v);

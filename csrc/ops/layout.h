@@ -55,6 +55,12 @@ public:
         return {num_samples, num_positions, kMaxBlocks};
     }
 
+    // Of many small samples at once, whole samples and whole blocks in each chunk. Positions run over all samples.
+    static Chunks of_small_samples(int64_t num_samples, int64_t sample_size) {
+        return {1, num_samples * sample_size, sample_size};
+    }
+    static bool are_small(int64_t sample_size) { return sample_size <= kMaxBlocks; }
+
     int64_t count() const { return num_samples_ * per_sample(); }
 
     int64_t per_sample() const { return (num_positions_ + size_ - 1) / size_; }

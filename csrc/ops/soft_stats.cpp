@@ -92,7 +92,8 @@ struct SampleOperand {
     segloss_tensor segloss_cross_entropy::* view;
 };
 
-// Describes each sample of a batch to the kernels.
+// Describes the samples of a batch to the kernels: one after the other, or all at once if they are so small that they
+// would leave most lanes of a block unused.
 class Samples {
 public:
     Samples(const VoxelArguments& voxels, const SoftStats::Options& options, std::initializer_list<SampleOperand> more)
@@ -102,37 +103,40 @@ public:
           first_(kernel_arguments(voxels, options)) {
         operands_.insert(operands_.end(), more);
         const auto& input = voxels.arguments.input;
-        const auto dim = voxels.reading.dim;
+        auto dim = voxels.reading.dim;
         auto sizes = voxels.sizes;
         count_ = is_batched(input) ? sizes[0] : 1;
-        if (is_batched(input)) {
-            sizes.erase(sizes.begin());
-        }
-        num_positions_ = c10::multiply_integers(sizes);
+        num_positions_ = count_ == 0 ? 0 : voxels.num_voxels() / count_;
         if (count_ == 0) {
             return;
         }
-        for (auto& [tensor, view] : operands_) {
-            const bool has_samples = is_batched(input) && tensor.defined() && tensor.dim() > 0;
-            const auto sample_dim = has_samples && tensor.dim() == input.dim() ? batch_dim(dim) : 0;
-            steps_.push_back(has_samples ? tensor.stride(sample_dim) * tensor.element_size() : 0);
-            tensor = has_samples ? tensor.select(sample_dim, 0) : tensor;
+        if (count_ > 1 && num_positions_ > 0 && Chunks::are_small(num_positions_)) {
+            first_.sample_size = num_positions_;
+        } else if (is_batched(input)) {
+            select_first(input, dim);
+            sizes.erase(sizes.begin());
+            dim = dim > 0 ? dim - 1 : 0;
         }
         std::vector<Operand> described;
         for (const auto& [tensor, view] : operands_) {
             described.push_back({&tensor, &(first_.voxels.*view)});
         }
-        first_.voxels.positions = describe(sizes, is_batched(input) && dim > 0 ? dim - 1 : 0, described);
+        first_.voxels.positions = describe(sizes, dim, described);
     }
 
     int64_t count() const { return count_; }
 
-    Chunks chunks() const { return Chunks::of_samples(count_, num_positions_); }
+    bool at_once() const { return first_.sample_size > 0; }
 
-    // The kernels' arguments of one sample.
+    Chunks chunks() const {
+        return at_once() ? Chunks::of_small_samples(count_, num_positions_)
+                         : Chunks::of_samples(count_, num_positions_);
+    }
+
+    // The kernels' arguments of one sample, or of all at once.
     segloss_soft_stats arguments(int64_t sample) const {
         auto args = first_;
-        for (size_t k = 0; k < operands_.size(); ++k) {
+        for (size_t k = 0; k < steps_.size(); ++k) {
             auto& data = (args.voxels.*operands_[k].view).data;
             data = data ? static_cast<char*>(data) + sample * steps_[k] : nullptr;
         }
@@ -140,6 +144,15 @@ public:
     }
 
 private:
+    void select_first(const Tensor& input, int64_t dim) {
+        for (auto& [tensor, view] : operands_) {
+            const bool has_samples = tensor.defined() && tensor.dim() > 0;
+            const auto sample_dim = has_samples && tensor.dim() == input.dim() ? batch_dim(dim) : 0;
+            steps_.push_back(has_samples ? tensor.stride(sample_dim) * tensor.element_size() : 0);
+            tensor = has_samples ? tensor.select(sample_dim, 0) : tensor;
+        }
+    }
+
     std::vector<SampleOperand> operands_; // their tensors are those of the first sample
     segloss_soft_stats first_;            // kernel arguments of the first sample
     std::vector<int64_t> steps_;          // bytes from sample to sample
@@ -147,23 +160,27 @@ private:
     int64_t num_positions_;
 };
 
-// Where a kernel writes the statistics of a chunk: to the results if it is a whole sample, else to parts that are added
+// Where a kernel writes the statistics of a chunk: to the results if it has whole samples, else to parts that are added
 // in order. Small samples have as many statistics as logits, so their memory counts.
 class Statistics {
 public:
-    Statistics(const Chunks& chunks, const SoftStats::Results& results)
-        : per_sample_(chunks.per_sample()), num_classes_(results[0].size(1)),
-          num_parts_(per_sample_ == 1 ? 0 : chunks.count()), parts_(num_parts_ * SEGLOSS_STATISTICS * num_classes_) {
+    Statistics(const Samples& samples, const Chunks& chunks, const SoftStats::Results& results)
+        : per_sample_(chunks.per_sample()), num_classes_(results[0].size(1)), at_once_(samples.at_once()),
+          num_parts_(at_once_ || per_sample_ == 1 ? 0 : chunks.count()),
+          parts_(num_parts_ * SEGLOSS_STATISTICS * num_classes_) {
         for (size_t k = 0; k < SEGLOSS_STATISTICS; ++k) {
             results_[k] = results[k].data_ptr<double>();
+            if (chunks.count() == 0 || num_parts_ > 0) { // kernels overwrite what they do not get parts for
+                results[k].zero_();
+            }
         }
     }
 
     std::array<double*, SEGLOSS_STATISTICS> of_chunk(int64_t chunk) {
         std::array<double*, SEGLOSS_STATISTICS> of_chunk{};
         for (int64_t k = 0; k < SEGLOSS_STATISTICS; ++k) {
-            of_chunk[k] = per_sample_ == 1 ? results_[k] + chunk * num_classes_
-                                           : parts_.data() + (chunk * SEGLOSS_STATISTICS + k) * num_classes_;
+            of_chunk[k] = num_parts_ > 0 ? parts_.data() + (chunk * SEGLOSS_STATISTICS + k) * num_classes_
+                                         : results_[k] + (at_once_ ? 0 : chunk * num_classes_);
         }
         return of_chunk;
     }
@@ -183,10 +200,20 @@ public:
 private:
     int64_t per_sample_;
     int64_t num_classes_;
+    bool at_once_;
     int64_t num_parts_;
     std::vector<double> parts_;
     std::array<double*, SEGLOSS_STATISTICS> results_{};
 };
+
+// A number for each sample, [N], as one for each voxel.
+Tensor for_each_voxel(const Tensor& of_samples, const VoxelArguments& voxels) {
+    at::DimVector sizes(voxels.sizes.size(), 1);
+    if (!sizes.empty()) {
+        sizes[0] = of_samples.size(0);
+    }
+    return of_samples.view(sizes).expand(voxels.sizes);
+}
 
 } // namespace
 
@@ -195,24 +222,24 @@ SoftStats::Results SoftStats::forward_cpu(const Arguments& arguments, const Opti
     const Samples samples(voxels, options, {});
     const auto chunks = samples.chunks();
     const auto results = shapes(arguments, options, reading);
-    for (const auto& result : results) {
-        result.zero_();
-    }
-    Statistics statistics(chunks, results);
-    std::vector<segloss_sums> sums(chunks.count());
+    results[3].zero_();
+    results[4].zero_();
+    Statistics statistics(samples, chunks, results);
+    std::vector<segloss_sums> sums(samples.at_once() ? samples.count() : chunks.count());
     const auto kernel = kernels().soft_stats_forward[real_of(reading.dtype)];
     const bool accepted = chunks.run([&](int64_t chunk, int64_t begin, int64_t end) {
         const auto sample = samples.arguments(chunk / chunks.per_sample());
-        return kernel(&sample, begin, end, statistics.of_chunk(chunk).data(), &sums[chunk]);
+        auto* of_chunk = samples.at_once() ? sums.data() : &sums[chunk];
+        return kernel(&sample, begin, end, statistics.of_chunk(chunk).data(), of_chunk);
     });
     if (!accepted) {
         raise_refused(arguments, reading);
     }
     statistics.add_parts();
-    for (size_t chunk = 0; chunk < sums.size(); ++chunk) {
-        const auto n = chunk / chunks.per_sample();
-        results[3].data_ptr<double>()[n] += sums[chunk].loss;
-        results[4].data_ptr<double>()[n] += sums[chunk].weight;
+    for (size_t k = 0; k < sums.size(); ++k) {
+        const auto n = samples.at_once() ? k : k / chunks.per_sample();
+        results[3].data_ptr<double>()[n] += sums[k].loss;
+        results[4].data_ptr<double>()[n] += sums[k].weight;
     }
     return results;
 }
@@ -225,9 +252,10 @@ Tensor SoftStats::backward_cpu(const Handed& handed, const Arguments& arguments,
     const auto grad_input = empty_output_like(arguments.input);
     VoxelArguments voxels(arguments, reading, options.of_voxels());
     voxels.args.stream_grad = exceeds_caches(grad_input);
-    const Samples samples(voxels, options,
-                          {{options.voxel_loss ? handed[2] : Tensor(), &segloss_cross_entropy::grad_loss},
-                           {grad_input, &segloss_cross_entropy::grad_logits}});
+    const Samples samples(
+        voxels, options,
+        {{options.voxel_loss ? for_each_voxel(handed[2], voxels) : Tensor(), &segloss_cross_entropy::grad_loss},
+         {grad_input, &segloss_cross_entropy::grad_logits}});
     const auto row = voxels.args.num_classes * by_intersection.element_size();
     const auto row_of = [row](const Tensor& grad, int64_t sample) {
         return static_cast<const char*>(grad.const_data_ptr()) + sample * row;

@@ -271,6 +271,69 @@ static void check_same_results(const struct soft_case* s, const struct soft_outp
     check_same_bits(&whole->grad, &blocks->grad, "grad");
 }
 
+/* The smallest number above 1 that divides the positions, which can be the number itself. */
+static int64_t small_divisor(int64_t num_positions) {
+    int64_t divisor = 2;
+    while (num_positions > 1 && num_positions % divisor != 0) {
+        ++divisor;
+    }
+    return num_positions > 1 ? divisor : 1;
+}
+
+/* The gradients of the first sample's sums for each of `num_samples`. */
+static void* for_each_sample(const struct memory* of_classes, int64_t num_samples) {
+    const size_t row = (size_t)of_classes->positions->sizes[0] * (size_t)formats[of_classes->view.dtype].size;
+    char* rows = malloc((size_t)num_samples * row + 1);
+    for (int64_t n = 0; n < num_samples; ++n) {
+        memcpy(rows + (size_t)n * row, of_classes->view.data, row);
+    }
+    return rows;
+}
+
+/* All positions as samples of `sample_size`, in ranges of whole samples and blocks: their sums add up to those of one
+ * sample, and with the same gradients for all samples the gradient of the logits has the same bits. */
+static void run_soft_samples(const struct segloss_kernels* table, const struct soft_case* s,
+                             const struct soft_inputs* in, int64_t sample_size, const struct soft_outputs* whole,
+                             const struct soft_results* expected) {
+    const enum segloss_real real = s->voxels.numbers.real;
+    const int64_t end = s->voxels.num_positions, num_samples = end / sample_size, C = s->voxels.num_classes;
+    struct soft_outputs out;
+    create_soft_outputs(s, &out);
+    struct segloss_soft_stats args = soft_arguments_of(s, in, &out);
+    void* const by_intersection = for_each_sample(&in->grad_intersection, num_samples);
+    void* const by_prediction = for_each_sample(&in->grad_prediction, num_samples);
+    double* stats = malloc((size_t)(NUM_STATISTICS * num_samples * C) * sizeof *stats + 1);
+    struct segloss_sums* sums = malloc((size_t)num_samples * sizeof *sums + 1);
+    double* const pointers[] = {stats, stats + num_samples * C, stats + 2 * num_samples * C};
+    struct segloss_sums total = {0, 0};
+    args.sample_size = sample_size;
+    args.grad_intersection = by_intersection;
+    args.grad_prediction = by_prediction;
+    for (int64_t begin = 0; begin < end; begin += sample_size * SEGLOSS_BLOCK) {
+        const int64_t last = begin + sample_size * SEGLOSS_BLOCK;
+        check_accepted(table->soft_stats_forward[real](&args, begin, last < end ? last : end, pointers, sums));
+        check_accepted(table->soft_stats_backward[real](&args, begin, last < end ? last : end));
+    }
+    double* const of_all = out.stats.view.data;
+    memset(of_all, 0, (size_t)(NUM_STATISTICS * C) * sizeof *of_all);
+    for (int64_t i = 0; i < NUM_STATISTICS * num_samples * C; ++i) {
+        of_all[i / (num_samples * C) * C + i % C] += stats[i];
+    }
+    for (int64_t n = 0; n < num_samples; ++n) {
+        total.loss += sums[n].loss;
+        total.weight += sums[n].weight;
+    }
+    const struct tolerance tolerance = tolerance_of_sums(&s->voxels);
+    check_stats(s, &out.stats, &total, &tolerance, &expected->sums);
+    check_same_bits(&whole->grad, &out.grad, "grad of samples");
+    check_guards(&out.grad, "grad of samples");
+    free(by_intersection);
+    free(by_prediction);
+    free(stats);
+    free(sums);
+    free_soft_outputs(&out);
+}
+
 static void run_soft_table(const struct segloss_kernels* table, const struct soft_case* s, const struct soft_inputs* in,
                            const struct soft_results* expected) {
     struct soft_outputs whole, blocks;
@@ -287,6 +350,10 @@ static void run_soft_table(const struct segloss_kernels* table, const struct sof
     check_soft_grad(s, &whole.grad, expected);
     run_soft_blocks(table, s, &to_blocks, &blocks, &sums_of_blocks);
     check_same_results(s, &whole, &blocks, &sums_of_whole, &sums_of_blocks, &expected->sums);
+    if (strcmp(table->isa, "cuda") != 0 && s->voxels.num_positions > 0) { /* a GPU gets samples in another way */
+        run_soft_samples(table, s, in, 1, &whole, expected);
+        run_soft_samples(table, s, in, small_divisor(s->voxels.num_positions), &whole, expected);
+    }
     free_soft_outputs(&whole);
     free_soft_outputs(&blocks);
 }
