@@ -88,6 +88,26 @@ def test_the_peak_memory_of_transforms_is_that_of_the_gradient(transform):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("dtype", ["bool", "uint8", "int64", "float16"])
+def test_no_voxel_weight_is_copied(dtype):
+    script = f"""
+        def step(x, labels, weight):
+            segloss.cross_entropy(x, labels, voxel_weight=weight).backward()
+            return x.grad
+
+        x, labels = torch.randn(1, 2, 2048, 4096), torch.zeros(1, 2048, 4096, dtype=torch.uint8)
+        weight = torch.ones(1, 2048, 4096, dtype=torch.{dtype})
+        step(x[..., :1].clone().requires_grad_(), labels[..., :1], weight[..., :1])
+        x.requires_grad_()
+        Path("/proc/self/clear_refs").write_text("5")
+        before = memory("VmRSS")
+        gradient = step(x, labels, weight)
+        print(((memory("VmHWM") - before) * 1024 - gradient.nbytes) / labels.numel())
+    """
+    assert float(printed_by(script)) < 0.5  # bytes for each voxel
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("ignore_index", [-100, 255])
 def test_topk_takes_the_losses_and_their_gradient_beside_that_of_the_logits(ignore_index):
     script = f"""

@@ -87,7 +87,7 @@ struct segloss_cross_entropy {
     struct segloss_tensor target;
     enum segloss_target target_kind;    /* no masks with a softmax */
     struct segloss_range target_range;  /* of probabilities; nan is outside */
-    struct segloss_tensor voxel_weight; /* optional, floating-point */
+    struct segloss_tensor voxel_weight; /* optional, of any dtype */
     const void* class_weight;           /* REAL [C], optional */
     const void* weight_of_ones;         /* REAL [C], optional, of binary losses: u_c below */
     int64_t ignore_index;               /* of labels and masks */
@@ -168,7 +168,7 @@ struct segloss_topk {
     struct segloss_positions positions;
     struct segloss_tensor losses;       /* REAL */
     struct segloss_tensor target;       /* labels; absent: none is ignore_index */
-    struct segloss_tensor voxel_weight; /* optional, floating-point */
+    struct segloss_tensor voxel_weight; /* optional, of any dtype */
     int64_t ignore_index;
 
     uint64_t key;

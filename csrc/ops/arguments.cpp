@@ -150,8 +150,7 @@ void raise_refused(const Arguments& arguments, const Reading& reading) {
 
 VoxelArguments::VoxelArguments(const Arguments& arguments, const Reading& reading, const VoxelLossOptions& options)
     : arguments(arguments), reading(reading), class_weight(class_weight_for_kernel(arguments.weight, reading.dtype)),
-      voxel_weight(voxel_weight_for_kernel(arguments.voxel_weight, reading.dtype)),
-      sizes(position_sizes(arguments.input, reading.dim)) {
+      voxel_weight(arguments.voxel_weight.value_or(Tensor())), sizes(position_sizes(arguments.input, reading.dim)) {
     args.num_classes = arguments.input.size(reading.dim);
     args.target_kind = kernel_target(reading.kind);
     args.target_range = reading.ranges.target;

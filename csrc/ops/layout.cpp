@@ -69,10 +69,6 @@ segloss_real real_of(at::ScalarType dtype) {
     return compute_dtype(dtype) == at::kDouble ? SEGLOSS_REAL_DOUBLE : SEGLOSS_REAL_FLOAT;
 }
 
-at::Tensor voxel_weight_for_kernel(const std::optional<at::Tensor>& weight, at::ScalarType dtype) {
-    return !weight || weight->is_floating_point() ? weight.value_or(at::Tensor()) : weight->to(compute_dtype(dtype));
-}
-
 at::Tensor class_weight_for_kernel(const std::optional<at::Tensor>& weight, at::ScalarType dtype) {
     return weight ? weight->detach().to(compute_dtype(dtype)).contiguous() : at::Tensor();
 }

@@ -22,9 +22,7 @@ segloss_real real_of(at::ScalarType dtype);
 // The dtype that the kernels compute in, for results of `dtype`. Sums over voxels are double.
 inline at::ScalarType compute_dtype(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
 
-// Optional weights as the kernels read them, undefined if absent. Voxel weights are floating; class weights are
-// contiguous and in the compute dtype.
-at::Tensor voxel_weight_for_kernel(const std::optional<at::Tensor>& weight, at::ScalarType dtype);
+// Class weights as the kernels read them, contiguous and in the compute dtype; undefined if there are none.
 at::Tensor class_weight_for_kernel(const std::optional<at::Tensor>& weight, at::ScalarType dtype);
 
 // The number of threads to use: torch's, but one in a child of fork.

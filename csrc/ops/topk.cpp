@@ -87,8 +87,7 @@ void check_handed(const Tensor& grad_sum, const Tensor& cutoff, const Tensor& lo
 // The arguments of the kernels, and the tensors that they point to.
 struct TopkArguments {
     TopkArguments(const Ranked& ranked, const Tensor& grad_losses)
-        : target(ranked.may_ignore() ? ranked.target : Tensor()),
-          voxel_weight(voxel_weight_for_kernel(ranked.voxel_weight, ranked.losses.scalar_type())) {
+        : target(ranked.may_ignore() ? ranked.target : Tensor()), voxel_weight(ranked.voxel_weight.value_or(Tensor())) {
         args.positions = describe(ranked.losses.sizes(), 0,
                                   {{&ranked.losses, &args.losses},
                                    {&target, &args.target},

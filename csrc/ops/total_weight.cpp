@@ -38,7 +38,7 @@ Tensor total_weight_cpu(c10::string_view op_view, const Tensor& target, const Op
     const std::string op(op_view);
     check_arguments(op, target, weight, voxel_weight, num_classes);
     const auto class_weight = class_weight_for_kernel(weight, at::kDouble);
-    const auto voxel_weights = voxel_weight_for_kernel(voxel_weight, at::kDouble);
+    const auto voxel_weights = voxel_weight.value_or(Tensor());
     segloss_cross_entropy args{};
     args.num_classes = num_classes;
     args.class_weight = class_weight.defined() ? class_weight.const_data_ptr() : nullptr;

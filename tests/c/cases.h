@@ -90,7 +90,7 @@ static struct test_case draw_case(int64_t num_positions, int64_t num_classes, st
         .positions = factored(num_positions, 1 + random_below(3)),
         .values = (enum logit_values)random_below(NUM_LOGIT_VALUES),
         .loss_dtype = random_below(2) ? numbers.logits : dtype_of_real(numbers.real),
-        .voxel_weight_dtype = (enum segloss_dtype)random_below(NUM_FLOATING),
+        .voxel_weight_dtype = (enum segloss_dtype)random_below(NUM_DTYPES),
         .logits_layout = draw_layout(NUM_INPUT_LAYOUTS),
         .target_layout = draw_layout(NUM_INPUT_LAYOUTS),
         .lanes_layout = draw_layout(NUM_LAYOUTS),
@@ -223,7 +223,8 @@ static void fill_voxel_weights(const struct test_case* t, const struct memory* w
     const int64_t skipped = t->voxel_weights == SOME_ZERO_WEIGHTS && random_below(4) == 0 ? SEGLOSS_BLOCK : 0;
     for (int64_t p = 0; p < t->num_positions; ++p) {
         const int is_zero = t->voxel_weights == SOME_ZERO_WEIGHTS && (p < skipped || random_below(3) == 0);
-        set(weight, p, 0, is_zero ? 0 : 0.25 + random_unit());
+        const double value = t->voxel_weight_dtype < NUM_FLOATING ? 0.25 + random_unit() : 1 + random_below(3);
+        set(weight, p, 0, is_zero ? 0 : value);
     }
 }
 
