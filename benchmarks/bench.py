@@ -17,7 +17,7 @@ from typing import Any
 import memory
 import report
 import torch
-from cases import IMAGE_LIKE, Call, Case, cases, variants
+from cases import IMAGE_LIKE, SCENES, Call, Case, cases, variants
 from limits import gpu_bandwidth, read_once, read_twice_and_write, read_twice_and_write_fresh
 from timing import Comparison, Run, compare
 from torch import Tensor
@@ -191,7 +191,8 @@ def jobs(full: bool, budget: float, device: str = "cpu") -> dict[str, Job]:
     """The jobs by name. The first word of a name is the table that its rows go to."""
     chosen = cases(full, device)
     by_name: dict[str, Job] = {f"speed {case.name}": partial(time_case, case, budget) for case in chosen}
-    for loss, problem in itertools.product(("cross_entropy", "dice_ce_loss"), IMAGE_LIKE if full else IMAGE_LIKE[1:3]):
+    shapes = [*IMAGE_LIKE, SCENES] if full else IMAGE_LIKE[1:3]
+    for loss, problem in itertools.product(("cross_entropy", "dice_ce_loss"), shapes):
         case = Case(loss, replace(problem, device=device))
         by_name[f"variants {case.name}"] = partial(time_variants, case, budget)
     for case in chosen:

@@ -161,6 +161,17 @@ def nnunet_dice_bce(logits: Tensor, masks: Tensor, smooth: float = 1e-5) -> Tens
     return F.binary_cross_entropy_with_logits(logits, masks.float()) - dice.mean()
 
 
+def dice_formula(logits: Tensor, labels: Tensor, smooth: float = 1e-5) -> Tensor:
+    """The mean of 1 - Dice of each sample and class."""
+    p = logits.softmax(1)
+    target = F.one_hot(labels.reshape(-1, *logits.shape[2:]), logits.shape[1]).movedim(-1, 1).to(p.dtype)
+    axes = tuple(range(2, logits.dim()))
+    overlap, sizes = p * target, p + target
+    if axes:
+        overlap, sizes = overlap.sum(axes), sizes.sum(axes)
+    return (1 - (2 * overlap + smooth) / (sizes + smooth)).mean()
+
+
 def torchvision_focal(logits: Tensor, masks: Tensor, gamma: float = 2.0) -> Tensor:
     """torchvision's sigmoid_focal_loss without alpha, written out from its formula."""
     target, p = masks.float(), logits.sigmoid()
@@ -223,6 +234,10 @@ def dice(problem: Problem) -> Pairs:
         loss = smp.DiceLoss("multiclass", **ignored)
         return {"SMP": (ours, lambda logits, labels: loss(logits, labels.long()))}
     return {}
+
+
+def dice_of_samples(problem: Problem) -> Pairs:
+    return {"torch": (segloss.dice_loss, dice_formula)}
 
 
 def generalized_dice(problem: Problem) -> Pairs:
@@ -313,6 +328,7 @@ LOSSES: dict[str, Callable[[Problem], Pairs]] = {
     "cross_entropy": cross_entropy,
     "dice_ce_loss": dice_ce,
     "dice_loss": dice,
+    "dice_loss of samples": dice_of_samples,
     "generalized_dice_loss": generalized_dice,
     "focal_loss": focal,
     "focal_loss of sigmoids": sigmoid_focal,
@@ -333,10 +349,15 @@ STREET = Problem((2, 19, 512, 1024), torch.uint8, ignore_index=255)
 CROP = Problem((2, 19, 256, 512), torch.uint8, ignore_index=255)
 BODY = Problem((1, 105, 64, 96, 96), torch.uint8)
 REGIONS = Problem((2, 3, 64, 64, 64), torch.bool, masks=True)  # as those of BraTS
+BINARY = Problem((2, 2, 96, 96, 96), torch.uint8)
+SCENES = Problem((2, 150, 256, 256), torch.uint8)
 SEQUENCE = Problem((4, 28, 128), torch.int64, dim=-1)
 IMAGES = Problem((32, 1000), torch.int64)
+BATCH = Problem((256, 1000), torch.int64)
 TEXT = Problem((256, 32000), torch.int64)
 SMALL = Problem((4, 3, 4, 4), torch.int64)
+COARSE = Problem((64, 3, 4, 4), torch.int64)
+SAMPLES = Problem((2048, 1000), torch.int64)
 # Only for GPUs. No voxel is ignored, because MONAI's DiceCELoss cannot ignore voxels.
 PATCHES = Problem((2, 4, 128, 128, 128), torch.uint8)
 STREETS = Problem((2, 19, 1024, 2048), torch.uint8)
@@ -369,10 +390,12 @@ def of_gpus() -> list[Case]:
 
 
 def of_every_device(full: bool) -> list[Case]:
-    rows = [("cross_entropy", problem) for problem in [*IMAGE_LIKE, SEQUENCE, IMAGES, TEXT]]
+    rows = [("cross_entropy", problem) for problem in [*IMAGE_LIKE, SEQUENCE, IMAGES, BATCH, TEXT]]
     rows += [("dice_ce_loss", problem) for problem in (IMAGE_LIKE if full else [PATCH, BODY])]
     plain = [Case("cross_entropy", SMALL), *(Case(loss, CROP) for loss in OTHER_LOSSES)]
     plain += [Case(loss, REGIONS) for loss in OF_MASKS]
+    plain += [Case(loss, BINARY) for loss in ("cross_entropy", "dice_ce_loss")]
+    plain += [Case("dice_loss of samples", problem) for problem in (COARSE, SAMPLES)]
     plain += [Case("topk_loss", PATCH)]
     plain += [Case("confusion_matrix", problem) for problem in (STREET, BODY)]
     if not full:

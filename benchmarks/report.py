@@ -32,6 +32,7 @@ TITLES = {
     "cross_entropy": "cross entropy",
     "dice_ce_loss": "Dice + cross entropy",
     "dice_loss": "Dice",
+    "dice_loss of samples": "Dice of each sample",
     "generalized_dice_loss": "generalized Dice",
     "focal_loss": "focal",
     "focal_loss of sigmoids": "focal, sigmoids",
