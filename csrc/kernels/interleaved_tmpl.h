@@ -29,22 +29,22 @@ static inline const REAL* FN(read_voxel)(const VOXELS* v, const struct plane* cl
                                          REAL* buffer) {
     const enum segloss_dtype dtype = v->input.tensor->dtype;
     const int is_last = i + 1 == v->block.count;
-    char* from = (char*)classes->data + i * classes->stride_voxel * dtype_size(dtype);
+    const struct plane to = {buffer, 0, 1};
+    const struct plane from = {(char*)classes->data + i * classes->stride_voxel * dtype_size(dtype), 0, 1};
     if (v->weight[i] == 0) {
         memset(buffer, 0, (size_t)num_classes * sizeof *buffer);
     } else if (dtype == REAL_DTYPE && !is_last) {
-        return (const REAL*)from;
+        return from.data;
     } else {
         const int padded = (num_classes + WIDTH - 1) / WIDTH * WIDTH;
-        FN(readers)
-        [dtype](&(struct plane){buffer, 0, 1}, &(struct plane){from, 0, 1}, 1, is_last ? num_classes : padded);
+        FN(readers)[dtype](&to, &from, 1, is_last ? num_classes : padded);
     }
     return buffer;
 }
 
 /* Classes from c on, with -inf in the lanes past the last one. */
 static inline VEC FN(load_classes)(const REAL* x, int c, int num_classes) {
-    MASK lane;
+    MASK lane = {0};
     for (int k = 0; k < WIDTH; ++k) {
         lane[k] = k;
     }
@@ -83,7 +83,7 @@ static void FN(softmax_of_voxels)(VOXELS* v, int first, int64_t first_class, int
     const struct plane classes = FN(plane_of_classes)(v, v->input.tensor, first_class);
     const int count = smaller(v->block.count - first, FN(voxel_tile));
     const int64_t next = num_classes < CLASS_CHUNK ? FN(voxel_tile) * classes.stride_voxel : CLASS_CHUNK;
-    ALIGNED REAL buffer[FN(voxel_tile)][CLASS_CHUNK], unkept[CLASS_CHUNK];
+    ALIGNED REAL buffer[FN(voxel_tile)][CLASS_CHUNK];
     const REAL* x[FN(voxel_tile)];
     for (int j = 0; j < count; ++j) {
         VEC largest = FN(splat)(lowest);
@@ -97,7 +97,7 @@ static void FN(softmax_of_voxels)(VOXELS* v, int first, int64_t first_class, int
         const int i = first + j;
         const char* ahead =
             (const char*)classes.data + (i * classes.stride_voxel + next) * dtype_size(v->input.tensor->dtype);
-        REAL* e = keep ? v->activations.values + i * CLASS_CHUNK : unkept;
+        REAL* e = v->activations.values + (keep ? i * CLASS_CHUNK : 0);
         tail[i] = FN(exponentials_of_voxel)(x[j], num_classes, max[i], ahead, e);
         const int64_t label = v->label[i] - first_class;
         if (v->label[i] >= 0 && label >= 0 && label < num_classes) {
@@ -136,23 +136,26 @@ static void FN(find_softmax_by_voxel)(VOXELS* v, const struct segloss_cross_entr
  */
 static void FN(finish_voxels)(VOXELS* v, const struct segloss_tensor* t, const struct plane* to, int num_classes,
                               int count, int stream) {
-    const int64_t bytes = num_classes * count * dtype_size(t->dtype);
+    assert(t->dtype <= SEGLOSS_BFLOAT16);
+    const int num_values = num_classes * count;
+    const int64_t bytes = num_values * dtype_size(t->dtype);
     const int in_one_piece = to->stride_class == 1 && to->stride_voxel == num_classes;
     if (!stream || !in_one_piece || bytes % (int64_t)sizeof(VEC) != 0 || (uintptr_t)to->data % sizeof(VEC) != 0) {
-        /* with voxels in place of classes, as copies go along the second dimension */
-        FN(writers)
-        [t->dtype](&(struct plane){to->data, to->stride_voxel, to->stride_class}, &(struct plane){v->input.values, num_classes, 1},
-                   count, num_classes);
+        /* copies go along the second dimension, so the voxels are their classes and the classes their voxels */
+        const struct plane from = {v->input.values, num_classes, 1},
+                           swapped = {to->data, to->stride_voxel, to->stride_class};
+        FN(writers)[t->dtype](&swapped, &from, count, num_classes);
         return;
     }
-    const REAL* staged = v->input.values;
+    const REAL* values = v->input.values;
     if (t->dtype != REAL_DTYPE) {
         assert(dtype_size(t->dtype) <= (int64_t)sizeof(REAL) / 2);
-        staged = v->input.values + FN(grad_tile) * FN(grad_classes);
-        FN(writers)
-        [t->dtype](&(struct plane){(REAL*)staged, 0, 1}, &(struct plane){v->input.values, 0, 1}, 1, num_classes* count);
+        const struct plane from = {v->input.values, 0, 1};
+        const struct plane staged = {v->input.values + FN(grad_tile) * FN(grad_classes), 0, 1};
+        FN(writers)[t->dtype](&staged, &from, 1, num_values);
+        values = staged.data;
     }
     for (int64_t k = 0; k < bytes; k += (int64_t)sizeof(VEC)) {
-        FN(stream)((REAL*)((char*)to->data + k), FN(load)((const REAL*)((const char*)staged + k)));
+        FN(stream)((REAL*)((char*)to->data + k), FN(load)((const REAL*)((const char*)values + k)));
     }
 }

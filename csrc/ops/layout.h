@@ -46,7 +46,7 @@ segloss_positions describe(at::IntArrayRef sizes, int64_t dim, at::ArrayRef<Oper
 class Chunks {
 public:
     Chunks(int64_t num_positions, int64_t num_classes)
-        : Chunks(1, num_positions, kElements / std::max<int64_t>(num_classes, 1) / SEGLOSS_BLOCK) {}
+        : Chunks(1, num_positions, blocks_of_chunk(num_positions, std::max<int64_t>(num_classes, 1))) {}
 
     // For sums per class of each sample of `num_positions`. Each chunk has such sums, so chunks have the largest size.
     static Chunks of_samples(int64_t num_samples, int64_t num_positions) {
@@ -84,6 +84,13 @@ public:
 private:
     static constexpr int64_t kElements = int64_t{1} << 18; // at most 1 MiB of float32 logits, unless one block has more
     static constexpr int64_t kMaxBlocks = 64;
+    static constexpr int64_t kFewChunks = 8; // for the threads of inputs that are worth more than one
+
+    static int64_t blocks_of_chunk(int64_t num_positions, int64_t num_classes) {
+        const int64_t most = kElements / num_classes / SEGLOSS_BLOCK;
+        const bool is_small = num_positions < kElements / 2 / num_classes;
+        return is_small ? most : std::min(most, num_positions / SEGLOSS_BLOCK / kFewChunks);
+    }
 
     Chunks(int64_t num_samples, int64_t num_positions, int64_t num_blocks)
         : num_samples_(num_samples), num_positions_(num_positions),
