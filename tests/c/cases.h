@@ -223,7 +223,7 @@ static void fill_voxel_weights(const struct test_case* t, const struct memory* w
     const int64_t skipped = t->voxel_weights == SOME_ZERO_WEIGHTS && random_below(4) == 0 ? SEGLOSS_BLOCK : 0;
     for (int64_t p = 0; p < t->num_positions; ++p) {
         const int is_zero = t->voxel_weights == SOME_ZERO_WEIGHTS && (p < skipped || random_below(3) == 0);
-        const double value = t->voxel_weight_dtype < NUM_FLOATING ? 0.25 + random_unit() : 1 + random_below(3);
+        const double value = (int)t->voxel_weight_dtype < NUM_FLOATING ? 0.25 + random_unit() : 1 + random_below(3);
         set(weight, p, 0, is_zero ? 0 : value);
     }
 }
