@@ -28,10 +28,11 @@ LINKS := $(addprefix $(CURDIR)/,tests csrc docs benchmarks examples setup.py pyp
 # An environment that builds packages, without torch.
 PACKAGER := build/venv-wheel
 # Not tested with sanitizers: files that start compilers (kernels, cuda_kernels, compile), measure time (benchmarks) or
-# memory (leaks, large) or train (example), and single tests that measure memory, repeat other tests, or have a stack
-# that is too small for the sanitizers' frames.
+# memory (leaks, large) or train (example), and single tests that measure memory, list the libraries, repeat other
+# tests, or have a stack that is too small for the sanitizers' frames.
 UNSANITIZED := $(patsubst %,--ignore=tests/test_%.py,kernels cuda_kernels compile benchmarks leaks large example)
-UNSANITIZED += -k "not peak_memory and not another_instruction_set and not stack_of_a_small_thread"
+UNSANITIZED += -k "not peak_memory and not beside_that_of_the_logits and not loads_no_library \
+	and not another_instruction_set and not stack_of_a_small_thread"
 
 .PHONY: demo test test-fast test-isas test-arm test-torch test-torches fuzz sanitize lint docs bench bench-full wheel test-wheel clean
 
