@@ -6,6 +6,7 @@
  * and, where there are instructions for it,
  *
  *   LARGER_F32 and LARGER_F64(x, y), which give x > y ? x : y in each lane;
+ *   SUM_F32 and SUM_F64(x), which add up all lanes in the order of sum_of_vector, and LARGEST_F32 and LARGEST_F64(x);
  *   STREAM(to, x), which writes past the caches to an aligned address, and FENCE(), which makes such writes visible.
  *
  * REAL is the type that the kernels compute in, REAL_DTYPE its dtype, BITS and UBITS the integers of its size, and
@@ -29,6 +30,10 @@
 #ifdef LARGER_F32
 #define LARGER LARGER_F32
 #endif
+#ifdef SUM_F32
+#define SUM SUM_F32
+#define LARGEST LARGEST_F32
+#endif
 #define FN(name) name##_f32
 #include "real_tmpl.h"
 
@@ -41,6 +46,10 @@
 #define UBITS uint64_t
 #ifdef LARGER_F64
 #define LARGER LARGER_F64
+#endif
+#ifdef SUM_F64
+#define SUM SUM_F64
+#define LARGEST LARGEST_F64
 #endif
 #define FN(name) name##_f64
 #include "real_tmpl.h"

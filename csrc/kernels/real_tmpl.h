@@ -27,6 +27,8 @@
 #undef UMASK
 #undef WIDTH
 #undef LARGER
+#undef SUM
+#undef LARGEST
 #undef REAL
 #undef REAL_C
 #undef REAL_IS_DOUBLE

@@ -45,9 +45,9 @@ static inline VEC FN(sum_of_vectors)(VEC* x) {
 }
 
 static inline REAL FN(sum_of_vector)(VEC x) {
-#if defined(__AVX512F__) && !REAL_IS_DOUBLE
-    return _mm512_reduce_add_ps((__m512)x);
-#endif
+#ifdef SUM
+    return SUM(x);
+#else
     REAL lane[WIDTH];
     memcpy(lane, &x, sizeof x);
     for (int half = WIDTH / 2; half > 0; half /= 2) {
@@ -56,20 +56,20 @@ static inline REAL FN(sum_of_vector)(VEC x) {
         }
     }
     return lane[0];
+#endif
 }
 
+/* Of a vector without nan. */
 static inline REAL FN(largest_of_vector)(VEC x) {
-#if defined(__AVX512F__) && !REAL_IS_DOUBLE
-    return _mm512_reduce_max_ps((__m512)x);
-#endif
-    REAL lane[WIDTH];
-    memcpy(lane, &x, sizeof x);
-    for (int half = WIDTH / 2; half > 0; half /= 2) {
-        for (int k = 0; k < half; ++k) {
-            lane[k] = lane[k + half] > lane[k] ? lane[k + half] : lane[k];
-        }
+#ifdef LARGEST
+    return LARGEST(x);
+#else
+    REAL largest = x[0];
+    for (int k = 1; k < WIDTH; ++k) {
+        largest = x[k] > largest ? x[k] : largest;
     }
-    return lane[0];
+    return largest;
+#endif
 }
 
 /* Stores to an aligned address, past the caches where the instruction set can. */
