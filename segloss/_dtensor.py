@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.distributed.tensor import Partial, Placement, Replicate, Shard
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 from torch.nn import _reduction
 
 from segloss._compat import register_sharding
@@ -28,6 +28,12 @@ _NONE, _MEAN = map(_reduction.get_enum, ("none", "mean"))
 def replicated(*tensors: Any) -> list[Tensor]:
     """The whole of each DTensor, on every rank."""
     return [each.redistribute(placements=[Replicate()] * each.device_mesh.ndim) for each in tensors]
+
+
+def replicated_like(like: Any, tensor: Tensor) -> Tensor:
+    """A tensor that every rank has, as a DTensor on the mesh of another."""
+    mesh = like.device_mesh
+    return DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)
 
 
 def _rule(*ops: OpOverload) -> Callable[[_Rule], _Rule]:
@@ -72,11 +78,15 @@ def _voxels(tensor: Any, input: Any, dim: int, d: int | None) -> Placement | Non
     return _shard(d) if tensor.ndim == input.ndim else _shard_without(dim, d)
 
 
+def _whole(tensor: Any) -> Placement | None:
+    return None if tensor is None else Replicate()
+
+
 def _arguments(
-    input: Any, target: Any, weight: Any, voxel_weight: Any, dim: int, d: int | None
+    input: Any, target: Any, weight: Any, voxel_weight: Any, label_table: Any, dim: int, d: int | None
 ) -> list[Placement | None]:
-    whole = None if weight is None else Replicate()
-    return [_shard(d), _voxels(target, input, dim, d), whole, _voxels(voxel_weight, input, dim, d)]
+    voxels = (_voxels(target, input, dim, d), _whole(weight), _voxels(voxel_weight, input, dim, d))
+    return [_shard(d), *voxels, _whole(label_table)]
 
 
 # Arguments of the operators of every loss that are not tensors: the first (the name in errors), and the last ones.
@@ -86,7 +96,7 @@ _AFTER: list[Placement | None] = [None, None, None]
 
 @_rule(_ops.cross_entropy_forward.default)
 def _cross_entropy_forward(
-    op: str, input: Any, target: Any, weight: Any, voxel_weight: Any, dim: int, *options: Any
+    op: str, input: Any, target: Any, weight: Any, voxel_weight: Any, label_table: Any, dim: int, *options: Any
 ) -> list[_Sharding]:
     (reduction, *_), _ = options
     is_probabilities = target.shape == input.shape and target.tensor_meta.dtype.is_floating_point
@@ -94,7 +104,9 @@ def _cross_entropy_forward(
     for d in [None] if reduction == _MEAN else _dims(input, dim):
         losses = _shard_without(dim, d) if is_probabilities else _voxels(target, input, dim, d)
         results = [losses if reduction == _NONE else _sum(d), _sum(d), Replicate()]  # no gradient ahead of time
-        shardings.append((results, [*_BEFORE, *_arguments(input, target, weight, voxel_weight, dim, d), *_AFTER]))
+        shardings.append(
+            (results, [*_BEFORE, *_arguments(input, target, weight, voxel_weight, label_table, dim, d), *_AFTER])
+        )
     return shardings
 
 
@@ -107,6 +119,7 @@ def _cross_entropy_backward(
     target: Any,
     weight: Any,
     voxel_weight: Any,
+    label_table: Any,
     dim: int,
     *options: Any,
 ) -> list[_Sharding]:
@@ -114,19 +127,21 @@ def _cross_entropy_backward(
     shardings: list[_Sharding] = []
     for d in [None] if reduction == _MEAN else _dims(input, dim):
         grad = _voxels(grad_loss, input, dim, d) if reduction == _NONE else Replicate()
-        arguments = _arguments(input, target, weight, voxel_weight, dim, d)
+        arguments = _arguments(input, target, weight, voxel_weight, label_table, dim, d)
         shardings.append(([_shard(d)], [grad, _sum(d), *_BEFORE, *arguments, *_AFTER]))
     return shardings
 
 
 @_rule(_ops.soft_stats_forward.default)
 def _soft_stats_forward(
-    op: str, input: Any, target: Any, weight: Any, voxel_weight: Any, dim: int, *options: Any
+    op: str, input: Any, target: Any, weight: Any, voxel_weight: Any, label_table: Any, dim: int, *options: Any
 ) -> list[_Sharding]:
     shardings: list[_Sharding] = []
     for d in _dims(input, dim):
         sums: list[Placement | None] = [_sum_of_samples(dim, d)] * 5
-        shardings.append((sums, [*_BEFORE, *_arguments(input, target, weight, voxel_weight, dim, d), *_AFTER]))
+        shardings.append(
+            (sums, [*_BEFORE, *_arguments(input, target, weight, voxel_weight, label_table, dim, d), *_AFTER])
+        )
     return shardings
 
 
@@ -141,14 +156,16 @@ def _soft_stats_backward(grad_intersection: Any, grad_prediction: Any, grad_loss
 
 @_rule(_ops.binary_cross_entropy_forward.default)
 def _binary_cross_entropy_forward(
-    op: str, input: Any, target: Any, weight: Any, voxel_weight: Any, dim: int, *options: Any
+    op: str, input: Any, target: Any, weight: Any, voxel_weight: Any, label_table: Any, dim: int, *options: Any
 ) -> list[_Sharding]:
     (reduction, *_), _ = options
     shardings: list[_Sharding] = []
     for d in [None] if reduction == _MEAN else _dims(input, dim):
         loss = _shard(d) if reduction == _NONE else _sum(d)
         results: list[Placement | None] = [loss, _sum(d), Replicate()]  # no gradient ahead of time
-        shardings.append((results, [*_BEFORE, *_arguments(input, target, weight, voxel_weight, dim, d), *_AFTER]))
+        shardings.append(
+            (results, [*_BEFORE, *_arguments(input, target, weight, voxel_weight, label_table, dim, d), *_AFTER])
+        )
     return shardings
 
 
@@ -163,26 +180,33 @@ def _binary_cross_entropy_backward(grad_loss: Any, total_weight: Any, *call: Any
 
 
 @_rule(_ops.total_weight.default)
-def _total_weight(op: str, target: Any, weight: Any, voxel_weight: Any, *options: Any) -> list[_Sharding]:
-    rest = [None] * len(options)
-    whole = None if weight is None else Replicate()
+def _total_weight(
+    op: str,
+    target: Any,
+    weight: Any,
+    voxel_weight: Any,
+    num_classes: int,
+    ignore_index: int,
+    label_table: Any = None,
+) -> list[_Sharding]:
+    rest = [None, None, *([] if label_table is None else [Replicate()])]
     return [
-        ([_sum(d)], [None, _shard(d), whole, None if voxel_weight is None else _shard(d), *rest])
+        ([_sum(d)], [None, _shard(d), _whole(weight), None if voxel_weight is None else _shard(d), *rest])
         for d in [None, *range(target.ndim)]
     ]
 
 
 @_rule(_ops.topk_sum_forward.default)
-def _topk_sum_forward(losses: Any, target: Any, voxel_weight: Any, *options: Any) -> list[_Sharding]:
+def _topk_sum_forward(losses: Any, target: Any, voxel_weight: Any, label_table: Any, *options: Any) -> list[_Sharding]:
     whole = Replicate()  # the losses of all ranks compete
-    return [([whole] * 3, [whole, whole, None if voxel_weight is None else whole, *[None] * len(options)])]
+    return [([whole] * 3, [whole, whole, _whole(voxel_weight), _whole(label_table), *[None] * len(options)])]
 
 
 @_rule(_ops.topk_sum_backward.default)
 def _topk_sum_backward(
-    grad_sum: Any, cutoff: Any, losses: Any, target: Any, voxel_weight: Any, *options: Any
+    grad_sum: Any, cutoff: Any, losses: Any, target: Any, voxel_weight: Any, label_table: Any, *options: Any
 ) -> list[_Sharding]:
-    [(results, arguments)] = _topk_sum_forward(losses, target, voxel_weight, *options)
+    [(results, arguments)] = _topk_sum_forward(losses, target, voxel_weight, label_table, *options)
     return [(results[:1], [*results[:2], *arguments])]
 
 
@@ -194,7 +218,7 @@ def _one_hot_labels(op: str, target: Any, dim: int, *advice: str) -> list[_Shard
 
 @_rule(_ops.class_labels.default, _ops.class_masks.default)
 def _elementwise(op: str, target: Any, *options: Any) -> list[_Sharding]:
-    rest = [None] * len(options)
+    rest = [None if isinstance(each, int) else _whole(each) for each in options]  # the last one may be a table
     return [([_shard(d)], [None, _shard(d), *rest]) for d in [None, *range(target.ndim)]]
 
 

@@ -1,7 +1,8 @@
 """Batching rules of the operators for torch.vmap: the hidden dimension becomes one more dimension of the batch.
 
 A tensor that is not mapped is expanded to each member of the hidden dimension, as a view; soft statistics of several
-samples copy it. Mapped class weights are the exception: a kernel takes one row of them, so it is called for each row.
+samples copy it. Mapped class weights and label tables are the exception: a kernel takes one of them, so it is called
+for each member.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,21 +19,24 @@ _ops = torch.ops.segloss
 
 _Rule = TypeVar("_Rule", bound=Callable[..., Any])
 
+_OF_ALL_VOXELS = ("weight", "label_table")
+
 _NONE, _MEAN = map(_reduction.get_enum, ("none", "mean"))
 
 
 def _rule(op: OpOverload, is_of_all: bool = False) -> Callable[[_Rule], _Rule]:
-    """Registers a rule, which gets all tensors but class weights with the hidden dimension first, and returns results
-    like that; with `is_of_all` it returns one result for all members."""
+    """Registers a rule, which gets all tensors but those of all voxels with the hidden dimension first, and returns
+    results like that; with `is_of_all` it returns one result for all members."""
     names = [argument.name for argument in op._schema.arguments]
 
     def register(rule: _Rule) -> _Rule:
         def batched(info: Any, in_dims: Any, *arguments: Any) -> Any:
-            if "weight" in names and in_dims[names.index("weight")] is not None:
+            of_arguments = dict(zip(names, in_dims, strict=False))
+            if any(of_arguments.get(name) is not None for name in _OF_ALL_VOXELS):
                 return _one_by_one(op, info.batch_size, in_dims, arguments)
             results = rule(
                 *(
-                    _in_front(argument, hidden, info.batch_size) if name != "weight" else argument
+                    argument if name in _OF_ALL_VOXELS else _in_front(argument, hidden, info.batch_size)
                     for name, argument, hidden in zip(names, arguments, in_dims, strict=False)  # without defaults
                 )
             )
@@ -118,6 +122,7 @@ def _gradient(
     target: Tensor,
     weight: Tensor | None,
     voxel_weight: Tensor | None,
+    label_table: Tensor | None,
     dim: int,
     options: Sequence[int],
     factors: Sequence[float],
@@ -128,7 +133,7 @@ def _gradient(
         grad_loss = torch.where(total_weight == 0, 0.0, grad_loss / total_weight)
     if reduction != _NONE:
         grad_loss = grad_loss.view(-1, *[1] * (losses.ndim - 1)).expand_as(losses)
-    arguments = (grad_loss, total_weight.new_ones(()), op, input, target, weight, voxel_weight)
+    arguments = (grad_loss, total_weight.new_ones(()), op, input, target, weight, voxel_weight, label_table)
     gradient: Tensor = backward(*arguments, dim + 1, _replaced(options, names, reduction=_NONE), factors)
     return gradient
 
@@ -140,13 +145,14 @@ def _cross_entropy_forward(
     target: Tensor,
     weight: Tensor | None,
     voxel_weight: Tensor | None,
+    label_table: Tensor | None,
     dim: int,
     options: Sequence[int],
     factors: Sequence[float],
 ) -> tuple[Tensor, Tensor, Tensor]:
     named = dict(zip(_OPTIONS, options, strict=False))
     reduction, dtype = named["reduction"], _DTYPES[named["dtype"]]
-    arguments = (op, input, _of_the_loss_shape(target, input), weight, voxel_weight)
+    arguments = (op, input, _of_the_loss_shape(target, input), weight, voxel_weight, label_table)
     wide = torch.promote_types(dtype, torch.float32)  # of the summands: a loss is rounded once, when it is finished
     dtype_of_losses = dtype if reduction == _NONE else wide
     of_voxels = _replaced(options, reduction=_NONE, dtype=_CODES[dtype_of_losses])
@@ -161,6 +167,7 @@ def _total_weights(
     target: Tensor,
     weight: Tensor | None,
     voxel_weight: Tensor | None,
+    label_table: Tensor | None,
     dim: int,
     options: Sequence[int],
 ) -> Tensor:
@@ -170,7 +177,8 @@ def _total_weights(
         voxels = input.select(dim, 0)
         return _sum_each(voxels.new_ones(()).expand_as(voxels) if voxel_weight is None else voxel_weight)
     log_p = input.new_full((), -1.0, dtype=_DTYPES[named["dtype"]]).expand_as(input)
-    return _sum_each(_ops.cross_entropy_forward(op, log_p, target, weight, voxel_weight, dim, options, (0.0, 0.0))[0])
+    arguments = (op, log_p, target, weight, voxel_weight, label_table)
+    return _sum_each(_ops.cross_entropy_forward(*arguments, dim, options, (0.0, 0.0))[0])
 
 
 @_rule(_ops.cross_entropy_backward.default)
@@ -182,12 +190,13 @@ def _cross_entropy_backward(
     target: Tensor,
     weight: Tensor | None,
     voxel_weight: Tensor | None,
+    label_table: Tensor | None,
     dim: int,
     *options: Any,
 ) -> Tensor:
     target = _of_the_loss_shape(target, input)
     losses = input.select(dim + 1, 0) if _holds_probabilities(input, target) else target
-    arguments = (grad_loss, total_weight, op, input, target, weight, voxel_weight, dim, *options)
+    arguments = (grad_loss, total_weight, op, input, target, weight, voxel_weight, label_table, dim, *options)
     return _gradient(_ops.cross_entropy_backward.default, _OPTIONS, losses, *arguments)
 
 
@@ -212,11 +221,12 @@ def _soft_stats_forward(
     target: Tensor,
     weight: Tensor | None,
     voxel_weight: Tensor | None,
+    label_table: Tensor | None,
     dim: int,
     *options: Any,
 ) -> tuple[Tensor, ...]:
     x, y, v = _folded(dim, input, target, voxel_weight)
-    results = _ops.soft_stats_forward(op, x, y, weight, v, max(dim, 1), *options)
+    results = _ops.soft_stats_forward(op, x, y, weight, v, label_table, max(dim, 1), *options)
     return tuple(each.view(len(input), -1, *each.shape[1:]) for each in results)
 
 
@@ -230,12 +240,13 @@ def _soft_stats_backward(
     target: Tensor,
     weight: Tensor | None,
     voxel_weight: Tensor | None,
+    label_table: Tensor | None,
     dim: int,
     *options: Any,
 ) -> Tensor:
     grads = (each.flatten(0, 1) for each in (grad_intersection, grad_prediction, grad_loss))
     x, y, v = _folded(dim, input, target, voxel_weight)
-    gradient: Tensor = _ops.soft_stats_backward(*grads, op, x, y, weight, v, max(dim, 1), *options)
+    gradient: Tensor = _ops.soft_stats_backward(*grads, op, x, y, weight, v, label_table, max(dim, 1), *options)
     if input.ndim == 2:
         return gradient
     gradient = gradient.reshape(len(input), -1, *gradient.shape[1:])
@@ -252,6 +263,7 @@ def _binary_cross_entropy_forward(
     target: Tensor,
     weight: Tensor | None,
     voxel_weight: Tensor | None,
+    label_table: Tensor | None,
     dim: int,
     options: Sequence[int],
     factors: Sequence[float],
@@ -260,9 +272,10 @@ def _binary_cross_entropy_forward(
     dtype = _DTYPES[named["dtype"]]
     dtype_of_losses = dtype if named["reduction"] == _NONE else torch.promote_types(dtype, torch.float32)
     of_voxels = _replaced(options, _BINARY_OPTIONS, reduction=_NONE, dtype=_CODES[dtype_of_losses])
-    losses, *_ = _ops.binary_cross_entropy_forward(op, input, target, weight, voxel_weight, dim + 1, of_voxels, factors)
+    arguments = (op, input, target, weight, voxel_weight, label_table)
+    losses, *_ = _ops.binary_cross_entropy_forward(*arguments, dim + 1, of_voxels, factors)
     of_stats = [1, 0, named["ignore_index"], 1, 0, 0]  # of a sigmoid, with the losses
-    *_, totals = _soft_stats_forward(op, input, target, None, voxel_weight, dim, of_stats, [0.0, 0.0])
+    *_, totals = _soft_stats_forward(op, input, target, None, voxel_weight, label_table, dim, of_stats, [0.0, 0.0])
     total_weight = totals.sum(1)
     return _reduced(losses, total_weight, named), total_weight, input.new_empty(len(input), 0)
 
@@ -279,8 +292,8 @@ def _binary_cross_entropy_backward(
 
 
 @_rule(_ops.class_labels.default)
-def _class_labels(op: str, target: Tensor, num_classes: int, ignore_index: int) -> Tensor:
-    labels: Tensor = _ops.class_labels(op, target, num_classes, ignore_index)
+def _class_labels(op: str, target: Tensor, num_classes: int, ignore_index: int, *label_table: Tensor | None) -> Tensor:
+    labels: Tensor = _ops.class_labels(op, target, num_classes, ignore_index, *label_table)
     return labels
 
 
@@ -311,8 +324,16 @@ def _is_one_hot(op: str, target: Tensor, dim: int) -> Tensor:
 
 
 @_rule(_ops.num_label_classes.default, is_of_all=True)
-def _num_label_classes(op: str, input: Tensor, target: Tensor, ignore_index: int, dim: int | None = None) -> Tensor:
-    number: Tensor = _ops.num_label_classes(op, input, target, ignore_index, None if dim is None else dim + 1)
+def _num_label_classes(
+    op: str,
+    input: Tensor,
+    target: Tensor,
+    ignore_index: int,
+    dim: int | None = None,
+    label_table: Tensor | None = None,
+) -> Tensor:
+    dim = None if dim is None else dim + 1
+    number: Tensor = _ops.num_label_classes(op, input, target, ignore_index, dim, label_table)
     return number
 
 

@@ -14,6 +14,7 @@ from torch.nn import _reduction
 from segloss._compat import is_autocast_available
 from segloss._distributed import check_process_group, is_dtensor, sum_over_ranks, sums_or_zeros
 from segloss._docs import documented
+from segloss._labels import IgnoreIndex, LabelMap, read_labels
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -45,13 +46,14 @@ def cross_entropy(
     target: Tensor,
     weight: Tensor | None = None,
     size_average: bool | None = None,
-    ignore_index: int = -100,
+    ignore_index: IgnoreIndex = -100,
     reduce: bool | None = None,
     reduction: Reduction = "mean",
     label_smoothing: float = 0.0,
     *,
     dim: int = 1,
     voxel_weight: Tensor | None = None,
+    label_map: LabelMap | None = None,
     empty: Empty = "nan",
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
@@ -80,8 +82,8 @@ def cross_entropy(
             * exact one-hot labels, integer, of input's shape.
         weight: a weight for each class, ``[C]``, any floating dtype. Default: None, every weight is 1.
         size_average: deprecated, use ``reduction``.
-        ignore_index: label of the voxels to ignore; they add nothing to the loss, and their gradient is 0. Only class
-            labels have one.
+        ignore_index: label of the voxels to ignore, or a sequence of labels, as they are in target; they add nothing to
+            the loss, and their gradient is 0. Only class labels have one.
         reduce: deprecated, use ``reduction``.
         reduction: ``"mean"`` divides the sum over the voxels that count by ``sum(v * weight[y])`` (with class
             probabilities by ``sum(v)``, the number of voxels), ``"sum"`` adds, ``"none"`` returns the loss of each
@@ -90,6 +92,10 @@ def cross_entropy(
         dim: the class dimension of input; ``dim=-1`` reads ``[B, L, C]``. Labels may keep a dimension of size 1 there.
         voxel_weight: a weight for each voxel, of the labels' shape. Voxels of weight 0 do not count. Must not require
             a gradient. Default: None, every weight is 1.
+        label_map: the class of each label, where labels are not classes themselves: a mapping ``{label: class}``, in
+            which the class None says that the label is ignored, and the key ``...`` stands for all labels that it does
+            not name; or an integer tensor ``[L]`` with the classes of the labels 0 to L - 1. A class that is one of
+            ``ignore_index`` means ignored, too. Default: None, labels are classes.
         empty: the mean over no voxel, or over zero weights: ``"nan"`` as in torch, or ``"zero"``. The gradient is 0 in
             both cases.
         process_group: the ``torch.distributed.ProcessGroup`` whose ranks hold parts of the batch, of any sizes. Each
@@ -106,8 +112,10 @@ def cross_entropy(
 
     Raises:
         TypeError: input is not floating, or target is neither integer, bool nor floating.
-        IndexError: a label is outside [0, C) and not ``ignore_index``, or ``dim`` is not a dimension of input.
-        ValueError: the batch sizes of input and target differ, or an option has an unknown value.
+        IndexError: a label is neither ignored nor a class in [0, C), or ``label_map`` does not name it; or ``dim`` is
+            not a dimension of input.
+        ValueError: the batch sizes of input and target differ, an option has an unknown value, or ``label_map`` has a
+            class outside [0, C), or gives a class to a label that ``ignore_index`` names.
         RuntimeError: the shapes do not fit, a floating label is not integral, an integer target of input's shape is
             not one-hot, a class probability is nan or outside [0, 1] by more than four times the epsilon of its dtype,
             ``label_smoothing`` is outside [0, 1], ``ignore_index`` >= 0 with class probabilities, a ``weight`` with
@@ -131,10 +139,23 @@ def cross_entropy(
         * ``segloss.total_weight``: the denominator of the mean
     """
     op = "cross_entropy"
+    ignore_index, label_table = read_labels(op, target, ignore_index, label_map, input, dim)
     _check_options(op, ignore_index, dim, label_smoothing)
     code = _reduction_code(op, reduction, size_average, reduce)
     empty_zero = _is_zero(op, empty)
-    arguments = (input, target, weight, voxel_weight, dim, code, ignore_index, label_smoothing, False, empty_zero)
+    arguments = (
+        input,
+        target,
+        weight,
+        voxel_weight,
+        label_table,
+        dim,
+        code,
+        ignore_index,
+        label_smoothing,
+        False,
+        empty_zero,
+    )
     if (process_group is not None or is_dtensor(input)) and code != _NONE:
         return _over_ranks(op, process_group, arguments)
     try:
@@ -152,12 +173,13 @@ def nll_loss(
     target: Tensor,
     weight: Tensor | None = None,
     size_average: bool | None = None,
-    ignore_index: int = -100,
+    ignore_index: IgnoreIndex = -100,
     reduce: bool | None = None,
     reduction: Reduction = "mean",
     *,
     dim: int = 1,
     voxel_weight: Tensor | None = None,
+    label_map: LabelMap | None = None,
     empty: Empty = "nan",
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
@@ -201,10 +223,11 @@ def nll_loss(
         * ``segloss.cross_entropy``: for logits
     """
     op = "nll_loss"
+    ignore_index, label_table = read_labels(op, target, ignore_index, label_map, input, dim)
     _check_options(op, ignore_index, dim)
     code = _reduction_code(op, reduction, size_average, reduce)
     empty_zero = _is_zero(op, empty)
-    arguments = (input, target, weight, voxel_weight, dim, code, ignore_index, 0.0, True, empty_zero)
+    arguments = (input, target, weight, voxel_weight, label_table, dim, code, ignore_index, 0.0, True, empty_zero)
     if (process_group is not None or is_dtensor(input)) and code != _NONE:
         return _over_ranks(op, process_group, arguments)
     try:
@@ -222,11 +245,12 @@ def focal_loss(
     gamma: float = 2.0,
     weight: Tensor | None = None,
     activation: Activation = "softmax",
-    ignore_index: int = -100,
+    ignore_index: IgnoreIndex = -100,
     reduction: Reduction = "mean",
     empty: Empty = "nan",
     dim: int = 1,
     voxel_weight: Tensor | None = None,
+    label_map: LabelMap | None = None,
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     """Focal loss: cross entropy in which well-classified voxels count less.
@@ -254,7 +278,8 @@ def focal_loss(
             * with softmax exact one-hot labels, integer;
             * with sigmoid a mask for each class, floating in [0, 1], or integer of 0 and 1. With one channel a map of 0
               and 1 of any shape and dtype is the mask of the foreground.
-        ignore_index: label of the voxels to ignore; they add nothing to the loss, and their gradient is 0.
+        ignore_index: label of the voxels to ignore, or a sequence of labels, as they are in target; they add nothing to
+            the loss, and their gradient is 0.
         reduction: ``"mean"`` divides the sum over the voxels that count by ``sum(v * weight[y])``, with sigmoid by ``C
             * sum(v)``; ``"sum"`` adds; ``"none"`` returns the loss of each voxel, with sigmoid of each voxel and class.
         others: as in ``segloss.cross_entropy``.
@@ -283,6 +308,7 @@ def focal_loss(
         * ``segloss.dice_focal_loss``: with a Dice loss
     """
     op = "focal_loss"
+    ignore_index, label_table = read_labels(op, target, ignore_index, label_map, input, dim)
     _check_types(op, input, target, weight, voxel_weight, ignore_index, dim)
     _check_gamma(op, gamma)
     _check_choice(op, "activation", activation, ("softmax", "sigmoid"))
@@ -291,7 +317,7 @@ def focal_loss(
     check_process_group(op, process_group)
     code = _reduction.get_enum(reduction)
     if activation == "softmax":
-        options = (weight, voxel_weight, dim, code, ignore_index, 0.0, False, empty_zero)
+        options = (weight, voxel_weight, label_table, dim, code, ignore_index, 0.0, False, empty_zero)
         if (process_group is not None or is_dtensor(input)) and code != _NONE:
             return _over_ranks(op, process_group, (input, target, *options), gamma, takes_probabilities=False)
         loss = _cross_entropy(input, _labels(op, input, target, dim), *options, gamma, None, op)
@@ -300,7 +326,7 @@ def focal_loss(
 
     def of_this_rank(code: int, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
         options = (code, ignore_index, 0.0, empty_zero, gamma, dtype)
-        return _binary_cross_entropy(input, target, weight, voxel_weight, dim, *options, op)
+        return _binary_cross_entropy(input, target, weight, voxel_weight, label_table, dim, *options, op)
 
     return _binary_loss(op, process_group, input, code, empty_zero, of_this_rank)
 
@@ -316,9 +342,10 @@ def binary_cross_entropy_with_logits(
     pos_weight: Tensor | None = None,
     *,
     dim: int = 1,
-    ignore_index: int = -100,
+    ignore_index: IgnoreIndex = -100,
     label_smoothing: float = 0.0,
     voxel_weight: Tensor | None = None,
+    label_map: LabelMap | None = None,
     empty: Empty = "nan",
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
@@ -347,8 +374,9 @@ def binary_cross_entropy_with_logits(
         reduction: ``"mean"`` divides the sum over the voxels that count by ``C * sum(v)``, as torch does also with
             weights; ``"sum"`` adds; ``"none"`` returns the loss of each voxel and class.
         pos_weight: a weight for the term of target 1, of the shapes of ``weight``. Default: None, every weight is 1.
-        ignore_index: label of the voxels to ignore, in masks a value other than 0 and 1 in any class of a voxel; they
-            add nothing to the loss, and their gradient is 0. Floating targets in [0, 1] have none.
+        ignore_index: label of the voxels to ignore, or a sequence of labels, as they are in target; in masks a value
+            other than 0 and 1 in any class of a voxel. They add nothing to the loss, and their gradient is 0. Floating
+            targets in [0, 1] have none.
         label_smoothing: s in the formula, in [0, 1].
         others: as in ``segloss.cross_entropy``.
 
@@ -379,6 +407,7 @@ def binary_cross_entropy_with_logits(
         * ``segloss.dice_ce_loss``: with ``activation="sigmoid"`` it adds a Dice loss
     """
     op = "binary_cross_entropy_with_logits"
+    ignore_index, label_table = read_labels(op, target, ignore_index, label_map, input, dim)
     _check_types(op, input, target, weight, voxel_weight, ignore_index, dim, label_smoothing=label_smoothing)
     code = _reduction_code(op, reduction, size_average, reduce)
     empty_zero = _is_zero(op, empty)
@@ -388,7 +417,7 @@ def binary_cross_entropy_with_logits(
 
     def losses(of_terms: Tensor | None, code: int, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
         options = (code, ignore_index, label_smoothing, empty_zero, 0.0, dtype)
-        return _binary_cross_entropy(input, target, of_terms, voxel_weight, dim, *options, op)
+        return _binary_cross_entropy(input, target, of_terms, voxel_weight, label_table, dim, *options, op)
 
     def of_this_rank(code: int, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
         if all(each is None or each.dim() == 1 for each in (weight, pos_weight)):
@@ -460,11 +489,12 @@ def topk_loss(
     *,
     k: float = 10.0,
     weight: Tensor | None = None,
-    ignore_index: int = -100,
+    ignore_index: IgnoreIndex = -100,
     label_smoothing: float = 0.0,
     empty: Empty = "nan",
     dim: int = 1,
     voxel_weight: Tensor | None = None,
+    label_map: LabelMap | None = None,
 ) -> Tensor:
     """Top-k loss (online bootstrapping): the mean of cross entropy over the k percent of voxels where it is largest.
 
@@ -484,7 +514,8 @@ def topk_loss(
         k: the percentage of voxels to keep, in (0, 100].
         target: class labels ``[N, *]`` or ``[N, 1, *]``: any integer dtype, bool, or floating with integral values; or
             exact one-hot labels, integer, of input's shape.
-        ignore_index: label of the voxels to ignore: they are neither ranked nor counted in V.
+        ignore_index: label of the voxels to ignore, or a sequence of labels, as they are in target: they are neither
+            ranked nor counted in V.
         label_smoothing: of the cross entropy, in [0, 1].
         empty: the loss of no voxel: ``"nan"``, or ``"zero"``. The gradient is 0 in both cases.
         others: as in ``segloss.cross_entropy``.
@@ -514,6 +545,7 @@ def topk_loss(
         * ``segloss.focal_loss``: stresses hard voxels without dropping any
     """
     op = "topk_loss"
+    ignore_index, label_table = read_labels(op, target, ignore_index, label_map, input, dim)
     _check_types(op, input, target, weight, voxel_weight, ignore_index, dim, k=k, label_smoothing=label_smoothing)
     if not 0 < k <= 100:
         raise ValueError(f"{op}: expected k, a percentage, in (0, 100], got {k!r}")
@@ -521,11 +553,10 @@ def topk_loss(
     empty_zero = _is_zero(op, empty)
     target = _labels(op, input, target, dim)
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32  # half types would tie by rounding
-    losses = _cross_entropy(
-        input, target, weight, voxel_weight, dim, 0, ignore_index, label_smoothing, False, False, 0.0, dtype, op
-    )
+    options = (_NONE, ignore_index, label_smoothing, False, False, 0.0, dtype)
+    losses = _cross_entropy(input, target, weight, voxel_weight, label_table, dim, *options, op)
     _warn_of_one_channel(op, input, dim)
-    total, num_kept = _topk_sum(losses, target, voxel_weight, k, ignore_index)
+    total, num_kept = _topk_sum(losses, target, voxel_weight, label_table, k, ignore_index)
     return _mean_or_sum(total, num_kept, "mean", empty_zero).to(_result_dtype(input))
 
 
@@ -534,8 +565,9 @@ def total_weight(
     target: Tensor,
     weight: Tensor | None = None,
     *,
-    ignore_index: int = -100,
+    ignore_index: IgnoreIndex = -100,
     voxel_weight: Tensor | None = None,
+    label_map: LabelMap | None = None,
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     """The denominator of the mean of cross entropy: the weights of the voxels that count, summed.
@@ -551,8 +583,12 @@ def total_weight(
         target: class labels of any shape: any integer dtype, bool, or floating with integral values.
         weight: a weight for each class, ``[C]``, any floating dtype. Default: None, every weight is 1, for labels up to
             2**31 - 2.
-        ignore_index: label of the voxels to ignore.
+        ignore_index: label of the voxels to ignore, or a sequence of labels, as they are in target.
         voxel_weight: a weight for each voxel, of target's shape. Default: None, every weight is 1.
+        label_map: the class of each label, where labels are not classes themselves: a mapping ``{label: class}``, in
+            which the class None says that the label is ignored, and the key ``...`` stands for all labels that it does
+            not name; or an integer tensor ``[L]`` with the classes of the labels 0 to L - 1. A class that is one of
+            ``ignore_index`` means ignored, too. Default: None, labels are classes.
         process_group: the ``torch.distributed.ProcessGroup`` over whose ranks the weights are summed; it shares errors
             as in ``segloss.cross_entropy``. None is this process alone.
 
@@ -561,7 +597,7 @@ def total_weight(
 
     Raises:
         TypeError: target is neither integer, bool nor floating.
-        IndexError: a label is neither in [0, C) nor ``ignore_index``.
+        IndexError: a label is neither ignored nor a class in [0, C).
         RuntimeError: the shapes do not fit, or a floating label is not integral.
 
     Example:
@@ -580,13 +616,22 @@ def total_weight(
         * ``segloss.cross_entropy``, ``segloss.nll_loss``, ``segloss.focal_loss``: ``reduction="sum"`` is the numerator
     """
     op = "total_weight"
+    ignore_index, label_table = read_labels(op, target, ignore_index, label_map)
     _check_tensor(op, "target", target)
     _check_types(op, target, target, weight, voxel_weight, ignore_index, dim=0)
     check_process_group(op, process_group)
     over_ranks = process_group is not None or is_dtensor(target)
     num_classes = _MOST_CLASSES if weight is None else weight.numel()
     refused: list[Exception] = []
-    arguments = (op, target.detach(), _detached(weight), _detached(voxel_weight), num_classes, ignore_index)
+    arguments = (
+        op,
+        target.detach(),
+        _detached(weight),
+        _detached(voxel_weight),
+        num_classes,
+        ignore_index,
+        label_table,
+    )
     (total,) = sums_or_zeros(process_group, refused, target, lambda: [()], _total_weight, *arguments)
     return sum_over_ranks(op, process_group, refused, total)[0] if over_ranks else total
 
@@ -594,13 +639,13 @@ def total_weight(
 def _over_ranks(
     op: str,
     process_group: "ProcessGroup | None",
-    arguments: tuple[Tensor, Tensor, Tensor | None, Tensor | None, int, int, int, float, bool, bool],
+    arguments: tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, int, int, int, float, bool, bool],
     gamma: float = 0.0,
     *,
     takes_probabilities: bool = True,
 ) -> Tensor:
     """Cross entropy of the data of all ranks: the sum of their sums, divided by the sum of their total weights."""
-    input, target, weight, voxel_weight, dim, code, ignore_index, *options = arguments
+    input, target, weight, voxel_weight, label_table, dim, code, ignore_index, *options = arguments
     _, log_probabilities, empty_zero = arguments[-3:]
     _check_types(op, input, target, weight, voxel_weight, ignore_index, dim)
     check_process_group(op, process_group)
@@ -612,14 +657,15 @@ def _over_ranks(
 
     def of_this_rank() -> tuple[Tensor, Tensor]:
         labels = target if has_probabilities else _labels(op, input, target, dim)
-        loss = _cross_entropy(input, labels, weight, voxel_weight, dim, _SUM, ignore_index, *options, gamma, wide, op)
+        call = (input, labels, weight, voxel_weight, label_table, dim, _SUM, ignore_index, *options, gamma, wide, op)
+        loss = _cross_entropy(*call)
         if not log_probabilities:
             _warn_of_one_channel(op, input, dim)
         if has_probabilities:
             return loss, _total_voxel_weight(input, dim, voxel_weight)
         num_classes = input.shape[dim if input.dim() > 1 else 0]
         v = None if voxel_weight is None else voxel_weight.reshape(labels.shape)
-        return loss, _total_weight(op, labels, _detached(weight), v, num_classes, ignore_index)
+        return loss, _total_weight(op, labels, _detached(weight), v, num_classes, ignore_index, label_table)
 
     refused: list[Exception] = []
     loss, total = sums_or_zeros(process_group, refused, input, lambda: [(), ()], of_this_rank)

@@ -10,14 +10,12 @@ from torch.nn import _reduction
 
 from segloss import functional, region
 from segloss._docs import document_module
+from segloss._labels import NO_LABEL, IgnoreIndex, LabelMap
 from segloss.functional import Activation, Empty, Reduction
 from segloss.region import WeightType
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-# The ignore_index of a loss that ignores nothing: no dtype but int64 can hold it, and nobody uses it as a label.
-_NO_LABEL = torch.iinfo(torch.int64).min
 
 
 class _Loss(nn.Module):
@@ -45,7 +43,10 @@ class _Loss(nn.Module):
             self.register_buffer(name, tensor)
         self._names = tuple(options)
         for name, value in options.items():
-            setattr(self, name, value)
+            if name == "label_map" and isinstance(value, Tensor):
+                self.register_buffer(name, value, persistent=False)
+            else:
+                setattr(self, name, value)
 
     def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
         """Calls the function of the loss with the keywords of the module.
@@ -84,7 +85,8 @@ def _keywords(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 class _LabelLoss(_Loss):
-    ignore_index: int
+    ignore_index: IgnoreIndex
+    label_map: LabelMap | None
     dim: int
 
 
@@ -142,11 +144,12 @@ class NLLLoss(_ReducedLoss):
         self,
         weight: Tensor | None = None,
         size_average: bool | None = None,
-        ignore_index: int = -100,
+        ignore_index: IgnoreIndex = -100,
         reduce: bool | None = None,
         reduction: Reduction = "mean",
         *,
         dim: int = 1,
+        label_map: LabelMap | None = None,
         empty: Empty = "nan",
         process_group: "ProcessGroup | None" = None,
     ) -> None:
@@ -190,12 +193,13 @@ class CrossEntropyLoss(_ReducedLoss):
         self,
         weight: Tensor | None = None,
         size_average: bool | None = None,
-        ignore_index: int = -100,
+        ignore_index: IgnoreIndex = -100,
         reduce: bool | None = None,
         reduction: Reduction = "mean",
         label_smoothing: float = 0.0,
         *,
         dim: int = 1,
+        label_map: LabelMap | None = None,
         empty: Empty = "nan",
         process_group: "ProcessGroup | None" = None,
     ) -> None:
@@ -244,10 +248,11 @@ class FocalLoss(_ReducedLoss):
         gamma: float = 2.0,
         weight: Tensor | None = None,
         activation: Activation = "softmax",
-        ignore_index: int = -100,
+        ignore_index: IgnoreIndex = -100,
         reduction: Reduction = "mean",
         empty: Empty = "nan",
         dim: int = 1,
+        label_map: LabelMap | None = None,
         process_group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__(**_keywords(locals()))
@@ -293,7 +298,8 @@ class BCEWithLogitsLoss(_ReducedLoss):
         pos_weight: Tensor | None = None,
         *,
         dim: int = 1,
-        ignore_index: int = -100,
+        label_map: LabelMap | None = None,
+        ignore_index: IgnoreIndex = -100,
         label_smoothing: float = 0.0,
         empty: Empty = "nan",
         process_group: "ProcessGroup | None" = None,
@@ -337,10 +343,11 @@ class TopKLoss(_LabelLoss):
         *,
         k: float = 10.0,
         weight: Tensor | None = None,
-        ignore_index: int = -100,
+        ignore_index: IgnoreIndex = -100,
         label_smoothing: float = 0.0,
         empty: Empty = "nan",
         dim: int = 1,
+        label_map: LabelMap | None = None,
     ) -> None:
         super().__init__(**_keywords(locals()))
 
@@ -403,9 +410,10 @@ class DiceLoss(_RegionLoss):
         weight: Tensor | None = None,
         smooth_nr: float = 1e-5,
         smooth_dr: float = 1e-5,
-        ignore_index: int = -100,
+        ignore_index: IgnoreIndex = -100,
         reduction: Reduction = "mean",
         dim: int = 1,
+        label_map: LabelMap | None = None,
         process_group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__(**_keywords(locals()))
@@ -451,9 +459,10 @@ class GeneralizedDiceLoss(_RegionLoss):
         batch: bool = False,
         smooth_nr: float = 1e-5,
         smooth_dr: float = 1e-5,
-        ignore_index: int = -100,
+        ignore_index: IgnoreIndex = -100,
         reduction: Reduction = "mean",
         dim: int = 1,
+        label_map: LabelMap | None = None,
         process_group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__(**_keywords(locals()))
@@ -510,9 +519,10 @@ class TverskyLoss(_RegionLoss):
         weight: Tensor | None = None,
         smooth_nr: float = 1e-5,
         smooth_dr: float = 1e-5,
-        ignore_index: int = -100,
+        ignore_index: IgnoreIndex = -100,
         reduction: Reduction = "mean",
         dim: int = 1,
+        label_map: LabelMap | None = None,
         process_group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__(**_keywords(locals()))
@@ -565,9 +575,10 @@ class DiceCELoss(_CompoundLoss):
         weight: Tensor | None = None,
         smooth_nr: float = 1e-5,
         smooth_dr: float = 1e-5,
-        ignore_index: int = -100,
+        ignore_index: IgnoreIndex = -100,
         reduction: Literal["mean", "sum"] = "mean",
         dim: int = 1,
+        label_map: LabelMap | None = None,
         process_group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__(**_keywords(locals()))
@@ -621,9 +632,10 @@ class DiceFocalLoss(_CompoundLoss):
         weight: Tensor | None = None,
         smooth_nr: float = 1e-5,
         smooth_dr: float = 1e-5,
-        ignore_index: int = -100,
+        ignore_index: IgnoreIndex = -100,
         reduction: Literal["mean", "sum"] = "mean",
         dim: int = 1,
+        label_map: LabelMap | None = None,
         process_group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__(**_keywords(locals()))
@@ -677,7 +689,7 @@ class BinaryDiceLoss(_Loss):
         super().__init__(smooth=smooth)
 
     def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
-        functional._check_types("BinaryDiceLoss", input, target, None, voxel_weight, _NO_LABEL, dim=1)
+        functional._check_types("BinaryDiceLoss", input, target, None, voxel_weight, NO_LABEL, dim=1)
         if input.dim() == 0 or input.shape != target.shape:
             raise ValueError(
                 "BinaryDiceLoss: expected probabilities and a target of one shape [N, ...], "
@@ -689,7 +701,7 @@ class BinaryDiceLoss(_Loss):
             activation=None,
             smooth_nr=self.smooth,
             smooth_dr=self.smooth,
-            ignore_index=_NO_LABEL,
+            ignore_index=NO_LABEL,
             voxel_weight=voxel_weight,
         )
 
@@ -708,8 +720,9 @@ class MultiClassDiceLoss(_Loss):
     Args:
         weight: a weight for each class, ``[C]``, any floating dtype. It is a buffer and moves with the module. Default:
             None, every weight is 1.
-        ignore_index: label of the voxels to ignore; None: every voxel counts. Default: None.
+        ignore_index: label of the voxels to ignore, or a sequence of labels; None: every voxel counts. Default: None.
         smooth: added to numerator and denominator. Default: 1.
+        label_map: the class of each label, as in ``segloss.dice_loss``. Default: None, labels are classes.
 
     Call:
         ``loss(input, target, voxel_weight=None)``, where
@@ -739,11 +752,19 @@ class MultiClassDiceLoss(_Loss):
         * ``segloss.BinaryDiceLoss``: of one class, from probabilities
     """
 
-    ignore_index: int | None
+    ignore_index: IgnoreIndex | None
     smooth: float
+    label_map: LabelMap | None
 
-    def __init__(self, weight: Tensor | None = None, ignore_index: int | None = None, smooth: float = 1.0) -> None:
-        super().__init__(weight=weight, ignore_index=ignore_index, smooth=smooth)
+    def __init__(
+        self,
+        weight: Tensor | None = None,
+        ignore_index: IgnoreIndex | None = None,
+        smooth: float = 1.0,
+        *,
+        label_map: LabelMap | None = None,
+    ) -> None:
+        super().__init__(**_keywords(locals()))
 
     def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
         return region.dice_loss(
@@ -752,7 +773,8 @@ class MultiClassDiceLoss(_Loss):
             weight=self.weight,
             smooth_nr=self.smooth,
             smooth_dr=self.smooth,
-            ignore_index=_NO_LABEL if self.ignore_index is None else self.ignore_index,
+            ignore_index=() if self.ignore_index is None else self.ignore_index,
+            label_map=self.label_map,
             voxel_weight=voxel_weight,
         )
 
@@ -875,7 +897,7 @@ def _subsampled(target: Tensor, input: Tensor, dim: int) -> Tensor:
             f"DeepSupervisionLoss: expected one target at full resolution, got {type(target).__name__}. Pass the "
             "tensor itself; it is subsampled for each input"
         )
-    functional._check_types("DeepSupervisionLoss", input, target, None, None, _NO_LABEL, dim)
+    functional._check_types("DeepSupervisionLoss", input, target, None, None, NO_LABEL, dim)
     if input.dim() == 0:
         raise ValueError("DeepSupervisionLoss: expected logits [N, C, ...] of each resolution, got a 0-dim tensor")
     class_dim = dim % input.dim()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from segloss._docs import documented
+from segloss._labels import IgnoreIndex, LabelMap, read_labels
 from segloss.functional import _check_flags, _check_integer, _check_options, _check_types
 
 _OPERATORS: dict[str, Callable[..., Tensor]] = {
@@ -16,7 +17,13 @@ _OPERATORS: dict[str, Callable[..., Tensor]] = {
 
 @documented()
 def confusion_matrix(
-    input: Tensor, target: Tensor, num_classes: int | None = None, *, ignore_index: int = -100, dim: int = 1
+    input: Tensor,
+    target: Tensor,
+    num_classes: int | None = None,
+    *,
+    ignore_index: IgnoreIndex = -100,
+    label_map: LabelMap | None = None,
+    dim: int = 1,
 ) -> Tensor:
     """Confusion matrix: how many voxels of each class are predicted as each class.
 
@@ -34,7 +41,13 @@ def confusion_matrix(
         num_classes: C; it also says that integer or bool input is a label map. Default: None, the number of classes of
             the logits, or with label maps 1 + the largest label of both at the voxels that count, 0 if there is none.
             Give it to add matrices of several batches.
-        ignore_index: label of the voxels to ignore, whatever is predicted there.
+        ignore_index: label of the voxels to ignore, or a sequence of labels, as they are in target; whatever is
+            predicted there.
+        label_map: the class of each label, where labels are not classes themselves: a mapping ``{label: class}``, in
+            which the class None says that the label is ignored, and the key ``...`` stands for all labels that it does
+            not name; or an integer tensor ``[L]`` with the classes of the labels 0 to L - 1. A class that is one of
+            ``ignore_index`` means ignored, too. It maps the labels of target, not those of a predicted map.
+            Default: None, labels are classes.
         dim: the class dimension of input.
 
     Returns:
@@ -65,7 +78,7 @@ def confusion_matrix(
     See also:
         * ``segloss.accuracy``, ``segloss.dice_score``, ``segloss.jaccard_index``: scores computed from the same counts
     """
-    return _score("confusion_matrix", input, target, num_classes, ignore_index, dim)
+    return _score("confusion_matrix", input, target, num_classes, ignore_index, label_map, dim)
 
 
 @documented(like=confusion_matrix)
@@ -74,7 +87,8 @@ def accuracy(
     target: Tensor,
     num_classes: int | None = None,
     *,
-    ignore_index: int = -100,
+    ignore_index: IgnoreIndex = -100,
+    label_map: LabelMap | None = None,
     dim: int = 1,
     masks: bool = False,
 ) -> Tensor:
@@ -115,7 +129,7 @@ def accuracy(
         * ``segloss.dice_score``, ``segloss.jaccard_index``: scores of each class
         * ``segloss.confusion_matrix``: the counts
     """
-    return _score("accuracy", input, target, num_classes, ignore_index, dim, masks)
+    return _score("accuracy", input, target, num_classes, ignore_index, label_map, dim, masks)
 
 
 @documented(like=confusion_matrix)
@@ -124,7 +138,8 @@ def dice_score(
     target: Tensor,
     num_classes: int | None = None,
     *,
-    ignore_index: int = -100,
+    ignore_index: IgnoreIndex = -100,
+    label_map: LabelMap | None = None,
     dim: int = 1,
     masks: bool = False,
 ) -> Tensor:
@@ -174,7 +189,7 @@ def dice_score(
         * ``segloss.dice_loss``: the differentiable loss
         * ``segloss.confusion_matrix``, ``segloss.accuracy``: other metrics
     """
-    return _score("dice_score", input, target, num_classes, ignore_index, dim, masks)
+    return _score("dice_score", input, target, num_classes, ignore_index, label_map, dim, masks)
 
 
 @documented(like=dice_score)
@@ -183,7 +198,8 @@ def jaccard_index(
     target: Tensor,
     num_classes: int | None = None,
     *,
-    ignore_index: int = -100,
+    ignore_index: IgnoreIndex = -100,
+    label_map: LabelMap | None = None,
     dim: int = 1,
     masks: bool = False,
 ) -> Tensor:
@@ -223,19 +239,27 @@ def jaccard_index(
         * ``segloss.dice_loss``: with ``jaccard=True`` the differentiable loss
         * ``segloss.confusion_matrix``, ``segloss.accuracy``: other metrics
     """
-    return _score("jaccard_index", input, target, num_classes, ignore_index, dim, masks)
+    return _score("jaccard_index", input, target, num_classes, ignore_index, label_map, dim, masks)
 
 
 def _score(
-    op: str, input: Tensor, target: Tensor, num_classes: int | None, ignore_index: int, dim: int, *masks: bool
+    op: str,
+    input: Tensor,
+    target: Tensor,
+    num_classes: int | None,
+    ignore_index: IgnoreIndex,
+    label_map: LabelMap | None,
+    dim: int,
+    *masks: bool,
 ) -> Tensor:
-    _check_options(op, ignore_index, dim)
+    ignored, label_table = read_labels(op, target, ignore_index, label_map, input, dim)
+    _check_options(op, ignored, dim)
     if num_classes is not None:
         _check_integer(op, "num_classes", num_classes)
     for flag in masks:
         _check_flags(op, masks=flag)
     try:
-        return _OPERATORS[op](input, target, num_classes, ignore_index, dim, *masks)
+        return _OPERATORS[op](input, target, num_classes, ignored, dim, *masks, label_table)
     except (TypeError, RuntimeError):
-        _check_types(op, input, target, None, None, ignore_index, dim)
+        _check_types(op, input, target, None, None, ignored, dim)
         raise

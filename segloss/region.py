@@ -8,6 +8,7 @@ from torch import Tensor
 
 from segloss._distributed import check_process_group, is_dtensor, sum_over_ranks, sums_or_zeros
 from segloss._docs import documented
+from segloss._labels import IgnoreIndex, LabelMap, read_labels
 from segloss.functional import (
     _REDUCTIONS,
     Activation,
@@ -88,8 +89,9 @@ def soft_stats(
     *,
     activation: Activation | None = "softmax",
     squared: bool = False,
-    ignore_index: int = -100,
+    ignore_index: IgnoreIndex = -100,
     voxel_weight: Tensor | None = None,
+    label_map: LabelMap | None = None,
     dim: int = 1,
 ) -> SoftStats:
     """The three sums for each sample and class from which region losses (Dice family) are computed.
@@ -120,9 +122,14 @@ def soft_stats(
         activation: ``"softmax"`` over two or more classes, ``"sigmoid"``, or None for input that holds probabilities,
             each in [0, 1].
         squared: whether P and T are sums of squares.
-        ignore_index: label of the voxels to ignore; they enter no sum, and their gradient is 0.
+        ignore_index: label of the voxels to ignore, or a sequence of labels, as they are in target; they enter no sum,
+            and their gradient is 0.
         voxel_weight: a weight for each voxel, of the labels' shape. Voxels of weight 0 do not count. Must not require
             a gradient. Default: None, every weight is 1.
+        label_map: the class of each label, where labels are not classes themselves: a mapping ``{label: class}``, in
+            which the class None says that the label is ignored, and the key ``...`` stands for all labels that it does
+            not name; or an integer tensor ``[L]`` with the classes of the labels 0 to L - 1. A class that is one of
+            ``ignore_index`` means ignored, too. Default: None, labels are classes.
         dim: the class dimension of input.
 
     Returns:
@@ -160,7 +167,7 @@ def soft_stats(
         * ``segloss.SoftStats``: the type of the result
         * ``segloss.dice_loss``, ``segloss.generalized_dice_loss``, ``segloss.tversky_loss``: losses made of these sums
     """
-    walk = _Walk(dim, activation, ignore_index, squared=squared, any_finite_target=True)
+    walk = _Walk(dim, activation, ignore_index, label_map, squared=squared, any_finite_target=True)
     stats, *_ = _sums("soft_stats", input, target, None, voxel_weight, walk)
     dtype = torch.promote_types(input.dtype, torch.float32)
     return SoftStats(*(sums.to(dtype) for sums in stats))
@@ -180,10 +187,11 @@ def dice_loss(
     weight: Tensor | None = None,
     smooth_nr: float = 1e-5,
     smooth_dr: float = 1e-5,
-    ignore_index: int = -100,
+    ignore_index: IgnoreIndex = -100,
     reduction: Reduction = "mean",
     dim: int = 1,
     voxel_weight: Tensor | None = None,
+    label_map: LabelMap | None = None,
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     """Soft Dice or Jaccard loss of logits against labels, class probabilities or masks.
@@ -266,7 +274,9 @@ def dice_loss(
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
     _check_flags(op, jaccard=jaccard)
     _check_numbers(op, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
-    walk = _Walk(dim, activation, ignore_index, include_background, batch, process_group, soft_label, squared)
+    walk = _Walk(
+        dim, activation, ignore_index, label_map, include_background, batch, process_group, soft_label, squared
+    )
     stats, whole, _ = _sums(op, input, target, weight, voxel_weight, walk)
     terms = _dice_terms(stats, _DiceTerms(jaccard, smooth_nr, smooth_dr))
     return _reduced(terms, weight, reduction, whole).to(_result_dtype(input))
@@ -284,10 +294,11 @@ def generalized_dice_loss(
     batch: bool = False,
     smooth_nr: float = 1e-5,
     smooth_dr: float = 1e-5,
-    ignore_index: int = -100,
+    ignore_index: IgnoreIndex = -100,
     reduction: Reduction = "mean",
     dim: int = 1,
     voxel_weight: Tensor | None = None,
+    label_map: LabelMap | None = None,
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     """Generalized Dice loss: one term for each sample, in which small classes weigh as much as large ones.
@@ -334,7 +345,7 @@ def generalized_dice_loss(
     _check_choice(op, "w_type", w_type, ("square", "simple", "uniform"))
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
     _check_numbers(op, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
-    walk = _Walk(dim, activation, ignore_index, include_background, batch, process_group, soft_label)
+    walk = _Walk(dim, activation, ignore_index, label_map, include_background, batch, process_group, soft_label)
     stats, whole, _ = _sums(op, input, target, None, voxel_weight, walk)
     w = _volume_weights(stats.target, w_type)
     shared = 2 * (w * stats.intersection).sum(-1) + smooth_nr
@@ -358,10 +369,11 @@ def tversky_loss(
     weight: Tensor | None = None,
     smooth_nr: float = 1e-5,
     smooth_dr: float = 1e-5,
-    ignore_index: int = -100,
+    ignore_index: IgnoreIndex = -100,
     reduction: Reduction = "mean",
     dim: int = 1,
     voxel_weight: Tensor | None = None,
+    label_map: LabelMap | None = None,
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     """Tversky and focal Tversky loss: Dice with separate weights for false positives and false negatives.
@@ -410,7 +422,7 @@ def tversky_loss(
     _check_gamma(op, gamma)
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
     _check_numbers(op, alpha=alpha, beta=beta, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
-    walk = _Walk(dim, activation, ignore_index, include_background, batch, process_group, soft_label)
+    walk = _Walk(dim, activation, ignore_index, label_map, include_background, batch, process_group, soft_label)
     stats, whole, _ = _sums(op, input, target, weight, voxel_weight, walk)
     errors = alpha * stats.fp + beta * stats.fn
     terms = _terms(1, stats.tp + smooth_nr, stats.tp + errors + smooth_dr, smooth_nr, gamma)
@@ -435,10 +447,11 @@ def dice_ce_loss(
     weight: Tensor | None = None,
     smooth_nr: float = 1e-5,
     smooth_dr: float = 1e-5,
-    ignore_index: int = -100,
+    ignore_index: IgnoreIndex = -100,
     reduction: Literal["mean", "sum"] = "mean",
     dim: int = 1,
     voxel_weight: Tensor | None = None,
+    label_map: LabelMap | None = None,
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     """Compound loss: Dice plus cross entropy, computed together.
@@ -488,7 +501,9 @@ def dice_ce_loss(
     """
     op = "dice_ce_loss"
     _check_numbers(op, lambda_dice=lambda_dice, lambda_ce=lambda_ce)
-    walk = _Walk(dim, activation, ignore_index, include_background, batch, process_group, soft_label, squared)
+    walk = _Walk(
+        dim, activation, ignore_index, label_map, include_background, batch, process_group, soft_label, squared
+    )
     voxel_loss = _VoxelLoss("cross_entropy", empty, label_smoothing=label_smoothing)
     terms = _DiceTerms(jaccard, smooth_nr, smooth_dr)
     dice, ce = _dice_and(voxel_loss, op, input, target, weight, voxel_weight, walk, terms, reduction)
@@ -513,10 +528,11 @@ def dice_focal_loss(
     weight: Tensor | None = None,
     smooth_nr: float = 1e-5,
     smooth_dr: float = 1e-5,
-    ignore_index: int = -100,
+    ignore_index: IgnoreIndex = -100,
     reduction: Literal["mean", "sum"] = "mean",
     dim: int = 1,
     voxel_weight: Tensor | None = None,
+    label_map: LabelMap | None = None,
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     """Compound loss: Dice plus focal loss, computed together.
@@ -561,7 +577,9 @@ def dice_focal_loss(
     op = "dice_focal_loss"
     _check_gamma(op, gamma)
     _check_numbers(op, lambda_dice=lambda_dice, lambda_focal=lambda_focal)
-    walk = _Walk(dim, activation, ignore_index, include_background, batch, process_group, soft_label, squared)
+    walk = _Walk(
+        dim, activation, ignore_index, label_map, include_background, batch, process_group, soft_label, squared
+    )
     voxel_loss = _VoxelLoss("focal_loss", empty, gamma=gamma)
     terms = _DiceTerms(jaccard, smooth_nr, smooth_dr)
     dice, focal = _dice_and(voxel_loss, op, input, target, weight, voxel_weight, walk, terms, reduction)
@@ -573,7 +591,8 @@ class _Walk(NamedTuple):
 
     dim: int
     activation: str | None
-    ignore_index: int
+    ignore_index: IgnoreIndex
+    label_map: LabelMap | None
     include_background: bool = True
     batch: bool = False
     process_group: "ProcessGroup | None" = None
@@ -647,7 +666,9 @@ def _sums(
 
     The kernels return float64 for any dtype of input, so that a loss is rounded once, when it is finished.
     """
-    dim, activation, ignore_index, include_background, batch, process_group, soft_label, squared, any_finite = walk
+    dim, activation, ignore_index, label_map, include_background, batch, process_group, *flags = walk
+    soft_label, squared, any_finite = flags
+    ignore_index, label_table = read_labels(op, target, ignore_index, label_map, input, dim)
     gamma, label_smoothing = (voxel_loss.gamma, voxel_loss.label_smoothing) if voxel_loss else (0.0, 0.0)
     _check_types(
         op, input, target, weight, voxel_weight, ignore_index, dim, gamma=gamma, label_smoothing=label_smoothing
@@ -656,7 +677,7 @@ def _sums(
     check_process_group(op, process_group)
     _check_choice(op, "activation", activation, ("softmax", "sigmoid", None))
     options = (dim, activation or "none", squared, ignore_index, voxel_loss is not None, gamma, label_smoothing)
-    arguments = (input, target, weight, voxel_weight, *options, soft_label, any_finite, op)
+    arguments = (input, target, weight, voxel_weight, label_table, *options, soft_label, any_finite, op)
     refused: list[Exception] = []
     *sums, losses, totals = sums_or_zeros(
         process_group, refused, input, lambda: _sizes_of_sums(input, dim), _soft_stats, *arguments

@@ -11,13 +11,13 @@ SET = {name: {"dtype": torch.float32, "with_gradient": False} for name in ("cros
 
 
 def options_of(loss, **values):
-    """`dim`, and the lists of integers and of floats, in the order of the public operator's keywords."""
+    """No label table; `dim`; the lists of integers and of floats, in the order of the public operator's keywords."""
     schema = getattr(torch.ops.segloss, loss).default._schema
     options = {a.name: a.default_value for a in schema.arguments if a.name != "op" and "Tensor" not in str(a.type)}
     options |= SET.get(loss, {})
     assert not set(values) - set(options)
     dim, *numbers = [number_of(name, value) for name, value in (options | values).items()]
-    return dim, [n for n in numbers if not isinstance(n, float)], [n for n in numbers if isinstance(n, float)]
+    return None, dim, [n for n in numbers if not isinstance(n, float)], [n for n in numbers if isinstance(n, float)]
 
 
 def number_of(name, value):

@@ -208,11 +208,11 @@ def test_the_forward_operator_refuses_a_dtype_that_is_not_floating(dtype):
 @pytest.mark.parametrize("change", [lambda numbers: numbers[:-1], lambda numbers: [*numbers, 0]])
 def test_the_private_operators_refuse_lists_of_options_of_another_length(loss, change):
     call = getattr(torch.ops.segloss, f"{loss}_forward")
-    dim, options, factors = options_of(loss)
+    *before, options, factors = options_of(loss)
     expected = rf"op: expected {len(options)} options and {len(factors)} factors, got "
     for lists in ((change(options), factors), (options, change(factors))):
         with pytest.raises(ValueError, match=expected + rf"{len(lists[0])} and {len(lists[1])}"):
-            call("op", torch.randn(2, 3), torch.tensor([0, 1]), None, None, dim, *lists)
+            call("op", torch.randn(2, 3), torch.tensor([0, 1]), None, None, *before, *lists)
 
 
 OPERATORS = {

@@ -31,6 +31,8 @@ CASES = {
     **{name: partial(loss, **IGNORED) for name, loss in VARIANTS.items() if takes(loss, "process_group")},
     "weighted cross_entropy": partial(segloss.cross_entropy, weight=WEIGHT, **IGNORED),
     "weighted dice_ce_loss of the batch": partial(segloss.dice_ce_loss, weight=WEIGHT, **IGNORED, **BATCH),
+    "cross_entropy of a label map": partial(segloss.cross_entropy, label_map={0: 1, 1: 2, 2: 0, 255: None}),
+    "dice_ce_loss without two labels": partial(segloss.dice_ce_loss, ignore_index=(0, 255)),
     "cross_entropy, sum": partial(segloss.cross_entropy, weight=WEIGHT, **IGNORED, reduction="sum"),
     "dice_loss, sum": partial(segloss.dice_loss, **IGNORED, reduction="sum"),
 }

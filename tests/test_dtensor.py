@@ -26,6 +26,7 @@ RANKS = 2
 SIZES = (3, 4, 5, 6)  # [N, C, H, W]: samples and rows do not divide evenly
 WEIGHT = {"weight": torch.tensor([0.3, 1.0, 2.5, 0.0], dtype=torch.float64)}
 IGNORED = {"ignore_index": 255}
+MAPPED = {"label_map": {0: 2, 1: 0, 2: 1, 3: 3, 255: None}}
 SIGMOID = {"activation": "sigmoid"}
 
 
@@ -94,6 +95,7 @@ def agrees_sharded(loss, kind, d, options):
 
 LOSSES = {
     "cross entropy": (segloss.cross_entropy, "labels", {**WEIGHT, **IGNORED, "label_smoothing": 0.1}),
+    "cross entropy of a label map": (segloss.cross_entropy, "labels", {**WEIGHT, **MAPPED}),
     "cross entropy, probabilities": (segloss.cross_entropy, "probabilities", {**WEIGHT, "label_smoothing": 0.1}),
     "cross entropy, one-hot": (segloss.cross_entropy, "one-hot", {}),
     "negative log likelihood": (segloss.nll_loss, "channel", {**WEIGHT, **IGNORED}),
@@ -106,7 +108,9 @@ LOSSES = {
         "masks",
         {**WEIGHT, "pos_weight": torch.tensor([2.0, 0.0, 0.5, 1.0], dtype=torch.float64)},
     ),
+    "binary cross entropy of a label map": (segloss.binary_cross_entropy_with_logits, "labels", MAPPED),
     "dice": (segloss.dice_loss, "labels", {**WEIGHT, **IGNORED}),
+    "dice of a label map": (segloss.dice_loss, "labels", MAPPED),
     "dice without smoothing": (segloss.dice_loss, "labels", {**IGNORED, "smooth_nr": 0.0, "smooth_dr": 0.0}),
     "generalized dice": (segloss.generalized_dice_loss, "labels", IGNORED),
     "tversky": (segloss.tversky_loss, "labels", {**WEIGHT, **IGNORED, "alpha": 0.3, "gamma": 0.75}),

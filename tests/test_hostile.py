@@ -264,6 +264,17 @@ ARGUMENTS = {
 }
 
 
+# Label tables: good ones, and int64 tensors that are none.
+TABLES = [
+    torch.tensor([0, 2, 0, -2, 0, 2, 0, 0, 1]),
+    torch.tensor([1, 2, 1, 0, 1, 1, 0, 0, -1, 1, 255]),
+    torch.tensor([0, 0, 0, 0, 0, 0, 0, 0]),
+    torch.tensor([0, 10**9, 0, 0, 0, 0, 0, 0]),
+    torch.arange(9).int(),
+    torch.tensor(7),
+]
+
+
 @st.composite
 def lists_of_options(draw, loss):
     """The lists of options of a private operator: of meaningful values, of any values, or of another length."""
@@ -271,7 +282,7 @@ def lists_of_options(draw, loss):
     schema = getattr(torch.ops.segloss, loss).default._schema
     keywords = [a.name for a in schema.arguments if a.name not in ("dim", "op") and "Tensor" not in str(a.type)]
     names = dict.fromkeys([*keywords, *SET.get(loss, {})])
-    _, integers, factors = options_of(loss, **{name: draw(strategies.get(name, st.booleans())) for name in names})
+    *_, integers, factors = options_of(loss, **{name: draw(strategies.get(name, st.booleans())) for name in names})
     any_integers = st.lists(st.sampled_from(INTS), min_size=len(integers) - 1, max_size=len(integers) + 1)
     return draw(mostly(st.just(integers), any_integers)), draw(mostly(st.just(factors), st.just([0.0])))
 
@@ -294,6 +305,7 @@ def operator_calls(draw):
         "total_weight": tensors([], [torch.float64]),
         "losses": like_labels(sizes, num_classes, dim, [torch.float32, torch.float64]),
         "grad_sum": tensors([], READABLE),
+        "label_table": st.one_of(st.none(), st.sampled_from(TABLES)),
         "cutoff": st.sampled_from([torch.tensor([2**31, 2]), torch.tensor([-1, -1]), torch.tensor([0.5])]),
     }
     numbers = {

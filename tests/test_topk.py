@@ -47,6 +47,7 @@ def test_names_and_defaults_of_the_keywords():
         "empty": "nan",
         "dim": 1,
         "voxel_weight": None,
+        "label_map": None,
     }
 
 
@@ -329,8 +330,8 @@ def test_the_loss_of_zeros_is_not_that_of_ignored_voxels():
     labels = torch.tensor([[0, 255, 0, 0, 255, 0]])
     losses = torch.zeros(1, 6)
     losses[0, 1:3] = torch.tensor([0.0, -0.0])
-    total, num_kept, cutoff = torch.ops.segloss.topk_sum_forward(losses, labels, None, 50.0, 255)
-    gradient = torch.ops.segloss.topk_sum_backward(torch.tensor(1.0), cutoff, losses, labels, None, 255)
+    total, num_kept, cutoff = torch.ops.segloss.topk_sum_forward(losses, labels, None, None, 50.0, 255)
+    gradient = torch.ops.segloss.topk_sum_backward(torch.tensor(1.0), cutoff, losses, labels, None, None, 255)
     assert (total.item(), num_kept.item()) == (0, 2)
     assert gradient.tolist() == [[1, 0, 1, 0, 0, 0]]
 
@@ -342,7 +343,7 @@ def test_the_sum_is_that_of_topk_over_the_whole_range(k, dtype):
     bits = torch.randint(-(2**31), 2**31, (3, 7000), dtype=torch.int32)
     losses = bits.view(dtype) if dtype == torch.float32 else torch.randint(-(2**63), 2**63 - 1, (3, 7000)).view(dtype)
     losses = losses.masked_fill(~losses.isfinite() | (losses.abs() > torch.finfo(dtype).max / 2**15), -0.0)
-    total, num_kept = torch.ops.segloss.topk_sum(losses, torch.zeros(3, 7000).byte(), None, k, -100)
+    total, num_kept = torch.ops.segloss.topk_sum(losses, torch.zeros(3, 7000).byte(), None, None, k, -100)
     expected = losses.flatten().topk(max(int(21000 * k / 100), 1)).values.double().sum()
     assert_relative(total, expected, 1e-12)
     assert num_kept == max(int(21000 * k / 100), 1)
@@ -406,7 +407,7 @@ def test_the_kernel_gives_what_the_composite_gives():
     losses[(labels == 1) | (v == 0)] = 0
 
     def of(losses):
-        return torch.stack(torch.ops.segloss.topk_sum(losses, labels, v, 30.0, 1))
+        return torch.stack(torch.ops.segloss.topk_sum(losses, labels, v, None, 30.0, 1))
 
     assert_relative(of(losses), torch.func.vmap(of)(losses[None])[0], 1e-12)
 
@@ -414,11 +415,11 @@ def test_the_kernel_gives_what_the_composite_gives():
 @pytest.mark.cpu_only
 def test_opcheck():
     losses, labels, v = torch.rand(2, 5), torch.randint(3, (2, 5)), torch.rand(2, 5)
-    cutoff = torch.ops.segloss.topk_sum_forward(losses, labels, v, 50.0, 1)[2]
-    backward = (torch.tensor(2.0), cutoff, losses, labels, v, 1)
-    torch.library.opcheck(torch.ops.segloss.topk_sum_forward.default, (losses, labels, v, 50.0, 1))
+    cutoff = torch.ops.segloss.topk_sum_forward(losses, labels, v, None, 50.0, 1)[2]
+    backward = (torch.tensor(2.0), cutoff, losses, labels, v, None, 1)
+    torch.library.opcheck(torch.ops.segloss.topk_sum_forward.default, (losses, labels, v, None, 50.0, 1))
     torch.library.opcheck(torch.ops.segloss.topk_sum_backward.default, backward)
-    torch.library.opcheck(torch.ops.segloss.topk_sum.default, (losses.requires_grad_(), labels, v, 50.0, 1))
+    torch.library.opcheck(torch.ops.segloss.topk_sum.default, (losses.requires_grad_(), labels, v, None, 50.0, 1))
 
 
 # ---- derivatives and transforms ----

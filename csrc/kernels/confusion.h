@@ -71,12 +71,27 @@ static void read_map(int64_t* label, const struct segloss_tensor* map, const str
     read_integers(label, &bits, b, 0);
 }
 
+/* Replaces labels by their classes and says which are counted. Returns -1 or the first lane whose label has no class.
+ */
+static int look_up_map(int64_t* label, int64_t* is_counted, const struct segloss_label_table* table,
+                       const struct block* b) {
+    for (int i = 0; i < b->count; ++i) {
+        const int64_t entry = entry_of_label(row_of_position(table, b->begin + i), label[i]);
+        label[i] = class_of_entry(entry, label[i], INT64_MAX);
+        if (label[i] == BAD) {
+            return i;
+        }
+        is_counted[i] = label[i] != IGNORED;
+    }
+    return -1;
+}
+
 static int64_t compare_maps(const struct segloss_confusion* a, int64_t begin, int64_t end, int64_t* counts) {
     assert_range(&a->positions, begin, end);
     const int is_floating = a->target.dtype <= SEGLOSS_BFLOAT16;
     const int one_wraps = (a->target.dtype == SEGLOSS_UINT64) != (a->prediction.dtype == SEGLOSS_UINT64);
     const int may_ignore = a->target.dtype != SEGLOSS_UINT64 || a->ignore_index >= 0;
-    ALIGNED int64_t label[SEGLOSS_BLOCK], predicted[SEGLOSS_BLOCK];
+    ALIGNED int64_t label[SEGLOSS_BLOCK], predicted[SEGLOSS_BLOCK], is_counted[SEGLOSS_BLOCK];
     int64_t num_equal = 0, num_counted = 0;
     for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
         const struct block b = block_at(&a->positions, p, end);
@@ -88,9 +103,15 @@ static int64_t compare_maps(const struct segloss_confusion* a, int64_t begin, in
             }
         }
         for (int i = 0; i < b.count; ++i) {
-            const int64_t is_counted = !(may_ignore & (label[i] == a->ignore_index));
-            num_counted += is_counted;
-            num_equal += is_counted & (predicted[i] == label[i]) & !(one_wraps & (label[i] < 0));
+            is_counted[i] = !(may_ignore & (label[i] == a->ignore_index));
+        }
+        const int bad = a->labels.rows ? look_up_map(label, is_counted, &a->labels, &b) : -1;
+        if (bad >= 0) {
+            return p + bad;
+        }
+        for (int i = 0; i < b.count; ++i) {
+            num_counted += is_counted[i];
+            num_equal += is_counted[i] & (predicted[i] == label[i]) & !(one_wraps & (label[i] < 0));
         }
     }
     counts[0] = num_equal;
@@ -105,7 +126,7 @@ static int64_t largest_label(const struct segloss_confusion* a, int64_t begin, i
     int32_t max = -1;
     for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
         const struct block b = block_at(&a->positions, p, end);
-        int bad = read_labels(label, &a->target, &b, a->num_classes, a->ignore_index);
+        int bad = read_labels(label, &a->target, &a->labels, &b, a->num_classes, a->ignore_index);
         bad = bad >= 0 ? bad : read_predictions(predicted, &a->prediction, &b, label, a->num_classes);
         if (bad >= 0) {
             return p + bad;

@@ -29,7 +29,7 @@ static int64_t FN(confusion)(const struct segloss_confusion* a, int64_t begin, i
     ALIGNED int32_t predicted[SEGLOSS_BLOCK];
     for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
         const struct block b = block_at(&a->positions, p, end);
-        int bad = read_labels(label, &a->target, &b, a->num_classes, a->ignore_index);
+        int bad = read_labels(label, &a->target, &a->labels, &b, a->num_classes, a->ignore_index);
         if (bad < 0 && a->prediction_is_labels) {
             bad = read_predictions(predicted, &a->prediction, &b, label, a->num_classes);
         }

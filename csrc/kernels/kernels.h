@@ -56,6 +56,30 @@ struct segloss_tensor {
     int64_t strides[SEGLOSS_MAX_DIMS];
 };
 
+/* What the labels of a data set mean. A row of int64 numbers maps them to classes: this header, an entry for each of
+ * `length` labels, and, if the row is sorted, these labels in ascending order; otherwise entry k is that of label
+ * first + k. Each class then has a set of bits, in `words` numbers. */
+enum segloss_label_row {
+    SEGLOSS_ROW_FIRST,  /* at most the smallest label */
+    SEGLOSS_ROW_LENGTH, /* >= 1 */
+    SEGLOSS_ROW_IS_SORTED,
+    SEGLOSS_ROW_OTHER,      /* the entry of all other labels */
+    SEGLOSS_ROW_MAY_IGNORE, /* whether some entry is SEGLOSS_IGNORED */
+    SEGLOSS_ROW_CLASSES,    /* 1 + the largest class; 0 if labels may be classes themselves */
+    SEGLOSS_ROW_WORDS,      /* 0: there are no sets */
+    SEGLOSS_ROW_HEADER
+};
+
+/* What an entry is besides a class. */
+enum { SEGLOSS_IGNORED = -1, SEGLOSS_BAD = -2, SEGLOSS_SAME = -3 /* the class is the label itself */ };
+
+/* The row of position p is number p / row_positions. */
+struct segloss_label_table {
+    const int64_t* rows; /* NULL: labels are classes, or ignore_index */
+    int64_t row_size;
+    int64_t row_positions; /* 0: one row for all */
+};
+
 /* The range that values, rounded to REAL, must lie in; not checked if low == high. */
 struct segloss_range {
     double low;
@@ -91,6 +115,7 @@ struct segloss_cross_entropy {
     const void* class_weight;           /* REAL [C], optional */
     const void* weight_of_ones;         /* REAL [C], optional, of binary losses: u_c below */
     int64_t ignore_index;               /* of labels and masks */
+    struct segloss_label_table labels;  /* optional, of labels; then ignore_index is not used */
     double label_smoothing;             /* 0 with log_probabilities */
     double gamma;                       /* focal; >= 0. With a softmax, 0 unless the target is labels */
     int log_probabilities;              /* logits are log p already: no softmax */
@@ -153,6 +178,7 @@ struct segloss_confusion {
     struct segloss_tensor prediction; /* logits, or an integer map if prediction_is_labels */
     struct segloss_tensor target;
     int64_t ignore_index;
+    struct segloss_label_table labels; /* optional, of the target; then ignore_index is not used */
     int prediction_is_labels;
     int per_class;
 };
@@ -170,6 +196,7 @@ struct segloss_topk {
     struct segloss_tensor target;       /* labels; absent: none is ignore_index */
     struct segloss_tensor voxel_weight; /* optional, of any dtype */
     int64_t ignore_index;
+    struct segloss_label_table labels; /* optional; then ignore_index is not used */
 
     uint64_t key;
     uint64_t known; /* ones where the bits of `key` are known; elsewhere these are 0. Only topk_count reads it */

@@ -1,6 +1,9 @@
 /* Defines LABEL_NAME, which maps labels of type FROM, with any stride, to a class, IGNORED or BAD, and returns whether
  * any is BAD. CONVERT converts a label to WIDE (default: a C cast; then WIDE must hold every value of FROM). The
- * narrower WIDE is, the more labels fit into a vector. */
+ * narrower WIDE is, the more labels fit into a vector.
+ *
+ * Also defines keys_LABEL_NAME, which reads label - base, or UINT16_MAX for all others, of labels that are in int64.
+ * `base` must lie between INT16_MIN and INT32_MAX - UINT16_MAX. */
 #ifdef CONVERT
 #define CAN_BE_NO_LABEL 1
 #else
@@ -35,6 +38,24 @@ static int LABEL_NAME(int32_t* restrict label, const struct plane* from, int cou
     }
     return lowest == BAD;
 }
+
+#if !CAN_BE_NO_LABEL
+static void JOIN(keys_, LABEL_NAME)(uint16_t* restrict key, const struct plane* from, int count, int64_t base) {
+    typedef __typeof__(_Generic((WIDE)0, int32_t: (uint32_t)0, int64_t: (uint64_t)0)) unsigned_wide;
+    const FROM* restrict f = from->data;
+    if (from->stride_voxel == 1) {
+        for (int i = 0; i < count; ++i) {
+            const unsigned_wide distance = (unsigned_wide)f[i] - (unsigned_wide)base;
+            key[i] = distance < UINT16_MAX ? (uint16_t)distance : UINT16_MAX;
+        }
+    } else {
+        for (int i = 0; i < count; ++i) {
+            const unsigned_wide distance = (unsigned_wide)f[i * from->stride_voxel] - (unsigned_wide)base;
+            key[i] = distance < UINT16_MAX ? (uint16_t)distance : UINT16_MAX;
+        }
+    }
+}
+#endif
 
 #undef LABEL_NAME
 #undef FROM

@@ -3,6 +3,7 @@
 #define SEGLOSS_LABELS_H
 
 #include "block.h"
+#include "label_row.h"
 
 /* Stands for a floating-point label that is not integral and for an unsigned one beyond int64. No label of these dtypes
  * has this value itself: it is negative and takes 63 bits. */
@@ -93,7 +94,7 @@ static void read_integers(int64_t* value, const struct segloss_tensor* t, const 
 }
 
 /* Stand for a label that is not a class. */
-enum { IGNORED = -1, BAD = -2 };
+enum { IGNORED = SEGLOSS_IGNORED, BAD = SEGLOSS_BAD };
 
 typedef int label_function(int32_t* label, const struct plane* from, int count, int64_t num_classes,
                            int64_t ignore_index);
@@ -172,6 +173,32 @@ static label_function* const class_readers[] = {
     [SEGLOSS_UINT64] = class_from_uint64,   [SEGLOSS_INT64] = class_from_int64,
 };
 
+typedef void key_function(uint16_t* key, const struct plane* from, int count, int64_t base);
+
+/* NULL for dtypes whose labels may be NO_LABEL. */
+static key_function* const key_readers[] = {
+    [SEGLOSS_UINT8] = keys_class_from_uint8,
+    [SEGLOSS_INT8] = keys_class_from_int8,
+    [SEGLOSS_UINT16] = keys_class_from_uint16,
+    [SEGLOSS_INT16] = keys_class_from_int16,
+    [SEGLOSS_UINT32] = keys_class_from_uint32,
+    [SEGLOSS_INT32] = keys_class_from_int32,
+    [SEGLOSS_UINT64] = NULL,
+    [SEGLOSS_INT64] = keys_class_from_int64,
+};
+
+#define FEW_NAME classes_of_bytes
+#define KEY uint8_t
+#define SIGNED int8_t
+#define SIGNED_MAX INT8_MAX
+#include "few_labels_tmpl.h"
+
+#define FEW_NAME classes_of_keys
+#define KEY uint16_t
+#define SIGNED int16_t
+#define SIGNED_MAX INT16_MAX
+#include "few_labels_tmpl.h"
+
 /* The kernel reads labels faster than the hardware prefetches them, so this fetches those a few blocks ahead. */
 static void fetch_labels_ahead(const struct plane* now, int count, int64_t size) {
     enum { BLOCKS_AHEAD = 4 };
@@ -181,15 +208,107 @@ static void fetch_labels_ahead(const struct plane* now, int count, int64_t size)
     }
 }
 
+/* The classes of labels in consecutive lanes, which share a row of a table. Returns whether any is BAD. A label that
+ * `may_lack` a value is BAD if it is NO_LABEL. */
+static int classes_of_lanes(int32_t* restrict label, const int64_t* restrict row, const int64_t* restrict value,
+                            int count, int64_t num_classes, int may_lack) {
+    const int64_t* entries = row + SEGLOSS_ROW_HEADER;
+    const uint64_t first = (uint64_t)row[SEGLOSS_ROW_FIRST], length = (uint64_t)row[SEGLOSS_ROW_LENGTH];
+    const int64_t other = row[SEGLOSS_ROW_OTHER];
+    int32_t lowest = IGNORED;
+    if (row[SEGLOSS_ROW_IS_SORTED]) {
+        for (int i = 0; i < count; ++i) {
+            label[i] = (int32_t)class_of_entry(entry_of_label(row, value[i]), value[i], num_classes);
+        }
+    } else {
+        for (int i = 0; i < count; ++i) { /* without a branch, so that it vectorises */
+            const uint64_t place = (uint64_t)value[i] - first;
+            const int64_t at_place = entries[place < length ? place : 0];
+            const int64_t entry = place < length ? at_place : other;
+            label[i] = (int32_t)class_of_entry(entry, value[i], num_classes);
+        }
+    }
+    for (int i = 0; may_lack && i < count; ++i) {
+        label[i] = value[i] == NO_LABEL ? BAD : label[i];
+    }
+    for (int i = 0; i < count; ++i) {
+        lowest = label[i] < lowest ? label[i] : lowest;
+    }
+    return lowest == BAD;
+}
+
+/* Up to this many labels it is faster to compare all voxels with each than to look up each voxel. */
+enum { FEW_LABELS = 48 };
+
+/* How the classes of a block are found. */
+enum way { BY_BYTES, BY_KEYS, BY_LOOK_UP };
+
+static enum way way_of_row(const int64_t* row, enum segloss_dtype dtype, int64_t num_classes) {
+    const int64_t length = row[SEGLOSS_ROW_LENGTH], base = row[SEGLOSS_ROW_FIRST];
+    const int64_t end = row[SEGLOSS_ROW_OTHER] == SEGLOSS_SAME ? num_classes : row[SEGLOSS_ROW_CLASSES];
+    if (!row[SEGLOSS_ROW_IS_SORTED] || length > FEW_LABELS || !key_readers[dtype] || end > INT16_MAX) {
+        return BY_LOOK_UP;
+    }
+    const int64_t last = row[SEGLOSS_ROW_HEADER + 2 * length - 1];
+    const int fits =
+        base >= INT16_MIN && base <= INT32_MAX - UINT16_MAX && (uint64_t)last - (uint64_t)base < UINT16_MAX;
+    return dtype_size(dtype) == 1 && end <= INT8_MAX ? BY_BYTES : fits ? BY_KEYS : BY_LOOK_UP;
+}
+
+/* Finds the classes of a run of labels that share a row. Returns whether any is BAD. */
+static int classes_of_run(int32_t* label, const struct plane* from, enum segloss_dtype dtype, const int64_t* row,
+                          int count, int64_t num_classes) {
+    switch (way_of_row(row, dtype, num_classes)) {
+    case BY_BYTES: {
+        ALIGNED uint8_t key[SEGLOSS_BLOCK] = {0};
+        const uint8_t* bytes = from->data;
+        const int in_place = from->stride_voxel == 1 && count == SEGLOSS_BLOCK;
+        for (int i = 0; !in_place && i < count; ++i) {
+            key[i] = bytes[i * from->stride_voxel];
+        }
+        const int is_signed = dtype == SEGLOSS_INT8;
+        return classes_of_bytes(label, in_place ? bytes : key, row, count, num_classes, 0, is_signed ? INT8_MIN : 0,
+                                is_signed ? INT8_MAX : UINT8_MAX);
+    }
+    case BY_KEYS: {
+        ALIGNED uint16_t key[SEGLOSS_BLOCK] = {0};
+        const int64_t base = row[SEGLOSS_ROW_FIRST];
+        key_readers[dtype](key, from, count, base);
+        return classes_of_keys(label, key, row, count, num_classes, base, base, INT64_MAX);
+    }
+    default: {
+        ALIGNED int64_t value[SEGLOSS_BLOCK];
+        const struct plane to = {value, 0, 1};
+        label_readers[dtype](&to, from, 1, count);
+        return classes_of_lanes(label, row, value, count, num_classes, !key_readers[dtype]);
+    }
+    }
+}
+
+/* The same by a table, which may have several rows for these lanes. */
+static int classes_by_table(int32_t* label, const struct plane* from, enum segloss_dtype dtype,
+                            const struct segloss_label_table* table, int64_t position, int count, int64_t num_classes) {
+    int any_bad = 0;
+    for (int i = 0, n = count; i < count; i += n) {
+        const int64_t size = table->row_positions, offset = i * from->stride_voxel * dtype_size(dtype);
+        const struct plane rest = {(char*)from->data + offset, 0, from->stride_voxel};
+        n = size > 0 ? smaller(size - (position + i) % size, count - i) : count;
+        any_bad |= classes_of_run(label + i, &rest, dtype, row_of_position(table, position + i), n, num_classes);
+    }
+    return any_bad;
+}
+
 /* Reads one block of labels: the class of each lane, -1 for ignored labels and in lanes past the end. Returns -1, or
- * the first lane whose label is neither ignore_index nor in [0, num_classes). */
-static int read_labels(int32_t* label, const struct segloss_tensor* target, const struct block* b, int64_t num_classes,
-                       int64_t ignore_index) {
+ * the first lane whose label is neither ignored nor a class in [0, num_classes). */
+static int read_labels(int32_t* label, const struct segloss_tensor* target, const struct segloss_label_table* table,
+                       const struct block* b, int64_t num_classes, int64_t ignore_index) {
+    const enum segloss_dtype dtype = target->dtype;
     int any_bad = 0;
     for (struct run r = first_run(b); r.count > 0; r = next_run(b, &r)) {
         const struct plane from = tensor_plane(target, b, &r, 0);
-        fetch_labels_ahead(&from, r.count, dtype_size(target->dtype));
-        any_bad |= class_readers[target->dtype](label + r.lane, &from, r.count, num_classes, ignore_index);
+        fetch_labels_ahead(&from, r.count, dtype_size(dtype));
+        any_bad |= table->rows ? classes_by_table(label + r.lane, &from, dtype, table, r.position, r.count, num_classes)
+                               : class_readers[dtype](label + r.lane, &from, r.count, num_classes, ignore_index);
     }
     for (int i = b->count; i < SEGLOSS_BLOCK; ++i) {
         label[i] = IGNORED;

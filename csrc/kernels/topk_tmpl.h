@@ -12,7 +12,7 @@ static inline UMASK FN(load_keys)(const UBITS* key) {
 static void FN(drop_ignored)(const struct segloss_topk* a, const struct block* b, UBITS* key) {
     if (a->target.data) {
         ALIGNED int32_t label[SEGLOSS_BLOCK];
-        read_labels(label, &a->target, b, INT32_MAX, a->ignore_index);
+        read_labels(label, &a->target, &a->labels, b, INT32_MAX, a->ignore_index);
         for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
             key[i] = label[i] == IGNORED ? 0 : key[i];
         }

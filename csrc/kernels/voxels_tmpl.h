@@ -111,7 +111,7 @@ static int FN(read_voxels)(VOXELS* v, const struct segloss_cross_entropy* a, int
     v->input.first_class = v->target.first_class = v->activations.first_class = -1;
     int bad = -1;
     if (a->target_kind == SEGLOSS_LABELS) {
-        bad = read_labels(v->label, &a->target, &v->block, a->num_classes, a->ignore_index);
+        bad = read_labels(v->label, &a->target, &a->labels, &v->block, a->num_classes, a->ignore_index);
     } else {
         for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
             v->label[i] = i < v->block.count ? 0 : -1;

@@ -59,10 +59,10 @@ void check_part_in_range(const std::string& op, c10::string_view name, const Ten
 
 // True at voxels that count; nothing if all count. The target and the weights have a class dimension.
 OptionalTensor counted_voxels(const Tensor& target, const OptionalTensor& voxel_weight, Target kind, int64_t dim,
-                              int64_t ignore_index) {
+                              const Labels& labels) {
     OptionalTensor counts = voxel_weight ? OptionalTensor(voxel_weight->ne(0)) : std::nullopt;
     if (kind != Target::probabilities) {
-        const auto valid = is_ignored(target, ignore_index).any(dim, /*keepdim=*/true).logical_not();
+        const auto valid = is_ignored(target, labels).any(dim, /*keepdim=*/true).logical_not();
         counts = counts ? counts->logical_and(valid) : valid;
     }
     return counts;
@@ -101,12 +101,12 @@ void check_values_in_range(const std::string& op, c10::string_view name, const T
 }
 
 void check_values(const Arguments& arguments, const Reading& reading) {
-    const auto& [op, input, target, weight, voxel_weight] = arguments;
-    const auto& [kind, dim, ignore_index, dtype, ranges] = reading;
+    const auto& [op, input, target, weight, voxel_weight, label_table] = arguments;
+    const auto& [kind, dim, labels, dtype, ranges] = reading;
     if (kind == Target::labels) {
-        check_label_values(op, target, input.size(dim), ignore_index);
+        check_label_values(op, target, input.size(dim), labels);
     } else if (kind == Target::masks) {
-        check_mask_values(op, target, ignore_index);
+        check_mask_values(op, target, labels.ignore_index);
     }
     if (!is_asked(ranges.target) && !is_asked(ranges.logits)) {
         return;
@@ -126,9 +126,8 @@ void check_values(const Arguments& arguments, const Reading& reading) {
             return whole.size(along) == 1 ? whole : whole.narrow(along, begin, std::min(length, size - begin));
         };
         const auto check = [&](const char* name, const Tensor& values, const segloss_range& range) {
-            const auto counts =
-                counted_voxels(part(target), voxel_weight ? OptionalTensor(part(*voxel_weight)) : std::nullopt, kind,
-                               dim, ignore_index);
+            const auto counts = counted_voxels(
+                part(target), voxel_weight ? OptionalTensor(part(*voxel_weight)) : std::nullopt, kind, dim, labels);
             const auto computed = part(values).detach().to(compute_dtype(input.scalar_type()));
             check_part_in_range(op, name, computed, range, counts, {values.sizes(), along, begin, dim});
         };
@@ -145,7 +144,7 @@ void raise_refused(const Arguments& arguments, const Reading& reading) {
     check_values(arguments, reading);
     TORCH_CHECK_INDEX(false, arguments.op, ": Target is out of bounds: a value of target ", arguments.target.sizes(),
                       " is neither a label, in [0, ", arguments.input.size(reading.dim),
-                      "), nor a mask, 0 or 1, nor a probability, nor ignore_index=", reading.ignore_index);
+                      "), nor a mask, 0 or 1, nor a probability, nor ignored");
 }
 
 VoxelArguments::VoxelArguments(const Arguments& arguments, const Reading& reading, const VoxelLossOptions& options)
@@ -160,13 +159,19 @@ VoxelArguments::VoxelArguments(const Arguments& arguments, const Reading& readin
         args.class_weight = class_weight.const_data_ptr();
         args.weight_of_ones = static_cast<const char*>(args.class_weight) + row;
     }
-    args.ignore_index = reading.ignore_index;
+    args.ignore_index = reading.labels.ignore_index;
+    args.labels = label_table_for_kernel(arguments.op, reading.labels.table, args.num_classes, num_voxels());
     args.label_smoothing = options.label_smoothing;
     args.gamma = options.gamma;
     args.log_probabilities = options.log_probabilities;
     args.grad_scale = 1;
     TORCH_CHECK(args.num_classes <= INT32_MAX, arguments.op, ": expected at most ", INT32_MAX, " classes, got ",
                 args.num_classes);
+}
+
+bool VoxelArguments::may_ignore() const {
+    const auto& labels = reading.labels;
+    return labels.table ? table_may_ignore(*labels.table) : segloss::may_ignore(arguments.target.scalar_type(), labels);
 }
 
 void VoxelArguments::describe_with(std::initializer_list<Operand> more) {

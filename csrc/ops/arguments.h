@@ -7,6 +7,7 @@
 #include <string>
 
 #include "checks.h"
+#include "label_table.h"
 #include "layout.h"
 
 namespace segloss {
@@ -15,6 +16,7 @@ struct Arguments {
     std::string op; // the name in error messages
     Tensor input, target;
     OptionalTensor weight, voxel_weight;
+    OptionalTensor label_table; // see label_table.h
 };
 
 // The ranges that the kernels check. Class probabilities and floating masks must lie in [0, 1], with a tolerance of
@@ -32,7 +34,7 @@ inline bool is_asked(const segloss_range& range) { return range.low < range.high
 struct Reading {
     Target kind;
     int64_t dim;
-    int64_t ignore_index;
+    Labels labels;
     at::ScalarType dtype; // of the results, except for sums, which are wider
     Ranges ranges;
 
@@ -68,6 +70,9 @@ struct VoxelArguments {
 
     // Describes the layout of all tensors that have values for each voxel: those of the arguments, and `more`.
     void describe_with(std::initializer_list<Operand> more);
+
+    // Whether some label or mask may be ignored.
+    bool may_ignore() const;
 
     int64_t num_voxels() const { return c10::multiply_integers(sizes); }
     Chunks chunks() const { return {num_voxels(), args.num_classes}; }

@@ -124,7 +124,7 @@ bool is_func_active() {
 
 bool has_tangent(const Arguments& arguments) {
     const auto has = [](const Tensor& tensor) { return tensor.defined() && tensor._fw_grad(/*level=*/0).defined(); };
-    const auto& [op, input, target, weight, voxel_weight] = arguments;
+    const auto& [op, input, target, weight, voxel_weight, label_table] = arguments;
     return has(input) || has(target) || (weight && has(*weight)) || (voxel_weight && has(*voxel_weight));
 }
 

@@ -18,20 +18,28 @@ inline OptionalTensor defined_or_none(const Tensor& tensor) {
     return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;
 }
 
-// Converts a loss's arguments to a list of tensors and back: input, target, weight, voxel weight; others may follow.
+// Converts a loss's arguments to a list of tensors and back, in the order of the struct; others may follow.
+constexpr size_t kNumTensors = 5;
+
 inline variable_list tensors_of(const Arguments& arguments) {
-    const auto& [op, input, target, weight, voxel_weight] = arguments;
+    const auto& [op, input, target, weight, voxel_weight, label_table] = arguments;
     variable_list tensors;
-    tensors.reserve(5);
+    tensors.reserve(kNumTensors + 1);
     tensors.push_back(input);
     tensors.push_back(target);
     tensors.push_back(or_undefined(weight));
     tensors.push_back(or_undefined(voxel_weight));
+    tensors.push_back(or_undefined(label_table));
     return tensors;
 }
 
 inline Arguments arguments_of(const std::string& op, const variable_list& tensors) {
-    return {op, tensors[0], tensors[1], defined_or_none(tensors[2]), defined_or_none(tensors[3])};
+    return {op,
+            tensors[0],
+            tensors[1],
+            defined_or_none(tensors[2]),
+            defined_or_none(tensors[3]),
+            defined_or_none(tensors[4])};
 }
 
 // True under a torch.func transform.
@@ -84,7 +92,7 @@ Tensor composite_gradient(const std::function<variable_list(const Tensor&)>& com
                           const variable_list& grads);
 
 // The backward operator as autograd sees it: the gradient of `composite` with respect to the first of `arguments`
-// (input, target, weight, voxel weight) as a differentiable function of `arguments` and `grads`. `compute` is the fast
+// (see tensors_of) as a differentiable function of `arguments` and `grads`. `compute` is the fast
 // way to its value.
 Tensor gradient_by_input(const Composite& composite, const variable_list& arguments, const variable_list& grads,
                          const std::function<Tensor()>& compute);

@@ -7,8 +7,8 @@ namespace segloss {
 // ---- checks ---------------------------------------------------------------------------------------------------------
 
 Target BinaryCrossEntropy::check(const Arguments& arguments, const Options& options) {
-    const auto& [op, input, target, weight, voxel_weight] = arguments;
-    const auto kind = classify_target(op, input, target, options.dim, /*takes_masks=*/true);
+    const auto& [op, input, target, weight, voxel_weight, label_table] = arguments;
+    const auto kind = classify_target(op, input, target, options.dim, /*takes_masks=*/!label_table);
     const bool has_two_rows = weight && weight->dim() == 2 && weight->sym_size(0) == 2;
     const auto numbers = kind == Target::labels ? kind : Target::probabilities;
     check_weight(op, input, has_two_rows ? OptionalTensor(weight->select(0, 0)) : weight, options.dim, numbers);
@@ -16,6 +16,7 @@ Target BinaryCrossEntropy::check(const Arguments& arguments, const Options& opti
     check_label_smoothing(op, options.label_smoothing);
     check_gamma(op, options.gamma);
     check_ignore_index(op, kind, options.ignore_index);
+    check_label_table(op, input, label_table, kind);
     check_reduction(op, options);
     return kind;
 }
@@ -39,10 +40,9 @@ VoxelKernels BinaryCrossEntropy::kernels_for(segloss_real real) {
 
 // The number of losses, if each voxel counts whatever its target is.
 std::optional<double> BinaryCrossEntropy::known_total(const VoxelArguments& voxels) {
-    const auto& [op, input, target, weight, voxel_weight] = voxels.arguments;
+    const auto& [op, input, target, weight, voxel_weight, label_table] = voxels.arguments;
     const auto& reading = voxels.reading;
-    const bool has_ignored =
-        reading.kind != Target::probabilities && can_hold(target.scalar_type(), reading.ignore_index);
+    const bool has_ignored = reading.kind != Target::probabilities && voxels.may_ignore();
     return voxel_weight || has_ignored ? std::nullopt : std::optional(static_cast<double>(input.numel()));
 }
 

@@ -11,6 +11,8 @@
 #include <limits>
 #include <vector>
 
+#include "label_table.h"
+
 namespace segloss {
 namespace {
 
@@ -163,7 +165,7 @@ const char* mend_weight(const c10::SymInt& num_classes, const Tensor& weight) {
 // What to do with labels outside [0, num_classes), by their values: a mask of 0 and 255, labels that start at 1,
 // others.
 std::string label_advice(const Tensor& labels, const Tensor& bad, int64_t num_classes, int64_t ignore_index) {
-    const auto valid = labels.masked_select(is_ignored(labels, ignore_index).logical_not());
+    const auto valid = labels.masked_select(is_ignored(labels, {ignore_index}).logical_not());
     const auto first_bad = labels.masked_select(bad)[0];
     const bool is_mask = num_classes == 2 && valid.eq(0).logical_or_(valid.eq(first_bad)).all().item<bool>();
     const bool starts_at_1 = valid.gt(0).logical_and_(valid.le(num_classes)).all().item<bool>();
@@ -401,7 +403,11 @@ void check_integral_labels(const std::string& op, const Tensor& labels) {
                 ". Round the labels, or give class probabilities the shape of input");
 }
 
-bool can_hold(at::ScalarType dtype, int64_t ignore_index) {
+bool may_ignore(at::ScalarType dtype, const Labels& labels) {
+    const auto ignore_index = labels.ignore_index;
+    if (labels.table) {
+        return true;
+    }
     switch (dtype) {
     case at::kBool:
         return ignore_index == 0 || ignore_index == 1;
@@ -416,35 +422,42 @@ bool can_hold(at::ScalarType dtype, int64_t ignore_index) {
     }
 }
 
-Tensor is_ignored(const Tensor& labels, int64_t ignore_index) {
-    const auto integers = labels.to(at::kLong); // in uint8, -100 is 156
-    const auto same = integers.eq(ignore_index);
-    if (labels.scalar_type() == at::kUInt64) {
+Tensor is_ignored(const Tensor& target, const Labels& labels) {
+    if (labels.table) {
+        return classes_of(target, labels).eq(SEGLOSS_IGNORED);
+    }
+    const auto integers = target.to(at::kLong); // in uint8, -100 is 156
+    const auto same = integers.eq(labels.ignore_index);
+    if (target.scalar_type() == at::kUInt64) {
         return same.logical_and(integers.ge(0)); // values beyond int64 wrap to negative ones
     }
-    if (labels.is_floating_point()) {
-        const auto wide = labels.to(c10::promoteTypes(labels.scalar_type(), at::kFloat));
+    if (target.is_floating_point()) {
+        const auto wide = target.to(c10::promoteTypes(target.scalar_type(), at::kFloat));
         return same.logical_and(wide.ge(-0x1p63)).logical_and(wide.lt(0x1p63)); // not beyond int64
     }
     return same;
 }
 
-void check_label_values(const std::string& op, const Tensor& labels, int64_t num_classes, int64_t ignore_index) {
-    check_integral_labels(op, labels);
-    const auto wide = labels.is_floating_point() ? c10::promoteTypes(labels.scalar_type(), at::kFloat) : at::kLong;
-    const auto bad =
-        is_outside(labels.to(wide), num_classes).logical_and_(is_ignored(labels, ignore_index).logical_not_());
+void check_label_values(const std::string& op, const Tensor& target, int64_t num_classes, const Labels& labels) {
+    check_integral_labels(op, target);
+    if (labels.table) {
+        check_mapped_values(op, target, num_classes, *labels.table);
+        return;
+    }
+    const auto wide = target.is_floating_point() ? c10::promoteTypes(target.scalar_type(), at::kFloat) : at::kLong;
+    const auto values = target.to(wide);
+    const auto bad = is_outside(values, num_classes).logical_and_(is_ignored(target, labels).logical_not_());
     const auto num_bad = bad.sum().item<int64_t>();
-    TORCH_CHECK_INDEX(num_bad == 0, op, ": Target ", first_value(labels, bad), " is out of bounds: ", num_bad,
+    TORCH_CHECK_INDEX(num_bad == 0, op, ": Target ", first_value(target, bad), " is out of bounds: ", num_bad,
                       num_bad == 1 ? " label is" : " labels are", " outside [0, ", num_classes, "), the first ",
-                      first_place("target", bad), values_between(labels, bad), ". Expected labels 0 to ",
-                      std::max<int64_t>(num_classes - 1, 0), " or ignore_index=", ignore_index, ". ",
-                      num_classes == 1 ? kSingleLogit : label_advice(labels.to(wide), bad, num_classes, ignore_index));
+                      first_place("target", bad), values_between(target, bad), ". Expected labels 0 to ",
+                      std::max<int64_t>(num_classes - 1, 0), " or ignore_index=", labels.ignore_index, ". ",
+                      num_classes == 1 ? kSingleLogit : label_advice(values, bad, num_classes, labels.ignore_index));
 }
 
 void check_mask_values(const std::string& op, const Tensor& masks, int64_t ignore_index) {
     const auto outside = is_outside(masks.to(at::kLong), 2);
-    const auto bad = outside.logical_and(is_ignored(masks, ignore_index).logical_not_());
+    const auto bad = outside.logical_and(is_ignored(masks, {ignore_index}).logical_not_());
     TORCH_CHECK(!bad.any().item<bool>(), op,
                 ": expected 0 and 1 in an integer target that is a mask for each class, got ", first_value(masks, bad),
                 " ", first_place("target", bad),

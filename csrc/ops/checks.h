@@ -14,6 +14,13 @@ using OptionalTensor = std::optional<Tensor>;
 
 enum class Target { labels, one_hot, probabilities, masks };
 
+// What labels mean: their classes are in a table (label_table.h). Without one a label is the class itself, or ignored
+// if it is ignore_index.
+struct Labels {
+    int64_t ignore_index;
+    OptionalTensor table = std::nullopt;
+};
+
 // The class dimension, counted from the front; 0 for a 1-D input [C], which is one voxel, whatever dim says.
 int64_t class_dim(const std::string& op, const Tensor& input, int64_t dim);
 
@@ -85,15 +92,16 @@ Tensor is_outside(const Tensor& labels, int64_t num_classes);
 // Raises if a floating label is not integral.
 void check_integral_labels(const std::string& op, const Tensor& labels);
 
-// Whether a target of this dtype may hold ignore_index. Its values are not read: the host would wait for the device.
-bool can_hold(at::ScalarType dtype, int64_t ignore_index);
+// Whether a target of this dtype may hold an ignored label. Its values are not read: the host would wait for the
+// device.
+bool may_ignore(at::ScalarType dtype, const Labels& labels);
 
-// True where a label is ignore_index.
-Tensor is_ignored(const Tensor& labels, int64_t ignore_index);
+// True where a label is ignored.
+Tensor is_ignored(const Tensor& target, const Labels& labels);
 
-// Raises if a label is outside [0, num_classes) and not ignore_index, or floating and not integral. Reads all values:
-// for tensors whose kernel found a bad label, or that no kernel reads.
-void check_label_values(const std::string& op, const Tensor& labels, int64_t num_classes, int64_t ignore_index);
+// Raises if a label is neither ignored nor of a class in [0, num_classes), or floating and not integral. Reads all
+// values: for tensors whose kernel found a bad label, or that no kernel reads.
+void check_label_values(const std::string& op, const Tensor& target, int64_t num_classes, const Labels& labels);
 
 // Likewise for masks: raises at the first value that is not 0, 1 or ignore_index.
 void check_mask_values(const std::string& op, const Tensor& masks, int64_t ignore_index);

@@ -150,15 +150,15 @@ Tensor binary_loss(const Tensor& x, double g, double gamma, const TermWeights& w
 } // namespace
 
 Voxels read_voxels(const Arguments& arguments, const Reading& reading) {
-    const auto& [op, input, target, weight, voxel_weight] = arguments;
-    const auto& [kind, dim, ignore_index, dtype_of_results, ranges] = reading;
+    const auto& [op, input, target, weight, voxel_weight, label_table] = arguments;
+    const auto& [kind, dim, labels, dtype_of_results, ranges] = reading;
     const auto dtype = reading.compute_dtype();
     Voxels voxels{kind, input.to(dtype), {}, {}, {}};
-    const bool has_ignored = kind != Target::probabilities && can_hold(target.scalar_type(), ignore_index);
+    const bool has_ignored = kind != Target::probabilities && may_ignore(target.scalar_type(), labels);
     if (kind == Target::labels) {
-        voxels.target = keep_class_dim(class_labels(op, target, input.sym_size(dim), ignore_index), input, dim);
+        voxels.target = keep_class_dim(class_labels(op, target, input.sym_size(dim), labels), input, dim);
     } else if (kind == Target::masks) {
-        voxels.target = keep_class_dim(class_masks(op, target, ignore_index), input, dim);
+        voxels.target = keep_class_dim(class_masks(op, target, labels.ignore_index), input, dim);
     } else {
         voxels.target = keep_class_dim(target, input, dim);
     }
@@ -262,9 +262,13 @@ Tensor Slabs::of(const Tensor& tensor, int64_t slab) const {
 }
 
 Arguments Slabs::of(const Arguments& arguments, int64_t slab) const {
-    const auto& [op, input, target, weight, voxel_weight] = arguments;
-    return {op, of(input, slab), of(target, slab), weight,
-            voxel_weight ? OptionalTensor(of(*voxel_weight, slab)) : std::nullopt};
+    const auto& [op, input, target, weight, voxel_weight, label_table] = arguments;
+    return {op,
+            of(input, slab),
+            of(target, slab),
+            weight,
+            voxel_weight ? OptionalTensor(of(*voxel_weight, slab)) : std::nullopt,
+            label_table};
 }
 
 Tensor Slabs::of_samples(const Tensor& tensor, int64_t slab) const {

@@ -13,6 +13,7 @@
 
 #include "checks.h"
 #include "dispatch.h"
+#include "label_table.h"
 #include "layout.h"
 #include "targets.h"
 
@@ -56,7 +57,7 @@ void check_label_maps(const Comparison& maps, std::optional<int64_t> mask_dim) {
 
 // Checks the arguments of confusion_counts, so that no kernel reads outside a tensor. Returns the number of classes.
 int64_t check_arguments(const Comparison& given, const c10::SymInt& sym_num_classes) {
-    const auto& [op, input, target, ignore_index, dim] = given;
+    const auto& [op, input, target, labels, dim] = given;
     if (is_integer(input)) {
         check_maps(given);
     } else {
@@ -81,7 +82,8 @@ segloss_confusion kernel_arguments(const Comparison& given, int64_t num_classes)
     const bool is_map = is_integer(given.input);
     segloss_confusion args{};
     args.num_classes = num_classes;
-    args.ignore_index = given.ignore_index;
+    args.ignore_index = given.labels.ignore_index;
+    args.labels = label_table_for_kernel(given.op, given.labels.table, num_classes, given.target.numel());
     args.prediction_is_labels = is_map;
     args.positions = describe(is_map ? at::DimVector(given.input.sizes()) : position_sizes(given.input, given.dim),
                               given.dim, {{&given.input, &args.prediction}, {&given.target, &args.target}});
@@ -123,24 +125,24 @@ Tensor histogram(const Tensor& cell, const Tensor& counts, int64_t num_cells) {
 }
 
 Tensor confusion_counts_composite(const Comparison& given, const c10::SymInt& sym_num_classes, bool per_class) {
-    const auto& [op, input, target, ignore_index, dim] = given;
+    const auto& [op, input, target, labels, dim] = given;
     const auto num_classes = check_arguments(given, sym_num_classes);
-    check_label_values(op, target, num_classes, ignore_index);
+    check_label_values(op, target, num_classes, labels);
     if (is_integer(input)) {
         check_predicted_values(given, num_classes);
     }
     const auto valid = valid_voxels(given);
-    const auto labels = target.to(at::kLong);
+    const auto classes = classes_of(target, labels);
     const auto predicted =
         is_integer(input) ? input.to(at::kLong) : input.argmax(dim, /*keepdim=*/target.dim() == input.dim());
     if (!per_class) {
-        return histogram(labels * num_classes + predicted, valid, num_classes * num_classes)
+        return histogram(classes * num_classes + predicted, valid, num_classes * num_classes)
             .view({num_classes, num_classes});
     }
-    const auto hit = predicted.eq(labels).logical_and_(valid);
-    const auto miss = predicted.ne(labels).logical_and_(valid);
-    return at::stack({histogram(labels, hit, num_classes), histogram(predicted, miss, num_classes),
-                      histogram(labels, miss, num_classes)});
+    const auto hit = predicted.eq(classes).logical_and_(valid);
+    const auto miss = predicted.ne(classes).logical_and_(valid);
+    return at::stack({histogram(classes, hit, num_classes), histogram(predicted, miss, num_classes),
+                      histogram(classes, miss, num_classes)});
 }
 
 // ---- num_label_classes ----------------------------------------------------------------------------------------------
@@ -166,9 +168,9 @@ Tensor num_label_classes_meta(const Comparison& maps, std::optional<int64_t> /*m
 
 Tensor num_label_classes_composite(const Comparison& maps, std::optional<int64_t> mask_dim) {
     check_label_maps(maps, mask_dim);
-    check_label_values(maps.op, maps.target, INT32_MAX, maps.ignore_index);
+    check_label_values(maps.op, maps.target, INT32_MAX, maps.labels);
     check_predicted_values(maps, INT32_MAX);
-    const auto larger = at::maximum(maps.input.to(at::kLong), maps.target.to(at::kLong));
+    const auto larger = at::maximum(maps.input.to(at::kLong), classes_of(maps.target, maps.labels));
     return larger.numel() == 0 ? at::zeros({}, larger.options())
                                : larger.masked_fill(valid_voxels(maps).logical_not(), -1).max() + 1;
 }
@@ -186,13 +188,18 @@ Tensor equal_labels(const Tensor& a, const Tensor& b) {
 Tensor equal_label_counts_composite(const Comparison& maps, std::optional<int64_t> mask_dim) {
     check_label_maps(maps, mask_dim);
     check_integral_labels(maps.op, maps.target);
+    const bool has_table = maps.labels.table.has_value();
+    if (has_table) {
+        check_label_values(maps.op, maps.target, INT32_MAX, maps.labels);
+    }
     const auto valid = valid_voxels(maps);
-    return at::stack({equal_labels(maps.input, maps.target).logical_and_(valid).sum(), valid.sum()});
+    const auto labels = has_table ? classes_of(maps.target, maps.labels) : maps.target;
+    return at::stack({equal_labels(maps.input, labels).logical_and_(valid).sum(), valid.sum()});
 }
 
 Tensor equal_label_counts_cpu(const Comparison& maps, std::optional<int64_t> mask_dim) {
     check_label_maps(maps, mask_dim);
-    const auto args = kernel_arguments(maps, 0);
+    const auto args = kernel_arguments(maps, INT32_MAX);
     const Chunks chunks(maps.target.numel(), 1);
     std::vector<std::array<int64_t, 2>> counts(chunks.count());
     const bool accepted = chunks.run([&](int64_t chunk, int64_t begin, int64_t end) {
@@ -229,8 +236,8 @@ Tensor foreground(const std::string& op, const Tensor& masks, const char* name, 
 Tensor mask_counts_composite(const Comparison& masks) {
     check_maps(masks);
     check_dim(masks);
-    check_ignore_index(masks.op, Target::masks, masks.ignore_index);
-    auto ignored = is_ignored(masks.target, masks.ignore_index);
+    check_ignore_index(masks.op, Target::masks, masks.labels.ignore_index);
+    auto ignored = is_ignored(masks.target, masks.labels);
     if (masks.target.is_floating_point()) {
         ignored = ignored.logical_and(masks.target.eq(masks.target.floor()));
     }
@@ -258,44 +265,45 @@ Tensor mask_counts_meta(const Comparison& masks) {
 
 template <Tensor (*count)(const Comparison&, std::optional<int64_t> mask_dim)>
 Tensor label_counts_by(c10::string_view op, const Tensor& input, const Tensor& target, int64_t ignore_index,
-                       std::optional<int64_t> dim) {
-    return count({std::string(op), input, target, ignore_index, 0}, dim);
+                       std::optional<int64_t> dim, const OptionalTensor& label_table) {
+    return count({std::string(op), input, target, {ignore_index, label_table}, 0}, dim);
 }
 
 template <Tensor (*count)(const Comparison&)>
 Tensor mask_counts_by(c10::string_view op, const Tensor& input, const Tensor& target, int64_t ignore_index,
                       int64_t dim) {
-    return count({std::string(op), input, target, ignore_index, dim});
+    return count({std::string(op), input, target, {ignore_index}, dim});
 }
 
 } // namespace
 
 Tensor confusion_counts(const Comparison& given, const c10::SymInt& num_classes, bool per_class) {
-    const auto& [op, input, target, ignore_index, dim] = given;
+    const auto& [op, input, target, labels, dim] = given;
     return call_operator<confusion_counts_by<confusion_counts_cpu>>("confusion_counts", op, input, target, num_classes,
-                                                                    ignore_index, dim, per_class);
+                                                                    labels.ignore_index, dim, per_class, labels.table);
 }
 
 int64_t num_label_classes(const Comparison& maps, std::optional<int64_t> mask_dim) {
     const auto classes = call_operator<label_counts_by<num_label_classes_cpu>>(
-        "num_label_classes", maps.op, maps.input, maps.target, maps.ignore_index, mask_dim);
+        "num_label_classes", maps.op, maps.input, maps.target, maps.labels.ignore_index, mask_dim, maps.labels.table);
     return classes.item<int64_t>();
 }
 
 Tensor equal_label_counts(const Comparison& maps, std::optional<int64_t> mask_dim) {
-    return call_operator<label_counts_by<equal_label_counts_cpu>>("equal_label_counts", maps.op, maps.input,
-                                                                  maps.target, maps.ignore_index, mask_dim);
+    return call_operator<label_counts_by<equal_label_counts_cpu>>(
+        "equal_label_counts", maps.op, maps.input, maps.target, maps.labels.ignore_index, mask_dim, maps.labels.table);
 }
 
 Tensor mask_counts(const Comparison& masks) {
     return call_operator<mask_counts_by<mask_counts_composite>>("mask_counts", masks.op, masks.input, masks.target,
-                                                                masks.ignore_index, masks.dim);
+                                                                masks.labels.ignore_index, masks.dim);
 }
 
 void check_tensors(const Comparison& given) {
     check_dense(given.op, given.input, "input");
     check_label_tensor(given.op, given.target);
     check_same_device(given.op, given.input, given.target, "target");
+    check_label_table(given.op, given.target, given.labels.table, Target::labels);
 }
 
 void raise_no_label_maps(const Comparison& maps, int64_t dim, const char* kind) {
@@ -308,7 +316,7 @@ void raise_no_label_maps(const Comparison& maps, int64_t dim, const char* kind) 
                 " classes are. Give num_classes= for label maps, or ", masks);
 }
 
-Tensor valid_voxels(const Comparison& given) { return is_ignored(given.target, given.ignore_index).logical_not_(); }
+Tensor valid_voxels(const Comparison& given) { return is_ignored(given.target, given.labels).logical_not_(); }
 
 segloss_confusion confusion_for_kernel(const Comparison& given, const c10::SymInt& num_classes, bool per_class) {
     auto args = kernel_arguments(given, check_arguments(given, num_classes));
@@ -317,7 +325,7 @@ segloss_confusion confusion_for_kernel(const Comparison& given, const c10::SymIn
 }
 
 void raise_refused_labels(const Comparison& given, int64_t num_classes) {
-    check_label_values(given.op, given.target, num_classes, given.ignore_index);
+    check_label_values(given.op, given.target, num_classes, given.labels);
     check_predicted_values(given, num_classes);
     TORCH_CHECK_INDEX(false, given.op, ": a label of input ", given.input.sizes(), " or target ", given.target.sizes(),
                       " is outside [0, ", num_classes, ")");
@@ -326,9 +334,11 @@ void raise_refused_labels(const Comparison& given, int64_t num_classes) {
 TORCH_LIBRARY_FRAGMENT(segloss, m) {
     for (const auto* const schema :
          {"confusion_counts(str op, Tensor input, Tensor target, SymInt num_classes, int ignore_index, int dim, "
-          "bool per_class) -> Tensor",
-          "num_label_classes(str op, Tensor input, Tensor target, int ignore_index, int? dim=None) -> Tensor",
-          "equal_label_counts(str op, Tensor input, Tensor target, int ignore_index, int? dim=None) -> Tensor",
+          "bool per_class, Tensor? label_table=None) -> Tensor",
+          "num_label_classes(str op, Tensor input, Tensor target, int ignore_index, int? dim=None, "
+          "Tensor? label_table=None) -> Tensor",
+          "equal_label_counts(str op, Tensor input, Tensor target, int ignore_index, int? dim=None, "
+          "Tensor? label_table=None) -> Tensor",
           "mask_counts(str op, Tensor input, Tensor target, int ignore_index, int dim) -> Tensor"}) {
         m.def(schema, {at::Tag::pt2_compliant_tag});
     }

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "../kernels/kernels.h"
+#include "checks.h"
 
 namespace segloss {
 
@@ -19,11 +20,11 @@ struct Comparison {
     std::string op; // the name in error messages
     at::Tensor input;
     at::Tensor target;
-    int64_t ignore_index;
+    Labels labels;
     int64_t dim; // the class dimension; the operators expect it counted from the front
 };
 
-// Calls of the operators through the dispatcher. A voxel whose label is ignore_index does not count.
+// Calls of the operators through the dispatcher. A voxel whose label is ignored does not count.
 
 // int64 [C, C], row = label, column = prediction; if `per_class`, [3, C]: true positives, false positives, false
 // negatives. `dim` is not used for label maps.
@@ -60,8 +61,9 @@ segloss_confusion confusion_for_kernel(const Comparison& given, const c10::SymIn
 // Gives the function `count` the arguments of confusion_counts' schema.
 template <at::Tensor (*count)(const Comparison&, const c10::SymInt& num_classes, bool per_class)>
 at::Tensor confusion_counts_by(c10::string_view op, const at::Tensor& input, const at::Tensor& target,
-                               c10::SymInt num_classes, int64_t ignore_index, int64_t dim, bool per_class) {
-    return count({std::string(op), input, target, ignore_index, dim}, num_classes, per_class);
+                               c10::SymInt num_classes, int64_t ignore_index, int64_t dim, bool per_class,
+                               const std::optional<at::Tensor>& label_table) {
+    return count({std::string(op), input, target, {ignore_index, label_table}, dim}, num_classes, per_class);
 }
 
 } // namespace segloss

@@ -7,7 +7,7 @@ namespace segloss {
 // ---- checks ---------------------------------------------------------------------------------------------------------
 
 Target CrossEntropy::check(const Arguments& arguments, const Options& options) {
-    const auto& [op, input, target, weight, voxel_weight] = arguments;
+    const auto& [op, input, target, weight, voxel_weight, label_table] = arguments;
     const auto kind = classify_target(op, input, target, options.dim);
     check_weight(op, input, weight, options.dim, kind);
     check_voxel_weight(op, input, voxel_weight, options.dim);
@@ -17,6 +17,7 @@ Target CrossEntropy::check(const Arguments& arguments, const Options& options) {
         check_labels_only(op, input, options.dim, kind);
     }
     check_ignore_index(op, kind, options.ignore_index);
+    check_label_table(op, input, label_table, kind);
     check_reduction(op, options);
     TORCH_CHECK_VALUE(!options.log_probabilities || (options.label_smoothing == 0 && options.gamma == 0), op,
                       ": expected label_smoothing=0 and gamma=0 with log probabilities, got ", options.label_smoothing,
@@ -28,7 +29,7 @@ Target CrossEntropy::check(const Arguments& arguments, const Options& options) {
 
 // With probabilities, the loss has the promoted dtype of input and target, as in torch.
 void CrossEntropy::set_dtype(Options& options, const Arguments& arguments, Target kind) {
-    const auto& [op, input, target, weight, voxel_weight] = arguments;
+    const auto& [op, input, target, weight, voxel_weight, label_table] = arguments;
     if (options.dtype == at::ScalarType::Undefined) {
         const auto dtype = dtype_of_loss(input);
         options.dtype = kind == Target::probabilities ? at::promote_types(dtype, target.scalar_type()) : dtype;
@@ -49,11 +50,10 @@ VoxelKernels CrossEntropy::kernels_for(segloss_real real) {
 
 // The number of voxels, if each has weight 1 in the mean whatever its label is.
 std::optional<double> CrossEntropy::known_total(const VoxelArguments& voxels) {
-    const auto& [op, input, target, weight, voxel_weight] = voxels.arguments;
+    const auto& [op, input, target, weight, voxel_weight, label_table] = voxels.arguments;
     const auto& reading = voxels.reading;
     const bool is_soft = reading.kind == Target::probabilities;
-    const bool all_count =
-        !voxel_weight && (is_soft || (!weight && !can_hold(target.scalar_type(), reading.ignore_index)));
+    const bool all_count = !voxel_weight && (is_soft || (!weight && !voxels.may_ignore()));
     return all_count ? std::optional(static_cast<double>(voxels.num_voxels())) : std::nullopt;
 }
 

@@ -11,6 +11,7 @@
 
 #include "checks.h"
 #include "confusion.h"
+#include "label_table.h"
 #include "targets.h"
 
 namespace segloss {
@@ -48,7 +49,7 @@ Comparison in_one_shape(const Comparison& given) {
 // The dimension along which two maps of one shape may hold a mask for each class instead of labels, if there is one.
 // RuntimeError if both are bool, as masks are.
 std::optional<int64_t> dim_of_masks(const Comparison& maps) {
-    const auto& [op, input, target, ignore_index, given_dim] = maps;
+    const auto& [op, input, target, labels, given_dim] = maps;
     const auto num_dims = input.dim();
     const auto dim = given_dim < 0 ? given_dim + num_dims : given_dim;
     if (num_dims < 2 || dim < 0 || dim >= num_dims || input.sym_sizes() != target.sym_sizes() ||
@@ -69,7 +70,8 @@ int64_t classes_of_maps(const Comparison& maps, std::optional<int64_t> mask_dim,
         return classes;
     }
     const auto largest = [&](const Tensor& map) {
-        return map.to(at::kLong).eq(classes - 1).logical_and_(valid_voxels(maps));
+        const auto values = map.is_same(maps.target) ? classes_of(map, maps.labels) : map.to(at::kLong);
+        return values.eq(classes - 1).logical_and_(valid_voxels(maps));
     };
     const bool of_target = largest(maps.target).any().item<bool>();
     const auto& map = of_target ? maps.target : maps.input;
@@ -101,7 +103,7 @@ bool has_map_shape(const Tensor& input, const Tensor& target, int64_t dim) {
 
 // The class dimension of floating input. RuntimeError if it holds predicted labels, or a single class.
 int64_t class_dim_of_logits(const Comparison& given) {
-    const auto& [op, input, target, ignore_index, given_dim] = given;
+    const auto& [op, input, target, labels, given_dim] = given;
     check_logits(op, input);
     check_label_tensor(op, target);
     TORCH_CHECK(!has_map_shape(input, target, given_dim), op,
@@ -118,7 +120,7 @@ int64_t class_dim_of_logits(const Comparison& given) {
 
 // A floating target of input's shape must be one-hot: class probabilities have no single label to compare with.
 Tensor counts_of_logits(const Comparison& given, const OptionalSymInt& num_classes, bool per_class) {
-    auto [op, input, target, ignore_index, dim] = given;
+    auto [op, input, target, labels, dim] = given;
     dim = class_dim_of_logits(given);
     const auto classes = input.sym_size(dim);
     const auto kind = classify_target(op, input, target, dim);
@@ -130,7 +132,7 @@ Tensor counts_of_logits(const Comparison& given, const OptionalSymInt& num_class
     if (kind != Target::labels) {
         target = one_hot_labels(op, target, dim, "or input.long() if input is a map of predicted labels");
     }
-    return confusion_counts({op, input, target, ignore_index, dim}, classes, per_class);
+    return confusion_counts({op, input, target, labels, dim}, classes, per_class);
 }
 
 Tensor counts_of_labels(const Comparison& given, const OptionalSymInt& num_classes, bool per_class) {
@@ -144,6 +146,7 @@ Tensor counts_of_masks(const Comparison& given, const OptionalSymInt& num_classe
     TORCH_CHECK_TYPE(is_integer(given.input), given.op,
                      ": expected an integer or bool input of 0 and 1 with masks=True, got ", given.input.scalar_type(),
                      ". Use (input > 0) for logits, (input > 0.5) for probabilities");
+    check_label_table(given.op, given.target, given.labels.table, Target::masks);
     auto masks = in_one_shape(given);
     const auto num_dims = masks.input.dim();
     if (num_dims > 1 && num_dims == given.input.dim() && num_dims == given.target.dim()) {
@@ -173,9 +176,9 @@ Tensor class_counts(const Comparison& given, const OptionalSymInt& num_classes, 
 }
 
 Tensor accuracy(const Tensor& input, const Tensor& target, OptionalSymInt num_classes, int64_t ignore_index,
-                int64_t dim, bool masks) {
+                int64_t dim, bool masks, const OptionalTensor& label_table) {
     at::NoGradGuard no_grad;
-    const Comparison given{"accuracy", input, target, ignore_index, dim};
+    const Comparison given{"accuracy", input, target, {ignore_index, label_table}, dim};
     if (is_integer(input) && !num_classes && !masks) { // any two labels can be compared, however many classes there are
         const auto maps = in_one_shape(given);
         const auto n = equal_label_counts(maps, dim_of_masks(given));
@@ -186,20 +189,21 @@ Tensor accuracy(const Tensor& input, const Tensor& target, OptionalSymInt num_cl
 }
 
 Tensor confusion_matrix(const Tensor& input, const Tensor& target, OptionalSymInt num_classes, int64_t ignore_index,
-                        int64_t dim) {
+                        int64_t dim, const OptionalTensor& label_table) {
     at::NoGradGuard no_grad;
-    return counts_of_labels({"confusion_matrix", input, target, ignore_index, dim}, num_classes, /*per_class=*/false);
+    return counts_of_labels({"confusion_matrix", input, target, {ignore_index, label_table}, dim}, num_classes,
+                            /*per_class=*/false);
 }
 
 Tensor dice_score(const Tensor& input, const Tensor& target, OptionalSymInt num_classes, int64_t ignore_index,
-                  int64_t dim, bool masks) {
-    const auto n = class_counts({"dice_score", input, target, ignore_index, dim}, num_classes, masks);
+                  int64_t dim, bool masks, const OptionalTensor& label_table) {
+    const auto n = class_counts({"dice_score", input, target, {ignore_index, label_table}, dim}, num_classes, masks);
     return quotient(2 * n[0], 2 * n[0] + n[1] + n[2]);
 }
 
 Tensor jaccard_index(const Tensor& input, const Tensor& target, OptionalSymInt num_classes, int64_t ignore_index,
-                     int64_t dim, bool masks) {
-    const auto n = class_counts({"jaccard_index", input, target, ignore_index, dim}, num_classes, masks);
+                     int64_t dim, bool masks, const OptionalTensor& label_table) {
+    const auto n = class_counts({"jaccard_index", input, target, {ignore_index, label_table}, dim}, num_classes, masks);
     return quotient(n[0], n[0] + n[1] + n[2]);
 }
 
@@ -216,9 +220,9 @@ TORCH_LIBRARY_FRAGMENT(segloss, m) {
     const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
     const std::string arguments =
         "(Tensor input, Tensor target, SymInt? num_classes=None, int ignore_index=-100, int dim=1";
-    m.def(("confusion_matrix" + arguments + ") -> Tensor").c_str(), tags);
+    m.def(("confusion_matrix" + arguments + ", Tensor? label_table=None) -> Tensor").c_str(), tags);
     for (const std::string name : {"accuracy", "dice_score", "jaccard_index"}) {
-        m.def((name + arguments + ", bool masks=False) -> Tensor").c_str(), tags);
+        m.def((name + arguments + ", bool masks=False, Tensor? label_table=None) -> Tensor").c_str(), tags);
     }
 }
 

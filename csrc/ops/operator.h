@@ -52,9 +52,9 @@ public:
     // Adapts an implementation of name_forward to the dispatcher.
     template <auto implementation> struct Forward {
         static auto call(c10::string_view op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                         const OptionalTensor& voxel_weight, int64_t dim, at::IntArrayRef options,
-                         at::ArrayRef<double> factors) {
-            const Arguments arguments{std::string(op), input, target, weight, voxel_weight};
+                         const OptionalTensor& voxel_weight, const OptionalTensor& label_table, int64_t dim,
+                         at::IntArrayRef options, at::ArrayRef<double> factors) {
+            const Arguments arguments{std::string(op), input, target, weight, voxel_weight, label_table};
             return returned<kNumResults>(
                 implementation(arguments, unpack<Options>(arguments.op, dim, options, factors)));
         }
@@ -65,9 +65,10 @@ public:
     template <auto implementation, size_t... I> struct Backward<implementation, std::index_sequence<I...>> {
         template <size_t> using Handle = const Tensor&;
         static Tensor call(Handle<I>... handed, c10::string_view op, const Tensor& input, const Tensor& target,
-                           const OptionalTensor& weight, const OptionalTensor& voxel_weight, int64_t dim,
-                           at::IntArrayRef options, at::ArrayRef<double> factors) {
-            const Arguments arguments{std::string(op), input, target, weight, voxel_weight};
+                           const OptionalTensor& weight, const OptionalTensor& voxel_weight,
+                           const OptionalTensor& label_table, int64_t dim, at::IntArrayRef options,
+                           at::ArrayRef<double> factors) {
+            const Arguments arguments{std::string(op), input, target, weight, voxel_weight, label_table};
             return implementation({handed...}, arguments, unpack<Options>(arguments.op, dim, options, factors));
         }
     };
@@ -76,9 +77,9 @@ public:
     template <typename Fields = decltype(Options::keywords())> struct Public;
     template <typename... T> struct Public<std::tuple<Field<Options, T>...>> {
         static auto call(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                         const OptionalTensor& voxel_weight, int64_t dim, typename OptionType<T>::Public... values,
-                         c10::string_view op) {
-            Arguments arguments{std::string(op), input, target, weight, voxel_weight};
+                         const OptionalTensor& voxel_weight, const OptionalTensor& label_table, int64_t dim,
+                         typename OptionType<T>::Public... values, c10::string_view op) {
+            Arguments arguments{std::string(op), input, target, weight, voxel_weight, label_table};
             Options options;
             options.dim = dim;
             const auto set = [&](const auto&... fields) {
@@ -127,8 +128,8 @@ private:
     static Results call_forward(const Arguments& a, const Options& options) {
         static const auto handle = find_operator<&CallForward::call>(name("_forward"));
         const auto packed = pack(options);
-        const auto results =
-            handle.call(a.op, a.input, a.target, a.weight, a.voxel_weight, packed.dim, packed.options, packed.factors);
+        const auto results = handle.call(a.op, a.input, a.target, a.weight, a.voxel_weight, a.label_table, packed.dim,
+                                         packed.options, packed.factors);
         if constexpr (kNumResults == 1) {
             return {results};
         } else {
@@ -140,8 +141,8 @@ private:
         static const auto handle = find_operator<&CallBackward::call>(name("_backward"));
         const auto packed = pack(options);
         const auto call = [&](const auto&... each) {
-            return handle.call(each..., a.op, a.input, a.target, a.weight, a.voxel_weight, packed.dim, packed.options,
-                               packed.factors);
+            return handle.call(each..., a.op, a.input, a.target, a.weight, a.voxel_weight, a.label_table, packed.dim,
+                               packed.options, packed.factors);
         };
         return std::apply(call, handed);
     }
@@ -149,7 +150,7 @@ private:
     // ---- checks -----------------------------------------------------------------------------------------------------
 
     static Reading read(const Arguments& arguments, const Options& options) {
-        const auto& [op, input, target, weight, voxel_weight] = arguments;
+        const auto& [op, input, target, weight, voxel_weight, label_table] = arguments;
         check_logits(op, input);
         TORCH_CHECK_INDEX(options.dim >= 0 && options.dim < input.dim(), op, ": expected dim in [0, ", input.dim() - 1,
                           "] for input ", input.sym_sizes(), ", got ", options.dim);
@@ -236,8 +237,9 @@ private:
     public:
         static variable_list forward(torch::autograd::AutogradContext* ctx, const Tensor& input, const Tensor& target,
                                      const OptionalTensor& weight, const OptionalTensor& voxel_weight,
-                                     const std::pair<std::string, Options>& call, Results* results) {
-            const Arguments arguments{call.first, input, target, weight, voxel_weight};
+                                     const OptionalTensor& label_table, const std::pair<std::string, Options>& call,
+                                     Results* results) {
+            const Arguments arguments{call.first, input, target, weight, voxel_weight, label_table};
             auto options = call.second;
             const at::AutoDispatchBelowADInplaceOrView below_autograd;
             if constexpr (count(Role::ahead) > 0) {
@@ -266,7 +268,7 @@ private:
             }
             if (saved[1].requires_grad() || saved[2].requires_grad()) {
                 const auto gradients =
-                    composite_gradients(composite_of(op, options), {saved.begin(), saved.begin() + 4}, grads);
+                    composite_gradients(composite_of(op, options), {saved.begin(), saved.begin() + kNumTensors}, grads);
                 std::copy(gradients.begin(), gradients.end(), by_argument.begin());
                 return by_argument;
             }
@@ -278,7 +280,7 @@ private:
         }
 
     private:
-        static constexpr size_t kNumForwardArguments = 6;
+        static constexpr size_t kNumForwardArguments = kNumTensors + 2;
     };
 
     // The public operator: calls the composite, name_forward or the Function, depending on the gradients needed.
@@ -297,9 +299,9 @@ private:
             return call_forward(arguments, options);
         }
         Results results;
-        const auto& [op, input, target, weight, voxel_weight] = arguments;
+        const auto& [op, input, target, weight, voxel_weight, label_table] = arguments;
         const auto differentiable =
-            Function::apply(input, target, weight, voxel_weight, std::pair(op, options), &results);
+            Function::apply(input, target, weight, voxel_weight, label_table, std::pair(op, options), &results);
         for (size_t k = 0, next = 0; k < kNumResults; ++k) {
             results[k] = Loss::results[k].role == Role::differentiable ? differentiable[next++] : results[k];
         }
@@ -389,9 +391,10 @@ private:
         const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
         const std::string arguments = "Tensor input, Tensor target, Tensor? weight";
         const std::string beneath =
-            "str op, " + arguments + ", Tensor? voxel_weight, int dim, int[] options, float[] factors) -> ";
-        m.def((name("(") + arguments + "=None, Tensor? voxel_weight=None, int dim=1" + schema_of_keywords<Options>() +
-               ", str op=\"" + Loss::name + "\") -> " + schema_of_results(true))
+            "str op, " + arguments +
+            ", Tensor? voxel_weight, Tensor? label_table, int dim, int[] options, float[] factors) -> ";
+        m.def((name("(") + arguments + "=None, Tensor? voxel_weight=None, Tensor? label_table=None, int dim=1" +
+               schema_of_keywords<Options>() + ", str op=\"" + Loss::name + "\") -> " + schema_of_results(true))
                   .c_str(),
               tags);
         m.def((name("_forward(") + beneath + schema_of_results(false)).c_str(), tags);

@@ -14,8 +14,9 @@ namespace segloss {
 // ---- checks ---------------------------------------------------------------------------------------------------------
 
 Target SoftStats::check(const Arguments& arguments, const Options& options) {
-    const auto& [op, input, target, weight, voxel_weight] = arguments;
-    const auto kind = classify_target(op, input, target, options.dim, /*takes_masks=*/!options.is_softmax());
+    const auto& [op, input, target, weight, voxel_weight, label_table] = arguments;
+    const auto kind =
+        classify_target(op, input, target, options.dim, /*takes_masks=*/!options.is_softmax() && !label_table);
     if (options.is_softmax()) {
         check_softmax(op, input, options.dim);
     }
@@ -27,6 +28,7 @@ Target SoftStats::check(const Arguments& arguments, const Options& options) {
         check_labels_only(op, input, options.dim, kind);
     }
     check_ignore_index(op, kind, options.ignore_index);
+    check_label_table(op, input, label_table, kind);
     TORCH_CHECK_VALUE(
         !options.voxel_loss || options.activation != SEGLOSS_IDENTITY, op,
         ": expected activation 'softmax' or 'sigmoid' with a loss of each voxel, which needs logits, got 'none'");
@@ -35,7 +37,10 @@ Target SoftStats::check(const Arguments& arguments, const Options& options) {
 
 Reading SoftStats::read(const Arguments& arguments, const Options& options, Target kind) {
     const auto dtype = arguments.input.scalar_type();
-    return {kind, options.dim, options.ignore_index, dtype,
+    return {kind,
+            options.dim,
+            {options.ignore_index, arguments.label_table},
+            dtype,
             ranges_of(arguments, kind, compute_dtype(dtype), options.any_finite_target,
                       options.activation == SEGLOSS_IDENTITY)};
 }

@@ -87,16 +87,17 @@ Tensor is_one_hot_composite(c10::string_view op, const Tensor& target, int64_t d
 
 // ---- labels of any dtype to int64 -----------------------------------------------------------------------------------
 
-Tensor class_labels_composite(c10::string_view op, const Tensor& target, c10::SymInt num_classes,
-                              int64_t ignore_index) {
+Tensor class_labels_composite(c10::string_view op, const Tensor& target, c10::SymInt num_classes, int64_t ignore_index,
+                              const OptionalTensor& label_table) {
+    const Labels meaning{ignore_index, label_table};
     check_label_tensor(std::string(op), target);
-    check_label_values(std::string(op), target, num_classes.guard_int(__FILE__, __LINE__), ignore_index);
-    const auto labels = target.to(at::kLong);
-    return labels.masked_fill(labels.eq(ignore_index), -1);
+    check_label_table(std::string(op), target, label_table, Target::labels);
+    check_label_values(std::string(op), target, num_classes.guard_int(__FILE__, __LINE__), meaning);
+    return classes_of(target, meaning);
 }
 
 Tensor class_labels_meta(c10::string_view /*op*/, const Tensor& target, c10::SymInt /*num_classes*/,
-                         int64_t /*ignore_index*/) {
+                         int64_t /*ignore_index*/, const OptionalTensor& /*label_table*/) {
     return at::empty_symint(target.sym_sizes(), target.options().dtype(at::kLong));
 }
 
@@ -144,8 +145,9 @@ bool is_one_hot(const std::string& op, const Tensor& target, int64_t dim) {
     return call_operator<&is_one_hot_cpu>("is_one_hot", op, target, dim).item<bool>();
 }
 
-Tensor class_labels(const std::string& op, const Tensor& target, c10::SymInt num_classes, int64_t ignore_index) {
-    return call_operator<&class_labels_composite>("class_labels", op, target, std::move(num_classes), ignore_index);
+Tensor class_labels(const std::string& op, const Tensor& target, c10::SymInt num_classes, const Labels& labels) {
+    return call_operator<&class_labels_composite>("class_labels", op, target, std::move(num_classes),
+                                                  labels.ignore_index, labels.table);
 }
 
 Tensor class_masks(const std::string& op, const Tensor& target, int64_t ignore_index) {
@@ -156,7 +158,9 @@ TORCH_LIBRARY_FRAGMENT(segloss, m) {
     const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
     m.def("one_hot_labels(str op, Tensor target, int dim, str advice='') -> Tensor", tags);
     m.def("is_one_hot(str op, Tensor target, int dim) -> Tensor", tags);
-    m.def("class_labels(str op, Tensor target, SymInt num_classes, int ignore_index) -> Tensor", tags);
+    m.def(
+        "class_labels(str op, Tensor target, SymInt num_classes, int ignore_index, Tensor? label_table=None) -> Tensor",
+        tags);
     m.def("class_masks(str op, Tensor target, int ignore_index) -> Tensor", tags);
     m.def("check_range(str op, str name, Tensor values, float low, float high) -> Tensor", tags);
 }

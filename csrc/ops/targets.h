@@ -24,9 +24,9 @@ at::Tensor one_hot_labels(const std::string& op, const at::Tensor& target, int64
 // Whether a target is exactly one-hot along `dim`. Reads the values: only for use within operators, not in traced code.
 bool is_one_hot(const std::string& op, const at::Tensor& target, int64_t dim);
 
-// int64 labels of a target of any dtype, -1 where it is ignore_index; raises for bad labels as check_label_values does.
+// int64 classes of labels of any dtype, -1 where they are ignored; raises for bad labels as check_label_values does.
 // For the composites, which consist of ATen operators otherwise.
-at::Tensor class_labels(const std::string& op, const at::Tensor& target, c10::SymInt num_classes, int64_t ignore_index);
+at::Tensor class_labels(const std::string& op, const at::Tensor& target, c10::SymInt num_classes, const Labels& labels);
 
 // int8 masks of an integer target, -1 where it is ignore_index; raises as check_mask_values does.
 at::Tensor class_masks(const std::string& op, const at::Tensor& target, int64_t ignore_index);

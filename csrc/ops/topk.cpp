@@ -24,8 +24,10 @@
 #include "checks.h"
 #include "composite.h"
 #include "dispatch.h"
+#include "label_table.h"
 #include "layout.h"
 #include "memory.h"
+#include "targets.h"
 
 namespace segloss {
 namespace {
@@ -35,9 +37,7 @@ namespace {
 struct Ranked {
     Tensor losses, target;
     OptionalTensor voxel_weight;
-    int64_t ignore_index;
-
-    bool may_ignore() const { return can_hold(target.scalar_type(), ignore_index); }
+    Labels labels;
 };
 
 constexpr auto kOp = "topk_sum";
@@ -63,6 +63,7 @@ void check_ranked(const Ranked& ranked) {
     check_losses(ranked.losses);
     check_label_tensor(kOp, ranked.target);
     check_shape(ranked.losses, ranked.target, "target");
+    check_label_table(kOp, ranked.target, ranked.labels.table, Target::labels);
     if (ranked.voxel_weight) {
         check_shape(ranked.losses, *ranked.voxel_weight, "voxel_weight");
         TORCH_CHECK(is_integer(*ranked.voxel_weight) || ranked.voxel_weight->is_floating_point(), kOp,
@@ -87,13 +88,15 @@ void check_handed(const Tensor& grad_sum, const Tensor& cutoff, const Tensor& lo
 // The arguments of the kernels, and the tensors that they point to.
 struct TopkArguments {
     TopkArguments(const Ranked& ranked, const Tensor& grad_losses)
-        : target(ranked.may_ignore() ? ranked.target : Tensor()), voxel_weight(ranked.voxel_weight.value_or(Tensor())) {
+        : target(may_ignore(ranked.target.scalar_type(), ranked.labels) ? ranked.target : Tensor()),
+          voxel_weight(ranked.voxel_weight.value_or(Tensor())) {
         args.positions = describe(ranked.losses.sizes(), 0,
                                   {{&ranked.losses, &args.losses},
                                    {&target, &args.target},
                                    {&voxel_weight, &args.voxel_weight},
                                    {&grad_losses, &args.grad_losses}});
-        args.ignore_index = ranked.ignore_index;
+        args.ignore_index = ranked.labels.ignore_index;
+        args.labels = label_table_for_kernel(kOp, ranked.labels.table, INT32_MAX, ranked.losses.numel());
         args.last_tie = -1;
     }
     TopkArguments(const TopkArguments&) = delete;
@@ -223,9 +226,9 @@ Selection select(segloss_topk& args, const Chunks& chunks, segloss_real real, do
 
 using Results = std::tuple<Tensor, Tensor, Tensor>; // sum, number kept, cutoff
 
-Results forward_cpu(const Tensor& losses, const Tensor& target, const OptionalTensor& voxel_weight, double k,
-                    int64_t ignore_index) {
-    const Ranked ranked{losses, target, voxel_weight, ignore_index};
+Results forward_cpu(const Tensor& losses, const Tensor& target, const OptionalTensor& voxel_weight,
+                    const OptionalTensor& label_table, double k, int64_t ignore_index) {
+    const Ranked ranked{losses, target, voxel_weight, {ignore_index, label_table}};
     check_ranked(ranked);
     check_percentage(k);
     TopkArguments arguments(ranked, Tensor());
@@ -239,8 +242,8 @@ Results forward_cpu(const Tensor& losses, const Tensor& target, const OptionalTe
 }
 
 Tensor backward_cpu(const Tensor& grad_sum, const Tensor& cutoff, const Tensor& losses, const Tensor& target,
-                    const OptionalTensor& voxel_weight, int64_t ignore_index) {
-    const Ranked ranked{losses, target, voxel_weight, ignore_index};
+                    const OptionalTensor& voxel_weight, const OptionalTensor& label_table, int64_t ignore_index) {
+    const Ranked ranked{losses, target, voxel_weight, {ignore_index, label_table}};
     check_ranked(ranked);
     check_handed(grad_sum, cutoff, losses);
     auto grad_losses = empty_output_like(losses);
@@ -262,17 +265,17 @@ Tensor backward_cpu(const Tensor& grad_sum, const Tensor& cutoff, const Tensor& 
 
 // ---- shapes and dtypes only -----------------------------------------------------------------------------------------
 
-Results forward_meta(const Tensor& losses, const Tensor& target, const OptionalTensor& voxel_weight, double k,
-                     int64_t ignore_index) {
-    check_ranked({losses, target, voxel_weight, ignore_index});
+Results forward_meta(const Tensor& losses, const Tensor& target, const OptionalTensor& voxel_weight,
+                     const OptionalTensor& label_table, double k, int64_t ignore_index) {
+    check_ranked({losses, target, voxel_weight, {ignore_index, label_table}});
     check_percentage(k);
     const auto number = losses.options().dtype(at::kDouble);
     return {at::empty({}, number), at::empty({}, number), at::empty({2}, losses.options().dtype(at::kLong))};
 }
 
 Tensor backward_meta(const Tensor& grad_sum, const Tensor& cutoff, const Tensor& losses, const Tensor& target,
-                     const OptionalTensor& voxel_weight, int64_t ignore_index) {
-    check_ranked({losses, target, voxel_weight, ignore_index});
+                     const OptionalTensor& voxel_weight, const OptionalTensor& label_table, int64_t ignore_index) {
+    check_ranked({losses, target, voxel_weight, {ignore_index, label_table}});
     check_handed(grad_sum, cutoff, losses);
     return at::empty_like(losses);
 }
@@ -282,9 +285,10 @@ Tensor backward_meta(const Tensor& grad_sum, const Tensor& cutoff, const Tensor&
 using Sum = std::tuple<Tensor, Tensor>; // sum, number kept
 
 Sum composite(const Ranked& ranked, double k) {
-    const auto& [losses, target, voxel_weight, ignore_index] = ranked;
+    const auto& [losses, target, voxel_weight, labels] = ranked;
     const auto wide = widest_dtype(losses);
-    auto counts = is_ignored(target, ignore_index).logical_not();
+    auto counts =
+        labels.table ? class_labels(kOp, target, INT32_MAX, labels).ge(0) : is_ignored(target, labels).logical_not();
     if (voxel_weight) {
         counts = counts.logical_and(voxel_weight->to(losses.scalar_type()).ne(0));
     }
@@ -305,11 +309,12 @@ Sum composite(const Ranked& ranked, double k) {
 class TopkSum : public torch::autograd::Function<TopkSum> {
 public:
     static variable_list forward(torch::autograd::AutogradContext* ctx, const Tensor& losses, const Tensor& target,
-                                 const OptionalTensor& voxel_weight, double k, int64_t ignore_index) {
+                                 const OptionalTensor& voxel_weight, const OptionalTensor& label_table, double k,
+                                 int64_t ignore_index) {
         const at::AutoDispatchBelowADInplaceOrView below_autograd;
         const auto [sum, num_kept, cutoff] =
-            call_operator<forward_cpu>("topk_sum_forward", losses, target, voxel_weight, k, ignore_index);
-        ctx->save_for_backward({losses, target, or_undefined(voxel_weight), cutoff});
+            call_operator<forward_cpu>("topk_sum_forward", losses, target, voxel_weight, label_table, k, ignore_index);
+        ctx->save_for_backward({losses, target, or_undefined(voxel_weight), or_undefined(label_table), cutoff});
         ctx->saved_data["ignore_index"] = ignore_index;
         ctx->mark_non_differentiable({num_kept});
         ctx->set_materialize_grads(false);
@@ -324,8 +329,9 @@ public:
         const auto saved = ctx->get_saved_variables();
         const auto gradient = [&](const Tensor& grad) {
             const at::AutoDispatchBelowADInplaceOrView below_autograd;
-            return call_operator<backward_cpu>("topk_sum_backward", grad, saved[3], saved[0], saved[1],
-                                               defined_or_none(saved[2]), ctx->saved_data["ignore_index"].toInt());
+            return call_operator<backward_cpu>("topk_sum_backward", grad, saved[4], saved[0], saved[1],
+                                               defined_or_none(saved[2]), defined_or_none(saved[3]),
+                                               ctx->saved_data["ignore_index"].toInt());
         };
         const bool is_batched = is_func_active() || grad_sum.key_set().has(c10::DispatchKey::Batched);
         const bool is_differentiated = at::GradMode::is_enabled() || torch::autograd::isFwGradDefined(grad_sum);
@@ -337,7 +343,7 @@ public:
     }
 
 private:
-    static constexpr size_t kNumForwardArguments = 5;
+    static constexpr size_t kNumForwardArguments = 6;
 };
 
 // Labels or weights, which may have a class dimension of size 1 where the losses have none, or the reverse.
@@ -348,23 +354,25 @@ Tensor in_shape_of(const Tensor& losses, const Tensor& tensor, const char* name)
     return tensor.reshape_symint(losses.sym_sizes());
 }
 
-Sum topk_sum(const Tensor& losses, const Tensor& target, const OptionalTensor& voxel_weight, double k,
-             int64_t ignore_index) {
+Sum topk_sum(const Tensor& losses, const Tensor& target, const OptionalTensor& voxel_weight,
+             const OptionalTensor& label_table, double k, int64_t ignore_index) {
     check_losses(losses);
     check_percentage(k);
-    const Ranked ranked{
-        losses, in_shape_of(losses, target, "target"),
-        voxel_weight ? OptionalTensor(in_shape_of(losses, *voxel_weight, "voxel_weight")) : std::nullopt, ignore_index};
+    const Ranked ranked{losses,
+                        in_shape_of(losses, target, "target"),
+                        voxel_weight ? OptionalTensor(in_shape_of(losses, *voxel_weight, "voxel_weight"))
+                                     : std::nullopt,
+                        {ignore_index, label_table}};
     check_ranked(ranked);
     if (!losses.is_cpu() || is_func_active() || torch::autograd::isFwGradDefined(losses)) {
         return composite(ranked, k);
     }
     if (!torch::autograd::compute_requires_grad(losses)) {
-        const auto [sum, num_kept, cutoff] =
-            call_operator<forward_cpu>("topk_sum_forward", losses, ranked.target, ranked.voxel_weight, k, ignore_index);
+        const auto [sum, num_kept, cutoff] = call_operator<forward_cpu>(
+            "topk_sum_forward", losses, ranked.target, ranked.voxel_weight, label_table, k, ignore_index);
         return {sum, num_kept};
     }
-    const auto results = TopkSum::apply(losses, ranked.target, ranked.voxel_weight, k, ignore_index);
+    const auto results = TopkSum::apply(losses, ranked.target, ranked.voxel_weight, label_table, k, ignore_index);
     return {results[0], results[1]};
 }
 
@@ -372,7 +380,7 @@ Sum topk_sum(const Tensor& losses, const Tensor& target, const OptionalTensor& v
 
 TORCH_LIBRARY_FRAGMENT(segloss, m) {
     const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
-    const std::string ranked = "Tensor losses, Tensor target, Tensor? voxel_weight, ";
+    const std::string ranked = "Tensor losses, Tensor target, Tensor? voxel_weight, Tensor? label_table, ";
     const auto define = [&](const std::string& schema) { m.def(schema.c_str(), tags); };
     define("topk_sum(" + ranked + "float k, int ignore_index) -> (Tensor sum, Tensor num_kept)");
     define("topk_sum_forward(" + ranked + "float k, int ignore_index) -> (Tensor sum, Tensor num_kept, Tensor cutoff)");

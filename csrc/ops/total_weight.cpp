@@ -7,6 +7,7 @@
 
 #include "checks.h"
 #include "composite.h"
+#include "label_table.h"
 #include "layout.h"
 #include "targets.h"
 
@@ -14,8 +15,10 @@ namespace segloss {
 namespace {
 
 void check_arguments(const std::string& op, const Tensor& target, const OptionalTensor& weight,
-                     const OptionalTensor& voxel_weight, const c10::SymInt& num_classes) {
+                     const OptionalTensor& voxel_weight, const c10::SymInt& num_classes,
+                     const OptionalTensor& label_table) {
     check_label_tensor(op, target);
+    check_label_table(op, target, label_table, Target::labels);
     TORCH_CHECK_VALUE(num_classes >= 0 && num_classes <= INT32_MAX, op, ": expected num_classes in [0, ", INT32_MAX,
                       "], got ", num_classes);
     for (const auto& [tensor, name] : {std::pair(weight, "weight"), std::pair(voxel_weight, "voxel_weight")}) {
@@ -34,38 +37,42 @@ void check_arguments(const std::string& op, const Tensor& target, const Optional
 }
 
 Tensor total_weight_cpu(c10::string_view op_view, const Tensor& target, const OptionalTensor& weight,
-                        const OptionalTensor& voxel_weight, int64_t num_classes, int64_t ignore_index) {
+                        const OptionalTensor& voxel_weight, int64_t num_classes, int64_t ignore_index,
+                        const OptionalTensor& label_table) {
     const std::string op(op_view);
-    check_arguments(op, target, weight, voxel_weight, num_classes);
+    check_arguments(op, target, weight, voxel_weight, num_classes, label_table);
     const auto class_weight = class_weight_for_kernel(weight, at::kDouble);
     const auto voxel_weights = voxel_weight.value_or(Tensor());
     segloss_cross_entropy args{};
     args.num_classes = num_classes;
     args.class_weight = class_weight.defined() ? class_weight.const_data_ptr() : nullptr;
     args.ignore_index = ignore_index;
+    args.labels = label_table_for_kernel(op, label_table, num_classes, target.numel());
     args.target_kind = SEGLOSS_LABELS;
     args.positions = describe(target.sizes(), 0, {{&target, &args.target}, {&voxel_weights, &args.voxel_weight}});
     const auto kernel = kernels().cross_entropy_weight[SEGLOSS_REAL_DOUBLE];
     const auto total = sum_over(Chunks(target.numel(), 1), kernel, args);
     if (!total) {
-        check_label_values(op, target, num_classes, ignore_index);
+        check_label_values(op, target, num_classes, {ignore_index, label_table});
     }
     return number(total.value_or(segloss_sums{}).weight);
 }
 
 Tensor total_weight_meta(c10::string_view op, const Tensor& target, const OptionalTensor& weight,
-                         const OptionalTensor& voxel_weight, int64_t num_classes, int64_t /*ignore_index*/) {
-    check_arguments(std::string(op), target, weight, voxel_weight, num_classes);
+                         const OptionalTensor& voxel_weight, int64_t num_classes, int64_t /*ignore_index*/,
+                         const OptionalTensor& label_table) {
+    check_arguments(std::string(op), target, weight, voxel_weight, num_classes, label_table);
     return at::empty({}, target.options().dtype(at::kDouble));
 }
 
 // Devices without a kernel.
 Tensor total_weight_composite(c10::string_view op_view, const Tensor& target, const OptionalTensor& weight,
-                              const OptionalTensor& voxel_weight, int64_t num_classes, int64_t ignore_index) {
+                              const OptionalTensor& voxel_weight, int64_t num_classes, int64_t ignore_index,
+                              const OptionalTensor& label_table) {
     const std::string op(op_view);
-    check_arguments(op, target, weight, voxel_weight, num_classes);
+    check_arguments(op, target, weight, voxel_weight, num_classes, label_table);
     const auto dtype = widest_dtype(target);
-    const auto labels = class_labels(op, target, num_classes, ignore_index);
+    const auto labels = class_labels(op, target, num_classes, {ignore_index, label_table});
     const auto is_valid = labels.ge(0);
     auto weights = is_valid.to(dtype);
     if (weight && num_classes > 0) { // without a class no label is valid
@@ -81,7 +88,7 @@ Tensor total_weight_composite(c10::string_view op_view, const Tensor& target, co
 
 TORCH_LIBRARY_FRAGMENT(segloss, m) {
     m.def("total_weight(str op, Tensor target, Tensor? weight, Tensor? voxel_weight, int num_classes, "
-          "int ignore_index) -> Tensor",
+          "int ignore_index, Tensor? label_table=None) -> Tensor",
           {at::Tag::pt2_compliant_tag});
 }
 

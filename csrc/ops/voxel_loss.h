@@ -47,7 +47,10 @@ template <class Loss, class LossOptions> struct VoxelLoss : LossDefaults<Loss> {
 
     static Reading read(const Arguments& arguments, const Options& options, Target kind) {
         check_loss_dtype(arguments.op, arguments.input, options.dtype);
-        return {kind, options.dim, options.ignore_index, options.dtype,
+        return {kind,
+                options.dim,
+                {options.ignore_index, arguments.label_table},
+                options.dtype,
                 ranges_of(arguments, kind, compute_dtype(options.dtype))};
     }
 

@@ -6,7 +6,7 @@
 #include "confusion_tests.h"
 #include "cross_entropy_tests.h"
 #include "elementary_tests.h"
-#include "label_tests.h"
+#include "label_table_tests.h"
 #include "soft_stats_tests.h"
 #include "tables.h"
 #include "topk_tests.h"
@@ -55,6 +55,7 @@ int main(void) {
     test_all_binary();
     test_bad_labels();
     test_bad_predictions();
+    test_label_tables();
     test_one_hot();
     return 0;
 }

@@ -3,7 +3,7 @@
  *
  * Prints one line per group. Returns 1 at the first failure and prints its case. */
 
-#include "label_tests.h"
+#include "label_table_tests.h"
 #include "soft_stats_tests.h"
 #include "table.h"
 #include "voxel_tests.h"
@@ -432,6 +432,7 @@ int main(void) {
     test_confusion();
     test_bad_labels();
     test_bad_predictions();
+    test_label_tables();
     test_bad_soft_targets();
     test_ranges();
     test_refusals();

@@ -24,6 +24,10 @@ template <typename Logits> __device__ int64_t argmax(const Logits& logits, int64
     return predicted;
 }
 
+__device__ int64_t label_of(const segloss_confusion& a, const PairWalk& at) {
+    return load_class(a.target, at[1], a.labels, at.position(), a.num_classes, a.ignore_index);
+}
+
 template <typename Cell>
 __device__ void count_voxel(const segloss_confusion& a, int64_t label, int64_t predicted, Cell* cells) {
     const Cell one = 1;
@@ -78,7 +82,7 @@ __global__ void __launch_bounds__(THREADS)
     Totals mine;
     for_each_tile(walk_of(a), begin, end, [&](const PairWalk& at, int count) {
         const bool exists = static_cast<int>(threadIdx.x) < count;
-        const int64_t label = exists ? load_class(a.target, at[1], a.num_classes, a.ignore_index) : IGNORED;
+        const int64_t label = exists ? label_of(a, at) : IGNORED;
         const int64_t predicted = predict<T, TILED>(a, &tile, at[0], count);
         if (num_shared > 0) {
             visit_voxel(a, at.position(), label, predicted, cells, &mine);
@@ -102,7 +106,7 @@ __global__ void finish_count(const __grid_constant__ segloss_confusion a,
     if (is_news(call, total)) {
         auto walk = walk_of(a);
         walk.start(total.first_refused);
-        const bool is_prediction = load_class(a.target, walk[1], a.num_classes, a.ignore_index) != BAD;
+        const bool is_prediction = label_of(a, walk) != BAD;
         report(call, total, is_prediction ? a.prediction : a.target, walk[is_prediction ? 0 : 1],
                is_prediction ? SEGLOSS_OF_PREDICTED_LABELS : SEGLOSS_OF_TARGET);
     }

@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 #include <stdint.h>
 
+#include "../label_row.h"
 #include "launchers.h"
 
 namespace {
@@ -134,16 +135,19 @@ private:
     int64_t position_, last_, offsets_[N];
 };
 
-enum : int64_t { IGNORED = -1, BAD = -2 };
+enum : int64_t { IGNORED = SEGLOSS_IGNORED, BAD = SEGLOSS_BAD };
 
-// The class of a label, IGNORED or BAD.
-__device__ inline int64_t load_class(const segloss_tensor& t, int64_t offset, int64_t num_classes,
-                                     int64_t ignore_index) {
+// The class of the label at a position, IGNORED or BAD.
+__device__ inline int64_t load_class(const segloss_tensor& t, int64_t offset, const segloss_label_table& labels,
+                                     int64_t position, int64_t num_classes, int64_t ignore_index) {
     const int64_t label = load_integer(t, offset);
-    if (label == ignore_index && (label != SEGLOSS_NO_LABEL || t.dtype == SEGLOSS_INT64)) {
-        return IGNORED;
+    if (label == SEGLOSS_NO_LABEL && t.dtype != SEGLOSS_INT64) {
+        return BAD;
     }
-    return label >= 0 && label < num_classes ? label : BAD;
+    if (labels.rows) {
+        return class_of_entry(entry_of_label(row_of_position(&labels, position), label), label, num_classes);
+    }
+    return label == ignore_index ? IGNORED : label >= 0 && label < num_classes ? label : BAD;
 }
 
 } // namespace

@@ -170,7 +170,7 @@ private:
 
     __device__ int64_t read_label() const {
         if (a->target_kind == SEGLOSS_LABELS) {
-            return load_class(a->target, target_at, a->num_classes, a->ignore_index);
+            return load_class(a->target, target_at, a->labels, position, a->num_classes, a->ignore_index);
         }
         return a->target_kind == SEGLOSS_MASKS ? read_masks() : 0;
     }
