@@ -222,6 +222,11 @@ def _elementwise(op: str, target: Any, *options: Any) -> list[_Sharding]:
     return [([_shard(d)], [None, _shard(d), *rest]) for d in [None, *range(target.ndim)]]
 
 
+@_rule(_ops.region_masks.default)
+def _region_masks(op: str, target: Any, label_table: Any, num_channels: int, dim: int) -> list[_Sharding]:
+    return [([_shard(d)], [None, _shard(d), Replicate(), None, None]) for d in _dims(target, dim)]
+
+
 @_rule(_ops.check_range.default)
 def _check_range(op: str, name: str, values: Any, *options: Any) -> list[_Sharding]:
     return [([Replicate()], [None, None, _shard(d), None, None]) for d in [None, *range(values.ndim)]]

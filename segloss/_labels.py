@@ -4,10 +4,10 @@ A table is a row of int64 numbers; csrc/kernels/kernels.h describes it. It is ma
 """
 
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral
 from types import EllipsisType
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from segloss._distributed import is_dtensor
 
 IgnoreIndex: TypeAlias = int | Sequence[int]
 LabelMap: TypeAlias = Mapping[int | EllipsisType, int | None] | Tensor
+Regions: TypeAlias = Sequence[Collection[int]]
 
 # Codes of entries, as in kernels.h.
 _IGNORED, _BAD, _SAME = -1, -2, -3
@@ -31,23 +32,55 @@ _tables: dict[object, Tensor] = {}
 _MOST_TABLES = 256
 
 
+class LabelOptions(NamedTuple):
+    """The keywords that say what labels mean, as the caller gave them."""
+
+    ignore_index: IgnoreIndex
+    label_map: LabelMap | None = None
+    regions: Regions | None = None
+
+
 def read_labels(
     op: str,
+    input: Tensor | None,
     target: Tensor,
+    dim: int,
     ignore_index: IgnoreIndex,
     label_map: LabelMap | None,
-    input: Tensor | None = None,
-    dim: int = 1,
+    regions: Regions | None = None,
 ) -> tuple[int, Tensor | None]:
     """The label to ignore, and None; or, if the labels need one, a table that says all. `input` has the classes."""
-    if label_map is None and (type(ignore_index) is int or not _is_collection(ignore_index)):
+    if label_map is None and regions is None and (type(ignore_index) is int or not _is_collection(ignore_index)):
         return ignore_index, None  # type: ignore[return-value]  # the caller checks whether it is an int
     ignored = _that_occur(target, _ignored_labels(op, ignore_index))
-    if label_map is None and len(ignored) <= 1:
+    if label_map is None and regions is None and len(ignored) <= 1:
         return ignored[0] if ignored else NO_LABEL, None
     if not isinstance(target, Tensor):
         return NO_LABEL, None  # the caller raises the error
-    return NO_LABEL, _table(op, target, ignored, label_map, _num_classes(input, dim))
+    num_channels = _num_classes(input, dim)
+    of_channels = None if regions is None else _checked_regions(op, regions, num_channels)
+    table = _table(op, target, _Meaning(ignored, None, num_channels, of_channels), label_map)
+    return NO_LABEL, table if regions is None else table.unsqueeze(0)
+
+
+def check_no_regions(op: str, regions: Regions | None, why: str) -> None:
+    if regions is not None:
+        raise ValueError(f"{op}: expected no regions, which may overlap: {why}")
+
+
+OF_SOFTMAX = (
+    "classes of a softmax exclude each other. Use a loss with activation='sigmoid', or "
+    "binary_cross_entropy_with_logits, and a channel for each region"
+)
+
+
+class _Meaning(NamedTuple):
+    """The keywords that say what labels mean, checked; equal ones have equal tables."""
+
+    ignored: tuple[int, ...]
+    label_map: tuple[tuple[object, object], ...] | None
+    num_channels: int | None  # None: not known
+    regions: tuple[tuple[int, ...], ...] | None
 
 
 def _num_classes(input: Tensor | None, dim: int) -> int | None:
@@ -92,13 +125,11 @@ def _integer(op: str, name: str, value: object, expected: str) -> int:
     return number
 
 
-def _table(
-    op: str, target: Tensor, ignored: tuple[int, ...], label_map: LabelMap | None, num_classes: int | None
-) -> Tensor:
+def _table(op: str, target: Tensor, meaning: _Meaning, label_map: LabelMap | None) -> Tensor:
     if isinstance(label_map, Tensor):
         _check_tensor_map(op, target, label_map)
         if not (_is_plain(label_map) and label_map.is_cpu):
-            return _on_all_ranks(target, _row_of_tensor(op, ignored, label_map, num_classes))
+            return _on_all_ranks(target, _row_of_tensor(op, meaning, label_map))
         label_map = dict(enumerate(label_map.tolist()))
     elif label_map is not None and not isinstance(label_map, Mapping):
         raise TypeError(
@@ -106,15 +137,16 @@ def _table(
             f"{type(label_map).__name__}. Use {{label: class_ for class_, label in enumerate(labels)}} for a list of "
             "labels"
         )
-    key = (ignored, None if label_map is None else tuple(label_map.items()), num_classes, target.device)
+    if label_map is not None:
+        meaning = meaning._replace(label_map=tuple(label_map.items()))
     may_keep = _is_plain(target)
-    table = _tables.get(key) if may_keep else None
+    table = _tables.get((meaning, target.device)) if may_keep else None
     if table is None:
-        table = torch.tensor(_row(op, ignored, label_map, num_classes), dtype=torch.int64, device=target.device)
+        table = torch.tensor(_row(op, meaning), dtype=torch.int64, device=target.device)
         if may_keep and _is_plain(table):
             if len(_tables) >= _MOST_TABLES:
                 _tables.clear()
-            _tables[key] = table
+            _tables[(meaning, target.device)] = table
     return _on_all_ranks(target, table)
 
 
@@ -126,43 +158,63 @@ def _on_all_ranks(target: Tensor, table: Tensor) -> Tensor:
     return replicated_like(target, table)
 
 
-def _row(
-    op: str,
-    ignored: tuple[int, ...],
-    label_map: Mapping[int | EllipsisType, int | None] | None,
-    num_classes: int | None,
-) -> list[int]:
-    entries, other = _entries(op, ignored, label_map, num_classes)
+def _row(op: str, meaning: _Meaning) -> list[int]:
+    entries, other = _entries(op, meaning)
     codes = [*entries.values(), other]
     labels = sorted(entries)
     first, last = labels[0], labels[-1]
     is_sorted = len(labels) <= _FEW or last - first >= _LONGEST
+    num_classes = max(0, *(code + 1 for code in codes))
     header = [
         first if other != _SAME else min(first, 0),
         len(labels) if is_sorted else last - first + 1,
         int(is_sorted),
         other,
         int(_IGNORED in codes),
-        max(0, *(code + 1 for code in codes)),
-        0,
+        num_classes,
+        _words(meaning),
     ]
     if is_sorted:
-        return [*header, *(entries[label] for label in labels), *labels]
-    return [*header, *(entries.get(label, other) for label in range(first, last + 1))]
+        by_label = [*(entries[label] for label in labels), *labels]
+    else:
+        by_label = [entries.get(label, other) for label in range(first, last + 1)]
+    return [*header, *by_label, *_sets(op, meaning, num_classes, {code for code in codes if code >= 0})]
 
 
-def _entries(
-    op: str,
-    ignored: tuple[int, ...],
-    label_map: Mapping[int | EllipsisType, int | None] | None,
-    num_classes: int | None,
-) -> tuple[dict[int, int], int]:
+def _words(meaning: _Meaning) -> int:
+    """How many numbers of 64 bits a set takes."""
+    return 0 if meaning.regions is None else -(-len(meaning.regions) // 64)
+
+
+def _sets(op: str, meaning: _Meaning, num_classes: int, classes: Collection[int]) -> list[int]:
+    """The regions that each class is in, as numbers of 64 bits."""
+    if meaning.regions is None:
+        return []
+    for region in meaning.regions:
+        for c in region:
+            if c not in classes:
+                raise ValueError(
+                    f"{op}: expected regions of classes that labels can have, got class {c} in region {region}, which "
+                    f"is no class of label_map or is ignored. The classes are {reprlib.repr(sorted(classes))}"
+                )
+    numbers = []
+    for c in range(num_classes):
+        bits = sum(1 << channel for channel, region in enumerate(meaning.regions) if c in region)
+        for word in range(_words(meaning)):
+            number = bits >> (64 * word) & (2**64 - 1)
+            numbers.append(number if number <= _INT64_MAX else number - 2**64)
+    return numbers
+
+
+def _entries(op: str, meaning: _Meaning) -> tuple[dict[int, int], int]:
     """The entry of each label that is named, and that of all others."""
+    ignored, label_map, num_classes, regions = meaning
     if label_map is None:
-        return dict.fromkeys(ignored, _IGNORED), _SAME
-    classes = {key: _class(op, key, value) for key, value in label_map.items()}
+        to_ignore = dict.fromkeys(ignored, _IGNORED)
+        return (to_ignore, _SAME) if regions is None else ({c: c for c in range(_end(regions))} | to_ignore, _BAD)
+    classes = {key: _class(op, key, value) for key, value in label_map}
     named = [c for c in classes.values() if c is not None and c not in ignored]
-    if num_classes is None:  # one more than the map has, so that its last class is not ignored without a word
+    if num_classes is None or regions is not None:  # one more than the map has, or its last class might be ignored
         num_classes = max(named, default=-1) + 2
     for label, c in classes.items():
         if c in ignored and 0 <= c < num_classes:
@@ -182,8 +234,39 @@ def _entries(
             )
         codes[label] = _IGNORED
     if not named:
-        raise ValueError(f"{op}: expected a class for at least one label in label_map, got {reprlib.repr(label_map)}")
+        raise ValueError(f"{op}: expected a class for at least one label in label_map, got {reprlib.repr(classes)}")
     return codes or {0: other}, other  # type: ignore[return-value]
+
+
+def _end(regions: tuple[tuple[int, ...], ...]) -> int:
+    """One more than the largest class of the regions."""
+    return 1 + max(max(region) for region in regions)
+
+
+def _checked_regions(op: str, regions: Regions, num_channels: int | None) -> tuple[tuple[int, ...], ...]:
+    if not isinstance(regions, Sequence) or isinstance(regions, str) or not regions:
+        got = "an empty one" if isinstance(regions, Sequence) and not regions else type(regions).__name__
+        raise TypeError(f"{op}: expected regions to be a sequence of collections of classes, got {got}")
+    checked = []
+    for region in regions:
+        if not isinstance(region, Collection) or isinstance(region, str | Mapping):
+            raise TypeError(
+                f"{op}: expected each of regions to be a collection of classes, got {reprlib.repr(region)}. Use (3,) "
+                "for a region of one class"
+            )
+        classes = [_integer(op, "each class of regions", c, "an int") for c in region]
+        if not classes or len(set(classes)) < len(classes) or min(classes) < 0:
+            raise ValueError(
+                f"{op}: expected different classes from 0 on in each of regions, and one at least, got "
+                f"{reprlib.repr(region)}"
+            )
+        checked.append(tuple(sorted(classes)))
+    if num_channels is not None and len(checked) != num_channels:
+        raise ValueError(
+            f"{op}: expected {num_channels} regions, one for each channel of input, got {len(checked)}. Give the "
+            "network a channel for each region"
+        )
+    return tuple(checked)
 
 
 def _two_meanings(op: str, got: str, ignored: tuple[int, ...]) -> str:
@@ -221,11 +304,12 @@ def _check_tensor_map(op: str, target: Tensor, label_map: Tensor) -> None:
         )
 
 
-def _row_of_tensor(op: str, ignored: tuple[int, ...], label_map: Tensor, num_classes: int | None) -> Tensor:
+def _row_of_tensor(op: str, meaning: _Meaning, label_map: Tensor) -> Tensor:
     """The row of a tensor whose values are not read: a device would have to be waited for, or they do not exist yet."""
+    ignored, _, num_classes, regions = meaning
     length = label_map.shape[0]
     for label in ignored:
-        if num_classes is not None and 0 <= label < num_classes:
+        if num_classes is not None and regions is None and 0 <= label < num_classes:
             raise ValueError(_two_meanings(op, f"a tensor as label_map on {label_map.device}", ignored))
     first, last = min(0, *ignored, 0), max(length - 1, *ignored, 0)
     if last - first >= max(length, _LONGEST):
@@ -244,7 +328,13 @@ def _row_of_tensor(op: str, ignored: tuple[int, ...], label_map: Tensor, num_cla
 
     classes = label_map.to(torch.int64)
     classes = masked(classes.masked_fill(classes < 0, _BAD), classes)
+    if regions is not None:  # one more class stands for all that are in no region
+        classes = classes.clamp_max(_end(regions))
     entries = torch.nn.functional.pad(classes, (-first, last + 1 - length), value=_BAD)
     entries = masked(entries, torch.arange(first, last + 1, device=label_map.device))
     header = numbers(first, last + 1 - first, 0, _BAD, 1)
-    return torch.cat([header, classes.amax(0, keepdim=True) + 1, numbers(0), entries])
+    if regions is None:
+        return torch.cat([header, classes.amax(0, keepdim=True) + 1, numbers(0), entries])
+    end = _end(regions) + 1
+    sets = numbers(*_sets(op, meaning, end, range(end)))
+    return torch.cat([header, numbers(end, _words(meaning)), entries, sets])

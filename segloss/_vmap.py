@@ -303,6 +303,12 @@ def _class_masks(op: str, target: Tensor, ignore_index: int) -> Tensor:
     return masks
 
 
+@_rule(_ops.region_masks.default)
+def _region_masks(op: str, target: Tensor, label_table: Tensor, num_channels: int, dim: int) -> Tensor:
+    masks: Tensor = _ops.region_masks(op, target, label_table, num_channels, dim + 1)
+    return masks
+
+
 @_rule(_ops.one_hot_labels.default)
 def _one_hot_labels(op: str, target: Tensor, dim: int, *advice: str) -> Tensor:
     labels: Tensor = _ops.one_hot_labels(op, target, dim + 1, *advice)

@@ -14,7 +14,7 @@ from torch.nn import _reduction
 from segloss._compat import is_autocast_available
 from segloss._distributed import check_process_group, is_dtensor, sum_over_ranks, sums_or_zeros
 from segloss._docs import documented
-from segloss._labels import IgnoreIndex, LabelMap, read_labels
+from segloss._labels import OF_SOFTMAX, IgnoreIndex, LabelMap, Regions, check_no_regions, read_labels
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -54,6 +54,7 @@ def cross_entropy(
     dim: int = 1,
     voxel_weight: Tensor | None = None,
     label_map: LabelMap | None = None,
+    regions: Regions | None = None,
     empty: Empty = "nan",
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
@@ -96,6 +97,7 @@ def cross_entropy(
             which the class None says that the label is ignored, and the key ``...`` stands for all labels that it does
             not name; or an integer tensor ``[L]`` with the classes of the labels 0 to L - 1. A class that is one of
             ``ignore_index`` means ignored, too. Default: None, labels are classes.
+        regions: of other losses: overlapping regions need a sigmoid, so any but None is an error.
         empty: the mean over no voxel, or over zero weights: ``"nan"`` as in torch, or ``"zero"``. The gradient is 0 in
             both cases.
         process_group: the ``torch.distributed.ProcessGroup`` whose ranks hold parts of the batch, of any sizes. Each
@@ -139,7 +141,8 @@ def cross_entropy(
         * ``segloss.total_weight``: the denominator of the mean
     """
     op = "cross_entropy"
-    ignore_index, label_table = read_labels(op, target, ignore_index, label_map, input, dim)
+    check_no_regions(op, regions, OF_SOFTMAX)
+    ignore_index, label_table = read_labels(op, input, target, dim, ignore_index, label_map)
     _check_options(op, ignore_index, dim, label_smoothing)
     code = _reduction_code(op, reduction, size_average, reduce)
     empty_zero = _is_zero(op, empty)
@@ -180,6 +183,7 @@ def nll_loss(
     dim: int = 1,
     voxel_weight: Tensor | None = None,
     label_map: LabelMap | None = None,
+    regions: Regions | None = None,
     empty: Empty = "nan",
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
@@ -223,7 +227,8 @@ def nll_loss(
         * ``segloss.cross_entropy``: for logits
     """
     op = "nll_loss"
-    ignore_index, label_table = read_labels(op, target, ignore_index, label_map, input, dim)
+    check_no_regions(op, regions, OF_SOFTMAX)
+    ignore_index, label_table = read_labels(op, input, target, dim, ignore_index, label_map)
     _check_options(op, ignore_index, dim)
     code = _reduction_code(op, reduction, size_average, reduce)
     empty_zero = _is_zero(op, empty)
@@ -251,6 +256,7 @@ def focal_loss(
     dim: int = 1,
     voxel_weight: Tensor | None = None,
     label_map: LabelMap | None = None,
+    regions: Regions | None = None,
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     """Focal loss: cross entropy in which well-classified voxels count less.
@@ -280,8 +286,13 @@ def focal_loss(
               and 1 of any shape and dtype is the mask of the foreground.
         ignore_index: label of the voxels to ignore, or a sequence of labels, as they are in target; they add nothing to
             the loss, and their gradient is 0.
-        reduction: ``"mean"`` divides the sum over the voxels that count by ``sum(v * weight[y])``, with sigmoid by ``C
-            * sum(v)``; ``"sum"`` adds; ``"none"`` returns the loss of each voxel, with sigmoid of each voxel and class.
+        reduction: ``"mean"`` divides the sum over the voxels that count by ``sum(v * weight[y])``, with sigmoid by
+            ``C * sum(v)``; ``"sum"`` adds; ``"none"`` returns the loss of each voxel, with sigmoid of each voxel and
+            class.
+        regions: with sigmoid, the classes of each channel's region, one collection for each channel, overlapping as
+            they like: ``[(1, 2, 3), (1, 3), (3,)]``. A channel's target is whether the class of the voxel, its label or
+            what ``label_map`` makes of it, is in the region; no mask is made. Without ``label_map`` labels are 0 to the
+            largest class. Default: None, channels are classes.
         others: as in ``segloss.cross_entropy``.
 
     Returns:
@@ -308,7 +319,9 @@ def focal_loss(
         * ``segloss.dice_focal_loss``: with a Dice loss
     """
     op = "focal_loss"
-    ignore_index, label_table = read_labels(op, target, ignore_index, label_map, input, dim)
+    if activation == "softmax":
+        check_no_regions(op, regions, OF_SOFTMAX)
+    ignore_index, label_table = read_labels(op, input, target, dim, ignore_index, label_map, regions)
     _check_types(op, input, target, weight, voxel_weight, ignore_index, dim)
     _check_gamma(op, gamma)
     _check_choice(op, "activation", activation, ("softmax", "sigmoid"))
@@ -346,6 +359,7 @@ def binary_cross_entropy_with_logits(
     label_smoothing: float = 0.0,
     voxel_weight: Tensor | None = None,
     label_map: LabelMap | None = None,
+    regions: Regions | None = None,
     empty: Empty = "nan",
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
@@ -378,6 +392,8 @@ def binary_cross_entropy_with_logits(
             other than 0 and 1 in any class of a voxel. They add nothing to the loss, and their gradient is 0. Floating
             targets in [0, 1] have none.
         label_smoothing: s in the formula, in [0, 1].
+        regions: the classes of each channel's region, one collection for each channel, overlapping as they like, as in
+            ``segloss.focal_loss``. Default: None, channels are classes.
         others: as in ``segloss.cross_entropy``.
 
     Returns:
@@ -407,7 +423,7 @@ def binary_cross_entropy_with_logits(
         * ``segloss.dice_ce_loss``: with ``activation="sigmoid"`` it adds a Dice loss
     """
     op = "binary_cross_entropy_with_logits"
-    ignore_index, label_table = read_labels(op, target, ignore_index, label_map, input, dim)
+    ignore_index, label_table = read_labels(op, input, target, dim, ignore_index, label_map, regions)
     _check_types(op, input, target, weight, voxel_weight, ignore_index, dim, label_smoothing=label_smoothing)
     code = _reduction_code(op, reduction, size_average, reduce)
     empty_zero = _is_zero(op, empty)
@@ -495,6 +511,7 @@ def topk_loss(
     dim: int = 1,
     voxel_weight: Tensor | None = None,
     label_map: LabelMap | None = None,
+    regions: Regions | None = None,
 ) -> Tensor:
     """Top-k loss (online bootstrapping): the mean of cross entropy over the k percent of voxels where it is largest.
 
@@ -545,7 +562,8 @@ def topk_loss(
         * ``segloss.focal_loss``: stresses hard voxels without dropping any
     """
     op = "topk_loss"
-    ignore_index, label_table = read_labels(op, target, ignore_index, label_map, input, dim)
+    check_no_regions(op, regions, OF_SOFTMAX)
+    ignore_index, label_table = read_labels(op, input, target, dim, ignore_index, label_map)
     _check_types(op, input, target, weight, voxel_weight, ignore_index, dim, k=k, label_smoothing=label_smoothing)
     if not 0 < k <= 100:
         raise ValueError(f"{op}: expected k, a percentage, in (0, 100], got {k!r}")
@@ -616,7 +634,7 @@ def total_weight(
         * ``segloss.cross_entropy``, ``segloss.nll_loss``, ``segloss.focal_loss``: ``reduction="sum"`` is the numerator
     """
     op = "total_weight"
-    ignore_index, label_table = read_labels(op, target, ignore_index, label_map)
+    ignore_index, label_table = read_labels(op, None, target, 0, ignore_index, label_map)
     _check_tensor(op, "target", target)
     _check_types(op, target, target, weight, voxel_weight, ignore_index, dim=0)
     check_process_group(op, process_group)

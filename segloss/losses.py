@@ -10,7 +10,7 @@ from torch.nn import _reduction
 
 from segloss import functional, region
 from segloss._docs import document_module
-from segloss._labels import NO_LABEL, IgnoreIndex, LabelMap
+from segloss._labels import NO_LABEL, IgnoreIndex, LabelMap, Regions
 from segloss.functional import Activation, Empty, Reduction
 from segloss.region import WeightType
 
@@ -150,6 +150,7 @@ class NLLLoss(_ReducedLoss):
         *,
         dim: int = 1,
         label_map: LabelMap | None = None,
+        regions: Regions | None = None,
         empty: Empty = "nan",
         process_group: "ProcessGroup | None" = None,
     ) -> None:
@@ -200,6 +201,7 @@ class CrossEntropyLoss(_ReducedLoss):
         *,
         dim: int = 1,
         label_map: LabelMap | None = None,
+        regions: Regions | None = None,
         empty: Empty = "nan",
         process_group: "ProcessGroup | None" = None,
     ) -> None:
@@ -253,6 +255,7 @@ class FocalLoss(_ReducedLoss):
         empty: Empty = "nan",
         dim: int = 1,
         label_map: LabelMap | None = None,
+        regions: Regions | None = None,
         process_group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__(**_keywords(locals()))
@@ -299,6 +302,7 @@ class BCEWithLogitsLoss(_ReducedLoss):
         *,
         dim: int = 1,
         label_map: LabelMap | None = None,
+        regions: Regions | None = None,
         ignore_index: IgnoreIndex = -100,
         label_smoothing: float = 0.0,
         empty: Empty = "nan",
@@ -348,6 +352,7 @@ class TopKLoss(_LabelLoss):
         empty: Empty = "nan",
         dim: int = 1,
         label_map: LabelMap | None = None,
+        regions: Regions | None = None,
     ) -> None:
         super().__init__(**_keywords(locals()))
 
@@ -414,6 +419,7 @@ class DiceLoss(_RegionLoss):
         reduction: Reduction = "mean",
         dim: int = 1,
         label_map: LabelMap | None = None,
+        regions: Regions | None = None,
         process_group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__(**_keywords(locals()))
@@ -463,6 +469,7 @@ class GeneralizedDiceLoss(_RegionLoss):
         reduction: Reduction = "mean",
         dim: int = 1,
         label_map: LabelMap | None = None,
+        regions: Regions | None = None,
         process_group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__(**_keywords(locals()))
@@ -523,6 +530,7 @@ class TverskyLoss(_RegionLoss):
         reduction: Reduction = "mean",
         dim: int = 1,
         label_map: LabelMap | None = None,
+        regions: Regions | None = None,
         process_group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__(**_keywords(locals()))
@@ -579,6 +587,7 @@ class DiceCELoss(_CompoundLoss):
         reduction: Literal["mean", "sum"] = "mean",
         dim: int = 1,
         label_map: LabelMap | None = None,
+        regions: Regions | None = None,
         process_group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__(**_keywords(locals()))
@@ -636,6 +645,7 @@ class DiceFocalLoss(_CompoundLoss):
         reduction: Literal["mean", "sum"] = "mean",
         dim: int = 1,
         label_map: LabelMap | None = None,
+        regions: Regions | None = None,
         process_group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__(**_keywords(locals()))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from segloss._docs import documented
-from segloss._labels import IgnoreIndex, LabelMap, read_labels
+from segloss._labels import IgnoreIndex, LabelMap, LabelOptions, Regions, check_no_regions, read_labels
 from segloss.functional import _check_flags, _check_integer, _check_options, _check_types
 
 _OPERATORS: dict[str, Callable[..., Tensor]] = {
@@ -23,6 +23,7 @@ def confusion_matrix(
     *,
     ignore_index: IgnoreIndex = -100,
     label_map: LabelMap | None = None,
+    regions: Regions | None = None,
     dim: int = 1,
 ) -> Tensor:
     """Confusion matrix: how many voxels of each class are predicted as each class.
@@ -48,6 +49,7 @@ def confusion_matrix(
             not name; or an integer tensor ``[L]`` with the classes of the labels 0 to L - 1. A class that is one of
             ``ignore_index`` means ignored, too. It maps the labels of target, not those of a predicted map.
             Default: None, labels are classes.
+        regions: of ``segloss.dice_score`` and ``segloss.jaccard_index``; any but None is an error.
         dim: the class dimension of input.
 
     Returns:
@@ -78,7 +80,10 @@ def confusion_matrix(
     See also:
         * ``segloss.accuracy``, ``segloss.dice_score``, ``segloss.jaccard_index``: scores computed from the same counts
     """
-    return _score("confusion_matrix", input, target, num_classes, ignore_index, label_map, dim)
+    check_no_regions(
+        "confusion_matrix", regions, "a voxel then has no one class that can be right. Use dice_score or jaccard_index"
+    )
+    return _score("confusion_matrix", input, target, num_classes, LabelOptions(ignore_index, label_map), dim)
 
 
 @documented(like=confusion_matrix)
@@ -89,6 +94,7 @@ def accuracy(
     *,
     ignore_index: IgnoreIndex = -100,
     label_map: LabelMap | None = None,
+    regions: Regions | None = None,
     dim: int = 1,
     masks: bool = False,
 ) -> Tensor:
@@ -129,7 +135,10 @@ def accuracy(
         * ``segloss.dice_score``, ``segloss.jaccard_index``: scores of each class
         * ``segloss.confusion_matrix``: the counts
     """
-    return _score("accuracy", input, target, num_classes, ignore_index, label_map, dim, masks)
+    check_no_regions(
+        "accuracy", regions, "a voxel then has no one class that can be right. Use dice_score or jaccard_index"
+    )
+    return _score("accuracy", input, target, num_classes, LabelOptions(ignore_index, label_map), dim, masks)
 
 
 @documented(like=confusion_matrix)
@@ -140,6 +149,7 @@ def dice_score(
     *,
     ignore_index: IgnoreIndex = -100,
     label_map: LabelMap | None = None,
+    regions: Regions | None = None,
     dim: int = 1,
     masks: bool = False,
 ) -> Tensor:
@@ -155,6 +165,10 @@ def dice_score(
     Its memory grows with C, not with C^2 as that of ``segloss.confusion_matrix``.
 
     Args:
+        regions: the classes of each region, overlapping as they like: ``[(1, 2, 3), (1, 3), (3,)]``; the result has a
+            score for each. Input is then the logits of a channel for each region, of which those above 0 are in it, or
+            a map of predicted classes. Classes of target are its labels, or those of ``label_map``. Default: None, a
+            score for each class.
         masks: whether input and target are masks of 0 and 1, one for each class. Classes may overlap; each has its own
             score. Both are ``[N, C, *]``, with the classes in ``dim``; or for one class ``[N, *]`` and ``[N, 1, *]``,
             or both ``[N]``. Input is integer or bool, target any dtype of labels. A voxel whose target is
@@ -189,7 +203,10 @@ def dice_score(
         * ``segloss.dice_loss``: the differentiable loss
         * ``segloss.confusion_matrix``, ``segloss.accuracy``: other metrics
     """
-    return _score("dice_score", input, target, num_classes, ignore_index, label_map, dim, masks)
+    labels = LabelOptions(ignore_index, label_map, regions)
+    if regions is None:
+        return _score("dice_score", input, target, num_classes, labels, dim, masks)
+    return _region_score("dice_score", input, target, num_classes, labels, dim, masks)
 
 
 @documented(like=dice_score)
@@ -200,6 +217,7 @@ def jaccard_index(
     *,
     ignore_index: IgnoreIndex = -100,
     label_map: LabelMap | None = None,
+    regions: Regions | None = None,
     dim: int = 1,
     masks: bool = False,
 ) -> Tensor:
@@ -239,27 +257,76 @@ def jaccard_index(
         * ``segloss.dice_loss``: with ``jaccard=True`` the differentiable loss
         * ``segloss.confusion_matrix``, ``segloss.accuracy``: other metrics
     """
-    return _score("jaccard_index", input, target, num_classes, ignore_index, label_map, dim, masks)
+    labels = LabelOptions(ignore_index, label_map, regions)
+    if regions is None:
+        return _score("jaccard_index", input, target, num_classes, labels, dim, masks)
+    return _region_score("jaccard_index", input, target, num_classes, labels, dim, masks)
 
 
 def _score(
-    op: str,
-    input: Tensor,
-    target: Tensor,
-    num_classes: int | None,
-    ignore_index: IgnoreIndex,
-    label_map: LabelMap | None,
-    dim: int,
-    *masks: bool,
+    op: str, input: Tensor, target: Tensor, num_classes: int | None, labels: LabelOptions, dim: int, *masks: bool
 ) -> Tensor:
-    ignored, label_table = read_labels(op, target, ignore_index, label_map, input, dim)
-    _check_options(op, ignored, dim)
+    ignore_index, label_table = read_labels(op, input, target, dim, *labels)
+    _check_options(op, ignore_index, dim)
     if num_classes is not None:
         _check_integer(op, "num_classes", num_classes)
     for flag in masks:
         _check_flags(op, masks=flag)
     try:
-        return _OPERATORS[op](input, target, num_classes, ignored, dim, *masks, label_table)
+        return _OPERATORS[op](input, target, num_classes, ignore_index, dim, *masks, label_table)
     except (TypeError, RuntimeError):
-        _check_types(op, input, target, None, None, ignored, dim)
+        _check_types(op, input, target, None, None, ignore_index, dim)
         raise
+
+
+def _region_score(
+    op: str,
+    input: Tensor,
+    target: Tensor,
+    num_classes: int | None,
+    labels: LabelOptions,
+    dim: int,
+    masks: bool,
+) -> Tensor:
+    """The score of each region: of the masks of logits, or from the counts of pairs of classes of label maps."""
+    _check_flags(op, masks=masks)
+    _check_types(op, input, target, None, None, 0, dim)
+    _, table = read_labels(op, input, target, dim, *labels)
+    regions = labels.regions
+    assert table is not None
+    assert regions is not None
+    if masks or num_classes not in (None, len(regions)):
+        raise ValueError(f"{op}: expected masks=False and no num_classes with regions, got {masks} and {num_classes}")
+    if input.is_floating_point():
+        return _OPERATORS[op](input > 0, _masks_of(op, input, target, table, dim), None, -1, dim, True)
+    num_classes = int(table[0, 5])  # of the labels; kernels.h has the place
+    ignore_index, of_pairs = read_labels(op, None, target, dim, *labels._replace(regions=None))
+    input, target = (_without_channel(each, other, dim) for each, other in ((input, target), (target, input)))
+    pairs = torch.ops.segloss.confusion_counts(op, input, target, num_classes, ignore_index, 0, False, of_pairs)
+    members = torch.tensor([[c in region for c in range(num_classes)] for region in regions], device=input.device)
+    is_label, is_predicted = members[:, :, None], members[:, None, :]
+    both, either = ((pairs * where).sum((1, 2)) for where in (is_label & is_predicted, is_label | is_predicted))
+    above, below = (2 * both, both + either) if op == "dice_score" else (both, either)
+    return (above.double() / below).to(torch.get_default_dtype())
+
+
+def _without_channel(map: Tensor, other: Tensor, dim: int) -> Tensor:
+    """A label map without the class dimension of size 1 that the other one lacks."""
+    along = 0 if map.dim() == 1 else dim
+    is_lacking = map.dim() == other.dim() + 1 and -map.dim() <= along < map.dim()
+    return map.squeeze(along) if is_lacking else map
+
+
+def _masks_of(op: str, input: Tensor, target: Tensor, table: Tensor, dim: int) -> Tensor:
+    """The masks of the regions, of the logits' shape, -1 where the label is ignored."""
+    along = dim % input.dim() if input.dim() > 1 and -input.dim() <= dim < input.dim() else 0
+    whole = target.unsqueeze(along) if target.dim() == input.dim() - 1 else target
+    expected = [1 if d == along else size for d, size in enumerate(input.shape)]
+    if list(whole.shape) != expected:
+        del expected[along]
+        raise RuntimeError(
+            f"{op}: expected labels of shape {expected}, with or without a class dimension of size 1, for input "
+            f"{list(input.shape)} with its regions in dimension {along}, got target {list(target.shape)}"
+        )
+    masks: Tensor = torch.ops.segloss.region_masks(op, whole, table, input.shape[along], along)
+    return masks

@@ -8,7 +8,15 @@ from torch import Tensor
 
 from segloss._distributed import check_process_group, is_dtensor, sum_over_ranks, sums_or_zeros
 from segloss._docs import documented
-from segloss._labels import IgnoreIndex, LabelMap, read_labels
+from segloss._labels import (
+    OF_SOFTMAX,
+    IgnoreIndex,
+    LabelMap,
+    LabelOptions,
+    Regions,
+    check_no_regions,
+    read_labels,
+)
 from segloss.functional import (
     _REDUCTIONS,
     Activation,
@@ -92,6 +100,7 @@ def soft_stats(
     ignore_index: IgnoreIndex = -100,
     voxel_weight: Tensor | None = None,
     label_map: LabelMap | None = None,
+    regions: Regions | None = None,
     dim: int = 1,
 ) -> SoftStats:
     """The three sums for each sample and class from which region losses (Dice family) are computed.
@@ -130,6 +139,10 @@ def soft_stats(
             which the class None says that the label is ignored, and the key ``...`` stands for all labels that it does
             not name; or an integer tensor ``[L]`` with the classes of the labels 0 to L - 1. A class that is one of
             ``ignore_index`` means ignored, too. Default: None, labels are classes.
+        regions: with sigmoid or without activation, the classes of each channel's region, one collection for each
+            channel, overlapping as they like: ``[(1, 2, 3), (1, 3), (3,)]``. A channel's target is whether the class of
+            the voxel, its label or what ``label_map`` makes of it, is in the region; no mask is made. Without
+            ``label_map`` labels are 0 to the largest class. Default: None, channels are classes.
         dim: the class dimension of input.
 
     Returns:
@@ -167,7 +180,8 @@ def soft_stats(
         * ``segloss.SoftStats``: the type of the result
         * ``segloss.dice_loss``, ``segloss.generalized_dice_loss``, ``segloss.tversky_loss``: losses made of these sums
     """
-    walk = _Walk(dim, activation, ignore_index, label_map, squared=squared, any_finite_target=True)
+    labels = LabelOptions(ignore_index, label_map, regions)
+    walk = _Walk(dim, activation, labels, squared=squared, any_finite_target=True)
     stats, *_ = _sums("soft_stats", input, target, None, voxel_weight, walk)
     dtype = torch.promote_types(input.dtype, torch.float32)
     return SoftStats(*(sums.to(dtype) for sums in stats))
@@ -192,6 +206,7 @@ def dice_loss(
     dim: int = 1,
     voxel_weight: Tensor | None = None,
     label_map: LabelMap | None = None,
+    regions: Regions | None = None,
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     """Soft Dice or Jaccard loss of logits against labels, class probabilities or masks.
@@ -274,9 +289,8 @@ def dice_loss(
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
     _check_flags(op, jaccard=jaccard)
     _check_numbers(op, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
-    walk = _Walk(
-        dim, activation, ignore_index, label_map, include_background, batch, process_group, soft_label, squared
-    )
+    labels = LabelOptions(ignore_index, label_map, regions)
+    walk = _Walk(dim, activation, labels, include_background, batch, process_group, soft_label, squared)
     stats, whole, _ = _sums(op, input, target, weight, voxel_weight, walk)
     terms = _dice_terms(stats, _DiceTerms(jaccard, smooth_nr, smooth_dr))
     return _reduced(terms, weight, reduction, whole).to(_result_dtype(input))
@@ -299,6 +313,7 @@ def generalized_dice_loss(
     dim: int = 1,
     voxel_weight: Tensor | None = None,
     label_map: LabelMap | None = None,
+    regions: Regions | None = None,
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     """Generalized Dice loss: one term for each sample, in which small classes weigh as much as large ones.
@@ -345,7 +360,8 @@ def generalized_dice_loss(
     _check_choice(op, "w_type", w_type, ("square", "simple", "uniform"))
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
     _check_numbers(op, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
-    walk = _Walk(dim, activation, ignore_index, label_map, include_background, batch, process_group, soft_label)
+    labels = LabelOptions(ignore_index, label_map, regions)
+    walk = _Walk(dim, activation, labels, include_background, batch, process_group, soft_label)
     stats, whole, _ = _sums(op, input, target, None, voxel_weight, walk)
     w = _volume_weights(stats.target, w_type)
     shared = 2 * (w * stats.intersection).sum(-1) + smooth_nr
@@ -374,6 +390,7 @@ def tversky_loss(
     dim: int = 1,
     voxel_weight: Tensor | None = None,
     label_map: LabelMap | None = None,
+    regions: Regions | None = None,
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     """Tversky and focal Tversky loss: Dice with separate weights for false positives and false negatives.
@@ -422,7 +439,8 @@ def tversky_loss(
     _check_gamma(op, gamma)
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
     _check_numbers(op, alpha=alpha, beta=beta, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
-    walk = _Walk(dim, activation, ignore_index, label_map, include_background, batch, process_group, soft_label)
+    labels = LabelOptions(ignore_index, label_map, regions)
+    walk = _Walk(dim, activation, labels, include_background, batch, process_group, soft_label)
     stats, whole, _ = _sums(op, input, target, weight, voxel_weight, walk)
     errors = alpha * stats.fp + beta * stats.fn
     terms = _terms(1, stats.tp + smooth_nr, stats.tp + errors + smooth_dr, smooth_nr, gamma)
@@ -452,6 +470,7 @@ def dice_ce_loss(
     dim: int = 1,
     voxel_weight: Tensor | None = None,
     label_map: LabelMap | None = None,
+    regions: Regions | None = None,
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     """Compound loss: Dice plus cross entropy, computed together.
@@ -501,9 +520,8 @@ def dice_ce_loss(
     """
     op = "dice_ce_loss"
     _check_numbers(op, lambda_dice=lambda_dice, lambda_ce=lambda_ce)
-    walk = _Walk(
-        dim, activation, ignore_index, label_map, include_background, batch, process_group, soft_label, squared
-    )
+    labels = LabelOptions(ignore_index, label_map, regions)
+    walk = _Walk(dim, activation, labels, include_background, batch, process_group, soft_label, squared)
     voxel_loss = _VoxelLoss("cross_entropy", empty, label_smoothing=label_smoothing)
     terms = _DiceTerms(jaccard, smooth_nr, smooth_dr)
     dice, ce = _dice_and(voxel_loss, op, input, target, weight, voxel_weight, walk, terms, reduction)
@@ -533,6 +551,7 @@ def dice_focal_loss(
     dim: int = 1,
     voxel_weight: Tensor | None = None,
     label_map: LabelMap | None = None,
+    regions: Regions | None = None,
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     """Compound loss: Dice plus focal loss, computed together.
@@ -577,9 +596,8 @@ def dice_focal_loss(
     op = "dice_focal_loss"
     _check_gamma(op, gamma)
     _check_numbers(op, lambda_dice=lambda_dice, lambda_focal=lambda_focal)
-    walk = _Walk(
-        dim, activation, ignore_index, label_map, include_background, batch, process_group, soft_label, squared
-    )
+    labels = LabelOptions(ignore_index, label_map, regions)
+    walk = _Walk(dim, activation, labels, include_background, batch, process_group, soft_label, squared)
     voxel_loss = _VoxelLoss("focal_loss", empty, gamma=gamma)
     terms = _DiceTerms(jaccard, smooth_nr, smooth_dr)
     dice, focal = _dice_and(voxel_loss, op, input, target, weight, voxel_weight, walk, terms, reduction)
@@ -591,8 +609,7 @@ class _Walk(NamedTuple):
 
     dim: int
     activation: str | None
-    ignore_index: IgnoreIndex
-    label_map: LabelMap | None
+    labels: LabelOptions
     include_background: bool = True
     batch: bool = False
     process_group: "ProcessGroup | None" = None
@@ -666,9 +683,16 @@ def _sums(
 
     The kernels return float64 for any dtype of input, so that a loss is rounded once, when it is finished.
     """
-    dim, activation, ignore_index, label_map, include_background, batch, process_group, *flags = walk
+    dim, activation, labels, include_background, batch, process_group, *flags = walk
     soft_label, squared, any_finite = flags
-    ignore_index, label_table = read_labels(op, target, ignore_index, label_map, input, dim)
+    if activation == "softmax":
+        check_no_regions(op, labels.regions, OF_SOFTMAX)
+    if labels.regions is not None and not include_background:
+        raise ValueError(
+            f"{op}: expected include_background=True with regions, where channel 0 is the first region, got False. "
+            "Leave the region of the background out of regions"
+        )
+    ignore_index, label_table = read_labels(op, input, target, dim, *labels)
     gamma, label_smoothing = (voxel_loss.gamma, voxel_loss.label_smoothing) if voxel_loss else (0.0, 0.0)
     _check_types(
         op, input, target, weight, voxel_weight, ignore_index, dim, gamma=gamma, label_smoothing=label_smoothing

@@ -33,6 +33,9 @@ CASES = {
     "weighted dice_ce_loss of the batch": partial(segloss.dice_ce_loss, weight=WEIGHT, **IGNORED, **BATCH),
     "cross_entropy of a label map": partial(segloss.cross_entropy, label_map={0: 1, 1: 2, 2: 0, 255: None}),
     "dice_ce_loss without two labels": partial(segloss.dice_ce_loss, ignore_index=(0, 255)),
+    "sigmoid dice_ce_loss of regions": partial(
+        segloss.dice_ce_loss, activation="sigmoid", regions=[(1, 2), (2,), (0, 1)], **IGNORED
+    ),
     "cross_entropy, sum": partial(segloss.cross_entropy, weight=WEIGHT, **IGNORED, reduction="sum"),
     "dice_loss, sum": partial(segloss.dice_loss, **IGNORED, reduction="sum"),
 }

@@ -28,6 +28,7 @@ WEIGHT = {"weight": torch.tensor([0.3, 1.0, 2.5, 0.0], dtype=torch.float64)}
 IGNORED = {"ignore_index": 255}
 MAPPED = {"label_map": {0: 2, 1: 0, 2: 1, 3: 3, 255: None}}
 SIGMOID = {"activation": "sigmoid"}
+REGIONS = [(0, 1, 2, 3), (1, 3), (3,), (0, 2)]
 
 
 def tensors(kind="labels", sizes=SIZES):
@@ -110,6 +111,7 @@ LOSSES = {
     ),
     "binary cross entropy of a label map": (segloss.binary_cross_entropy_with_logits, "labels", MAPPED),
     "dice": (segloss.dice_loss, "labels", {**WEIGHT, **IGNORED}),
+    "focal of regions": (segloss.focal_loss, "labels", {**SIGMOID, **IGNORED, "regions": REGIONS}),
     "dice of a label map": (segloss.dice_loss, "labels", MAPPED),
     "dice without smoothing": (segloss.dice_loss, "labels", {**IGNORED, "smooth_nr": 0.0, "smooth_dr": 0.0}),
     "generalized dice": (segloss.generalized_dice_loss, "labels", IGNORED),

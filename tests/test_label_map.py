@@ -317,8 +317,8 @@ def test_labels_that_the_map_does_not_name_are_listed_with_their_counts():
     x, raw, _ = case()
     expected = (
         r"Target 100 is out of bounds: 8 labels have no class, the first at index \[0, 0, 0\] of target "
-        r"\[2, 5, 4\]: 3 \(3 times\), 100 \(2 times\), 200 \(3 times\). Expected the labels that label_map names, "
-        r"7, 11, 24. Add them to it, with None for labels to ignore; its key ... stands for all others"
+        r"\[2, 5, 4\]: 3 \(3 times\), 100 \(2 times\), 200 \(3 times\). Expected one of the labels "
+        r"7, 11, 24. Name others in label_map, with None for labels to ignore; its key ... stands for all"
     )
     raw[1, 4, :3] = 200
     with pytest.raises(IndexError, match=expected):

@@ -58,7 +58,7 @@ struct segloss_tensor {
 
 /* What the labels of a data set mean. A row of int64 numbers maps them to classes: this header, an entry for each of
  * `length` labels, and, if the row is sorted, these labels in ascending order; otherwise entry k is that of label
- * first + k. Each class then has a set of bits, in `words` numbers. */
+ * first + k. With `words` > 0 each class then has a set: so many numbers, whose bits say what it contains. */
 enum segloss_label_row {
     SEGLOSS_ROW_FIRST,  /* at most the smallest label */
     SEGLOSS_ROW_LENGTH, /* >= 1 */
@@ -66,7 +66,7 @@ enum segloss_label_row {
     SEGLOSS_ROW_OTHER,      /* the entry of all other labels */
     SEGLOSS_ROW_MAY_IGNORE, /* whether some entry is SEGLOSS_IGNORED */
     SEGLOSS_ROW_CLASSES,    /* 1 + the largest class; 0 if labels may be classes themselves */
-    SEGLOSS_ROW_WORDS,      /* 0: there are no sets */
+    SEGLOSS_ROW_WORDS,      /* 0: there are no sets; every row of a table has as many */
     SEGLOSS_ROW_HEADER
 };
 
@@ -115,7 +115,8 @@ struct segloss_cross_entropy {
     const void* class_weight;           /* REAL [C], optional */
     const void* weight_of_ones;         /* REAL [C], optional, of binary losses: u_c below */
     int64_t ignore_index;               /* of labels and masks */
-    struct segloss_label_table labels;  /* optional, of labels; then ignore_index is not used */
+    struct segloss_label_table labels;  /* optional, of labels; then ignore_index is not used. With sets, the target
+                                         * holds labels, and masks are whether c is in the set of the label's class */
     double label_smoothing;             /* 0 with log_probabilities */
     double gamma;                       /* focal; >= 0. With a softmax, 0 unless the target is labels */
     int log_probabilities;              /* logits are log p already: no softmax */

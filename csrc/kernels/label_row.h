@@ -36,6 +36,26 @@ ROW_FUNCTION int64_t entry_of_label(const int64_t* row, int64_t label) {
     return (uint64_t)place < (uint64_t)length ? entries[place] : row[SEGLOSS_ROW_OTHER];
 }
 
+/* The number of classes that labels of a row have: with sets not that of the logits. */
+ROW_FUNCTION int64_t classes_of_row(const int64_t* row, int64_t num_classes) {
+    return row[SEGLOSS_ROW_WORDS] > 0 ? row[SEGLOSS_ROW_CLASSES] : num_classes;
+}
+
+/* The set of a class. */
+ROW_FUNCTION const int64_t* set_of_class(const int64_t* row, int64_t class_index) {
+    const int64_t entries = row[SEGLOSS_ROW_LENGTH] * (row[SEGLOSS_ROW_IS_SORTED] ? 2 : 1);
+    return row + SEGLOSS_ROW_HEADER + entries + class_index * row[SEGLOSS_ROW_WORDS];
+}
+
+ROW_FUNCTION int is_in_set(const int64_t* set, int64_t element) {
+    return (int)((uint64_t)set[element / 64] >> (element % 64)) & 1;
+}
+
+/* Whether a table has sets. */
+ROW_FUNCTION int has_sets(const struct segloss_label_table* table) {
+    return table->rows && table->rows[SEGLOSS_ROW_WORDS] > 0;
+}
+
 /* The class of a label with this entry, or SEGLOSS_IGNORED or SEGLOSS_BAD; a class from num_classes on is bad. */
 ROW_FUNCTION int64_t class_of_entry(int64_t entry, int64_t label, int64_t num_classes) {
     const int64_t class_or_code = entry == SEGLOSS_SAME ? label : entry;

@@ -257,7 +257,8 @@ static enum way way_of_row(const int64_t* row, enum segloss_dtype dtype, int64_t
 
 /* Finds the classes of a run of labels that share a row. Returns whether any is BAD. */
 static int classes_of_run(int32_t* label, const struct plane* from, enum segloss_dtype dtype, const int64_t* row,
-                          int count, int64_t num_classes) {
+                          int count, int64_t num_logits) {
+    const int64_t num_classes = classes_of_row(row, num_logits);
     switch (way_of_row(row, dtype, num_classes)) {
     case BY_BYTES: {
         ALIGNED uint8_t key[SEGLOSS_BLOCK] = {0};
@@ -296,6 +297,22 @@ static int classes_by_table(int32_t* label, const struct plane* from, enum seglo
         any_bad |= classes_of_run(label + i, &rest, dtype, row_of_position(table, position + i), n, num_classes);
     }
     return any_bad;
+}
+
+/* Bits [first, first + 32) of each lane's set, for a multiple of 32; 0 where there is no label. */
+static void bits_of_lanes(uint32_t* bits, const int32_t* label, const struct segloss_label_table* table,
+                          const struct block* b, int64_t first) {
+    memset(bits, 0, SEGLOSS_BLOCK * sizeof *bits);
+    for (int i = 0, end = 0; i < b->count; i = end) {
+        const int64_t position = b->begin + i, size = table->row_positions;
+        const int64_t* sets = set_of_class(row_of_position(table, position), 0);
+        const int64_t words = table->rows[SEGLOSS_ROW_WORDS];
+        end = size > 0 ? i + smaller(size - position % size, b->count - i) : b->count;
+        for (int k = i; k < end; ++k) {
+            const uint64_t word = label[k] < 0 ? 0 : (uint64_t)sets[label[k] * words + first / 64];
+            bits[k] = (uint32_t)(word >> (first % 64));
+        }
+    }
 }
 
 /* Reads one block of labels: the class of each lane, -1 for ignored labels and in lanes past the end. Returns -1, or

@@ -70,9 +70,9 @@ OptionalTensor counted_voxels(const Tensor& target, const OptionalTensor& voxel_
 
 // The kernels' name for what a target holds. One-hot targets have been converted to labels before.
 segloss_target kernel_target(Target kind) {
-    return kind == Target::probabilities ? SEGLOSS_PROBABILITIES
-           : kind == Target::masks       ? SEGLOSS_MASKS
-                                         : SEGLOSS_LABELS;
+    return kind == Target::probabilities                      ? SEGLOSS_PROBABILITIES
+           : kind == Target::masks || kind == Target::regions ? SEGLOSS_MASKS
+                                                              : SEGLOSS_LABELS;
 }
 
 } // namespace
@@ -105,6 +105,8 @@ void check_values(const Arguments& arguments, const Reading& reading) {
     const auto& [kind, dim, labels, dtype, ranges] = reading;
     if (kind == Target::labels) {
         check_label_values(op, target, input.size(dim), labels);
+    } else if (kind == Target::regions) {
+        check_label_values(op, target, INT32_MAX, labels);
     } else if (kind == Target::masks) {
         check_mask_values(op, target, labels.ignore_index);
     }

@@ -8,7 +8,8 @@ namespace segloss {
 
 Target BinaryCrossEntropy::check(const Arguments& arguments, const Options& options) {
     const auto& [op, input, target, weight, voxel_weight, label_table] = arguments;
-    const auto kind = classify_target(op, input, target, options.dim, /*takes_masks=*/!label_table);
+    const auto kind = kind_of_regions(op, target, label_table,
+                                      classify_target(op, input, target, options.dim, /*takes_masks=*/!label_table));
     const bool has_two_rows = weight && weight->dim() == 2 && weight->sym_size(0) == 2;
     const auto numbers = kind == Target::labels ? kind : Target::probabilities;
     check_weight(op, input, has_two_rows ? OptionalTensor(weight->select(0, 0)) : weight, options.dim, numbers);
@@ -16,7 +17,7 @@ Target BinaryCrossEntropy::check(const Arguments& arguments, const Options& opti
     check_label_smoothing(op, options.label_smoothing);
     check_gamma(op, options.gamma);
     check_ignore_index(op, kind, options.ignore_index);
-    check_label_table(op, input, label_table, kind);
+    check_label_table(op, target, label_table, kind);
     check_reduction(op, options);
     return kind;
 }

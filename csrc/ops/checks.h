@@ -12,7 +12,8 @@ namespace segloss {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-enum class Target { labels, one_hot, probabilities, masks };
+// Regions are labels whose table gives each class a set of channels: the masks of the channels.
+enum class Target { labels, one_hot, probabilities, masks, regions };
 
 // What labels mean: their classes are in a table (label_table.h). Without one a label is the class itself, or ignored
 // if it is ignore_index.

@@ -157,6 +157,8 @@ Voxels read_voxels(const Arguments& arguments, const Reading& reading) {
     const bool has_ignored = kind != Target::probabilities && may_ignore(target.scalar_type(), labels);
     if (kind == Target::labels) {
         voxels.target = keep_class_dim(class_labels(op, target, input.sym_size(dim), labels), input, dim);
+    } else if (kind == Target::regions) {
+        voxels.target = region_masks(op, keep_class_dim(target, input, dim), *labels.table, input.sym_size(dim), dim);
     } else if (kind == Target::masks) {
         voxels.target = keep_class_dim(class_masks(op, target, labels.ignore_index), input, dim);
     } else {
@@ -164,7 +166,7 @@ Voxels read_voxels(const Arguments& arguments, const Reading& reading) {
     }
     if (has_ignored) {
         const auto negative = voxels.target.lt(0);
-        voxels.ignored = kind == Target::masks ? negative.any(dim, /*keepdim=*/true) : negative;
+        voxels.ignored = kind != Target::labels ? negative.any(dim, /*keepdim=*/true) : negative;
     }
     if (kind != Target::labels) {
         voxels.target = voxels.target.to(dtype);

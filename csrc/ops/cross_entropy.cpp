@@ -17,7 +17,7 @@ Target CrossEntropy::check(const Arguments& arguments, const Options& options) {
         check_labels_only(op, input, options.dim, kind);
     }
     check_ignore_index(op, kind, options.ignore_index);
-    check_label_table(op, input, label_table, kind);
+    check_label_table(op, target, label_table, kind);
     check_reduction(op, options);
     TORCH_CHECK_VALUE(!options.log_probabilities || (options.label_smoothing == 0 && options.gamma == 0), op,
                       ": expected label_smoothing=0 and gamma=0 with log probabilities, got ", options.label_smoothing,

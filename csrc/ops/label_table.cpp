@@ -143,8 +143,9 @@ std::string expected_labels(const Tensor& table, int64_t num_classes) {
     return row[SEGLOSS_ROW_OTHER] == SEGLOSS_SAME
                ? c10::str("labels 0 to ", std::max<int64_t>(num_classes - 1, 0), or_ignored,
                           ". Relabel by label_map, give the network more classes, or add them to ignore_index")
-               : c10::str("the labels that label_map names, ", listed(known), or_ignored,
-                          ". Add them to it, with None for labels to ignore; its key ... stands for all others");
+               : c10::str("one of the labels ", listed(known), or_ignored,
+                          ". Name others in label_map, with None for "
+                          "labels to ignore; its key ... stands for all that it does not name");
 }
 
 } // namespace
@@ -157,10 +158,20 @@ void check_label_table(const std::string& op, const Tensor& target, const Option
     TORCH_CHECK_TYPE(table->scalar_type() == at::kLong && table->dim() > 0 && table->sym_size(-1) > SEGLOSS_ROW_HEADER,
                      op, ": expected a label table of dtype int64, made by segloss, got ", table->scalar_type(), " ",
                      table->sym_sizes());
-    TORCH_CHECK(kind == Target::labels || kind == Target::one_hot, op,
+    TORCH_CHECK(kind == Target::regions || table->dim() == 1, op, ": expected a label table without sets, got ",
+                table->sym_sizes());
+    TORCH_CHECK(kind == Target::labels || kind == Target::one_hot || kind == Target::regions, op,
                 ": expected class labels with label_map, or with several values of ignore_index, got ",
                 kind == Target::masks ? "masks" : "class probabilities", ", a ", target.scalar_type(), " target ",
                 target.sym_sizes(), ". Leave voxels out with voxel_weight=0 instead");
+}
+
+Target kind_of_regions(const std::string& op, const Tensor& target, const OptionalTensor& table, Target kind) {
+    const bool has_sets = table && table->dim() > 1;
+    TORCH_CHECK(!has_sets || kind == Target::labels, op, ": expected class labels with regions, got a ",
+                target.scalar_type(), " target ", target.sym_sizes(),
+                " of input's shape, a mask for each region or one-hot. Leave regions out for masks");
+    return has_sets ? Target::regions : kind;
 }
 
 segloss_label_table label_table_for_kernel(const std::string& op, const OptionalTensor& table, int64_t num_classes,
@@ -191,6 +202,20 @@ bool table_may_ignore(const Tensor& table) {
 Tensor classes_of(const Tensor& target, const Labels& labels) {
     return labels.table ? classes_by_table(target, *labels.table)
                         : target.to(at::kLong).masked_fill(is_ignored(target, labels), SEGLOSS_IGNORED);
+}
+
+Tensor sets_of_classes(const Tensor& table, int64_t channels) {
+    const Rows rows(table);
+    const auto row = rows[0];
+    const auto words = row[SEGLOSS_ROW_WORDS], classes = row[SEGLOSS_ROW_CLASSES];
+    const auto sets = table.view({rows.count(), -1})[0].narrow(0, row.size() - classes * words, classes * words);
+    const auto bits = at::arange(64, table.options());
+    return sets.unsqueeze(1)
+        .bitwise_right_shift(bits)
+        .bitwise_and(1)
+        .view({classes, words * 64})
+        .narrow(1, 0, channels)
+        .to(at::kBool);
 }
 
 void check_mapped_values(const std::string& op, const Tensor& target, int64_t num_classes, const Tensor& table) {

@@ -15,6 +15,10 @@ namespace segloss {
 // read its values.
 void check_label_table(const std::string& op, const Tensor& target, const OptionalTensor& table, Target kind);
 
+// What labels mean in a loss of sigmoids or probabilities, where a table may have the sets of channels of regions.
+// RuntimeError if it has, and the target holds no labels.
+Target kind_of_regions(const std::string& op, const Tensor& target, const OptionalTensor& table, Target kind);
+
 // The table for kernels that read labels at so many positions; no rows if there is none. A table in the CPU's memory is
 // checked first: ValueError if it has classes from num_classes on.
 segloss_label_table label_table_for_kernel(const std::string& op, const OptionalTensor& table, int64_t num_classes,
@@ -26,6 +30,9 @@ bool table_may_ignore(const Tensor& table);
 // int64 classes of labels of any dtype: SEGLOSS_IGNORED where they are ignored, and, with a table, SEGLOSS_BAD where
 // they have no class. Waits for the device if there is a table.
 Tensor classes_of(const Tensor& target, const Labels& labels);
+
+// bool [C, channels]: whether a channel is in the set of a class, by the first row of a table.
+Tensor sets_of_classes(const Tensor& table, int64_t channels);
 
 // Raises if a label is neither ignored nor of a class in [0, num_classes), and lists such labels. Reads all values.
 void check_mapped_values(const std::string& op, const Tensor& target, int64_t num_classes, const Tensor& table);

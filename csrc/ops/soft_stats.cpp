@@ -15,8 +15,9 @@ namespace segloss {
 
 Target SoftStats::check(const Arguments& arguments, const Options& options) {
     const auto& [op, input, target, weight, voxel_weight, label_table] = arguments;
-    const auto kind =
+    const auto given =
         classify_target(op, input, target, options.dim, /*takes_masks=*/!options.is_softmax() && !label_table);
+    const auto kind = options.is_softmax() ? given : kind_of_regions(op, target, label_table, given);
     if (options.is_softmax()) {
         check_softmax(op, input, options.dim);
     }
@@ -28,7 +29,7 @@ Target SoftStats::check(const Arguments& arguments, const Options& options) {
         check_labels_only(op, input, options.dim, kind);
     }
     check_ignore_index(op, kind, options.ignore_index);
-    check_label_table(op, input, label_table, kind);
+    check_label_table(op, target, label_table, kind);
     TORCH_CHECK_VALUE(
         !options.voxel_loss || options.activation != SEGLOSS_IDENTITY, op,
         ": expected activation 'softmax' or 'sigmoid' with a loss of each voxel, which needs logits, got 'none'");

@@ -91,7 +91,8 @@ Tensor class_labels_composite(c10::string_view op, const Tensor& target, c10::Sy
                               const OptionalTensor& label_table) {
     const Labels meaning{ignore_index, label_table};
     check_label_tensor(std::string(op), target);
-    check_label_table(std::string(op), target, label_table, Target::labels);
+    const auto kind = kind_of_regions(std::string(op), target, label_table, Target::labels);
+    check_label_table(std::string(op), target, label_table, kind);
     check_label_values(std::string(op), target, num_classes.guard_int(__FILE__, __LINE__), meaning);
     return classes_of(target, meaning);
 }
@@ -113,6 +114,24 @@ Tensor class_masks_composite(c10::string_view op, const Tensor& target, int64_t 
 
 Tensor class_masks_meta(c10::string_view /*op*/, const Tensor& target, int64_t /*ignore_index*/) {
     return at::empty_like(target, target.options().dtype(at::kChar));
+}
+
+// ---- labels of regions to int8 masks --------------------------------------------------------------------------------
+
+Tensor region_masks_composite(c10::string_view op, const Tensor& target, const Tensor& label_table,
+                              c10::SymInt num_channels, int64_t dim) {
+    const auto channels = num_channels.guard_int(__FILE__, __LINE__);
+    const auto classes = class_labels_composite(op, target, INT32_MAX, /*ignore_index=*/0, label_table).squeeze(dim);
+    const auto masks = sets_of_classes(label_table, channels).to(at::kChar).index({classes.clamp_min(0)});
+    return masks.masked_fill_(classes.lt(0).unsqueeze(-1), -1).movedim(-1, dim);
+}
+
+Tensor region_masks_meta(c10::string_view /*op*/, const Tensor& target, const Tensor& /*label_table*/,
+                         c10::SymInt num_channels, int64_t dim) {
+    auto sizes = target.sym_sizes().vec();
+    sizes.erase(sizes.begin() + dim);
+    sizes.push_back(std::move(num_channels));
+    return at::empty_symint(sizes, target.options().dtype(at::kChar)).movedim(-1, dim);
 }
 
 // ---- values in their range ------------------------------------------------------------------------------------------
@@ -150,6 +169,12 @@ Tensor class_labels(const std::string& op, const Tensor& target, c10::SymInt num
                                                   labels.ignore_index, labels.table);
 }
 
+Tensor region_masks(const std::string& op, const Tensor& target, const Tensor& label_table, c10::SymInt num_channels,
+                    int64_t dim) {
+    return call_operator<&region_masks_composite>("region_masks", op, target, label_table, std::move(num_channels),
+                                                  dim);
+}
+
 Tensor class_masks(const std::string& op, const Tensor& target, int64_t ignore_index) {
     return call_operator<&class_masks_composite>("class_masks", op, target, ignore_index);
 }
@@ -161,6 +186,7 @@ TORCH_LIBRARY_FRAGMENT(segloss, m) {
     m.def(
         "class_labels(str op, Tensor target, SymInt num_classes, int ignore_index, Tensor? label_table=None) -> Tensor",
         tags);
+    m.def("region_masks(str op, Tensor target, Tensor label_table, SymInt num_channels, int dim) -> Tensor", tags);
     m.def("class_masks(str op, Tensor target, int ignore_index) -> Tensor", tags);
     m.def("check_range(str op, str name, Tensor values, float low, float high) -> Tensor", tags);
 }
@@ -174,6 +200,7 @@ TORCH_LIBRARY_IMPL(segloss, Meta, m) {
     m.impl("one_hot_labels", TORCH_FN(one_hot_labels_meta));
     m.impl("is_one_hot", TORCH_FN(is_one_hot_meta));
     m.impl("class_labels", TORCH_FN(class_labels_meta));
+    m.impl("region_masks", TORCH_FN(region_masks_meta));
     m.impl("class_masks", TORCH_FN(class_masks_meta));
     m.impl("check_range", TORCH_FN(check_range_meta));
 }
@@ -182,6 +209,7 @@ TORCH_LIBRARY_IMPL(segloss, CompositeExplicitAutograd, m) {
     m.impl("one_hot_labels", TORCH_FN(one_hot_labels_composite));
     m.impl("is_one_hot", TORCH_FN(is_one_hot_composite));
     m.impl("class_labels", TORCH_FN(class_labels_composite));
+    m.impl("region_masks", TORCH_FN(region_masks_composite));
     m.impl("class_masks", TORCH_FN(class_masks_composite));
     m.impl("check_range", TORCH_FN(check_range_composite));
 }

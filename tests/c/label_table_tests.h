@@ -2,7 +2,7 @@
 #ifndef SEGLOSS_TEST_LABEL_TABLE_TESTS_H
 #define SEGLOSS_TEST_LABEL_TABLE_TESTS_H
 
-#include "label_tests.h"
+#include "soft_stats_tests.h"
 
 enum { MOST_ROWS = 4, MOST_LABELS = 300, ROW_SIZE = SEGLOSS_ROW_HEADER + 2 * MOST_LABELS };
 
@@ -164,6 +164,119 @@ static int test_label_table(enum row_kind kind, enum segloss_dtype dtype, int64_
     free(raw.bytes);
     free_inputs(&in);
     return all_found;
+}
+
+/* ---- sets: the results of labels are those of the masks ---- */
+
+enum { SET_CLASSES = 9, SET_IGNORED = 200, SET_ROW = ROW_SIZE + SET_CLASSES * 2 };
+
+struct sets_case {
+    int64_t rows[2][SET_ROW];
+    struct segloss_label_table view;
+};
+
+/* Labels 0 to 8 are classes, 200 is ignored; the sets are random. */
+static void draw_sets(struct sets_case* c, int64_t num_channels, int64_t num_positions) {
+    const int64_t words = (num_channels + 63) / 64;
+    const int has_two_rows = num_positions % 2 == 0 && random_below(2);
+    for (int k = 0; k < 2; ++k) {
+        int64_t* row = c->rows[k];
+        const int64_t header[] = {0, SET_CLASSES + 1, 1, SEGLOSS_BAD, 1, SET_CLASSES, words};
+        memcpy(row, header, sizeof header);
+        for (int64_t label = 0; label <= SET_CLASSES; ++label) {
+            const int is_ignored = label == SET_CLASSES;
+            row[SEGLOSS_ROW_HEADER + label] = is_ignored ? SEGLOSS_IGNORED : label;
+            row[SEGLOSS_ROW_HEADER + SET_CLASSES + 1 + label] = is_ignored ? SET_IGNORED : label;
+        }
+        for (int64_t i = 0; i < SET_CLASSES * words; ++i) {
+            row[SEGLOSS_ROW_HEADER + 2 * (SET_CLASSES + 1) + i] = (int64_t)random_bits();
+        }
+    }
+    c->view = (struct segloss_label_table){c->rows[0], SET_ROW, has_two_rows ? num_positions / 2 : 0};
+}
+
+static int reference_is_in_set(const struct sets_case* c, int64_t position, int64_t class, int64_t channel) {
+    const int64_t* row = c->rows[c->view.row_positions > 0 ? position / c->view.row_positions : 0];
+    const int64_t* sets = row + SEGLOSS_ROW_HEADER + 2 * (SET_CLASSES + 1);
+    return (int)((uint64_t)sets[class * row[SEGLOSS_ROW_WORDS] + channel / 64] >> (channel % 64)) & 1;
+}
+
+static void check_sets(const struct segloss_kernels* table, const struct sets_case* c, const struct test_case* t,
+                       const struct inputs* in, const struct memory* labels) {
+    const enum segloss_real real = t->numbers.real;
+    struct outputs of_masks, of_labels;
+    double stats[2][SEGLOSS_STATISTICS][MAX_CLASSES];
+    struct segloss_sums sums[2], loss_sums[2] = {{0, 0}, {0, 0}};
+    create_outputs(t, &of_masks);
+    create_outputs(t, &of_labels);
+    struct segloss_soft_stats args[2] = {{.voxels = arguments_of(t, in, &of_masks), .activation = SEGLOSS_SIGMOID},
+                                         {.voxels = arguments_of(t, in, &of_labels), .activation = SEGLOSS_SIGMOID}};
+    args[1].voxels.target = labels->view;
+    args[1].voxels.labels = c->view;
+    for (int k = 0; k < 2; ++k) {
+        double* const of_class[] = {stats[k][0], stats[k][1], stats[k][2]};
+        args[k].with_loss = 1;
+        args[k].voxels.loss.data = NULL;
+        args[k].voxels.grad_loss.stride_class = 0;
+        check_accepted(table->soft_stats_forward[real](&args[k], 0, t->num_positions, of_class, &sums[k]));
+        args[k].grad_intersection = args[k].grad_prediction = in->class_weight.view.data;
+        check_accepted(table->soft_stats_backward[real](&args[k], 0, t->num_positions));
+        args[k].voxels.grad_logits.data = NULL;
+        if (table->binary_forward[real]) {
+            check_accepted(table->binary_forward[real](&args[k].voxels, 0, t->num_positions, &loss_sums[k]));
+        }
+    }
+    expect_same("the loss", sums[1].loss, sums[0].loss);
+    expect_same("the weight", sums[1].weight, sums[0].weight);
+    expect_same("the binary loss", loss_sums[1].loss, loss_sums[0].loss);
+    for (int64_t channel = 0; channel < t->num_classes; ++channel) {
+        for (int k = 0; k < SEGLOSS_STATISTICS; ++k) {
+            expect_same("a statistic", stats[1][k][channel], stats[0][k][channel]);
+        }
+        for (int64_t p = 0; p < t->num_positions; ++p) {
+            expect_same("a gradient", (double)get(&of_labels.grad, p, channel),
+                        (double)get(&of_masks.grad, p, channel));
+        }
+    }
+    free_outputs(&of_masks);
+    free_outputs(&of_labels);
+}
+
+static void test_sets(void) {
+    static const int64_t channel_counts[] = {1, 3, 31, 32, 33, 64, 65, 113};
+    int num_cases = 0;
+    for (int i = 0; i < 8 * NUM_COUNTS; ++i) {
+        random_state = (uint64_t)i;
+        struct test_case t =
+            draw_case(counts[i % NUM_COUNTS], channel_counts[i / NUM_COUNTS], number_pairs[i % NUM_PAIRS], masks_kind);
+        struct sets_case c;
+        struct inputs in;
+        t.target_dtype = SEGLOSS_UINT8;
+        t.ignore_index = SET_IGNORED;
+        t.target_layout = draw_layout(NUM_LAYOUTS);
+        t.values = ORDINARY;
+        t.is_reduced = 1;
+        create_inputs(&t, &in);
+        draw_sets(&c, t.num_classes, t.num_positions);
+        const enum segloss_dtype dtype = (enum segloss_dtype)random_below(NUM_DTYPES);
+        const int can_ignore = holds(dtype, SET_IGNORED);
+        const struct memory labels = allocate_input(dtype, &t.positions, 1, draw_layout(NUM_LAYOUTS));
+        for (int64_t p = 0; p < t.num_positions; ++p) {
+            const int is_ignored = can_ignore && random_below(5) == 0, class = random_below(SET_CLASSES);
+            set(&labels, p, 0, is_ignored ? SET_IGNORED : class);
+            for (int64_t channel = 0; channel < t.num_classes; ++channel) {
+                set(&in.target, p, channel, is_ignored ? SET_IGNORED : reference_is_in_set(&c, p, class, channel));
+            }
+        }
+        for (int k = 0; k < num_tables; ++k) {
+            describe_case(&t, tables[k]->isa);
+            check_sets(tables[k], &c, &t, &in, &labels);
+        }
+        free(labels.bytes);
+        free_inputs(&in);
+        ++num_cases;
+    }
+    printf("sets of labels: %d cases: ok\n", num_cases);
 }
 
 static void test_label_tables(void) {

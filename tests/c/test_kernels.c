@@ -56,6 +56,7 @@ int main(void) {
     test_bad_labels();
     test_bad_predictions();
     test_label_tables();
+    test_sets();
     test_one_hot();
     return 0;
 }

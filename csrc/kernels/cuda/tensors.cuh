@@ -145,7 +145,8 @@ __device__ inline int64_t load_class(const segloss_tensor& t, int64_t offset, co
         return BAD;
     }
     if (labels.rows) {
-        return class_of_entry(entry_of_label(row_of_position(&labels, position), label), label, num_classes);
+        const int64_t* row = row_of_position(&labels, position);
+        return class_of_entry(entry_of_label(row, label), label, classes_of_row(row, num_classes));
     }
     return label == ignore_index ? IGNORED : label >= 0 && label < num_classes ? label : BAD;
 }

@@ -64,8 +64,14 @@ template <typename Real, typename T, bool TILED> struct Voxel {
     __device__ Real logit(int64_t c) const { return static_cast<Real>(number(logits[c])); }
 
     __device__ Real target(int64_t c) const {
-        return a->target_kind == SEGLOSS_LABELS ? static_cast<Real>(c == label)
-                                                : load<Real>(a->target, target_at + c * a->target.stride_class);
+        if (a->target_kind == SEGLOSS_LABELS) {
+            return static_cast<Real>(c == label);
+        }
+        if (has_sets(&a->labels)) {
+            return static_cast<Real>(label >= 0 &&
+                                     is_in_set(set_of_class(row_of_position(&a->labels, position), label), c));
+        }
+        return load<Real>(a->target, target_at + c * a->target.stride_class);
     }
 
     // The first class whose probability is outside its range; C: none.
@@ -169,7 +175,7 @@ private:
     }
 
     __device__ int64_t read_label() const {
-        if (a->target_kind == SEGLOSS_LABELS) {
+        if (a->target_kind == SEGLOSS_LABELS || has_sets(&a->labels)) {
             return load_class(a->target, target_at, a->labels, position, a->num_classes, a->ignore_index);
         }
         return a->target_kind == SEGLOSS_MASKS ? read_masks() : 0;
@@ -262,11 +268,12 @@ __device__ void report_refused(const segloss_cuda_call& call, const segloss_cros
         report(call, total, a.logits, offset, SEGLOSS_OF_LOGITS);
         return;
     }
+    const bool of_masks = a.target_kind == SEGLOSS_MASKS && !has_sets(&a.labels);
     int64_t c = a.target_kind == SEGLOSS_PROBABILITIES ? v.first_refused_class() : 0;
-    while (a.target_kind == SEGLOSS_MASKS && v.is_mask(v.target(c))) {
+    while (of_masks && v.is_mask(v.target(c))) {
         ++c;
     }
-    const int64_t stride = a.target_kind == SEGLOSS_LABELS ? 0 : a.target.stride_class;
+    const int64_t stride = of_masks || a.target_kind == SEGLOSS_PROBABILITIES ? a.target.stride_class : 0;
     report(call, total, a.target, v.target_at + c * stride, SEGLOSS_OF_TARGET);
 }
 
