@@ -82,11 +82,21 @@ def _whole(tensor: Any) -> Placement | None:
     return None if tensor is None else Replicate()
 
 
+def _has_rows(label_table: Any) -> bool:
+    """Whether a label table has a row for each sample."""
+    return label_table is not None and label_table.ndim > 1 and label_table.shape[0] > 1
+
+
+def _rows(label_table: Any, dim: int, d: int | None) -> Placement | None:
+    is_sharded = _has_rows(label_table) and _sum_of_samples(dim, d) == Shard(0)
+    return Shard(0) if is_sharded else _whole(label_table)
+
+
 def _arguments(
     input: Any, target: Any, weight: Any, voxel_weight: Any, label_table: Any, dim: int, d: int | None
 ) -> list[Placement | None]:
     voxels = (_voxels(target, input, dim, d), _whole(weight), _voxels(voxel_weight, input, dim, d))
-    return [_shard(d), *voxels, _whole(label_table)]
+    return [_shard(d), *voxels, _rows(label_table, dim, d)]
 
 
 # Arguments of the operators of every loss that are not tensors: the first (the name in errors), and the last ones.
@@ -192,7 +202,7 @@ def _total_weight(
     rest = [None, None, *([] if label_table is None else [Replicate()])]
     return [
         ([_sum(d)], [None, _shard(d), _whole(weight), None if voxel_weight is None else _shard(d), *rest])
-        for d in [None, *range(target.ndim)]
+        for d in ([None] if _has_rows(label_table) else [None, *range(target.ndim)])
     ]
 
 
@@ -219,12 +229,16 @@ def _one_hot_labels(op: str, target: Any, dim: int, *advice: str) -> list[_Shard
 @_rule(_ops.class_labels.default, _ops.class_masks.default)
 def _elementwise(op: str, target: Any, *options: Any) -> list[_Sharding]:
     rest = [None if isinstance(each, int) else _whole(each) for each in options]  # the last one may be a table
-    return [([_shard(d)], [None, _shard(d), *rest]) for d in [None, *range(target.ndim)]]
+    has_rows = any(_has_rows(each) for each in options if not isinstance(each, int))
+    return [([_shard(d)], [None, _shard(d), *rest]) for d in ([None] if has_rows else [None, *range(target.ndim)])]
 
 
-@_rule(_ops.region_masks.default)
-def _region_masks(op: str, target: Any, label_table: Any, num_channels: int, dim: int) -> list[_Sharding]:
-    return [([_shard(d)], [None, _shard(d), Replicate(), None, None]) for d in _dims(target, dim)]
+@_rule(_ops.set_masks.default)
+def _set_masks(
+    op: str, target: Any, label_table: Any, num_channels: int, dim: int, *of_groups: bool
+) -> list[_Sharding]:
+    rest = [None] * (2 + len(of_groups))
+    return [([_shard(d)], [None, _shard(d), _rows(label_table, dim, d), *rest]) for d in _dims(target, dim)]
 
 
 @_rule(_ops.check_range.default)

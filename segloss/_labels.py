@@ -4,29 +4,29 @@ A table is a row of int64 numbers; csrc/kernels/kernels.h describes it. It is ma
 """
 
 import reprlib
-from collections.abc import Collection, Mapping, Sequence
-from numbers import Integral
+from collections.abc import Mapping, Sequence
 from types import EllipsisType
 from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
+from segloss import _label_sets
 from segloss._distributed import is_dtensor
+from segloss._label_sets import CheckedSets, LabelSetIndex, LabelSets, Regions
+from segloss._label_sets import checked_integer as _integer
 
 IgnoreIndex: TypeAlias = int | Sequence[int]
 LabelMap: TypeAlias = Mapping[int | EllipsisType, int | None] | Tensor
-Regions: TypeAlias = Sequence[Collection[int]]
 
 # Codes of entries, as in kernels.h.
 _IGNORED, _BAD, _SAME = -1, -2, -3
 
 _LONGEST = 2**16  # of a row that has an entry for each label in a range
 _FEW = 48  # up to so many labels the kernels compare a voxel with each
-_INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
 # The ignore_index of a loss that ignores nothing: no dtype but int64 can hold it, and nobody uses it as a label.
-NO_LABEL = _INT64_MIN
+NO_LABEL = -(2**63)
 
 _tables: dict[object, Tensor] = {}
 _MOST_TABLES = 256
@@ -38,6 +38,8 @@ class LabelOptions(NamedTuple):
     ignore_index: IgnoreIndex
     label_map: LabelMap | None = None
     regions: Regions | None = None
+    label_sets: LabelSets | None = None
+    label_set_index: LabelSetIndex | None = None
 
 
 def read_labels(
@@ -48,24 +50,73 @@ def read_labels(
     ignore_index: IgnoreIndex,
     label_map: LabelMap | None,
     regions: Regions | None = None,
+    label_sets: LabelSets | None = None,
+    label_set_index: LabelSetIndex | None = None,
 ) -> tuple[int, Tensor | None]:
     """The label to ignore, and None; or, if the labels need one, a table that says all. `input` has the classes."""
-    if label_map is None and regions is None and (type(ignore_index) is int or not _is_collection(ignore_index)):
+    needs_no_table = label_map is None and regions is None and label_sets is None
+    if needs_no_table and (type(ignore_index) is int or not _is_collection(ignore_index)):
         return ignore_index, None  # type: ignore[return-value]  # the caller checks whether it is an int
     ignored = _that_occur(target, _ignored_labels(op, ignore_index))
-    if label_map is None and regions is None and len(ignored) <= 1:
+    if needs_no_table and len(ignored) <= 1:
         return ignored[0] if ignored else NO_LABEL, None
-    if not isinstance(target, Tensor):
-        return NO_LABEL, None  # the caller raises the error
     num_channels = _num_classes(input, dim)
-    of_channels = None if regions is None else _checked_regions(op, regions, num_channels)
-    table = _table(op, target, _Meaning(ignored, None, num_channels, of_channels), label_map)
-    return NO_LABEL, table if regions is None else table.unsqueeze(0)
+    if not isinstance(target, Tensor) or (label_sets is not None and num_channels is None):
+        return NO_LABEL, None  # the caller raises the error
+    meaning = _Meaning(ignored, None, num_channels)
+    if regions is not None:
+        meaning = meaning._replace(regions=_label_sets.checked_regions(op, regions, num_channels))
+    if label_sets is not None:
+        meaning = meaning._replace(sets=_checked_sets(op, meaning, label_map, label_sets))
+    tables = _tables_of(op, target, meaning, label_map)
+    if label_sets is None:
+        return NO_LABEL, _on_all_ranks(target, tables if regions is not None else tables[0])
+    return NO_LABEL, _of_samples(op, input, target, tables, dim, label_set_index)
+
+
+def read_groups(op: str, input: Tensor, target: Tensor, dim: int, options: LabelOptions) -> Tensor | None:
+    """For each class, [N, C] or [1, C], the first one of its group: of the classes that a label set joins."""
+    num_channels = _num_classes(input, dim)
+    if options.label_sets is None or num_channels is None:
+        return None
+    sets = _label_sets.checked_sets(op, options.label_sets, num_channels, ())
+    rows = [_label_sets.groups_of(each, num_channels) for each in sets]
+    groups = torch.tensor(rows, dtype=torch.int64, device=target.device)
+    return _of_samples(op, input, target, groups, dim, options.label_set_index)
+
+
+def _of_samples(
+    op: str,
+    input: Tensor | None,
+    target: Tensor,
+    rows: Tensor,
+    dim: int,
+    label_set_index: LabelSetIndex | None,
+) -> Tensor:
+    assert input is not None
+    num_samples = 1 if input.dim() == 1 else input.shape[1 if dim % input.dim() == 0 else 0]
+    return _on_all_ranks(target, _label_sets.rows_of_samples(op, rows, num_samples, label_set_index))
+
+
+def _checked_sets(
+    op: str, meaning: "_Meaning", label_map: LabelMap | None, label_sets: LabelSets
+) -> tuple[CheckedSets, ...]:
+    assert meaning.num_channels is not None
+    ignored = meaning.ignored if label_map is None else ()
+    return _label_sets.checked_sets(op, label_sets, meaning.num_channels, ignored)
 
 
 def check_no_regions(op: str, regions: Regions | None, why: str) -> None:
     if regions is not None:
         raise ValueError(f"{op}: expected no regions, which may overlap: {why}")
+
+
+def check_no_label_sets(op: str, label_sets: LabelSets | None) -> None:
+    if label_sets is not None:
+        raise ValueError(
+            f"{op}: expected no label_sets without a softmax, whose probabilities of several classes they add. Use "
+            "activation='softmax', or leave voxels out with voxel_weight=0"
+        )
 
 
 OF_SOFTMAX = (
@@ -80,7 +131,14 @@ class _Meaning(NamedTuple):
     ignored: tuple[int, ...]
     label_map: tuple[tuple[object, object], ...] | None
     num_channels: int | None  # None: not known
-    regions: tuple[tuple[int, ...], ...] | None
+    regions: tuple[tuple[int, ...], ...] | None = None
+    sets: tuple[CheckedSets, ...] | None = None  # of each sample or data set, or one for all
+
+    def num_classes(self) -> int | None:
+        """How many classes labels can have, if it is known before the labels are."""
+        if self.regions is not None or self.num_channels is None:
+            return None
+        return _label_sets.num_label_classes(self.sets or (), self.num_channels)
 
 
 def _num_classes(input: Tensor | None, dim: int) -> int | None:
@@ -115,21 +173,12 @@ def _that_occur(target: Tensor, labels: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(label for label in labels if low <= label <= high)
 
 
-def _integer(op: str, name: str, value: object, expected: str) -> int:
-    is_scalar = isinstance(value, Tensor) and value.dim() == 0 and not value.is_floating_point()
-    if isinstance(value, bool) or not (isinstance(value, Integral) or is_scalar):
-        raise TypeError(f"{op}: expected {name} to be {expected}, got {reprlib.repr(value)}")
-    number: int = int(value)  # type: ignore[call-overload]
-    if not _INT64_MIN <= number <= _INT64_MAX:
-        raise ValueError(f"{op}: expected {name} to be {expected} of 64 bits, got {reprlib.repr(value)}")
-    return number
-
-
-def _table(op: str, target: Tensor, meaning: _Meaning, label_map: LabelMap | None) -> Tensor:
+def _tables_of(op: str, target: Tensor, meaning: _Meaning, label_map: LabelMap | None) -> Tensor:
+    """The rows of the table, [M, n], one for each mapping of label sets."""
     if isinstance(label_map, Tensor):
         _check_tensor_map(op, target, label_map)
         if not (_is_plain(label_map) and label_map.is_cpu):
-            return _on_all_ranks(target, _row_of_tensor(op, meaning, label_map))
+            return _rows_of_tensor(op, meaning, label_map)
         label_map = dict(enumerate(label_map.tolist()))
     elif label_map is not None and not isinstance(label_map, Mapping):
         raise TypeError(
@@ -142,12 +191,13 @@ def _table(op: str, target: Tensor, meaning: _Meaning, label_map: LabelMap | Non
     may_keep = _is_plain(target)
     table = _tables.get((meaning, target.device)) if may_keep else None
     if table is None:
-        table = torch.tensor(_row(op, meaning), dtype=torch.int64, device=target.device)
+        rows = [_row(op, meaning, sets) for sets in meaning.sets or (None,)]
+        table = torch.tensor(rows, dtype=torch.int64, device=target.device)
         if may_keep and _is_plain(table):
             if len(_tables) >= _MOST_TABLES:
                 _tables.clear()
             _tables[(meaning, target.device)] = table
-    return _on_all_ranks(target, table)
+    return table
 
 
 def _on_all_ranks(target: Tensor, table: Tensor) -> Tensor:
@@ -158,63 +208,55 @@ def _on_all_ranks(target: Tensor, table: Tensor) -> Tensor:
     return replicated_like(target, table)
 
 
-def _row(op: str, meaning: _Meaning) -> list[int]:
-    entries, other = _entries(op, meaning)
+def _row(op: str, meaning: _Meaning, sets: CheckedSets | None) -> list[int]:
+    entries, other = _entries(op, meaning, sets)
     codes = [*entries.values(), other]
     labels = sorted(entries)
     first, last = labels[0], labels[-1]
     is_sorted = len(labels) <= _FEW or last - first >= _LONGEST
     num_classes = max(0, *(code + 1 for code in codes))
-    header = [
-        first if other != _SAME else min(first, 0),
-        len(labels) if is_sorted else last - first + 1,
-        int(is_sorted),
-        other,
-        int(_IGNORED in codes),
-        num_classes,
-        _words(meaning),
-    ]
+    words, bits = 0, []
+    if meaning.regions is not None:
+        words = _label_sets.num_words(len(meaning.regions))
+        classes = {code for code in codes if code >= 0}
+        bits = _label_sets.bits_of_regions(op, meaning.regions, num_classes, classes)
+    elif sets is not None:
+        num_channels, num_classes = meaning.num_channels or 0, meaning.num_classes() or 0
+        words = _label_sets.num_words(num_channels)
+        bits = _label_sets.bits_of_sets(sets, num_classes, num_channels)
+    start = first if other != _SAME else min(first, 0)
+    length = len(labels) if is_sorted else last - first + 1
+    header = [start, length, int(is_sorted), other, int(_IGNORED in codes), num_classes, words]
     if is_sorted:
-        by_label = [*(entries[label] for label in labels), *labels]
-    else:
-        by_label = [entries.get(label, other) for label in range(first, last + 1)]
-    return [*header, *by_label, *_sets(op, meaning, num_classes, {code for code in codes if code >= 0})]
+        return [*header, *(entries[label] for label in labels), *labels, *bits]
+    return [*header, *(entries.get(label, other) for label in range(first, last + 1)), *bits]
 
 
-def _words(meaning: _Meaning) -> int:
-    """How many numbers of 64 bits a set takes."""
-    return 0 if meaning.regions is None else -(-len(meaning.regions) // 64)
-
-
-def _sets(op: str, meaning: _Meaning, num_classes: int, classes: Collection[int]) -> list[int]:
-    """The regions that each class is in, as numbers of 64 bits."""
-    if meaning.regions is None:
-        return []
-    for region in meaning.regions:
-        for c in region:
-            if c not in classes:
-                raise ValueError(
-                    f"{op}: expected regions of classes that labels can have, got class {c} in region {region}, which "
-                    f"is no class of label_map or is ignored. The classes are {reprlib.repr(sorted(classes))}"
-                )
-    numbers = []
-    for c in range(num_classes):
-        bits = sum(1 << channel for channel, region in enumerate(meaning.regions) if c in region)
-        for word in range(_words(meaning)):
-            number = bits >> (64 * word) & (2**64 - 1)
-            numbers.append(number if number <= _INT64_MAX else number - 2**64)
-    return numbers
-
-
-def _entries(op: str, meaning: _Meaning) -> tuple[dict[int, int], int]:
+def _entries(op: str, meaning: _Meaning, sets: CheckedSets | None) -> tuple[dict[int, int], int]:
     """The entry of each label that is named, and that of all others."""
-    ignored, label_map, num_classes, regions = meaning
-    if label_map is None:
-        to_ignore = dict.fromkeys(ignored, _IGNORED)
-        return (to_ignore, _SAME) if regions is None else ({c: c for c in range(_end(regions))} | to_ignore, _BAD)
+    if meaning.label_map is None:
+        to_ignore = dict.fromkeys(meaning.ignored, _IGNORED)
+        if meaning.regions is None and sets is None:
+            return to_ignore, _SAME
+        end = _end(meaning.regions) if meaning.regions is not None else meaning.num_classes() or 0
+        codes = {c: c for c in range(end)} | to_ignore
+        other = _BAD
+    else:
+        codes, other = _entries_of_map(op, meaning, meaning.label_map)
+    if sets is not None:  # a class beyond the channels is one only with a set; those of other samples are bad here
+        with_sets = {*range(meaning.num_channels or 0), *(key for key, _ in sets), _IGNORED}
+        codes = {label: code if code in with_sets else _BAD for label, code in codes.items()}
+        other = other if other in with_sets else _BAD
+    return codes or {0: other}, other
+
+
+def _entries_of_map(
+    op: str, meaning: _Meaning, label_map: tuple[tuple[object, object], ...]
+) -> tuple[dict[int, int], int]:
+    ignored, num_classes = meaning.ignored, meaning.num_classes()
     classes = {key: _class(op, key, value) for key, value in label_map}
     named = [c for c in classes.values() if c is not None and c not in ignored]
-    if num_classes is None or regions is not None:  # one more than the map has, or its last class might be ignored
+    if num_classes is None:  # one more than the map has, or its last class might be ignored without a word
         num_classes = max(named, default=-1) + 2
     for label, c in classes.items():
         if c in ignored and 0 <= c < num_classes:
@@ -223,6 +265,11 @@ def _entries(op: str, meaning: _Meaning) -> tuple[dict[int, int], int]:
             raise ValueError(
                 f"{op}: expected a class from 0 on in label_map, or None for a label to ignore, got class {c} for "
                 f"label {_text(label)}"
+            )
+        if meaning.sets is not None and c is not None and c not in ignored and c >= num_classes:
+            raise ValueError(
+                f"{op}: expected classes in [0, {num_classes}) in label_map, or with a set in label_sets, got class "
+                f"{c} for label {_text(label)}"
             )
     codes = {label: _IGNORED if c is None or c in ignored else c for label, c in classes.items()}
     other = codes.pop(..., _BAD)
@@ -235,38 +282,12 @@ def _entries(op: str, meaning: _Meaning) -> tuple[dict[int, int], int]:
         codes[label] = _IGNORED
     if not named:
         raise ValueError(f"{op}: expected a class for at least one label in label_map, got {reprlib.repr(classes)}")
-    return codes or {0: other}, other  # type: ignore[return-value]
+    return codes, other  # type: ignore[return-value]
 
 
 def _end(regions: tuple[tuple[int, ...], ...]) -> int:
     """One more than the largest class of the regions."""
     return 1 + max(max(region) for region in regions)
-
-
-def _checked_regions(op: str, regions: Regions, num_channels: int | None) -> tuple[tuple[int, ...], ...]:
-    if not isinstance(regions, Sequence) or isinstance(regions, str) or not regions:
-        got = "an empty one" if isinstance(regions, Sequence) and not regions else type(regions).__name__
-        raise TypeError(f"{op}: expected regions to be a sequence of collections of classes, got {got}")
-    checked = []
-    for region in regions:
-        if not isinstance(region, Collection) or isinstance(region, str | Mapping):
-            raise TypeError(
-                f"{op}: expected each of regions to be a collection of classes, got {reprlib.repr(region)}. Use (3,) "
-                "for a region of one class"
-            )
-        classes = [_integer(op, "each class of regions", c, "an int") for c in region]
-        if not classes or len(set(classes)) < len(classes) or min(classes) < 0:
-            raise ValueError(
-                f"{op}: expected different classes from 0 on in each of regions, and one at least, got "
-                f"{reprlib.repr(region)}"
-            )
-        checked.append(tuple(sorted(classes)))
-    if num_channels is not None and len(checked) != num_channels:
-        raise ValueError(
-            f"{op}: expected {num_channels} regions, one for each channel of input, got {len(checked)}. Give the "
-            "network a channel for each region"
-        )
-    return tuple(checked)
 
 
 def _two_meanings(op: str, got: str, ignored: tuple[int, ...]) -> str:
@@ -304,12 +325,12 @@ def _check_tensor_map(op: str, target: Tensor, label_map: Tensor) -> None:
         )
 
 
-def _row_of_tensor(op: str, meaning: _Meaning, label_map: Tensor) -> Tensor:
-    """The row of a tensor whose values are not read: a device would have to be waited for, or they do not exist yet."""
-    ignored, _, num_classes, regions = meaning
+def _rows_of_tensor(op: str, meaning: _Meaning, label_map: Tensor) -> Tensor:
+    """The rows of a tensor whose values are not read: a device would have to be waited for, or there are none yet."""
+    ignored, regions, num_classes = meaning.ignored, meaning.regions, meaning.num_classes()
     length = label_map.shape[0]
     for label in ignored:
-        if num_classes is not None and regions is None and 0 <= label < num_classes:
+        if num_classes is not None and 0 <= label < num_classes:
             raise ValueError(_two_meanings(op, f"a tensor as label_map on {label_map.device}", ignored))
     first, last = min(0, *ignored, 0), max(length - 1, *ignored, 0)
     if last - first >= max(length, _LONGEST):
@@ -326,15 +347,26 @@ def _row_of_tensor(op: str, meaning: _Meaning, label_map: Tensor) -> Tensor:
             values = values.masked_fill(labels == label, _IGNORED)
         return values
 
+    def row(classes: Tensor, after_classes: Tensor, bits: list[int]) -> Tensor:
+        entries = torch.nn.functional.pad(classes, (-first, last + 1 - length), value=_BAD)
+        entries = masked(entries, torch.arange(first, last + 1, device=label_map.device))
+        return torch.cat([numbers(first, last + 1 - first, 0, _BAD, 1), after_classes, entries, numbers(*bits)])
+
     classes = label_map.to(torch.int64)
     classes = masked(classes.masked_fill(classes < 0, _BAD), classes)
     if regions is not None:  # one more class stands for all that are in no region
-        classes = classes.clamp_max(_end(regions))
-    entries = torch.nn.functional.pad(classes, (-first, last + 1 - length), value=_BAD)
-    entries = masked(entries, torch.arange(first, last + 1, device=label_map.device))
-    header = numbers(first, last + 1 - first, 0, _BAD, 1)
-    if regions is None:
-        return torch.cat([header, classes.amax(0, keepdim=True) + 1, numbers(0), entries])
-    end = _end(regions) + 1
-    sets = numbers(*_sets(op, meaning, end, range(end)))
-    return torch.cat([header, numbers(end, _words(meaning)), entries, sets])
+        end = _end(regions) + 1
+        bits = _label_sets.bits_of_regions(op, regions, end, range(end))
+        words = _label_sets.num_words(len(regions))
+        return row(classes.clamp_max(end - 1), numbers(end, words), bits).unsqueeze(0)
+    if meaning.sets is None:
+        return row(classes, torch.cat([classes.amax(0, keepdim=True) + 1, numbers(0)]), []).unsqueeze(0)
+    num_channels, end = meaning.num_channels or 0, num_classes or 0
+    rows = []
+    for sets in meaning.sets:
+        of_sample = classes
+        for c in set(range(num_channels, end)) - {key for key, _ in sets}:
+            of_sample = of_sample.masked_fill(of_sample == c, _BAD)
+        after = numbers(end, _label_sets.num_words(num_channels))
+        rows.append(row(of_sample, after, _label_sets.bits_of_sets(sets, end, num_channels)))
+    return torch.stack(rows)

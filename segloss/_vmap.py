@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.nn import _reduction
 
-from segloss.functional import _holds_probabilities, _mean_or_sum
+from segloss.functional import _MOST_CLASSES, _holds_probabilities, _mean_or_sum
 
 _ops = torch.ops.segloss
 
@@ -36,7 +36,9 @@ def _rule(op: OpOverload, is_of_all: bool = False) -> Callable[[_Rule], _Rule]:
                 return _one_by_one(op, info.batch_size, in_dims, arguments)
             results = rule(
                 *(
-                    argument if name in _OF_ALL_VOXELS else _in_front(argument, hidden, info.batch_size)
+                    _of_members(name, argument, info.batch_size)
+                    if name in _OF_ALL_VOXELS
+                    else _in_front(argument, hidden, info.batch_size)
                     for name, argument, hidden in zip(names, arguments, in_dims, strict=False)  # without defaults
                 )
             )
@@ -47,6 +49,13 @@ def _rule(op: OpOverload, is_of_all: bool = False) -> Callable[[_Rule], _Rule]:
         return rule
 
     return register
+
+
+def _of_members(name: str, argument: Any, size: int) -> Any:
+    """A label table with a row for each sample, for the samples of each member; others as they are."""
+    if name != "label_table" or argument is None or argument.ndim < 2 or len(argument) == 1:
+        return argument
+    return argument.expand(size, *argument.shape).contiguous()
 
 
 def _in_front(argument: Any, hidden: int | None, size: int) -> Any:
@@ -157,7 +166,7 @@ def _cross_entropy_forward(
     dtype_of_losses = dtype if reduction == _NONE else wide
     of_voxels = _replaced(options, reduction=_NONE, dtype=_CODES[dtype_of_losses])
     loss, *_ = _ops.cross_entropy_forward(*arguments, dim + 1, of_voxels, factors)
-    total_weight = _total_weights(*arguments, dim + 1, _replaced(of_voxels, log_probabilities=1, dtype=_CODES[wide]))
+    total_weight = _total_weights(*arguments, dim + 1, named["ignore_index"])
     return _reduced(loss, total_weight, named), total_weight, input.new_empty(len(input), 0)
 
 
@@ -169,16 +178,19 @@ def _total_weights(
     voxel_weight: Tensor | None,
     label_table: Tensor | None,
     dim: int,
-    options: Sequence[int],
+    ignore_index: int,
 ) -> Tensor:
-    """The total weight of each member: with labels, the sum of its losses if each log probability is -1."""
-    named = dict(zip(_OPTIONS, options, strict=False))
+    """The total weight of each member."""
     if _holds_probabilities(input, target):
         voxels = input.select(dim, 0)
         return _sum_each(voxels.new_ones(()).expand_as(voxels) if voxel_weight is None else voxel_weight)
-    log_p = input.new_full((), -1.0, dtype=_DTYPES[named["dtype"]]).expand_as(input)
-    arguments = (op, log_p, target, weight, voxel_weight, label_table)
-    return _sum_each(_ops.cross_entropy_forward(*arguments, dim, options, (0.0, 0.0))[0])
+    labels = _ops.class_labels(op, target, _MOST_CLASSES, ignore_index, label_table)
+    weights = torch.ones_like(labels, dtype=torch.float64)
+    if weight is not None and len(weight) > 0:
+        weights = weight.to(weights.dtype).index_select(0, labels.clamp_min(0).flatten()).view_as(labels)
+    if voxel_weight is not None:
+        weights = weights * voxel_weight.reshape(labels.shape)
+    return _sum_each(torch.where(labels < 0, 0, weights))
 
 
 @_rule(_ops.cross_entropy_backward.default)
@@ -214,6 +226,10 @@ def _folded(dim: int, input: Tensor, *tensors: Tensor | None) -> list[Tensor | N
     return [fold(tensor) for tensor in (input, *tensors)]
 
 
+def _folded_table(label_table: Tensor | None) -> Tensor | None:
+    return label_table if label_table is None or label_table.ndim < 3 else label_table.flatten(0, 1)
+
+
 @_rule(_ops.soft_stats_forward.default)
 def _soft_stats_forward(
     op: str,
@@ -226,7 +242,7 @@ def _soft_stats_forward(
     *options: Any,
 ) -> tuple[Tensor, ...]:
     x, y, v = _folded(dim, input, target, voxel_weight)
-    results = _ops.soft_stats_forward(op, x, y, weight, v, label_table, max(dim, 1), *options)
+    results = _ops.soft_stats_forward(op, x, y, weight, v, _folded_table(label_table), max(dim, 1), *options)
     return tuple(each.view(len(input), -1, *each.shape[1:]) for each in results)
 
 
@@ -246,7 +262,8 @@ def _soft_stats_backward(
 ) -> Tensor:
     grads = (each.flatten(0, 1) for each in (grad_intersection, grad_prediction, grad_loss))
     x, y, v = _folded(dim, input, target, voxel_weight)
-    gradient: Tensor = _ops.soft_stats_backward(*grads, op, x, y, weight, v, label_table, max(dim, 1), *options)
+    arguments = (op, x, y, weight, v, _folded_table(label_table))
+    gradient: Tensor = _ops.soft_stats_backward(*grads, *arguments, max(dim, 1), *options)
     if input.ndim == 2:
         return gradient
     gradient = gradient.reshape(len(input), -1, *gradient.shape[1:])
@@ -303,9 +320,9 @@ def _class_masks(op: str, target: Tensor, ignore_index: int) -> Tensor:
     return masks
 
 
-@_rule(_ops.region_masks.default)
-def _region_masks(op: str, target: Tensor, label_table: Tensor, num_channels: int, dim: int) -> Tensor:
-    masks: Tensor = _ops.region_masks(op, target, label_table, num_channels, dim + 1)
+@_rule(_ops.set_masks.default)
+def _set_masks(op: str, target: Tensor, label_table: Tensor, num_channels: int, dim: int, *of_groups: bool) -> Tensor:
+    masks: Tensor = _ops.set_masks(op, target, label_table, num_channels, dim + 1, *of_groups)
     return masks
 
 

@@ -14,7 +14,15 @@ from torch.nn import _reduction
 from segloss._compat import is_autocast_available
 from segloss._distributed import check_process_group, is_dtensor, sum_over_ranks, sums_or_zeros
 from segloss._docs import documented
-from segloss._labels import OF_SOFTMAX, IgnoreIndex, LabelMap, Regions, check_no_regions, read_labels
+from segloss._label_sets import LabelSetIndex, LabelSets, Regions
+from segloss._labels import (
+    OF_SOFTMAX,
+    IgnoreIndex,
+    LabelMap,
+    check_no_label_sets,
+    check_no_regions,
+    read_labels,
+)
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -55,6 +63,8 @@ def cross_entropy(
     voxel_weight: Tensor | None = None,
     label_map: LabelMap | None = None,
     regions: Regions | None = None,
+    label_sets: LabelSets | None = None,
+    label_set_index: LabelSetIndex | None = None,
     empty: Empty = "nan",
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
@@ -98,6 +108,14 @@ def cross_entropy(
             not name; or an integer tensor ``[L]`` with the classes of the labels 0 to L - 1. A class that is one of
             ``ignore_index`` means ignored, too. Default: None, labels are classes.
         regions: of other losses: overlapping regions need a sigmoid, so any but None is an error.
+        label_sets: with softmax, for partial labels, the classes that a label may be: ``{0: (0, 2, 3)}`` where classes
+            2 and 3 are not labelled and lie in the background. The sum of p over the set takes the place of p[y]
+            (marginal loss: Shi et al. 2021, "Marginal loss and exclusion loss for partially supervised multi-organ
+            segmentation", Medical Image Analysis 70; Fang and Yan 2020, arXiv:2001.00208). A class without an entry
+            means itself; a class beyond the channels is one that only sets have. A sequence has a mapping for each
+            sample. Default: None, every label means itself.
+        label_set_index: the mapping of each sample, ``[N]``, where ``label_sets`` has one for each data set. Default:
+            None, they are in the order of the samples.
         empty: the mean over no voxel, or over zero weights: ``"nan"`` as in torch, or ``"zero"``. The gradient is 0 in
             both cases.
         process_group: the ``torch.distributed.ProcessGroup`` whose ranks hold parts of the batch, of any sizes. Each
@@ -142,7 +160,8 @@ def cross_entropy(
     """
     op = "cross_entropy"
     check_no_regions(op, regions, OF_SOFTMAX)
-    ignore_index, label_table = read_labels(op, input, target, dim, ignore_index, label_map)
+    options_of_labels = (ignore_index, label_map, None, label_sets, label_set_index)
+    ignore_index, label_table = read_labels(op, input, target, dim, *options_of_labels)
     _check_options(op, ignore_index, dim, label_smoothing)
     code = _reduction_code(op, reduction, size_average, reduce)
     empty_zero = _is_zero(op, empty)
@@ -184,6 +203,8 @@ def nll_loss(
     voxel_weight: Tensor | None = None,
     label_map: LabelMap | None = None,
     regions: Regions | None = None,
+    label_sets: LabelSets | None = None,
+    label_set_index: LabelSetIndex | None = None,
     empty: Empty = "nan",
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
@@ -228,7 +249,8 @@ def nll_loss(
     """
     op = "nll_loss"
     check_no_regions(op, regions, OF_SOFTMAX)
-    ignore_index, label_table = read_labels(op, input, target, dim, ignore_index, label_map)
+    options_of_labels = (ignore_index, label_map, None, label_sets, label_set_index)
+    ignore_index, label_table = read_labels(op, input, target, dim, *options_of_labels)
     _check_options(op, ignore_index, dim)
     code = _reduction_code(op, reduction, size_average, reduce)
     empty_zero = _is_zero(op, empty)
@@ -257,6 +279,8 @@ def focal_loss(
     voxel_weight: Tensor | None = None,
     label_map: LabelMap | None = None,
     regions: Regions | None = None,
+    label_sets: LabelSets | None = None,
+    label_set_index: LabelSetIndex | None = None,
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     """Focal loss: cross entropy in which well-classified voxels count less.
@@ -321,7 +345,10 @@ def focal_loss(
     op = "focal_loss"
     if activation == "softmax":
         check_no_regions(op, regions, OF_SOFTMAX)
-    ignore_index, label_table = read_labels(op, input, target, dim, ignore_index, label_map, regions)
+    else:
+        check_no_label_sets(op, label_sets)
+    options_of_labels = (ignore_index, label_map, regions, label_sets, label_set_index)
+    ignore_index, label_table = read_labels(op, input, target, dim, *options_of_labels)
     _check_types(op, input, target, weight, voxel_weight, ignore_index, dim)
     _check_gamma(op, gamma)
     _check_choice(op, "activation", activation, ("softmax", "sigmoid"))
@@ -512,6 +539,8 @@ def topk_loss(
     voxel_weight: Tensor | None = None,
     label_map: LabelMap | None = None,
     regions: Regions | None = None,
+    label_sets: LabelSets | None = None,
+    label_set_index: LabelSetIndex | None = None,
 ) -> Tensor:
     """Top-k loss (online bootstrapping): the mean of cross entropy over the k percent of voxels where it is largest.
 
@@ -563,7 +592,8 @@ def topk_loss(
     """
     op = "topk_loss"
     check_no_regions(op, regions, OF_SOFTMAX)
-    ignore_index, label_table = read_labels(op, input, target, dim, ignore_index, label_map)
+    options_of_labels = (ignore_index, label_map, None, label_sets, label_set_index)
+    ignore_index, label_table = read_labels(op, input, target, dim, *options_of_labels)
     _check_types(op, input, target, weight, voxel_weight, ignore_index, dim, k=k, label_smoothing=label_smoothing)
     if not 0 < k <= 100:
         raise ValueError(f"{op}: expected k, a percentage, in (0, 100], got {k!r}")

@@ -10,7 +10,8 @@ from torch.nn import _reduction
 
 from segloss import functional, region
 from segloss._docs import document_module
-from segloss._labels import NO_LABEL, IgnoreIndex, LabelMap, Regions
+from segloss._label_sets import LabelSetIndex, LabelSets, Regions
+from segloss._labels import NO_LABEL, IgnoreIndex, LabelMap
 from segloss.functional import Activation, Empty, Reduction
 from segloss.region import WeightType
 
@@ -59,12 +60,15 @@ class _Loss(nn.Module):
         Returns:
             The loss, a 0-dim tensor of input's dtype; with ``reduction="none"`` its terms.
         """
-        options = self._options()
+        return self._call(input, target, voxel_weight=voxel_weight)
+
+    def _call(self, input: Tensor, target: Tensor, **more: Any) -> Tensor:
+        options = self._options() | more
         for name in self._tensors:
             tensor = self._buffers[name]  # getattr would take a microsecond, as for every buffer
             if tensor is not None:
                 options[name] = tensor
-        return type(self)._function(input, target, voxel_weight=voxel_weight, **options)
+        return type(self)._function(input, target, **options)
 
     def _options(self) -> dict[str, Any]:
         """The keywords of the function, apart from tensors."""
@@ -87,10 +91,36 @@ def _keywords(arguments: dict[str, Any]) -> dict[str, Any]:
 class _LabelLoss(_Loss):
     ignore_index: IgnoreIndex
     label_map: LabelMap | None
+    regions: Regions | None
     dim: int
 
 
-class _ReducedLoss(_LabelLoss):
+class _SetLoss(_LabelLoss):
+    label_sets: LabelSets | None
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        voxel_weight: Tensor | None = None,
+        label_set_index: LabelSetIndex | None = None,
+    ) -> Tensor:
+        """Calls the function of the loss with the keywords of the module.
+
+        Args:
+            input: logits ``[N, C, *]``, or what else the class says.
+            target: labels ``[N, *]`` or ``[N, 1, *]``, or what else the class says.
+            voxel_weight: a weight for each voxel, of the labels' shape. Default: None, every weight is 1.
+            label_set_index: for each sample the mapping that it has in ``label_sets``, ``[N]``. Default: None, the
+                mappings are in the order of the samples.
+
+        Returns:
+            The loss, a 0-dim tensor of input's dtype; with ``reduction="none"`` its terms.
+        """
+        return self._call(input, target, voxel_weight=voxel_weight, label_set_index=label_set_index)
+
+
+class _ReducedLoss(_SetLoss):
     reduction: Reduction
     process_group: "ProcessGroup | None"
 
@@ -151,6 +181,7 @@ class NLLLoss(_ReducedLoss):
         dim: int = 1,
         label_map: LabelMap | None = None,
         regions: Regions | None = None,
+        label_sets: LabelSets | None = None,
         empty: Empty = "nan",
         process_group: "ProcessGroup | None" = None,
     ) -> None:
@@ -202,6 +233,7 @@ class CrossEntropyLoss(_ReducedLoss):
         dim: int = 1,
         label_map: LabelMap | None = None,
         regions: Regions | None = None,
+        label_sets: LabelSets | None = None,
         empty: Empty = "nan",
         process_group: "ProcessGroup | None" = None,
     ) -> None:
@@ -256,12 +288,13 @@ class FocalLoss(_ReducedLoss):
         dim: int = 1,
         label_map: LabelMap | None = None,
         regions: Regions | None = None,
+        label_sets: LabelSets | None = None,
         process_group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__(**_keywords(locals()))
 
 
-class BCEWithLogitsLoss(_ReducedLoss):
+class BCEWithLogitsLoss(_LabelLoss):
     """Module of ``segloss.binary_cross_entropy_with_logits``; replaces ``torch.nn.BCEWithLogitsLoss``.
 
     For each class c of a voxel with logits x, p = sigmoid(x), a target g in [0, 1] and voxel weight v::
@@ -290,6 +323,8 @@ class BCEWithLogitsLoss(_ReducedLoss):
     _tensors = ("weight", "pos_weight")
     pos_weight: Tensor | None
     label_smoothing: float
+    reduction: Reduction
+    process_group: "ProcessGroup | None"
     empty: Empty
 
     def __init__(
@@ -311,7 +346,7 @@ class BCEWithLogitsLoss(_ReducedLoss):
         super().__init__(**_keywords(locals()))
 
 
-class TopKLoss(_LabelLoss):
+class TopKLoss(_SetLoss):
     """Module of ``segloss.topk_loss``: cross entropy over the k percent of voxels where it is largest.
 
     With l the losses of the V voxels of the batch that count, as ``segloss.cross_entropy`` with ``reduction="none"``::
@@ -353,6 +388,7 @@ class TopKLoss(_LabelLoss):
         dim: int = 1,
         label_map: LabelMap | None = None,
         regions: Regions | None = None,
+        label_sets: LabelSets | None = None,
     ) -> None:
         super().__init__(**_keywords(locals()))
 
@@ -420,6 +456,7 @@ class DiceLoss(_RegionLoss):
         dim: int = 1,
         label_map: LabelMap | None = None,
         regions: Regions | None = None,
+        label_sets: LabelSets | None = None,
         process_group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__(**_keywords(locals()))
@@ -470,6 +507,7 @@ class GeneralizedDiceLoss(_RegionLoss):
         dim: int = 1,
         label_map: LabelMap | None = None,
         regions: Regions | None = None,
+        label_sets: LabelSets | None = None,
         process_group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__(**_keywords(locals()))
@@ -531,6 +569,7 @@ class TverskyLoss(_RegionLoss):
         dim: int = 1,
         label_map: LabelMap | None = None,
         regions: Regions | None = None,
+        label_sets: LabelSets | None = None,
         process_group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__(**_keywords(locals()))
@@ -588,6 +627,7 @@ class DiceCELoss(_CompoundLoss):
         dim: int = 1,
         label_map: LabelMap | None = None,
         regions: Regions | None = None,
+        label_sets: LabelSets | None = None,
         process_group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__(**_keywords(locals()))
@@ -646,6 +686,7 @@ class DiceFocalLoss(_CompoundLoss):
         dim: int = 1,
         label_map: LabelMap | None = None,
         regions: Regions | None = None,
+        label_sets: LabelSets | None = None,
         process_group: "ProcessGroup | None" = None,
     ) -> None:
         super().__init__(**_keywords(locals()))
@@ -812,13 +853,14 @@ class DeepSupervisionLoss(nn.Module):
             factors 1, 1/2, 1/4, ... divided by their sum.
 
     Call:
-        ``loss(inputs, target, voxel_weight=None)``, where
+        ``loss(inputs, target, voxel_weight=None, label_set_index=None)``, where
 
         * inputs: a list or tuple of logits ``[N, C, *]``, usually of falling resolution.
         * target: labels ``[N, *]`` or ``[N, 1, *]``, or masks or probabilities ``[N, C, *]``, of any dtype, at full
           resolution.
         * voxel_weight: a weight for each voxel, of the labels' shape, at full resolution. Default: None, every weight
           is 1.
+        * label_set_index: as in the inner loss, if it takes one. Default: None.
 
     Returns:
         A tensor of the dtype and shape of the inner loss.
@@ -849,14 +891,22 @@ class DeepSupervisionLoss(nn.Module):
         self.loss = loss
         self.weights = None if weights is None else _checked_weights(weights)
 
-    def forward(self, inputs: Sequence[Tensor], target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        inputs: Sequence[Tensor],
+        target: Tensor,
+        voxel_weight: Tensor | None = None,
+        label_set_index: LabelSetIndex | None = None,
+    ) -> Tensor:
         """Calls the inner loss at each resolution; see the class."""
         dim = _class_dim_of(self.loss)
         losses = []
         for weight, input in zip(self._weights_for(inputs), inputs, strict=True):
             if weight != 0:
-                tensors = {} if voxel_weight is None else {"voxel_weight": _subsampled(voxel_weight, input, dim)}
-                losses.append(weight * self.loss(input, _subsampled(target, input, dim), **tensors))
+                options = {} if label_set_index is None else {"label_set_index": label_set_index}
+                if voxel_weight is not None:
+                    options["voxel_weight"] = _subsampled(voxel_weight, input, dim)
+                losses.append(weight * self.loss(input, _subsampled(target, input, dim), **options))
         return torch.stack(losses).sum(0)
 
     def _weights_for(self, inputs: Sequence[Tensor]) -> Sequence[float]:

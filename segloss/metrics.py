@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from segloss._docs import documented
-from segloss._labels import IgnoreIndex, LabelMap, LabelOptions, Regions, check_no_regions, read_labels
+from segloss._label_sets import Regions
+from segloss._labels import IgnoreIndex, LabelMap, LabelOptions, check_no_regions, read_labels
 from segloss.functional import _check_flags, _check_integer, _check_options, _check_types
 
 _OPERATORS: dict[str, Callable[..., Tensor]] = {
@@ -302,12 +303,13 @@ def _region_score(
     num_classes = int(table[0, 5])  # of the labels; kernels.h has the place
     ignore_index, of_pairs = read_labels(op, None, target, dim, *labels._replace(regions=None))
     input, target = (_without_channel(each, other, dim) for each, other in ((input, target), (target, input)))
-    pairs = torch.ops.segloss.confusion_counts(op, input, target, num_classes, ignore_index, 0, False, of_pairs)
+    pairs: Tensor = torch.ops.segloss.confusion_counts(op, input, target, num_classes, ignore_index, 0, False, of_pairs)
     members = torch.tensor([[c in region for c in range(num_classes)] for region in regions], device=input.device)
     is_label, is_predicted = members[:, :, None], members[:, None, :]
     both, either = ((pairs * where).sum((1, 2)) for where in (is_label & is_predicted, is_label | is_predicted))
     above, below = (2 * both, both + either) if op == "dice_score" else (both, either)
-    return (above.double() / below).to(torch.get_default_dtype())
+    score: Tensor = (above.double() / below).to(torch.get_default_dtype())
+    return score
 
 
 def _without_channel(map: Tensor, other: Tensor, dim: int) -> Tensor:
@@ -328,5 +330,5 @@ def _masks_of(op: str, input: Tensor, target: Tensor, table: Tensor, dim: int) -
             f"{op}: expected labels of shape {expected}, with or without a class dimension of size 1, for input "
             f"{list(input.shape)} with its regions in dimension {along}, got target {list(target.shape)}"
         )
-    masks: Tensor = torch.ops.segloss.region_masks(op, whole, table, input.shape[along], along)
+    masks: Tensor = torch.ops.segloss.set_masks(op, whole, table, input.shape[along], along)
     return masks

@@ -8,13 +8,15 @@ from torch import Tensor
 
 from segloss._distributed import check_process_group, is_dtensor, sum_over_ranks, sums_or_zeros
 from segloss._docs import documented
+from segloss._label_sets import LabelSetIndex, LabelSets, Regions
 from segloss._labels import (
     OF_SOFTMAX,
     IgnoreIndex,
     LabelMap,
     LabelOptions,
-    Regions,
+    check_no_label_sets,
     check_no_regions,
+    read_groups,
     read_labels,
 )
 from segloss.functional import (
@@ -101,6 +103,8 @@ def soft_stats(
     voxel_weight: Tensor | None = None,
     label_map: LabelMap | None = None,
     regions: Regions | None = None,
+    label_sets: LabelSets | None = None,
+    label_set_index: LabelSetIndex | None = None,
     dim: int = 1,
 ) -> SoftStats:
     """The three sums for each sample and class from which region losses (Dice family) are computed.
@@ -143,6 +147,15 @@ def soft_stats(
             channel, overlapping as they like: ``[(1, 2, 3), (1, 3), (3,)]``. A channel's target is whether the class of
             the voxel, its label or what ``label_map`` makes of it, is in the region; no mask is made. Without
             ``label_map`` labels are 0 to the largest class. Default: None, channels are classes.
+        label_sets: with softmax, for partial labels, the classes that a label may be: ``{0: (0, 2, 3)}`` where classes
+            2 and 3 are not labelled and lie in the background. Classes that a set joins are one class of that sample,
+            the first of them, whose p is the sum of theirs; the others have no sums and no terms (marginal Dice: Shi et
+            al. 2021, "Marginal loss and exclusion loss for partially supervised multi-organ segmentation", Medical
+            Image Analysis 70). Not with ``squared``. A class without an entry means itself; a class beyond the channels
+            is one that only sets have. A sequence has a mapping for each sample. Default: None, every label means
+            itself.
+        label_set_index: the mapping of each sample, ``[N]``, where ``label_sets`` has one for each data set. Default:
+            None, they are in the order of the samples.
         dim: the class dimension of input.
 
     Returns:
@@ -180,7 +193,7 @@ def soft_stats(
         * ``segloss.SoftStats``: the type of the result
         * ``segloss.dice_loss``, ``segloss.generalized_dice_loss``, ``segloss.tversky_loss``: losses made of these sums
     """
-    labels = LabelOptions(ignore_index, label_map, regions)
+    labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
     walk = _Walk(dim, activation, labels, squared=squared, any_finite_target=True)
     stats, *_ = _sums("soft_stats", input, target, None, voxel_weight, walk)
     dtype = torch.promote_types(input.dtype, torch.float32)
@@ -207,6 +220,8 @@ def dice_loss(
     voxel_weight: Tensor | None = None,
     label_map: LabelMap | None = None,
     regions: Regions | None = None,
+    label_sets: LabelSets | None = None,
+    label_set_index: LabelSetIndex | None = None,
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     """Soft Dice or Jaccard loss of logits against labels, class probabilities or masks.
@@ -289,7 +304,7 @@ def dice_loss(
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
     _check_flags(op, jaccard=jaccard)
     _check_numbers(op, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
-    labels = LabelOptions(ignore_index, label_map, regions)
+    labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
     walk = _Walk(dim, activation, labels, include_background, batch, process_group, soft_label, squared)
     stats, whole, _ = _sums(op, input, target, weight, voxel_weight, walk)
     terms = _dice_terms(stats, _DiceTerms(jaccard, smooth_nr, smooth_dr))
@@ -314,6 +329,8 @@ def generalized_dice_loss(
     voxel_weight: Tensor | None = None,
     label_map: LabelMap | None = None,
     regions: Regions | None = None,
+    label_sets: LabelSets | None = None,
+    label_set_index: LabelSetIndex | None = None,
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     """Generalized Dice loss: one term for each sample, in which small classes weigh as much as large ones.
@@ -360,14 +377,14 @@ def generalized_dice_loss(
     _check_choice(op, "w_type", w_type, ("square", "simple", "uniform"))
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
     _check_numbers(op, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
-    labels = LabelOptions(ignore_index, label_map, regions)
+    labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
     walk = _Walk(dim, activation, labels, include_background, batch, process_group, soft_label)
     stats, whole, _ = _sums(op, input, target, None, voxel_weight, walk)
     w = _volume_weights(stats.target, w_type)
     shared = 2 * (w * stats.intersection).sum(-1) + smooth_nr
     sizes = (w * (stats.prediction + stats.target)).sum(-1) + smooth_dr
     terms = _terms(1, shared, sizes, smooth_nr)
-    return _reduced(terms, None, reduction, whole).to(_result_dtype(input))
+    return _reduced(terms, None, reduction, whole._replace(has_term=None)).to(_result_dtype(input))
 
 
 @documented(like=dice_loss)
@@ -391,6 +408,8 @@ def tversky_loss(
     voxel_weight: Tensor | None = None,
     label_map: LabelMap | None = None,
     regions: Regions | None = None,
+    label_sets: LabelSets | None = None,
+    label_set_index: LabelSetIndex | None = None,
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     """Tversky and focal Tversky loss: Dice with separate weights for false positives and false negatives.
@@ -439,7 +458,7 @@ def tversky_loss(
     _check_gamma(op, gamma)
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
     _check_numbers(op, alpha=alpha, beta=beta, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
-    labels = LabelOptions(ignore_index, label_map, regions)
+    labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
     walk = _Walk(dim, activation, labels, include_background, batch, process_group, soft_label)
     stats, whole, _ = _sums(op, input, target, weight, voxel_weight, walk)
     errors = alpha * stats.fp + beta * stats.fn
@@ -471,6 +490,8 @@ def dice_ce_loss(
     voxel_weight: Tensor | None = None,
     label_map: LabelMap | None = None,
     regions: Regions | None = None,
+    label_sets: LabelSets | None = None,
+    label_set_index: LabelSetIndex | None = None,
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     """Compound loss: Dice plus cross entropy, computed together.
@@ -520,7 +541,7 @@ def dice_ce_loss(
     """
     op = "dice_ce_loss"
     _check_numbers(op, lambda_dice=lambda_dice, lambda_ce=lambda_ce)
-    labels = LabelOptions(ignore_index, label_map, regions)
+    labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
     walk = _Walk(dim, activation, labels, include_background, batch, process_group, soft_label, squared)
     voxel_loss = _VoxelLoss("cross_entropy", empty, label_smoothing=label_smoothing)
     terms = _DiceTerms(jaccard, smooth_nr, smooth_dr)
@@ -552,6 +573,8 @@ def dice_focal_loss(
     voxel_weight: Tensor | None = None,
     label_map: LabelMap | None = None,
     regions: Regions | None = None,
+    label_sets: LabelSets | None = None,
+    label_set_index: LabelSetIndex | None = None,
     process_group: "ProcessGroup | None" = None,
 ) -> Tensor:
     """Compound loss: Dice plus focal loss, computed together.
@@ -596,7 +619,7 @@ def dice_focal_loss(
     op = "dice_focal_loss"
     _check_gamma(op, gamma)
     _check_numbers(op, lambda_dice=lambda_dice, lambda_focal=lambda_focal)
-    labels = LabelOptions(ignore_index, label_map, regions)
+    labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
     walk = _Walk(dim, activation, labels, include_background, batch, process_group, soft_label, squared)
     voxel_loss = _VoxelLoss("focal_loss", empty, gamma=gamma)
     terms = _DiceTerms(jaccard, smooth_nr, smooth_dr)
@@ -667,6 +690,7 @@ class _Whole(NamedTuple):
     process_group: "ProcessGroup | None"
     num_logits: int | Tensor  # of this rank; of all ranks, as the sums, if it is a tensor
     refused: list[Exception]  # see sum_over_ranks
+    has_term: Tensor | None = None  # of each class, of joined ones only the first; None: all have
 
 
 def _sums(
@@ -687,11 +711,15 @@ def _sums(
     soft_label, squared, any_finite = flags
     if activation == "softmax":
         check_no_regions(op, labels.regions, OF_SOFTMAX)
+    else:
+        check_no_label_sets(op, labels.label_sets)
     if labels.regions is not None and not include_background:
         raise ValueError(
             f"{op}: expected include_background=True with regions, where channel 0 is the first region, got False. "
             "Leave the region of the background out of regions"
         )
+    if squared and labels.label_sets is not None:
+        raise ValueError(f"{op}: expected squared=False with label_sets, whose joined classes add their p, got True")
     ignore_index, label_table = read_labels(op, input, target, dim, *labels)
     gamma, label_smoothing = (voxel_loss.gamma, voxel_loss.label_smoothing) if voxel_loss else (0.0, 0.0)
     _check_types(
@@ -710,18 +738,33 @@ def _sums(
     if is_dtensor(input):
         sums = sum_over_ranks(op, process_group, refused, *sums)
         voxel_sums = sum_over_ranks(op, process_group, refused, *voxel_sums) if voxel_loss else []
+    groups = read_groups(op, input, target, dim, labels)
+    if groups is not None:  # the fourth of the sums says which classes have terms
+        sums = _joined(sums, groups)
     if not include_background:
         sums = _without_background(op, sums)
-    num_logits = input.numel()
+    num_logits: int | Tensor = input.numel()
     if batch:
         sums = [each.sum(0) for each in sums]
     if process_group is not None and batch:
-        counts = sums[0].new_full((), num_logits)
-        shared = sum_over_ranks(op, process_group, refused, *sums, counts, *voxel_sums)
-        return SoftStats(*shared[:3]), _Whole(op, process_group, shared[3], refused), shared[4:]
-    if process_group is not None and voxel_loss:
+        counts = sums[0].new_full((), input.numel())
+        shared = sum_over_ranks(op, process_group, refused, counts, *sums, *voxel_sums)
+        num_logits, sums, voxel_sums = shared[0], shared[1 : 1 + len(sums)], shared[1 + len(sums) :]
+    elif process_group is not None and voxel_loss:
         voxel_sums = sum_over_ranks(op, process_group, refused, *voxel_sums)
-    return SoftStats(*sums), _Whole(op, process_group, num_logits, refused), voxel_sums
+    has_term = sums[3] > 0 if groups is not None else None
+    return SoftStats(*sums[:3]), _Whole(op, process_group, num_logits, refused, has_term), voxel_sums
+
+
+def _joined(sums: list[Tensor], groups: Tensor) -> list[Tensor]:
+    """The sums of groups of classes, at the first class of each, and 1 there; 0 at the others.
+
+    The target of each class is that of its group already.
+    """
+    groups = groups[: sums[0].shape[0]].expand_as(sums[0])
+    is_first = (groups == torch.arange(groups.shape[1], device=groups.device)).to(sums[0].dtype)
+    intersection, prediction = (torch.zeros_like(each).scatter_add(1, groups, each) for each in sums[:2])
+    return [intersection, prediction, sums[2] * is_first, is_first]
 
 
 def _sizes_of_sums(input: Tensor, dim: int) -> list[tuple[int, ...]] | None:
@@ -788,9 +831,11 @@ def _power(terms: Tensor, gamma: float) -> Tensor:
 
 def _reduced(terms: Tensor, weight: Tensor | None, reduction: str, whole: _Whole, empty_zero: bool = False) -> Tensor:
     """The terms, their sum or their mean. The mean over no voxel is nan or 0, with zero gradient, for any terms."""
-    op, process_group, num_logits, refused = whole
+    op, process_group, num_logits, refused, has_term = whole
     if weight is not None and not refused:
         terms = terms * weight[weight.shape[0] - terms.shape[-1] :].to(terms.dtype)
+    if has_term is not None:
+        terms = torch.where(has_term, terms, 0.0)
     if reduction == "none":
         if refused:
             raise refused.pop()
@@ -798,9 +843,10 @@ def _reduced(terms: Tensor, weight: Tensor | None, reduction: str, whole: _Whole
     if process_group is None or isinstance(num_logits, Tensor):
         if reduction == "sum":
             return terms.sum()
-        mean = terms.mean()
+        mean = terms.mean() if has_term is None else terms.sum() / has_term.sum()
     else:
-        counts = (terms.new_full((), terms.numel()), terms.new_full((), num_logits))
+        num_terms = terms.new_full((), terms.numel()) if has_term is None else has_term.sum().to(terms.dtype)
+        counts = (num_terms, terms.new_full((), num_logits))
         total, count, num_logits = sum_over_ranks(op, process_group, refused, terms.sum(), *counts)
         if reduction == "sum":
             return total

@@ -153,6 +153,32 @@ static void FN(probability_losses)(const struct segloss_cross_entropy* a, VOXELS
     }
 }
 
+/* The losses for sets; `weight` is v w_y. */
+static void FN(set_losses)(const struct segloss_cross_entropy* a, VOXELS* v, REAL total_class_weight,
+                           const REAL* weight, REAL* loss) {
+    const REAL smoothing = (REAL)a->label_smoothing, gamma = (REAL)a->gamma;
+    const REAL uniform = (REAL)(a->label_smoothing / (double)a->num_classes);
+    ALIGNED REAL spread[SEGLOSS_BLOCK];
+    SET_SUMS sums;
+    if (smoothing != 0) {
+        FN(find_spread)(a, v, spread);
+    }
+    FN(find_set_sums)(v, a->num_classes, &sums);
+    for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+        const VEC nll = a->log_probabilities ? FN(set_log_nll)(&sums, i) : FN(set_nll)(v, &sums, i);
+        VEC sharpness = (1 - smoothing) * FN(load)(weight + i);
+        if (gamma != 0) {
+            sharpness *= FN(set_focal_factor)(gamma, 0, FN(odds_against_set)(v, &sums, i), nll);
+        }
+        VEC sum = FN(select)(sharpness == 0, 0 * FN(load)(v->tail + i), sharpness * nll);
+        if (smoothing != 0) {
+            const VEC all_classes = FN(load)(spread + i) + total_class_weight * FN(log1p)(FN(load)(v->tail + i));
+            sum += FN(load)(v->weight + i) * (uniform * all_classes);
+        }
+        FN(store)(loss + i, FN(only)(FN(load)(v->weight + i) != 0, sum));
+    }
+}
+
 /* For log probabilities the loss is -x_y: reads one value per voxel instead of all its classes. */
 static void FN(label_log_losses)(const struct segloss_cross_entropy* a, const VOXELS* v, const REAL* weight,
                                  REAL* loss) {
@@ -186,6 +212,8 @@ static void FN(block_losses)(const struct segloss_cross_entropy* a, VOXELS* v, R
                              const REAL* weight, REAL* loss) {
     if (a->target_kind == SEGLOSS_PROBABILITIES) {
         FN(probability_losses)(a, v, loss);
+    } else if (a->target_kind == SEGLOSS_SETS) {
+        FN(set_losses)(a, v, total_class_weight, weight, loss);
     } else if (a->log_probabilities) {
         FN(label_log_losses)(a, v, weight, loss);
     } else {
@@ -405,6 +433,67 @@ static void FN(find_mass)(const struct segloss_cross_entropy* a, VOXELS* v, REAL
     }
 }
 
+/* The gradient of the losses for sets; `scale` is grad_loss * grad_scale * v. */
+struct FN(set_grad) {
+    SET_SUMS sums;
+    ALIGNED REAL sharp[SEGLOSS_BLOCK];
+    ALIGNED REAL level[SEGLOSS_BLOCK];
+    REAL total_class_weight;
+};
+
+static void FN(start_set_grad)(const struct segloss_cross_entropy* a, VOXELS* v, REAL total_class_weight,
+                               const REAL* scale, struct FN(set_grad) * g) {
+    const REAL smoothing = (REAL)a->label_smoothing, gamma = (REAL)a->gamma;
+    ALIGNED REAL label_weight[SEGLOSS_BLOCK];
+    g->total_class_weight = total_class_weight;
+    FN(label_weights)(a, v->label, label_weight);
+    FN(find_set_sums)(v, a->num_classes, &g->sums);
+    for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+        VEC sharp = FN(load)(scale + i) * ((1 - smoothing) * FN(load)(label_weight + i));
+        if (gamma != 0) {
+            const VEC nll = FN(set_nll)(v, &g->sums, i);
+            sharp *= FN(set_focal_factor)(gamma, 1, FN(odds_against_set)(v, &g->sums, i), nll);
+        }
+        FN(store)(g->sharp + i, sharp);
+        FN(store)(g->level + i, FN(load)(scale + i) * (REAL)(a->label_smoothing / (double)a->num_classes));
+    }
+}
+
+/* The gradient of one class in some lanes, from its logit and its e_c. */
+static inline VEC FN(set_grad_of_class)(const struct segloss_cross_entropy* a, const VOXELS* v,
+                                        const struct FN(set_grad) * g, int64_t class, int i, VEC x, VEC e, VEC is_in) {
+    const VEC sharp = FN(load)(g->sharp + i);
+    VEC value = FN(only)(sharp != 0, sharp * FN(set_grad)(v, &g->sums, i, x, e, is_in));
+    if (a->label_smoothing != 0) {
+        const VEC p = e * FN(load)(v->share + i);
+        value += FN(load)(g->level + i) * (g->total_class_weight * p - FN(class_weight)(a, class));
+    }
+    return FN(only)(FN(load)(v->weight + i) != 0, value);
+}
+
+static void FN(write_set_grad)(const struct segloss_cross_entropy* a, VOXELS* v, const struct FN(set_grad) * g,
+                               int64_t first, int n) {
+    const REAL* exponentials = a->log_probabilities ? NULL : FN(exponentials)(v, first, n);
+    const REAL* is_in = FN(read_sets)(v, first, n, 0);
+    const REAL* x = FN(read_input)(v, first, n); /* each is read before the results take its place */
+    const ROWS grad = FN(output_of_chunk)(v, &a->grad_logits, first, a->stream_grad);
+    for (int c = 0; c < n; ++c) {
+        for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
+            const int k = c * ROW_LANES + i;
+            const VEC x_c = FN(load)(x + k), is_member = FN(load)(is_in + k);
+            VEC value;
+            if (a->log_probabilities) {
+                const VEC share = FN(exp_nonpositive)(x_c - FN(load)(g->sums.max + i)) / FN(load)(g->sums.inside + i);
+                value = FN(only)((is_member != 0) & (FN(load)(g->sharp + i) != 0), -FN(load)(g->sharp + i) * share);
+            } else {
+                value = FN(set_grad_of_class)(a, v, g, first + c, i, x_c, FN(load)(exponentials + k), is_member);
+            }
+            FN(put)(grad, c * grad.stride + i, value);
+        }
+    }
+    FN(finish_output)(v, grad, &a->grad_logits, first, n, a->stream_grad);
+}
+
 /* The gradient with respect to log probabilities: -scale w_y at the label, or -scale q_c for probabilities. */
 static void FN(write_log_grad)(const struct segloss_cross_entropy* a, VOXELS* v, const REAL* scale, int64_t first,
                                int n, ROWS grad) {
@@ -422,6 +511,20 @@ static void FN(write_log_grad)(const struct segloss_cross_entropy* a, VOXELS* v,
     }
 }
 
+static void FN(sets_block_grad)(const struct segloss_cross_entropy* a, VOXELS* v, REAL total_class_weight,
+                                const REAL* scale) {
+    struct FN(set_grad) grad;
+    if (a->log_probabilities) {
+        memset(v->max, 0, sizeof v->max);
+        memset(v->tail, 0, sizeof v->tail);
+    }
+    FN(find_share)(v);
+    FN(start_set_grad)(a, v, total_class_weight, scale, &grad);
+    for (int64_t first = 0; first < a->num_classes; first += CLASS_CHUNK) {
+        FN(write_set_grad)(a, v, &grad, first, FN(chunk_length)(first, a->num_classes));
+    }
+}
+
 /* The gradient of a block, after its softmax is found, or of log probabilities. */
 static void FN(active_block_grad)(const struct segloss_cross_entropy* a, VOXELS* v, REAL total_class_weight) {
     ALIGNED REAL scale[SEGLOSS_BLOCK];
@@ -429,6 +532,10 @@ static void FN(active_block_grad)(const struct segloss_cross_entropy* a, VOXELS*
     LABEL_GRAD label_grad;
     const int has_probabilities = a->target_kind == SEGLOSS_PROBABILITIES;
     FN(read_scale)(a, v, 0, scale);
+    if (a->target_kind == SEGLOSS_SETS) {
+        FN(sets_block_grad)(a, v, total_class_weight, scale);
+        return;
+    }
     if (has_probabilities && !a->log_probabilities) {
         FN(find_share)(v);
         FN(find_mass)(a, v, mass);

@@ -31,8 +31,9 @@ enum segloss_dtype {
     SEGLOSS_INT64,
 };
 
-/* What a target holds: labels have one value per voxel; probabilities, and masks of 0 and 1, have one per class. */
-enum segloss_target { SEGLOSS_LABELS, SEGLOSS_PROBABILITIES, SEGLOSS_MASKS };
+/* What a target holds: labels have one value per voxel; probabilities, and masks of 0 and 1, have one per class. Sets
+ * are labels that stand for any class of a set, which the label table has. */
+enum segloss_target { SEGLOSS_LABELS, SEGLOSS_PROBABILITIES, SEGLOSS_MASKS, SEGLOSS_SETS };
 
 /* How the input x gives p: softmax over the classes, sigmoid, or p = x. */
 enum segloss_activation { SEGLOSS_SOFTMAX, SEGLOSS_SIGMOID, SEGLOSS_IDENTITY };
@@ -58,7 +59,8 @@ struct segloss_tensor {
 
 /* What the labels of a data set mean. A row of int64 numbers maps them to classes: this header, an entry for each of
  * `length` labels, and, if the row is sorted, these labels in ascending order; otherwise entry k is that of label
- * first + k. With `words` > 0 each class then has a set: so many numbers, whose bits say what it contains. */
+ * first + k. With `words` > 0 each class then has a set, so many numbers whose bits say what it contains, and after all
+ * sets each class has another one, its group. */
 enum segloss_label_row {
     SEGLOSS_ROW_FIRST,  /* at most the smallest label */
     SEGLOSS_ROW_LENGTH, /* >= 1 */
@@ -101,6 +103,8 @@ struct segloss_sums {
  *
  *   l = v * w_y * (1 - p_y)^gamma * -log p_y
  *
+ * For sets, the sum of p_c over the classes c of y's set takes the place of p_y; with class weights, y < C.
+ *
  * A product with a zero class weight or a zero target is 0, whatever the logit. A voxel does not count if its label or
  * any of its masks is ignore_index, or if v = 0: it is treated as absent, and its logits have no effect. */
 struct segloss_cross_entropy {
@@ -118,7 +122,7 @@ struct segloss_cross_entropy {
     struct segloss_label_table labels;  /* optional, of labels; then ignore_index is not used. With sets, the target
                                          * holds labels, and masks are whether c is in the set of the label's class */
     double label_smoothing;             /* 0 with log_probabilities */
-    double gamma;                       /* focal; >= 0. With a softmax, 0 unless the target is labels */
+    double gamma;                       /* focal; >= 0. With a softmax, 0 for probabilities */
     int log_probabilities;              /* logits are log p already: no softmax */
 
     struct segloss_tensor loss; /* forward writes one per voxel, binary_forward one per class, if given */
@@ -140,6 +144,8 @@ struct segloss_cross_entropy {
 /* The sums over voxels, for each class, from which every region loss is computed: v p g, v p and v g for the
  * probability p and the target g (1 at the label's class, else 0). `squared` takes p^2 and g^2 in the last two;
  * `soft_label` takes v min(p, g) instead of v p g, which is the same where g is 0 or 1.
+ *
+ * For sets, g is 1 at the classes of the label's group, and the activation is no sigmoid.
  *
  * `with_loss` also sums the losses of the voxels in the same walk: cross entropy if p is a softmax, binary cross
  * entropy over all classes if it is a sigmoid. */

@@ -6,6 +6,7 @@
 #include "softmax_tmpl.h"
 #include "interleaved_tmpl.h"
 #include "sparse_grad_tmpl.h"
+#include "sets_tmpl.h"
 #include "cross_entropy_tmpl.h"
 #include "binary_tmpl.h"
 #include "soft_stats_tmpl.h"
@@ -17,6 +18,7 @@
 #undef CLASS_CHUNK
 #undef ROWS
 #undef LABEL_GRAD
+#undef SET_SUMS
 #undef SIGMOID
 #undef BINARY_TERM
 #undef BINARY_CLASS

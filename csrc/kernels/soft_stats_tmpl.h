@@ -4,11 +4,16 @@
 static void FN(add_sigmoid_stats)(const struct segloss_soft_stats* s, VOXELS* v, REAL* loss, double* const* stats);
 static void FN(write_sigmoid_grad)(const struct segloss_soft_stats* s, VOXELS* v);
 
+/* The targets of a chunk, unless they are labels. */
+static const REAL* FN(target_rows)(VOXELS* v, const struct segloss_cross_entropy* a, int64_t first, int n) {
+    return a->target_kind == SEGLOSS_SETS ? FN(read_sets)(v, first, n, 1) : FN(read_target)(v, first, n);
+}
+
 /* The target of one class: a row of the target's chunk, or one-hot from the labels, written to `buffer`. */
 static const REAL* FN(target_row)(VOXELS* v, const struct segloss_cross_entropy* a, int64_t first, int n, int c,
                                   REAL* buffer) {
     if (a->target_kind != SEGLOSS_LABELS) {
-        return FN(read_target)(v, first, n) + c * ROW_LANES;
+        return FN(target_rows)(v, a, first, n) + c * ROW_LANES;
     }
     for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
         const MASK is_label = FN(load_labels)(v->label + i) == (BITS)(first + c);
@@ -126,7 +131,8 @@ static void FN(add_classes)(const struct segloss_soft_stats* s, VOXELS* v, const
     for (int c = 0; c < n; ++c) {
         const REAL* row = rows + c * ROW_LANES;
         if (!by_label) {
-            FN(add_class)(s, v, row, FN(read_target)(v, first, n) + c * ROW_LANES, first + c, 1, s->squared, stats);
+            FN(add_class)(s, v, row, FN(target_rows)(v, &s->voxels, first, n) + c * ROW_LANES, first + c, 1, s->squared,
+                          stats);
         } else if (s->squared) {
             FN(add_class)(s, v, row, NULL, first + c, n <= FN(few_classes), 1, stats);
         } else if (n <= FN(few_classes)) {
@@ -421,19 +427,27 @@ static void FN(find_mean_slope)(const struct segloss_soft_stats* s, VOXELS* v, R
 
 /* Writes the gradient of a block class by class; `mean` comes from find_mean_slope for a softmax and is 0 otherwise. */
 static void FN(write_stats_grad)(const struct segloss_soft_stats* s, VOXELS* v, const REAL* mass, const REAL* mean,
-                                 const REAL* scale, int64_t first, int n) {
+                                 const REAL* scale, const struct FN(set_grad) * set_grad, int64_t first, int n) {
     const struct segloss_cross_entropy* a = &s->voxels;
     const REAL* rows = FN(activations)(s, v, first, n);
+    const REAL* x = set_grad ? FN(read_input)(v, first, n) : NULL; /* each is read before the results take its place */
     const ROWS grad = FN(output_of_chunk)(v, &a->grad_logits, first, a->stream_grad);
-    ALIGNED REAL buffers[3][SEGLOSS_BLOCK];
+    ALIGNED REAL buffers[3][SEGLOSS_BLOCK], is_in[SEGLOSS_BLOCK];
+    ALIGNED uint32_t bits[SEGLOSS_BLOCK];
     for (int c = 0; c < n; ++c) {
         const struct FN(slopes) slopes = FN(slopes_of_class)(s, v, first, n, c, buffers);
+        if (set_grad) {
+            FN(read_set_row)(v, bits, first + c, c == 0, 0, is_in);
+        }
         for (int i = 0; i < SEGLOSS_BLOCK; i += WIDTH) {
             const VEC activation = FN(load)(rows + c * ROW_LANES + i);
             const VEC p = activation * FN(load)(v->share + i);
             const VEC derivative = s->activation == SEGLOSS_IDENTITY ? FN(splat)(1) : p;
             VEC value = FN(load)(v->weight + i) * derivative * (FN(slope_at)(s, &slopes, i, p) - FN(load)(mean + i));
-            if (s->with_loss) {
+            if (set_grad) {
+                const VEC x_c = FN(load)(x + c * ROW_LANES + i), is_member = FN(load)(is_in + i);
+                value += FN(set_grad_of_class)(a, v, set_grad, first + c, i, x_c, activation, is_member);
+            } else if (s->with_loss) {
                 const VEC target = FN(load)(slopes.target + i);
                 value += FN(probability_grad)(a, v, first + c, i, target, activation, mass, scale);
             }
@@ -460,13 +474,20 @@ static void FN(block_stats_grad)(const struct segloss_soft_stats* s, VOXELS* v, 
     const int by_label = is_softmax && a->target_kind == SEGLOSS_LABELS;
     ALIGNED REAL scale[SEGLOSS_BLOCK], mass[SEGLOSS_BLOCK], mean[SEGLOSS_BLOCK] = {0};
     LABEL_GRAD label_grad;
+    struct FN(set_grad) set_grad;
+    const int by_set = s->with_loss && a->target_kind == SEGLOSS_SETS;
     FN(read_scale)(a, v, 0, scale);
     FN(prepare_activations)(s, v);
+    if (by_set) {
+        FN(start_set_grad)(a, v, total_class_weight, scale, &set_grad);
+    }
     if (by_label) {
         FN(start_label_grad)(a, v, total_class_weight, scale, &label_grad);
         FN(add_to_label_grad)(s, v, &label_grad);
     } else if (is_softmax) {
-        FN(find_mass)(a, v, mass);
+        if (!by_set) {
+            FN(find_mass)(a, v, mass);
+        }
         FN(find_mean_slope)(s, v, mean);
     }
     for (int64_t first = 0; first < a->num_classes; first += CLASS_CHUNK) {
@@ -474,7 +495,7 @@ static void FN(block_stats_grad)(const struct segloss_soft_stats* s, VOXELS* v, 
         if (by_label) {
             FN(write_label_stats_grad)(s, v, &label_grad, first, n);
         } else {
-            FN(write_stats_grad)(s, v, mass, mean, scale, first, n);
+            FN(write_stats_grad)(s, v, mass, mean, scale, by_set ? &set_grad : NULL, first, n);
         }
     }
 }

@@ -13,6 +13,7 @@ VOXELS {
     struct ahead ahead; /* the same classes of the next block's input, to prefetch */
     CHUNK target;
     const struct segloss_label_table* sets; /* of labels that the target holds instead of masks; else NULL */
+    int has_groups;                         /* the masks in `target` are those of groups */
     CHUNK activations;                      /* e_c = exp(x_c - max) of a softmax; p_c of any other activation */
 
     /* Of a softmax. label_x is x_y and label_e is e_y, 0 where there is no label. */
@@ -111,6 +112,7 @@ static int FN(read_voxels)(VOXELS* v, const struct segloss_cross_entropy* a, int
     v->target.tensor = &a->target;
     v->input.first_class = v->target.first_class = v->activations.first_class = -1;
     v->sets = has_sets(&a->labels) ? &a->labels : NULL;
+    v->has_groups = 0;
     int bad = -1;
     if (a->target_kind == SEGLOSS_LABELS || v->sets) {
         bad = read_labels(v->label, &a->target, &a->labels, &v->block, a->num_classes, a->ignore_index);
@@ -159,19 +161,25 @@ static inline void FN(prefetch_ahead)(const VOXELS* v, int c, int i) {
     }
 }
 
-/* The masks of a chunk, from the sets of the labels' classes. */
-static const REAL* FN(read_sets)(VOXELS* v, int64_t first_class, int num_classes) {
-    enum { NUM_BITS = 32 };
+/* Whether each lane's set, or group, has a class. `bits` are kept from class to class. */
+static void FN(read_set_row)(const VOXELS* v, uint32_t* bits, int64_t class, int is_first, int of_groups,
+                             REAL* restrict row) {
+    const int shift = (int)(class % 32);
+    if (is_first || shift == 0) {
+        bits_of_lanes(bits, v->label, v->sets, &v->block, class - shift, of_groups);
+    }
+    for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
+        row[i] = (REAL)(int)((bits[i] >> shift) & 1);
+    }
+}
+
+/* The masks of a chunk, from the sets of the labels' classes, or from their groups. */
+static const REAL* FN(read_sets)(VOXELS* v, int64_t first_class, int num_classes, int of_groups) {
     ALIGNED uint32_t bits[SEGLOSS_BLOCK];
+    v->target.first_class = v->has_groups == of_groups ? v->target.first_class : -1;
+    v->has_groups = of_groups;
     for (int c = 0; v->target.first_class != first_class && c < num_classes; ++c) {
-        const int shift = (int)((first_class + c) % NUM_BITS);
-        REAL* restrict row = v->target.values + c * ROW_LANES;
-        if (c == 0 || shift == 0) {
-            bits_of_lanes(bits, v->label, v->sets, &v->block, first_class + c - shift);
-        }
-        for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
-            row[i] = (REAL)(int)((bits[i] >> shift) & 1);
-        }
+        FN(read_set_row)(v, bits, first_class + c, c == 0, of_groups, v->target.values + c * ROW_LANES);
     }
     v->target.first_class = first_class;
     return v->target.values;
@@ -180,7 +188,7 @@ static const REAL* FN(read_sets)(VOXELS* v, int64_t first_class, int num_classes
 /* Reads probabilities or masks. */
 static const REAL* FN(read_target)(VOXELS* v, int64_t first_class, int num_classes) {
     if (v->sets) {
-        return FN(read_sets)(v, first_class, num_classes);
+        return FN(read_sets)(v, first_class, num_classes, 0);
     }
     return FN(read_chunk)(&v->target, &v->block, v->active, first_class, num_classes);
 }

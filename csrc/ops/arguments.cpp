@@ -71,6 +71,7 @@ OptionalTensor counted_voxels(const Tensor& target, const OptionalTensor& voxel_
 // The kernels' name for what a target holds. One-hot targets have been converted to labels before.
 segloss_target kernel_target(Target kind) {
     return kind == Target::probabilities                      ? SEGLOSS_PROBABILITIES
+           : kind == Target::sets                             ? SEGLOSS_SETS
            : kind == Target::masks || kind == Target::regions ? SEGLOSS_MASKS
                                                               : SEGLOSS_LABELS;
 }
@@ -105,7 +106,7 @@ void check_values(const Arguments& arguments, const Reading& reading) {
     const auto& [kind, dim, labels, dtype, ranges] = reading;
     if (kind == Target::labels) {
         check_label_values(op, target, input.size(dim), labels);
-    } else if (kind == Target::regions) {
+    } else if (kind == Target::regions || kind == Target::sets) {
         check_label_values(op, target, INT32_MAX, labels);
     } else if (kind == Target::masks) {
         check_mask_values(op, target, labels.ignore_index);
@@ -162,7 +163,8 @@ VoxelArguments::VoxelArguments(const Arguments& arguments, const Reading& readin
         args.weight_of_ones = static_cast<const char*>(args.class_weight) + row;
     }
     args.ignore_index = reading.labels.ignore_index;
-    args.labels = label_table_for_kernel(arguments.op, reading.labels.table, args.num_classes, num_voxels());
+    args.labels = label_table_for_kernel(arguments.op, reading.labels.table, args.num_classes, num_voxels(),
+                                         reading.kind == Target::sets && arguments.weight.has_value());
     args.label_smoothing = options.label_smoothing;
     args.gamma = options.gamma;
     args.log_probabilities = options.log_probabilities;

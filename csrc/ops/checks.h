@@ -12,8 +12,9 @@ namespace segloss {
 using at::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-// Regions are labels whose table gives each class a set of channels: the masks of the channels.
-enum class Target { labels, one_hot, probabilities, masks, regions };
+// Regions are labels whose table gives each class a set of channels: the masks of the channels. Sets are labels that
+// stand for any class of a set.
+enum class Target { labels, one_hot, probabilities, masks, regions, sets };
 
 // What labels mean: their classes are in a table (label_table.h). Without one a label is the class itself, or ignored
 // if it is ignore_index.

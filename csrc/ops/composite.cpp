@@ -78,7 +78,7 @@ Tensor negative_log_softmax(const Tensor& input, int64_t dim) {
 
 VoxelLosses label_losses(const Voxels& voxels, const OptionalTensor& weight, int64_t dim,
                          const VoxelLossOptions& options) {
-    const auto& [kind, input, labels, voxel_weight, ignored] = voxels;
+    const auto& [kind, input, labels, label_of_set, voxel_weight, ignored] = voxels;
     const auto& [label_smoothing, gamma, log_probabilities] = options;
     const auto label_weight = weight ? weight->to(input.scalar_type()).index_select(0, labels.flatten()).view_as(labels)
                                      : at::ones_like(labels, input.options());
@@ -92,6 +92,30 @@ VoxelLosses label_losses(const Voxels& voxels, const OptionalTensor& weight, int
     const auto odds = log_probabilities ? Tensor() : log_odds_against(input, labels, dim);
     const auto losses = log_probabilities ? input.gather(dim, labels).neg() : focal(log1p_exp(odds), odds, gamma);
     return {weight ? weighted(label_weight, losses) : losses, label_weight};
+}
+
+// The marginal loss, -log of the sum of p over the label's set. The log-sum-exp of the set and of the other classes
+// keep the digits of a confident voxel, as in log_odds_against; classes that are left out get a large negative offset.
+VoxelLosses set_losses(const Voxels& voxels, const OptionalTensor& weight, int64_t dim,
+                       const VoxelLossOptions& options) {
+    const auto& [label_smoothing, gamma, log_probabilities] = options;
+    const auto& x = voxels.input;
+    const auto log_sum = [&](const Tensor& left_out) {
+        return (x + left_out * (lowest_of(x) / 4)).logsumexp(dim, /*keepdim=*/true);
+    };
+    const auto inside = log_sum(1 - voxels.target);
+    const auto odds = log_probabilities ? Tensor() : log_sum(voxels.target) - inside;
+    const auto label_weight =
+        weight ? weight->to(x.scalar_type()).index_select(0, voxels.label.flatten()).view_as(voxels.label)
+               : at::ones_like(voxels.label, x.options());
+    const auto nll = log_probabilities ? -inside : focal(log1p_exp(odds), odds, gamma);
+    const auto losses = weighted(label_weight * (1 - label_smoothing), nll);
+    if (label_smoothing == 0) {
+        return {losses, label_weight};
+    }
+    const auto of_classes = negative_log_softmax(x, dim);
+    const auto smooth = weight ? weighted(broadcast_weight(*weight, x, dim).expand_as(x), of_classes) : of_classes;
+    return {losses + smooth.sum({dim}, /*keepdim=*/true) * (label_smoothing / x.sym_size(dim)), label_weight};
 }
 
 VoxelLosses probability_losses(const Voxels& voxels, const OptionalTensor& weight, int64_t dim,
@@ -153,12 +177,16 @@ Voxels read_voxels(const Arguments& arguments, const Reading& reading) {
     const auto& [op, input, target, weight, voxel_weight, label_table] = arguments;
     const auto& [kind, dim, labels, dtype_of_results, ranges] = reading;
     const auto dtype = reading.compute_dtype();
-    Voxels voxels{kind, input.to(dtype), {}, {}, {}};
+    Voxels voxels{kind, input.to(dtype), {}, {}, {}, {}};
     const bool has_ignored = kind != Target::probabilities && may_ignore(target.scalar_type(), labels);
     if (kind == Target::labels) {
         voxels.target = keep_class_dim(class_labels(op, target, input.sym_size(dim), labels), input, dim);
-    } else if (kind == Target::regions) {
-        voxels.target = region_masks(op, keep_class_dim(target, input, dim), *labels.table, input.sym_size(dim), dim);
+    } else if (kind == Target::regions || kind == Target::sets) {
+        const auto label = keep_class_dim(target, input, dim);
+        voxels.target = set_masks(op, label, *labels.table, input.sym_size(dim), dim);
+        if (kind == Target::sets) {
+            voxels.label = class_labels(op, label, INT32_MAX, labels).clamp_min(0);
+        }
     } else if (kind == Target::masks) {
         voxels.target = keep_class_dim(class_masks(op, target, labels.ignore_index), input, dim);
     } else {
@@ -193,6 +221,13 @@ Voxels read_voxels(const Arguments& arguments, const Reading& reading) {
     return voxels;
 }
 
+Tensor group_masks(const Arguments& arguments, const Reading& reading) {
+    const auto label = keep_class_dim(arguments.target, arguments.input, reading.dim);
+    const auto masks = set_masks(arguments.op, label, *reading.labels.table, arguments.input.sym_size(reading.dim),
+                                 reading.dim, /*of_groups=*/true);
+    return masks.clamp_min(0).to(reading.compute_dtype());
+}
+
 Tensor weighted_values(const Voxels& voxels, const Tensor& values) {
     const auto product = voxels.weight ? values * *voxels.weight : values;
     return voxels.ignored ? product.masked_fill(*voxels.ignored, 0) : product;
@@ -215,12 +250,14 @@ VoxelLosses cross_entropy_losses(const Voxels& voxels, const OptionalTensor& wei
         const double softmax = options.log_probabilities ? 0 : std::numeric_limits<double>::quiet_NaN(); // no class
         return {zeros + softmax, at::ones_like(zeros)};
     }
-    const auto losses = voxels.kind == Target::labels ? label_losses : probability_losses;
+    const auto losses = voxels.kind == Target::labels ? label_losses
+                        : voxels.kind == Target::sets ? set_losses
+                                                      : probability_losses;
     return losses(voxels, weight, dim, options);
 }
 
 Tensor binary_losses(const Voxels& voxels, const OptionalTensor& weight, int64_t dim, const VoxelLossOptions& options) {
-    const auto& [kind, x, target, voxel_weight, ignored] = voxels;
+    const auto& [kind, x, target, label, voxel_weight, ignored] = voxels;
     const auto& [label_smoothing, gamma, log_probabilities] = options;
     const double least = label_smoothing / 2; // the target 0 after smoothing
     TermWeights weights;
@@ -270,7 +307,13 @@ Arguments Slabs::of(const Arguments& arguments, int64_t slab) const {
             of(target, slab),
             weight,
             voxel_weight ? OptionalTensor(of(*voxel_weight, slab)) : std::nullopt,
-            label_table};
+            label_table ? OptionalTensor(of_label_table(*label_table, slab)) : std::nullopt};
+}
+
+Tensor Slabs::of_label_table(const Tensor& table, int64_t slab) const {
+    const auto place = along_ < dim_ ? along_ : along_ - 1; // among the dimensions of labels
+    const bool is_split = place < table.dim() - 1 && table.size(place) > 1;
+    return is_split ? narrow(table, place, slab).contiguous() : table;
 }
 
 Tensor Slabs::of_samples(const Tensor& tensor, int64_t slab) const {

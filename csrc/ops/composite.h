@@ -18,11 +18,15 @@ struct Voxels {
     Target kind;            // probabilities instead of labels if there are no classes; target then has input's shape
     Tensor input;           // in the compute dtype
     Tensor target;          // int64 labels, or one value for each class in the compute dtype
+    Tensor label;           // of sets: the int64 labels, whose sets `target` has
     OptionalTensor weight;  // v, the voxel weights
     OptionalTensor ignored; // bool, true where a voxel does not count; absent only if all voxels count
 };
 
 Voxels read_voxels(const Arguments& arguments, const Reading& reading);
+
+// Of sets: 1 at the classes of the label's group, 0 elsewhere and where the label is ignored. Like Voxels::target.
+Tensor group_masks(const Arguments& arguments, const Reading& reading);
 
 // values * v, 0 in voxels that do not count.
 Tensor weighted_values(const Voxels& voxels, const Tensor& values);
@@ -64,6 +68,7 @@ public:
     Tensor of_samples(const Tensor& tensor, int64_t slab) const;
 
 private:
+    Tensor of_label_table(const Tensor& table, int64_t slab) const;
     Tensor narrow(const Tensor& tensor, int64_t dim, int64_t slab) const;
 
     int64_t num_dims_;

@@ -8,7 +8,7 @@ namespace segloss {
 
 Target CrossEntropy::check(const Arguments& arguments, const Options& options) {
     const auto& [op, input, target, weight, voxel_weight, label_table] = arguments;
-    const auto kind = classify_target(op, input, target, options.dim);
+    const auto kind = kind_of_sets(op, target, label_table, classify_target(op, input, target, options.dim));
     check_weight(op, input, weight, options.dim, kind);
     check_voxel_weight(op, input, voxel_weight, options.dim);
     check_label_smoothing(op, options.label_smoothing);
@@ -60,7 +60,7 @@ std::optional<double> CrossEntropy::known_total(const VoxelArguments& voxels) {
 Tensor CrossEntropy::empty_losses(const Arguments& arguments, const Options& options, const Reading& reading) {
     const auto& input = arguments.input;
     const auto losses = input.options().dtype(options.dtype);
-    if (reading.kind == Target::labels && input.dim() > 1) {
+    if (reading.kind != Target::probabilities && input.dim() > 1) {
         return at::empty_symint(arguments.target.sym_sizes(), losses);
     }
     c10::SymDimVector sizes(input.sym_sizes());
@@ -80,7 +80,8 @@ VoxelLosses CrossEntropy::voxel_terms(const Arguments& arguments, const Options&
 Tensor CrossEntropy::unreduced(const Tensor& losses, const Arguments& arguments, const Options& options,
                                const Reading& reading) {
     const auto& input = arguments.input;
-    const bool keeps_dim = reading.kind == Target::labels && arguments.target.dim() == input.dim() && input.dim() > 1;
+    const bool keeps_dim =
+        reading.kind != Target::probabilities && arguments.target.dim() == input.dim() && input.dim() > 1;
     return keeps_dim ? losses : losses.squeeze(options.dim);
 }
 

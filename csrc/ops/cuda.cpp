@@ -32,6 +32,8 @@
 namespace segloss {
 namespace {
 
+// Label sets, SEGLOSS_SETS, have no CUDA kernels: they take the composite, slab by slab.
+
 using at::ScalarType;
 
 // ---- values that the kernels refused --------------------------------------------------------------------------------
@@ -149,6 +151,9 @@ at::DimVector label_sizes(const VoxelArguments& voxels) {
 CrossEntropy::Results cross_entropy_forward(const Arguments& arguments, CrossEntropy::Options options,
                                             const Reading& reading) {
     options.with_gradient = false;
+    if (reading.kind == Target::sets) {
+        return Operator<CrossEntropy>::forward_slabs(arguments, options, reading);
+    }
     auto results = CrossEntropy::shapes(arguments, options, reading);
     auto& [loss, total_weight, gradient] = results;
     const auto losses = options.is_reduced() ? Tensor() : loss;
@@ -172,6 +177,9 @@ CrossEntropy::Results cross_entropy_forward(const Arguments& arguments, CrossEnt
 
 Tensor cross_entropy_backward(const CrossEntropy::Handed& handed, const Arguments& arguments,
                               const CrossEntropy::Options& options, const Reading& reading) {
+    if (reading.kind == Target::sets) {
+        return Operator<CrossEntropy>::backward_slabs(handed, arguments, options, reading);
+    }
     const auto& [grad_loss, total_weight] = handed;
     const auto grad_input = at::empty_like(arguments.input);
     VoxelArguments voxels(arguments, reading, options.of_voxels());
@@ -200,6 +208,9 @@ Tensor of_voxels(const Tensor& of_samples, at::IntArrayRef sizes) {
 
 SoftStats::Results soft_stats_forward(const Arguments& arguments, const SoftStats::Options& options,
                                       const Reading& reading) {
+    if (reading.kind == Target::sets) {
+        return Operator<SoftStats>::forward_slabs(arguments, options, reading);
+    }
     VoxelArguments voxels(arguments, reading, options.of_voxels());
     voxels.describe_with({});
     auto args = kernel_arguments(voxels, options);
@@ -223,6 +234,9 @@ SoftStats::Results soft_stats_forward(const Arguments& arguments, const SoftStat
 
 Tensor soft_stats_backward(const SoftStats::Handed& handed, const Arguments& arguments,
                            const SoftStats::Options& options, const Reading& reading) {
+    if (reading.kind == Target::sets) {
+        return Operator<SoftStats>::backward_slabs(handed, arguments, options, reading);
+    }
     const auto by_class = [&](const Tensor& grad) { return grad.to(reading.compute_dtype()).contiguous(); };
     const auto by_intersection = by_class(handed[0]);
     const auto by_prediction = by_class(handed[1]);

@@ -24,7 +24,7 @@ public:
 
     // The size of a row with this header; -1 if it has none.
     int64_t size() const {
-        const auto sets = numbers_[SEGLOSS_ROW_CLASSES] * numbers_[SEGLOSS_ROW_WORDS];
+        const auto sets = 2 * numbers_[SEGLOSS_ROW_CLASSES] * numbers_[SEGLOSS_ROW_WORDS];
         return length() < 1 || sets < 0 ? -1 : SEGLOSS_ROW_HEADER + length() * (is_sorted() ? 2 : 1) + sets;
     }
 
@@ -44,7 +44,7 @@ private:
     Tensor numbers_;
 };
 
-void check_rows(const std::string& op, const Tensor& table, int64_t num_classes) {
+void check_rows(const std::string& op, const Tensor& table, int64_t num_classes, bool has_weights) {
     const Rows rows(table);
     for (int64_t k = 0; k < rows.count(); ++k) {
         const auto row = rows[k];
@@ -53,8 +53,9 @@ void check_rows(const std::string& op, const Tensor& table, int64_t num_classes)
         const bool has_sets = row[SEGLOSS_ROW_WORDS] > 0;
         TORCH_CHECK_VALUE(has_sets == (table.dim() > 1), op, ": expected a label table of ", has_sets ? 2 : 1,
                           " dimensions by its header, got ", table.sizes());
-        TORCH_CHECK_VALUE(has_sets || row[SEGLOSS_ROW_CLASSES] <= num_classes, op, ": expected classes in [0, ",
-                          num_classes, ") in label_map, got class ", row[SEGLOSS_ROW_CLASSES] - 1,
+        TORCH_CHECK_VALUE((has_sets && !has_weights) || row[SEGLOSS_ROW_CLASSES] <= num_classes, op,
+                          ": expected classes in [0, ", num_classes, ") in label_map, got class ",
+                          row[SEGLOSS_ROW_CLASSES] - 1,
                           ". Map its labels to other classes, or to None to ignore them, or give the network more "
                           "classes");
     }
@@ -158,9 +159,9 @@ void check_label_table(const std::string& op, const Tensor& target, const Option
     TORCH_CHECK_TYPE(table->scalar_type() == at::kLong && table->dim() > 0 && table->sym_size(-1) > SEGLOSS_ROW_HEADER,
                      op, ": expected a label table of dtype int64, made by segloss, got ", table->scalar_type(), " ",
                      table->sym_sizes());
-    TORCH_CHECK(kind == Target::regions || table->dim() == 1, op, ": expected a label table without sets, got ",
-                table->sym_sizes());
-    TORCH_CHECK(kind == Target::labels || kind == Target::one_hot || kind == Target::regions, op,
+    const bool takes_sets = kind == Target::regions || kind == Target::sets || kind == Target::one_hot;
+    TORCH_CHECK(takes_sets || table->dim() == 1, op, ": expected a label table without sets, got ", table->sym_sizes());
+    TORCH_CHECK(takes_sets || kind == Target::labels, op,
                 ": expected class labels with label_map, or with several values of ignore_index, got ",
                 kind == Target::masks ? "masks" : "class probabilities", ", a ", target.scalar_type(), " target ",
                 target.sym_sizes(), ". Leave voxels out with voxel_weight=0 instead");
@@ -174,14 +175,23 @@ Target kind_of_regions(const std::string& op, const Tensor& target, const Option
     return has_sets ? Target::regions : kind;
 }
 
+Target kind_of_sets(const std::string& op, const Tensor& target, const OptionalTensor& table, Target kind) {
+    const bool has_sets = table && table->dim() > 1;
+    TORCH_CHECK(!has_sets || kind != Target::probabilities, op,
+                ": expected class labels with label_sets, got class probabilities, a ", target.scalar_type(),
+                " target ", target.sym_sizes(),
+                ". Give the probability of a set's classes to each of them, or leave label_sets out");
+    return has_sets && kind == Target::labels ? Target::sets : kind;
+}
+
 segloss_label_table label_table_for_kernel(const std::string& op, const OptionalTensor& table, int64_t num_classes,
-                                           int64_t num_positions) {
+                                           int64_t num_positions, bool has_weights) {
     if (!table) {
         return {};
     }
     TORCH_CHECK(table->is_contiguous(), op, ": expected a contiguous label table, got strides ", table->strides());
     if (table->is_cpu()) {
-        check_rows(op, *table, num_classes);
+        check_rows(op, *table, num_classes, has_weights);
     }
     const auto size = table->size(-1);
     const auto count = table->numel() / size;
@@ -204,22 +214,26 @@ Tensor classes_of(const Tensor& target, const Labels& labels) {
                         : target.to(at::kLong).masked_fill(is_ignored(target, labels), SEGLOSS_IGNORED);
 }
 
-Tensor sets_of_classes(const Tensor& table, int64_t channels) {
+Tensor sets_of_classes(const Tensor& table, int64_t channels, bool of_groups) {
     const Rows rows(table);
-    const auto row = rows[0];
-    const auto words = row[SEGLOSS_ROW_WORDS], classes = row[SEGLOSS_ROW_CLASSES];
-    const auto sets = table.view({rows.count(), -1})[0].narrow(0, row.size() - classes * words, classes * words);
+    const auto numbers = table.contiguous().view({rows.count(), -1});
     const auto bits = at::arange(64, table.options());
-    return sets.unsqueeze(1)
-        .bitwise_right_shift(bits)
-        .bitwise_and(1)
-        .view({classes, words * 64})
-        .narrow(1, 0, channels)
-        .to(at::kBool);
+    std::vector<Tensor> sets;
+    for (int64_t k = 0; k < rows.count(); ++k) {
+        const auto row = rows[k];
+        const auto words = row[SEGLOSS_ROW_WORDS], classes = row[SEGLOSS_ROW_CLASSES];
+        const auto begin = row.size() - (of_groups ? 1 : 2) * classes * words;
+        TORCH_CHECK_VALUE(words * 64 >= channels && begin + classes * words <= table.size(-1),
+                          "set_masks: expected sets of ", channels, " channels in a label table, got ", table.sizes());
+        const auto of_row = numbers[k].narrow(0, begin, classes * words);
+        const auto is_set = of_row.unsqueeze(1).bitwise_right_shift(bits).bitwise_and(1);
+        sets.push_back(is_set.view({classes, words * 64}).narrow(1, 0, channels).to(at::kBool));
+    }
+    return at::stack(sets);
 }
 
 void check_mapped_values(const std::string& op, const Tensor& target, int64_t num_classes, const Tensor& table) {
-    check_rows(op, table, num_classes);
+    check_rows(op, table, num_classes, /*has_weights=*/false);
     const auto classes = classes_by_table(target, table);
     const auto bad = is_outside(classes, num_classes).logical_and_(classes.ne(SEGLOSS_IGNORED));
     const auto num_bad = bad.sum().item<int64_t>();

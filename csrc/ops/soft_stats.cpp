@@ -17,7 +17,8 @@ Target SoftStats::check(const Arguments& arguments, const Options& options) {
     const auto& [op, input, target, weight, voxel_weight, label_table] = arguments;
     const auto given =
         classify_target(op, input, target, options.dim, /*takes_masks=*/!options.is_softmax() && !label_table);
-    const auto kind = options.is_softmax() ? given : kind_of_regions(op, target, label_table, given);
+    const auto kind_of = options.is_softmax() ? kind_of_sets : kind_of_regions;
+    const auto kind = kind_of(op, target, label_table, given);
     if (options.is_softmax()) {
         check_softmax(op, input, options.dim);
     }
@@ -145,6 +146,11 @@ public:
         for (size_t k = 0; k < steps_.size(); ++k) {
             auto& data = (args.voxels.*operands_[k].view).data;
             data = data ? static_cast<char*>(data) + sample * steps_[k] : nullptr;
+        }
+        auto& labels = args.voxels.labels;
+        if (!at_once() && labels.row_positions > 0) { // positions are those of the sample
+            labels.rows += sample * labels.row_size;
+            labels.row_positions = 0;
         }
         return args;
     }
@@ -320,7 +326,7 @@ SoftStats::Results SoftStats::composite(const Arguments& arguments, const Option
     const auto dim = options.dim;
     const auto num_classes = arguments.input.sym_size(dim);
     const auto voxels = read_voxels(arguments, reading);
-    const auto& g = voxels.target;
+    const auto g = voxels.kind == Target::sets ? group_masks(arguments, reading) : voxels.target;
     const auto p = options.is_softmax()                    ? voxels.input.softmax(dim)
                    : options.activation == SEGLOSS_SIGMOID ? voxels.input.sigmoid()
                                                            : voxels.input;

@@ -9,6 +9,7 @@
 
 #include <algorithm>
 #include <utility>
+#include <vector>
 
 #include "arguments.h"
 #include "checks.h"
@@ -116,18 +117,38 @@ Tensor class_masks_meta(c10::string_view /*op*/, const Tensor& target, int64_t /
     return at::empty_like(target, target.options().dtype(at::kChar));
 }
 
-// ---- labels of regions to int8 masks --------------------------------------------------------------------------------
+// ---- labels of regions or sets to int8 masks ------------------------------------------------------------------------
 
-Tensor region_masks_composite(c10::string_view op, const Tensor& target, const Tensor& label_table,
-                              c10::SymInt num_channels, int64_t dim) {
-    const auto channels = num_channels.guard_int(__FILE__, __LINE__);
-    const auto classes = class_labels_composite(op, target, INT32_MAX, /*ignore_index=*/0, label_table).squeeze(dim);
-    const auto masks = sets_of_classes(label_table, channels).to(at::kChar).index({classes.clamp_min(0)});
-    return masks.masked_fill_(classes.lt(0).unsqueeze(-1), -1).movedim(-1, dim);
+void check_set_masks(const std::string& op, const Tensor& target, const Tensor& label_table,
+                     const c10::SymInt& num_channels, int64_t dim) {
+    check_label_tensor(op, target);
+    check_dense(op, label_table, "label_table");
+    TORCH_CHECK_INDEX(dim >= 0 && dim < target.dim() && target.sym_size(dim) == 1, op,
+                      ": expected labels with size 1 in dimension ", dim, ", got ", target.sym_sizes());
+    TORCH_CHECK_VALUE(label_table.dim() > 1 && num_channels >= 0, op,
+                      ": expected a label table with sets, and num_channels of 0 or more, got ",
+                      label_table.sym_sizes(), " and ", num_channels);
 }
 
-Tensor region_masks_meta(c10::string_view /*op*/, const Tensor& target, const Tensor& /*label_table*/,
-                         c10::SymInt num_channels, int64_t dim) {
+Tensor set_masks_composite(c10::string_view op, const Tensor& target, const Tensor& label_table,
+                           c10::SymInt num_channels, int64_t dim, bool of_groups) {
+    check_set_masks(std::string(op), target, label_table, num_channels, dim);
+    const auto channels = num_channels.guard_int(__FILE__, __LINE__);
+    const auto classes = class_labels_composite(op, target, INT32_MAX, /*ignore_index=*/0, label_table).squeeze(dim);
+    const auto sets = sets_of_classes(label_table, channels, of_groups).to(at::kChar);
+    const auto by_row = classes.reshape({sets.size(0), -1});
+    std::vector<Tensor> masks;
+    for (int64_t k = 0; k < sets.size(0); ++k) {
+        masks.push_back(sets[k].index({by_row[k].clamp_min(0)}));
+    }
+    auto sizes = classes.sizes().vec();
+    sizes.push_back(channels);
+    return at::stack(masks).view(sizes).masked_fill_(classes.lt(0).unsqueeze(-1), -1).movedim(-1, dim);
+}
+
+Tensor set_masks_meta(c10::string_view op, const Tensor& target, const Tensor& label_table, c10::SymInt num_channels,
+                      int64_t dim, bool /*of_groups*/) {
+    check_set_masks(std::string(op), target, label_table, num_channels, dim);
     auto sizes = target.sym_sizes().vec();
     sizes.erase(sizes.begin() + dim);
     sizes.push_back(std::move(num_channels));
@@ -169,10 +190,10 @@ Tensor class_labels(const std::string& op, const Tensor& target, c10::SymInt num
                                                   labels.ignore_index, labels.table);
 }
 
-Tensor region_masks(const std::string& op, const Tensor& target, const Tensor& label_table, c10::SymInt num_channels,
-                    int64_t dim) {
-    return call_operator<&region_masks_composite>("region_masks", op, target, label_table, std::move(num_channels),
-                                                  dim);
+Tensor set_masks(const std::string& op, const Tensor& target, const Tensor& label_table, c10::SymInt num_channels,
+                 int64_t dim, bool of_groups) {
+    return call_operator<&set_masks_composite>("set_masks", op, target, label_table, std::move(num_channels), dim,
+                                               of_groups);
 }
 
 Tensor class_masks(const std::string& op, const Tensor& target, int64_t ignore_index) {
@@ -186,7 +207,9 @@ TORCH_LIBRARY_FRAGMENT(segloss, m) {
     m.def(
         "class_labels(str op, Tensor target, SymInt num_classes, int ignore_index, Tensor? label_table=None) -> Tensor",
         tags);
-    m.def("region_masks(str op, Tensor target, Tensor label_table, SymInt num_channels, int dim) -> Tensor", tags);
+    m.def("set_masks(str op, Tensor target, Tensor label_table, SymInt num_channels, int dim, bool of_groups=False) -> "
+          "Tensor",
+          tags);
     m.def("class_masks(str op, Tensor target, int ignore_index) -> Tensor", tags);
     m.def("check_range(str op, str name, Tensor values, float low, float high) -> Tensor", tags);
 }
@@ -200,7 +223,7 @@ TORCH_LIBRARY_IMPL(segloss, Meta, m) {
     m.impl("one_hot_labels", TORCH_FN(one_hot_labels_meta));
     m.impl("is_one_hot", TORCH_FN(is_one_hot_meta));
     m.impl("class_labels", TORCH_FN(class_labels_meta));
-    m.impl("region_masks", TORCH_FN(region_masks_meta));
+    m.impl("set_masks", TORCH_FN(set_masks_meta));
     m.impl("class_masks", TORCH_FN(class_masks_meta));
     m.impl("check_range", TORCH_FN(check_range_meta));
 }
@@ -209,7 +232,7 @@ TORCH_LIBRARY_IMPL(segloss, CompositeExplicitAutograd, m) {
     m.impl("one_hot_labels", TORCH_FN(one_hot_labels_composite));
     m.impl("is_one_hot", TORCH_FN(is_one_hot_composite));
     m.impl("class_labels", TORCH_FN(class_labels_composite));
-    m.impl("region_masks", TORCH_FN(region_masks_composite));
+    m.impl("set_masks", TORCH_FN(set_masks_composite));
     m.impl("class_masks", TORCH_FN(class_masks_composite));
     m.impl("check_range", TORCH_FN(check_range_composite));
 }

@@ -28,10 +28,10 @@ bool is_one_hot(const std::string& op, const at::Tensor& target, int64_t dim);
 // For the composites, which consist of ATen operators otherwise.
 at::Tensor class_labels(const std::string& op, const at::Tensor& target, c10::SymInt num_classes, const Labels& labels);
 
-// int8 masks of regions, -1 where the label is ignored; raises for bad labels as check_label_values does. `target` has
-// size 1 in `dim`, where the result has the channels.
-at::Tensor region_masks(const std::string& op, const at::Tensor& target, const at::Tensor& label_table,
-                        c10::SymInt num_channels, int64_t dim);
+// int8 masks of the sets, or groups, of labels, -1 where the label is ignored; raises for bad labels as
+// check_label_values does. `target` has size 1 in `dim`, where the result has the channels.
+at::Tensor set_masks(const std::string& op, const at::Tensor& target, const at::Tensor& label_table,
+                     c10::SymInt num_channels, int64_t dim, bool of_groups = false);
 
 // int8 masks of an integer target, -1 where it is ignore_index; raises as check_mask_values does.
 at::Tensor class_masks(const std::string& op, const at::Tensor& target, int64_t ignore_index);

@@ -63,7 +63,7 @@ void check_ranked(const Ranked& ranked) {
     check_losses(ranked.losses);
     check_label_tensor(kOp, ranked.target);
     check_shape(ranked.losses, ranked.target, "target");
-    check_label_table(kOp, ranked.target, ranked.labels.table, Target::labels);
+    check_label_table(kOp, ranked.target, ranked.labels.table, Target::sets);
     if (ranked.voxel_weight) {
         check_shape(ranked.losses, *ranked.voxel_weight, "voxel_weight");
         TORCH_CHECK(is_integer(*ranked.voxel_weight) || ranked.voxel_weight->is_floating_point(), kOp,

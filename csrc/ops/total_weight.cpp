@@ -18,7 +18,7 @@ void check_arguments(const std::string& op, const Tensor& target, const Optional
                      const OptionalTensor& voxel_weight, const c10::SymInt& num_classes,
                      const OptionalTensor& label_table) {
     check_label_tensor(op, target);
-    check_label_table(op, target, label_table, Target::labels);
+    check_label_table(op, target, label_table, Target::sets);
     TORCH_CHECK_VALUE(num_classes >= 0 && num_classes <= INT32_MAX, op, ": expected num_classes in [0, ", INT32_MAX,
                       "], got ", num_classes);
     for (const auto& [tensor, name] : {std::pair(weight, "weight"), std::pair(voxel_weight, "voxel_weight")}) {
@@ -47,7 +47,7 @@ Tensor total_weight_cpu(c10::string_view op_view, const Tensor& target, const Op
     args.num_classes = num_classes;
     args.class_weight = class_weight.defined() ? class_weight.const_data_ptr() : nullptr;
     args.ignore_index = ignore_index;
-    args.labels = label_table_for_kernel(op, label_table, num_classes, target.numel());
+    args.labels = label_table_for_kernel(op, label_table, num_classes, target.numel(), weight.has_value());
     args.target_kind = SEGLOSS_LABELS;
     args.positions = describe(target.sizes(), 0, {{&target, &args.target}, {&voxel_weights, &args.voxel_weight}});
     const auto kernel = kernels().cross_entropy_weight[SEGLOSS_REAL_DOUBLE];
