@@ -5,6 +5,7 @@ A table is a row of int64 numbers; csrc/kernels/kernels.h describes it. It is ma
 
 import reprlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from types import EllipsisType
 from typing import NamedTuple, TypeAlias
 
@@ -74,15 +75,20 @@ def read_labels(
     return NO_LABEL, _of_samples(op, input, target, tables, dim, label_set_index)
 
 
-def read_groups(op: str, input: Tensor, target: Tensor, dim: int, options: LabelOptions) -> Tensor | None:
-    """For each class, [N, C] or [1, C], the first one of its group: of the classes that a label set joins."""
+def read_groups(
+    op: str, input: Tensor, target: Tensor, dim: int, options: LabelOptions
+) -> tuple[Tensor, Tensor] | None:
+    """For each class, [N, C] or [1, C], the first one of its group, of classes that label sets join, and whether it is
+    the first one itself."""
     num_channels = _num_classes(input, dim)
     if options.label_sets is None or num_channels is None:
         return None
     sets = _label_sets.checked_sets(op, options.label_sets, num_channels, ())
     rows = [_label_sets.groups_of(each, num_channels) for each in sets]
     groups = torch.tensor(rows, dtype=torch.int64, device=target.device)
-    return _of_samples(op, input, target, groups, dim, options.label_set_index)
+    is_first = groups == torch.arange(num_channels, device=target.device)
+    of_samples = partial(_of_samples, op, input, target, dim=dim, label_set_index=options.label_set_index)
+    return of_samples(groups), of_samples(is_first)
 
 
 def _of_samples(

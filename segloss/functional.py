@@ -39,7 +39,7 @@ _topk_sum: Callable[..., tuple[Tensor, Tensor]] = torch.ops.segloss.topk_sum.def
 _total_weight: Callable[..., Tensor] = torch.ops.segloss.total_weight.default
 
 _REDUCTIONS = ("mean", "sum", "none")
-_NONE, _SUM = map(_reduction.get_enum, ("none", "sum"))
+_NONE, _MEAN, _SUM = map(_reduction.get_enum, ("none", "mean", "sum"))
 _MOST_CLASSES = torch.iinfo(torch.int32).max
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
 
@@ -179,7 +179,7 @@ def cross_entropy(
         empty_zero,
     )
     if (process_group is not None or is_dtensor(input)) and code != _NONE:
-        return _over_ranks(op, process_group, arguments)
+        return _of_sums(op, process_group, arguments)
     try:
         loss = _cross_entropy(*arguments)
     except (TypeError, RuntimeError):
@@ -256,7 +256,7 @@ def nll_loss(
     empty_zero = _is_zero(op, empty)
     arguments = (input, target, weight, voxel_weight, label_table, dim, code, ignore_index, 0.0, True, empty_zero)
     if (process_group is not None or is_dtensor(input)) and code != _NONE:
-        return _over_ranks(op, process_group, arguments)
+        return _of_sums(op, process_group, arguments)
     try:
         return _cross_entropy(*arguments, 0.0, None, op)
     except (TypeError, RuntimeError):
@@ -270,6 +270,7 @@ def focal_loss(
     target: Tensor,
     *,
     gamma: float = 2.0,
+    alpha: float | Tensor | None = None,
     weight: Tensor | None = None,
     activation: Activation = "softmax",
     ignore_index: IgnoreIndex = -100,
@@ -287,12 +288,12 @@ def focal_loss(
 
     For a voxel with logits x, p = softmax(x), label y and voxel weight v::
 
-        loss = v * weight[y] * (1 - p[y]) ** gamma * -log(p[y])
+        loss = v * weight[y] * alpha[y] * (1 - p[y]) ** gamma * -log(p[y])
 
     and with ``activation="sigmoid"``, p = sigmoid(x), for each class c with a target g in [0, 1]::
 
-        loss[c] = v * weight[c] * (g[c] * (1 - p[c]) ** gamma * -log(p[c])
-                                   + (1 - g[c]) * p[c] ** gamma * -log(1 - p[c]))
+        loss[c] = v * weight[c] * (alpha * g[c] * (1 - p[c]) ** gamma * -log(p[c])
+                                   + (1 - alpha) * (1 - g[c]) * p[c] ** gamma * -log(1 - p[c]))
 
     Source: Lin et al. 2017, "Focal Loss for Dense Object Detection", arXiv:1708.02002.
 
@@ -301,6 +302,9 @@ def focal_loss(
 
     Args:
         gamma: the exponent, 0 or more; the larger it is, the less well-classified voxels count.
+        alpha: with softmax a factor for each class, ``[C]``, any floating dtype, which unlike ``weight`` does not enter
+            the denominator of the mean; with sigmoid a float in [0, 1], the factor of the term of target 1, 1 - alpha
+            being that of target 0. Default: None, all these factors are 1.
         activation: ``"softmax"``: classes exclude each other; ``"sigmoid"``: each class is a binary problem of its own.
         target: class labels ``[N, *]`` or ``[N, 1, *]``: any integer dtype, bool, or floating with integral values; or,
             of input's shape,
@@ -324,7 +328,8 @@ def focal_loss(
         labels' shape (input's shape without ``dim`` for one-hot labels), with sigmoid of input's shape.
 
     Raises:
-        ValueError: gamma is below 0, infinite or nan, or an option has an unknown value.
+        TypeError: ``alpha`` is no tensor with softmax, or no float with sigmoid.
+        ValueError: gamma is below 0, infinite or nan, alpha is outside [0, 1], or an option has an unknown value.
         TypeError, IndexError, ValueError, RuntimeError: as ``segloss.cross_entropy``; with sigmoid as
             ``segloss.soft_stats``.
 
@@ -357,16 +362,20 @@ def focal_loss(
     check_process_group(op, process_group)
     code = _reduction.get_enum(reduction)
     if activation == "softmax":
-        options = (weight, voxel_weight, label_table, dim, code, ignore_index, 0.0, False, empty_zero)
-        if (process_group is not None or is_dtensor(input)) and code != _NONE:
-            return _over_ranks(op, process_group, (input, target, *options), gamma, takes_probabilities=False)
-        loss = _cross_entropy(input, _labels(op, input, target, dim), *options, gamma, None, op)
+        factors = _alpha_of_classes(op, alpha, weight)
+        options = (voxel_weight, label_table, dim, code, ignore_index, 0.0, False, empty_zero)
+        is_quotient = process_group is not None or is_dtensor(input) or (alpha is not None and code == _MEAN)
+        if is_quotient and code != _NONE:
+            arguments = (input, target, weight, *options)
+            return _of_sums(op, process_group, arguments, gamma, factors, takes_probabilities=False)
+        loss = _cross_entropy(input, _labels(op, input, target, dim), factors, *options, gamma, None, op)
         _warn_of_one_channel(op, input, dim)
         return loss
+    of_terms = _weights_of_alpha(op, alpha, weight, input, dim)
 
     def of_this_rank(code: int, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
         options = (code, ignore_index, 0.0, empty_zero, gamma, dtype)
-        return _binary_cross_entropy(input, target, weight, voxel_weight, label_table, dim, *options, op)
+        return _binary_cross_entropy(input, target, of_terms, voxel_weight, label_table, dim, *options, op)
 
     return _binary_loss(op, process_group, input, code, empty_zero, of_this_rank)
 
@@ -514,6 +523,40 @@ def _along(weight: Tensor, input: Tensor, dim: int) -> Tensor:
     if weight.dim() > 1:
         return weight
     return weight.view([-1 if d == dim % input.dim() else 1 for d in range(input.dim())])
+
+
+def _alpha_of_classes(op: str, alpha: object, weight: Tensor | None) -> Tensor | None:
+    """The factor of each class in a focal loss of a softmax, [C]."""
+    if alpha is None:
+        return weight
+    if not isinstance(alpha, Tensor) or alpha.dim() == 0:
+        raise TypeError(
+            f"{op}: expected alpha to be a tensor [C] with activation='softmax', a factor for each class, got "
+            f"{reprlib.repr(alpha)}. Use torch.tensor([1 - alpha, alpha]) for two classes"
+        )
+    if not alpha.is_floating_point() or (weight is not None and weight.shape != alpha.shape):
+        shape = "" if weight is None else f" of the shape of weight, {list(weight.shape)}"
+        raise RuntimeError(f"{op}: expected a floating alpha{shape}, got {alpha.dtype} {list(alpha.shape)}")
+    wide = torch.promote_types(alpha.dtype, torch.float32)
+    return alpha if weight is None else alpha.to(wide) * weight
+
+
+def _weights_of_alpha(op: str, alpha: object, weight: Tensor | None, input: Tensor, dim: int) -> Tensor | None:
+    """The weights of the terms for targets 0 and 1 in a focal loss of a sigmoid, [2, C]."""
+    if alpha is None:
+        return weight
+    if isinstance(alpha, bool) or not isinstance(alpha, _REAL):
+        got = f"a tensor {list(alpha.shape)}" if isinstance(alpha, Tensor) else reprlib.repr(alpha)
+        raise TypeError(f"{op}: expected alpha to be a float with activation='sigmoid', got {got}. Use alpha.item()")
+    factor = float(alpha)
+    if not 0 <= factor <= 1:
+        raise ValueError(f"{op}: expected alpha in [0, 1], got {factor}. Use alpha=None for no factors")
+    if input.dim() == 0 or not -input.dim() <= dim < input.dim():
+        return weight  # the operator raises the error
+    num_classes = input.shape[dim if input.dim() > 1 else 0]
+    dtype = torch.promote_types(input.dtype, torch.float32)
+    factors = input.new_tensor([[1 - factor], [factor]], dtype=dtype).expand(2, num_classes)
+    return factors if weight is None else factors * weight
 
 
 def _weights_of_terms(weight: Tensor | None, pos_weight: Tensor | None) -> Tensor | None:
@@ -684,15 +727,19 @@ def total_weight(
     return sum_over_ranks(op, process_group, refused, total)[0] if over_ranks else total
 
 
-def _over_ranks(
+def _of_sums(
     op: str,
     process_group: "ProcessGroup | None",
     arguments: tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, int, int, int, float, bool, bool],
     gamma: float = 0.0,
+    factors: Tensor | None = None,
     *,
     takes_probabilities: bool = True,
 ) -> Tensor:
-    """Cross entropy of the data of all ranks: the sum of their sums, divided by the sum of their total weights."""
+    """Cross entropy as a sum divided by the total weight; of the data of all ranks, if there are several.
+
+    `factors` take the place of the weights in the first one.
+    """
     input, target, weight, voxel_weight, label_table, dim, code, ignore_index, *options = arguments
     _, log_probabilities, empty_zero = arguments[-3:]
     _check_types(op, input, target, weight, voxel_weight, ignore_index, dim)
@@ -705,7 +752,21 @@ def _over_ranks(
 
     def of_this_rank() -> tuple[Tensor, Tensor]:
         labels = target if has_probabilities else _labels(op, input, target, dim)
-        call = (input, labels, weight, voxel_weight, label_table, dim, _SUM, ignore_index, *options, gamma, wide, op)
+        of_classes = weight if factors is None else factors
+        call = (
+            input,
+            labels,
+            of_classes,
+            voxel_weight,
+            label_table,
+            dim,
+            _SUM,
+            ignore_index,
+            *options,
+            gamma,
+            wide,
+            op,
+        )
         loss = _cross_entropy(*call)
         if not log_probabilities:
             _warn_of_one_channel(op, input, dim)
@@ -717,7 +778,9 @@ def _over_ranks(
 
     refused: list[Exception] = []
     loss, total = sums_or_zeros(process_group, refused, input, lambda: [(), ()], of_this_rank)
-    loss, total = sum_over_ranks(op, process_group, refused, loss.to(total.dtype), total)
+    loss = loss.to(total.dtype)
+    if process_group is not None or is_dtensor(input):
+        loss, total = sum_over_ranks(op, process_group, refused, loss, total)
     return _mean_or_sum(loss, total, "sum" if code == _SUM else "mean", empty_zero).to(dtype)
 
 

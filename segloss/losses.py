@@ -44,7 +44,7 @@ class _Loss(nn.Module):
             self.register_buffer(name, tensor)
         self._names = tuple(options)
         for name, value in options.items():
-            if name == "label_map" and isinstance(value, Tensor):
+            if name in ("label_map", "alpha") and isinstance(value, Tensor):
                 self.register_buffer(name, value, persistent=False)
             else:
                 setattr(self, name, value)
@@ -135,6 +135,8 @@ class _RegionLoss(_ReducedLoss):
 
 
 class _CompoundLoss(_RegionLoss):
+    _tensors = ("weight", "pos_weight")
+    pos_weight: Tensor | None
     lambda_dice: float
     squared: bool
     jaccard: bool
@@ -245,12 +247,12 @@ class FocalLoss(_ReducedLoss):
 
     For a voxel with logits x, p = softmax(x), label y and voxel weight v::
 
-        loss = v * weight[y] * (1 - p[y]) ** gamma * -log(p[y])
+        loss = v * weight[y] * alpha[y] * (1 - p[y]) ** gamma * -log(p[y])
 
     and with ``activation="sigmoid"``, p = sigmoid(x), for each class c with a target g in [0, 1]::
 
-        loss[c] = v * weight[c] * (g[c] * (1 - p[c]) ** gamma * -log(p[c])
-                                   + (1 - g[c]) * p[c] ** gamma * -log(1 - p[c]))
+        loss[c] = v * weight[c] * (alpha * g[c] * (1 - p[c]) ** gamma * -log(p[c])
+                                   + (1 - alpha) * (1 - g[c]) * p[c] ** gamma * -log(1 - p[c]))
 
     Source: Lin et al. 2017, "Focal Loss for Dense Object Detection", arXiv:1708.02002.
 
@@ -273,6 +275,7 @@ class FocalLoss(_ReducedLoss):
 
     _function = functional.focal_loss
     gamma: float
+    alpha: float | Tensor | None
     activation: Activation
     empty: Empty
 
@@ -280,6 +283,7 @@ class FocalLoss(_ReducedLoss):
         self,
         *,
         gamma: float = 2.0,
+        alpha: float | Tensor | None = None,
         weight: Tensor | None = None,
         activation: Activation = "softmax",
         ignore_index: IgnoreIndex = -100,
@@ -620,6 +624,7 @@ class DiceCELoss(_CompoundLoss):
         soft_label: bool = False,
         batch: bool = False,
         weight: Tensor | None = None,
+        pos_weight: Tensor | None = None,
         smooth_nr: float = 1e-5,
         smooth_dr: float = 1e-5,
         ignore_index: IgnoreIndex = -100,
@@ -679,6 +684,7 @@ class DiceFocalLoss(_CompoundLoss):
         soft_label: bool = False,
         batch: bool = False,
         weight: Tensor | None = None,
+        pos_weight: Tensor | None = None,
         smooth_nr: float = 1e-5,
         smooth_dr: float = 1e-5,
         ignore_index: IgnoreIndex = -100,

@@ -24,6 +24,7 @@ from segloss.functional import (
     Activation,
     Empty,
     Reduction,
+    _by_class,
     _check_choice,
     _check_flags,
     _check_gamma,
@@ -33,6 +34,7 @@ from segloss.functional import (
     _mean_or_sum,
     _result_dtype,
     _soft_stats,
+    _weights_of_terms,
 )
 
 if TYPE_CHECKING:
@@ -482,6 +484,7 @@ def dice_ce_loss(
     soft_label: bool = False,
     batch: bool = False,
     weight: Tensor | None = None,
+    pos_weight: Tensor | None = None,
     smooth_nr: float = 1e-5,
     smooth_dr: float = 1e-5,
     ignore_index: IgnoreIndex = -100,
@@ -515,6 +518,8 @@ def dice_ce_loss(
         activation: ``"softmax"`` or ``"sigmoid"``, for both terms; None is an error, as the second term needs logits.
         include_background: whether class 0 has a Dice term; it is always part of the second term.
         weight: a weight for each class, ``[C]``, any floating dtype, for both terms. Default: None, every weight is 1.
+        pos_weight: with sigmoid, a weight for each class, ``[C]``, of target 1 in the second term. Default: None, every
+            weight is 1.
         reduction: ``"mean"`` or ``"sum"``, of both terms.
         others: as in ``segloss.dice_loss``.
 
@@ -543,7 +548,7 @@ def dice_ce_loss(
     _check_numbers(op, lambda_dice=lambda_dice, lambda_ce=lambda_ce)
     labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
     walk = _Walk(dim, activation, labels, include_background, batch, process_group, soft_label, squared)
-    voxel_loss = _VoxelLoss("cross_entropy", empty, label_smoothing=label_smoothing)
+    voxel_loss = _VoxelLoss("cross_entropy", empty, label_smoothing=label_smoothing, pos_weight=pos_weight)
     terms = _DiceTerms(jaccard, smooth_nr, smooth_dr)
     dice, ce = _dice_and(voxel_loss, op, input, target, weight, voxel_weight, walk, terms, reduction)
     return (lambda_dice * dice + lambda_ce * ce).to(_result_dtype(input))
@@ -565,6 +570,7 @@ def dice_focal_loss(
     soft_label: bool = False,
     batch: bool = False,
     weight: Tensor | None = None,
+    pos_weight: Tensor | None = None,
     smooth_nr: float = 1e-5,
     smooth_dr: float = 1e-5,
     ignore_index: IgnoreIndex = -100,
@@ -621,7 +627,7 @@ def dice_focal_loss(
     _check_numbers(op, lambda_dice=lambda_dice, lambda_focal=lambda_focal)
     labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
     walk = _Walk(dim, activation, labels, include_background, batch, process_group, soft_label, squared)
-    voxel_loss = _VoxelLoss("focal_loss", empty, gamma=gamma)
+    voxel_loss = _VoxelLoss("focal_loss", empty, gamma=gamma, pos_weight=pos_weight)
     terms = _DiceTerms(jaccard, smooth_nr, smooth_dr)
     dice, focal = _dice_and(voxel_loss, op, input, target, weight, voxel_weight, walk, terms, reduction)
     return (lambda_dice * dice + lambda_focal * focal).to(_result_dtype(input))
@@ -648,6 +654,7 @@ class _VoxelLoss(NamedTuple):
     empty: str
     gamma: float = 0.0
     label_smoothing: float = 0.0
+    pos_weight: Tensor | None = None  # of a sigmoid
 
 
 class _DiceTerms(NamedTuple):
@@ -729,7 +736,8 @@ def _sums(
     check_process_group(op, process_group)
     _check_choice(op, "activation", activation, ("softmax", "sigmoid", None))
     options = (dim, activation or "none", squared, ignore_index, voxel_loss is not None, gamma, label_smoothing)
-    arguments = (input, target, weight, voxel_weight, label_table, *options, soft_label, any_finite, op)
+    of_loss = weight if voxel_loss is None else _weight_of_loss(op, voxel_loss, activation, weight, input, dim)
+    arguments = (input, target, of_loss, voxel_weight, label_table, *options, soft_label, any_finite, op)
     refused: list[Exception] = []
     *sums, losses, totals = sums_or_zeros(
         process_group, refused, input, lambda: _sizes_of_sums(input, dim), _soft_stats, *arguments
@@ -739,32 +747,60 @@ def _sums(
         sums = sum_over_ranks(op, process_group, refused, *sums)
         voxel_sums = sum_over_ranks(op, process_group, refused, *voxel_sums) if voxel_loss else []
     groups = read_groups(op, input, target, dim, labels)
-    if groups is not None:  # the fourth of the sums says which classes have terms
-        sums = _joined(sums, groups)
+    has_term = None
+    if groups is not None:
+        sums, has_term = _joined(sums, *groups)
     if not include_background:
         sums = _without_background(op, sums)
-    num_logits: int | Tensor = input.numel()
+        has_term = None if has_term is None else has_term[:, -sums[0].shape[1] :]
     if batch:
         sums = [each.sum(0) for each in sums]
+        has_term = None if has_term is None else has_term.any(0)
+    whole = _Whole(op, process_group, input.numel(), refused, has_term)
     if process_group is not None and batch:
-        counts = sums[0].new_full((), input.numel())
-        shared = sum_over_ranks(op, process_group, refused, counts, *sums, *voxel_sums)
-        num_logits, sums, voxel_sums = shared[0], shared[1 : 1 + len(sums)], shared[1 + len(sums) :]
-    elif process_group is not None and voxel_loss:
+        return _over_batch(SoftStats(*sums), whole, input.numel(), voxel_sums)
+    if process_group is not None and voxel_loss:
         voxel_sums = sum_over_ranks(op, process_group, refused, *voxel_sums)
-    has_term = sums[3] > 0 if groups is not None else None
-    return SoftStats(*sums[:3]), _Whole(op, process_group, num_logits, refused, has_term), voxel_sums
+    return SoftStats(*sums), whole, voxel_sums
 
 
-def _joined(sums: list[Tensor], groups: Tensor) -> list[Tensor]:
-    """The sums of groups of classes, at the first class of each, and 1 there; 0 at the others.
+def _over_batch(
+    sums: SoftStats, whole: _Whole, num_logits: int, voxel_sums: list[Tensor]
+) -> tuple[SoftStats, _Whole, list[Tensor]]:
+    """The sums of all ranks' parts of a batch, and which classes have a term in some part."""
+    op, process_group, _, refused, has_term = whole
+    counts = [sums[0].new_full((), num_logits)] + ([] if has_term is None else [has_term.to(sums[0].dtype)])
+    shared = sum_over_ranks(op, process_group, refused, *sums, *voxel_sums, *counts)
+    if has_term is not None:
+        whole = whole._replace(has_term=shared.pop() > 0)
+    return SoftStats(*shared[:3]), whole._replace(num_logits=shared.pop()), shared[3:]
+
+
+def _weight_of_loss(
+    op: str, voxel_loss: _VoxelLoss, activation: str | None, weight: Tensor | None, input: Tensor, dim: int
+) -> Tensor | None:
+    """As the operator takes them: [C], or with pos_weight [2, C], those of the terms for targets 0 and 1."""
+    if voxel_loss.pos_weight is None:
+        return weight
+    if activation != "sigmoid":
+        raise ValueError(
+            f"{op}: expected no pos_weight with activation={activation!r}, which has no target 1. Use weight"
+        )
+    pos_weight = _by_class(op, "pos_weight", voxel_loss.pos_weight, input, dim)
+    if pos_weight is not None and pos_weight.dim() > 1:
+        raise RuntimeError(f"{op}: expected pos_weight of shape [C], got {list(pos_weight.shape)}")
+    return _weights_of_terms(weight, pos_weight)
+
+
+def _joined(sums: list[Tensor], groups: Tensor, is_first: Tensor) -> tuple[list[Tensor], Tensor]:
+    """The sums of groups of classes, at the first class of each, and which classes these are; 0 at the others.
 
     The target of each class is that of its group already.
     """
-    groups = groups[: sums[0].shape[0]].expand_as(sums[0])
-    is_first = (groups == torch.arange(groups.shape[1], device=groups.device)).to(sums[0].dtype)
+    num_samples = sums[0].shape[0]  # 1 on a rank that was refused
+    groups, is_first = groups[:num_samples].expand_as(sums[0]), is_first[:num_samples]
     intersection, prediction = (torch.zeros_like(each).scatter_add(1, groups, each) for each in sums[:2])
-    return [intersection, prediction, sums[2] * is_first, is_first]
+    return [intersection, prediction, sums[2] * is_first], is_first
 
 
 def _sizes_of_sums(input: Tensor, dim: int) -> list[tuple[int, ...]] | None:
@@ -843,9 +879,11 @@ def _reduced(terms: Tensor, weight: Tensor | None, reduction: str, whole: _Whole
     if process_group is None or isinstance(num_logits, Tensor):
         if reduction == "sum":
             return terms.sum()
-        mean = terms.mean() if has_term is None else terms.sum() / has_term.sum()
+        mean = terms.mean() if has_term is None else terms.sum() / has_term.expand_as(terms).sum()
     else:
-        num_terms = terms.new_full((), terms.numel()) if has_term is None else has_term.sum().to(terms.dtype)
+        num_terms = terms.new_full((), terms.numel())
+        if has_term is not None:
+            num_terms = has_term.expand_as(terms).sum().to(terms.dtype)
         counts = (num_terms, terms.new_full((), num_logits))
         total, count, num_logits = sum_over_ranks(op, process_group, refused, terms.sum(), *counts)
         if reduction == "sum":

@@ -28,6 +28,9 @@ MODULES_ALONE = (segloss.BinaryDiceLoss, segloss.MultiClassDiceLoss, segloss.Dee
 METRICS = {name: getattr(segloss, name) for name in ("accuracy", "confusion_matrix", "dice_score", "jaccard_index")}
 NEITHER = ("SoftStats", "get_isa", "soft_stats", "total_weight")
 
+# The keywords that say what labels mean, besides ignore_index.
+OF_LABELS = {"label_map": None, "regions": None, "label_sets": None, "label_set_index": None}
+
 SIGMOID, BATCH = {"activation": "sigmoid"}, {"batch": True}
 
 # With the options that change what is computed, for any number of classes. Each gives one number.

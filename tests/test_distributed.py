@@ -36,6 +36,9 @@ CASES = {
     "sigmoid dice_ce_loss of regions": partial(
         segloss.dice_ce_loss, activation="sigmoid", regions=[(1, 2), (2,), (0, 1)], **IGNORED
     ),
+    "focal_loss with alpha": partial(segloss.focal_loss, alpha=WEIGHT, weight=WEIGHT, **IGNORED),
+    "dice_ce_loss of label sets": partial(segloss.dice_ce_loss, label_sets={0: (0, 2)}, **IGNORED),
+    "dice_loss of label sets, of the batch": partial(segloss.dice_loss, label_sets={0: (0, 2)}, **IGNORED, **BATCH),
     "cross_entropy, sum": partial(segloss.cross_entropy, weight=WEIGHT, **IGNORED, reduction="sum"),
     "dice_loss, sum": partial(segloss.dice_loss, **IGNORED, reduction="sum"),
 }
@@ -246,8 +249,9 @@ def test_compile_is_one_graph(ranks):
 def test_only_sums_of_classes_cross_the_network(ranks, name):
     for rank in ranks[1]:
         assert rank["messages"][name]
-        # At most three sums of three classes, the number of voxels, a loss and its weight, a flag for each rank.
-        assert max(rank["messages"][name]) <= 3 * 3 + 1 + 2 + len(ranks[1])
+        # At most three sums of three classes, the number of voxels, a loss and its weight, a flag for each rank; with
+        # label sets which classes have terms.
+        assert max(rank["messages"][name]) <= 4 * 3 + 1 + 2 + len(ranks[1])
 
 
 # ---- what goes wrong ----

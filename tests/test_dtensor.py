@@ -28,6 +28,7 @@ WEIGHT = {"weight": torch.tensor([0.3, 1.0, 2.5, 0.0], dtype=torch.float64)}
 IGNORED = {"ignore_index": 255}
 MAPPED = {"label_map": {0: 2, 1: 0, 2: 1, 3: 3, 255: None}}
 SIGMOID = {"activation": "sigmoid"}
+SETS = [{0: (0, 2)}, {}, {1: (1, 2, 3)}]  # of each sample
 REGIONS = [(0, 1, 2, 3), (1, 3), (3,), (0, 2)]
 
 
@@ -76,8 +77,11 @@ def agrees(loss, logits, target, options, placements, target_placements=None, me
     target_placements = target_placements or (
         placements if target.dim() == logits.dim() else without_classes(placements)
     )
-    of_option = {"weight": whole, "pos_weight": whole, "voxel_weight": without_classes(placements)}
-    options = {k: distribute_tensor(v, mesh, of_option[k]) if k in of_option else v for k, v in options.items()}
+    of_option = {"weight": whole, "alpha": whole, "pos_weight": whole, "voxel_weight": without_classes(placements)}
+    options = {
+        k: distribute_tensor(v, mesh, of_option[k]) if k in of_option and isinstance(v, torch.Tensor) else v
+        for k, v in options.items()
+    }
     sharded = distribute_tensor(logits, mesh, placements).requires_grad_()
     actual = loss(sharded, distribute_tensor(target, mesh, target_placements), **options)
     assert actual.dim() > 0 or list(actual.placements) == whole
@@ -112,6 +116,9 @@ LOSSES = {
     "binary cross entropy of a label map": (segloss.binary_cross_entropy_with_logits, "labels", MAPPED),
     "dice": (segloss.dice_loss, "labels", {**WEIGHT, **IGNORED}),
     "focal of regions": (segloss.focal_loss, "labels", {**SIGMOID, **IGNORED, "regions": REGIONS}),
+    "focal with alpha": (segloss.focal_loss, "labels", {**IGNORED, "alpha": WEIGHT["weight"].add(0.1)}),
+    "cross entropy of label sets": (segloss.cross_entropy, "labels", {**WEIGHT, **IGNORED, "label_sets": SETS}),
+    "dice of label sets": (segloss.dice_loss, "labels", {**IGNORED, "label_sets": SETS}),
     "dice of a label map": (segloss.dice_loss, "labels", MAPPED),
     "dice without smoothing": (segloss.dice_loss, "labels", {**IGNORED, "smooth_nr": 0.0, "smooth_dr": 0.0}),
     "generalized dice": (segloss.generalized_dice_loss, "labels", IGNORED),
@@ -126,6 +133,7 @@ LOSSES_OF_BATCHES = {
     "dice and cross entropy": (segloss.dice_ce_loss, "labels", {**WEIGHT, **IGNORED, "label_smoothing": 0.1}),
     "dice and cross entropy of masks": (segloss.dice_ce_loss, "masks", SIGMOID),
     "dice and focal": (segloss.dice_focal_loss, "labels", {**WEIGHT, **IGNORED}),
+    "dice and cross entropy of label sets": (segloss.dice_ce_loss, "labels", {**IGNORED, "label_sets": SETS}),
 }
 VOXEL_WEIGHTED = {
     "cross entropy": (segloss.cross_entropy, "labels", IGNORED),

@@ -6,6 +6,7 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as F
+from losses import OF_LABELS
 from tolerances import CONFIDENT_RTOL, ROUNDING_RTOL, SUM_RTOL, assert_close, assert_relative, assert_same_bits
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -43,6 +44,7 @@ def test_names_and_defaults_of_the_keywords():
     assert all(keyword.kind is keyword.KEYWORD_ONLY for keyword in keywords)
     assert {keyword.name: keyword.default for keyword in keywords} == {
         "gamma": 2.0,
+        "alpha": None,
         "weight": None,
         "activation": "softmax",
         "ignore_index": -100,
@@ -51,6 +53,7 @@ def test_names_and_defaults_of_the_keywords():
         "dim": 1,
         "voxel_weight": None,
         "process_group": None,
+        **OF_LABELS,
     }
 
 
@@ -624,3 +627,92 @@ def test_a_voxel_weight_that_requires_a_gradient_is_refused(reduction, activatio
 def test_an_unknown_choice_is_refused(option, value, activation):
     with pytest.raises(ValueError, match=value):
         segloss.focal_loss(torch.randn(2, 3), torch.tensor([0, 1]), activation=activation, **{option: value})
+
+
+# ---- alpha ----
+
+
+def torchvision_focal(x, g, alpha, gamma):
+    """torchvision.ops.sigmoid_focal_loss, written out from its formula."""
+    p = x.sigmoid()
+    ce = torch.nn.functional.binary_cross_entropy_with_logits(x, g, reduction="none")
+    p_t = p * g + (1 - p) * (1 - g)
+    return (alpha * g + (1 - alpha) * (1 - g)) * ce * (1 - p_t) ** gamma
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
+def test_alpha_of_a_sigmoid_is_that_of_torchvision(alpha, reduction):
+    x, masks = torch.randn(2, 3, 5, 4, dtype=torch.float64), torch.randint(2, (2, 3, 5, 4))
+    options = {"alpha": alpha, "gamma": 2.0, "activation": "sigmoid", "reduction": reduction}
+    expected = torchvision_focal(x, masks.double(), alpha, 2.0)
+    expected = expected if reduction == "none" else getattr(expected, reduction)()
+    torch.testing.assert_close(segloss.focal_loss(x, masks, **options), expected)
+    weight = torch.tensor([0.5, 2.0, 0.0], dtype=torch.float64)
+    actual = segloss.focal_loss(x, masks, weight=weight, **options | {"reduction": "none"})
+    torch.testing.assert_close(actual, torchvision_focal(x, masks.double(), alpha, 2.0) * weight.view(1, 3, 1, 1))
+
+
+@pytest.mark.parametrize("weight", [None, torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)], ids=["", "weight"])
+def test_alpha_of_a_softmax_multiplies_the_loss_and_not_the_denominator(weight):
+    x, labels = torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True), torch.randint(3, (2, 5, 4))
+    labels[0, 0], alpha = 255, torch.tensor([0.1, 0.6, 0.3], dtype=torch.float64)
+    options = {"weight": weight, "ignore_index": 255}
+    losses = segloss.focal_loss(x, labels, reduction="none", **options)
+    weights = torch.ones(3) if weight is None else weight
+    factor = torch.where(labels == 255, 0, alpha[labels.clamp_max(2)])
+    expected = {
+        "none": losses * factor,
+        "sum": (losses * factor).sum(),
+        "mean": (losses * factor).sum() / weights[labels[labels < 3]].sum(),
+    }
+    for reduction, value in expected.items():
+        actual = segloss.focal_loss(x, labels, alpha=alpha, reduction=reduction, **options)
+        torch.testing.assert_close(actual, value)
+        gradients = (torch.autograd.grad(each.sum(), x, retain_graph=True)[0] for each in (actual, value))
+        torch.testing.assert_close(*gradients)
+
+
+def test_alpha_of_one_changes_nothing_and_half_types_are_rounded_once():
+    x, labels = torch.randn(2, 3, 50).bfloat16(), torch.randint(3, (2, 50))
+    expected = segloss.focal_loss(x.double(), labels).bfloat16()
+    assert segloss.focal_loss(x, labels, alpha=torch.ones(3)) == expected
+    assert segloss.focal_loss(x, labels, alpha=torch.ones(3), reduction="mean", empty="zero") == expected
+
+
+def test_alpha_of_no_voxel():
+    x, labels = torch.randn(2, 3, 5), torch.full((2, 5), 255)
+    options = {"alpha": torch.ones(3), "ignore_index": 255}
+    assert segloss.focal_loss(x, labels, **options).isnan()
+    assert segloss.focal_loss(x, labels, empty="zero", **options) == 0
+
+
+def test_alpha_is_a_keyword_of_the_module_that_moves_with_it():
+    x, labels, alpha = torch.randn(2, 3, 5), torch.randint(3, (2, 5)), torch.tensor([0.1, 0.6, 0.3])
+    loss = segloss.FocalLoss(alpha=alpha)
+    assert loss(x, labels) == segloss.focal_loss(x, labels, alpha=alpha)
+    assert not loss.state_dict()
+    assert loss.to("meta").alpha.is_meta
+    loss = segloss.FocalLoss(alpha=0.25, activation="sigmoid")
+    assert loss(x, labels) == segloss.focal_loss(x, labels, alpha=0.25, activation="sigmoid")
+
+
+@pytest.mark.parametrize(
+    ("alpha", "activation", "error", "text"),
+    [
+        (0.25, "softmax", TypeError, r"a tensor \[C\] with activation='softmax'.*got 0.25"),
+        (torch.tensor(0.25), "softmax", TypeError, r"a tensor \[C\] with activation='softmax'"),
+        ([0.1, 0.6, 0.3], "softmax", TypeError, r"a tensor \[C\] with activation='softmax'"),
+        (torch.ones(3), "sigmoid", TypeError, r"a float with activation='sigmoid', got a tensor \[3\]"),
+        (True, "sigmoid", TypeError, r"a float with activation='sigmoid', got True"),
+        (1.5, "sigmoid", ValueError, r"alpha in \[0, 1\], got 1.5"),
+        (-1, "sigmoid", ValueError, r"alpha in \[0, 1\], got -1.0. Use alpha=None"),
+        (float("nan"), "sigmoid", ValueError, r"alpha in \[0, 1\]"),
+        (torch.ones(4), "softmax", RuntimeError, r"\[3\]"),
+        (torch.ones(3).long(), "softmax", RuntimeError, "a floating alpha"),
+    ],
+)
+def test_bad_alpha_raises(alpha, activation, error, text):
+    x, labels = torch.randn(2, 3, 5), torch.randint(3, (2, 5))
+    with pytest.raises(error, match=f"focal_loss: .*{text}"):
+        segloss.focal_loss(x, labels, alpha=alpha, activation=activation)

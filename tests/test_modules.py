@@ -8,6 +8,7 @@ import pickle
 import losses
 import pytest
 import torch
+from losses import takes
 from tolerances import assert_close
 
 import segloss
@@ -60,6 +61,13 @@ OTHER_VALUES = {
     "lambda_focal": 0.25,
     "smooth": 3.0,
 }
+ALONE = {  # values that do not go with others
+    "label_map": {0: 2, 1: 0, 2: 1},
+    "regions": [(0, 1), (1, 2), (2,)],
+    "label_sets": {0: (0, 1), 1: (1, 2), 2: (0, 2)},
+}
+OF_SIGMOIDS = ("pos_weight", "regions")
+OF_SOFTMAXES = (segloss.CrossEntropyLoss, segloss.NLLLoss, segloss.TopKLoss)
 
 
 def parameters_of(function):
@@ -71,7 +79,19 @@ def has(module, keyword):
 
 
 def other_values(module):
-    return {name: value for name, value in OTHER_VALUES.items() if has(module, name)}
+    values = {name: value for name, value in OTHER_VALUES.items() if has(module, name)}
+    if module is segloss.FocalLoss:  # a sigmoid, as the other values have it
+        del values["alpha"]
+    return values
+
+
+def values_alone(module):
+    values = {name: value for name, value in ALONE.items() if has(module, name)}
+    if module in OF_SOFTMAXES:
+        del values["regions"]
+    if module is segloss.FocalLoss:
+        values["alpha"] = torch.tensor([0.1, 0.6, 0.3])
+    return other_values(module) | values
 
 
 WEIGHTED = [module for module in MODULES if has(module, "weight")]
@@ -101,8 +121,8 @@ def test_a_module_has_the_keywords_of_its_function(module, function):
         return {p.name: p.default for p in parameters_of(callable)}
 
     of_function = keywords(function)
-    for tensor in ("input", "target", "voxel_weight"):
-        del of_function[tensor]
+    for of_a_call in ("input", "target", "voxel_weight", "label_set_index"):
+        of_function.pop(of_a_call, None)
     assert keywords(module) == of_function
 
 
@@ -112,8 +132,11 @@ def test_arguments_of_losses_that_torch_lacks_are_keyword_only(module):
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_forward_takes_input_target_and_voxel_weight(module):
-    assert [p.name for p in parameters_of(module().forward)] == ["input", "target", "voxel_weight"]
+def test_forward_takes_what_changes_from_call_to_call(module):
+    expected = ["input", "target", "voxel_weight"]
+    if takes(module, "label_sets"):
+        expected.append("label_set_index")
+    assert [p.name for p in parameters_of(module().forward)] == expected
 
 
 # ---- a module gives what its function gives ----
@@ -136,13 +159,14 @@ def test_a_module_gives_what_its_function_gives(module, function, options):
 
 @pytest.mark.parametrize(
     ("module", "function", "keyword"),
-    [(*pair, keyword) for pair in MODULE_AND_FUNCTION for keyword in other_values(pair[0])],
+    [(*pair, keyword) for pair in MODULE_AND_FUNCTION for keyword in values_alone(pair[0])],
 )
 def test_a_module_hands_each_keyword_to_its_function(module, function, keyword):
-    options = {keyword: OTHER_VALUES[keyword]}
+    context = {"activation": "sigmoid"} if keyword in OF_SIGMOIDS and has(module, "activation") else {}
+    options = {keyword: values_alone(module)[keyword], **context}
     loss = module(**options)(SQUARE_INPUT, SQUARE_LABELS)
     assert torch.equal(loss, function(SQUARE_INPUT, SQUARE_LABELS, **options))
-    assert not torch.equal(loss, function(SQUARE_INPUT, SQUARE_LABELS))
+    assert not torch.equal(loss, function(SQUARE_INPUT, SQUARE_LABELS, **context))
 
 
 @pytest.mark.parametrize("module", [segloss.DiceLoss, segloss.GeneralizedDiceLoss, segloss.TverskyLoss])

@@ -2,11 +2,13 @@
 
 import inspect
 import random
+from functools import partial
 
 import pytest
 import reference
 import torch
 import torch.nn.functional as F
+from losses import OF_LABELS
 from tolerances import ROUNDING_RTOL, SUM_RTOL, assert_close, assert_relative
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -73,7 +75,11 @@ DICE = {
     "dim": 1,
     "voxel_weight": None,
     "process_group": None,
+    **OF_LABELS,
 }
+
+
+COMPOUND = {**DICE, "pos_weight": None}
 
 
 def without(options, *names):
@@ -84,14 +90,15 @@ SIGNATURES = {
     "dice_loss": DICE,
     "generalized_dice_loss": {"w_type": "square", **without(DICE, "squared", "jaccard", "weight")},
     "tversky_loss": {"alpha": 0.5, "beta": 0.5, "gamma": 1.0, **without(DICE, "squared", "jaccard")},
-    "dice_ce_loss": {"lambda_dice": 1.0, "lambda_ce": 1.0, "label_smoothing": 0.0, "empty": "nan", **DICE},
-    "dice_focal_loss": {"lambda_dice": 1.0, "lambda_focal": 1.0, "gamma": 2.0, "empty": "nan", **DICE},
+    "dice_ce_loss": {"lambda_dice": 1.0, "lambda_ce": 1.0, "label_smoothing": 0.0, "empty": "nan", **COMPOUND},
+    "dice_focal_loss": {"lambda_dice": 1.0, "lambda_focal": 1.0, "gamma": 2.0, "empty": "nan", **COMPOUND},
     "soft_stats": {
         "activation": "softmax",
         "squared": False,
         "ignore_index": -100,
         "voxel_weight": None,
         "dim": 1,
+        **OF_LABELS,
     },
 }
 
@@ -836,3 +843,52 @@ def test_a_class_that_is_ignored_keeps_its_term_of_a_class_without_a_voxel(smoot
         x, labels, ignore_index=0, include_background=False, reduction="none", smooth_nr=smooth, smooth_dr=smooth
     )
     assert torch.equal(terms[:, 1:], others)
+
+
+# ---- pos_weight of compound losses ----
+
+
+@pytest.mark.parametrize("of_labels", [True, False], ids=["labels", "masks"])
+@pytest.mark.parametrize("weight", [None, torch.tensor([0.5, 2.0, 1.0], dtype=torch.float64)], ids=["", "weight"])
+def test_pos_weight_of_dice_and_binary_cross_entropy(of_labels, weight):
+    x, pos_weight = torch.randn(2, 3, 5, 4, dtype=torch.float64, requires_grad=True), torch.tensor([1.0, 5.0, 0.0])
+    target = torch.randint(3, (2, 5, 4)) if of_labels else torch.randint(2, (2, 3, 5, 4))
+    options = {"activation": "sigmoid", "weight": weight}
+    actual = segloss.dice_ce_loss(x, target, pos_weight=pos_weight, label_smoothing=0.1, **options)
+    second = segloss.binary_cross_entropy_with_logits(x, target, weight, pos_weight=pos_weight, label_smoothing=0.1)
+    expected = segloss.dice_loss(x, target, **options) + second
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, x)[0] for loss in (actual, expected)))
+
+
+def test_pos_weight_of_dice_and_focal_loss():
+    x, masks = torch.randn(2, 3, 5, 4, dtype=torch.float64), torch.randint(2, (2, 3, 5, 4))
+    actual = segloss.dice_focal_loss(x, masks, pos_weight=torch.full((3,), 4.0), activation="sigmoid", lambda_dice=0.0)
+    expected = 5 * segloss.focal_loss(x, masks, alpha=0.8, activation="sigmoid")
+    torch.testing.assert_close(actual, expected)
+
+
+def test_pos_weight_is_a_buffer_of_the_module():
+    x, masks, pos_weight = torch.randn(2, 3, 5), torch.randint(2, (2, 3, 5)), torch.tensor([1.0, 5.0, 2.0])
+    loss = segloss.DiceCELoss(activation="sigmoid", pos_weight=pos_weight)
+    assert loss(x, masks) == segloss.dice_ce_loss(x, masks, activation="sigmoid", pos_weight=pos_weight)
+    assert list(loss.state_dict()) == ["pos_weight"]
+
+
+def test_pos_weight_on_a_device_without_kernels_and_under_vmap():
+    x, masks = torch.randn(3, 2, 3, 5, dtype=torch.float64), torch.randint(2, (3, 2, 3, 5))
+    loss = partial(segloss.dice_ce_loss, activation="sigmoid", pos_weight=torch.tensor([1.0, 5.0, 2.0]))
+    expected = torch.stack([loss(*each) for each in zip(x, masks, strict=True)])
+    torch.testing.assert_close(torch.vmap(loss)(x, masks), expected)
+    assert torch.autograd.gradgradcheck(loss, (x[0, :1].requires_grad_(), masks[0, :1]))
+
+
+@pytest.mark.parametrize("loss", [segloss.dice_ce_loss, segloss.dice_focal_loss])
+def test_pos_weight_needs_a_sigmoid_and_one_value_for_each_class(loss):
+    x, labels = torch.randn(2, 3, 5), torch.randint(3, (2, 5))
+    with pytest.raises(ValueError, match=r"expected no pos_weight with activation='softmax'"):
+        loss(x, labels, pos_weight=torch.ones(3))
+    with pytest.raises(RuntimeError, match=r"pos_weight of shape \[3\]"):
+        loss(x, labels, pos_weight=torch.ones(2), activation="sigmoid")
+    with pytest.raises(RuntimeError, match=r"pos_weight of shape \[C\]"):
+        loss(x, labels, pos_weight=torch.ones(2, 3, 5), activation="sigmoid")

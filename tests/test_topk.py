@@ -6,6 +6,7 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as F
+from losses import OF_LABELS
 from tolerances import ROUNDING_RTOL, assert_close, assert_relative
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -47,7 +48,7 @@ def test_names_and_defaults_of_the_keywords():
         "empty": "nan",
         "dim": 1,
         "voxel_weight": None,
-        "label_map": None,
+        **OF_LABELS,
     }
 
 

@@ -22,7 +22,9 @@ Target SoftStats::check(const Arguments& arguments, const Options& options) {
     if (options.is_softmax()) {
         check_softmax(op, input, options.dim);
     }
-    check_weight(op, input, weight, options.dim, kind);
+    const bool has_two_rows = options.activation == SEGLOSS_SIGMOID && weight && weight->dim() == 2 &&
+                              weight->sym_size(0) == 2; // of the terms for targets 0 and 1
+    check_weight(op, input, has_two_rows ? OptionalTensor(weight->select(0, 0)) : weight, options.dim, kind);
     check_voxel_weight(op, input, voxel_weight, options.dim);
     check_label_smoothing(op, options.label_smoothing);
     check_gamma(op, options.gamma);
