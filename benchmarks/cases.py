@@ -32,6 +32,7 @@ class Problem:
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
     masks: bool = False
+    num_labels: int | None = None  # of labels whose regions are the channels; None: as many as channels
     device: str = "cpu"
 
     @property
@@ -68,7 +69,7 @@ class Problem:
             return logits, masks.eq_(0).to(self.labels)
         spatial = self.shape[2:] if self.dim == 1 else self.shape[1:-1]
         sizes = (self.shape[0], 1, *spatial) if self.dim == 1 and spatial else (self.shape[0], *spatial)
-        labels = torch.empty(sizes, dtype=self.labels, device=self.device).random_(self.num_classes)
+        labels = torch.empty(sizes, dtype=self.labels, device=self.device).random_(self.num_labels or self.num_classes)
         if self.ignore_index >= 0:
             labels.view(-1)[::16] = self.ignore_index
         return logits, labels
@@ -298,6 +299,61 @@ def dice_bce(problem: Problem) -> Pairs:
     return {"nnU-Net": (ours, nnunet_dice_bce)}
 
 
+# BraTS: tumour core, whole tumour, enhancing tumour; the order is that of MONAI's transform.
+BRATS = [(1, 3), (1, 2, 3), (3,)]
+
+
+def nnunet_regions(labels: Tensor) -> Tensor:
+    """nnU-Net's ConvertSegmentationToRegionsTransform, written out: a bool mask for each region."""
+    masks = torch.zeros((labels.shape[0], len(BRATS), *labels.shape[2:]), dtype=torch.bool)
+    for channel, region in enumerate(BRATS):
+        for label in region:
+            masks[:, channel] |= labels[:, 0] == label
+    return masks
+
+
+def dice_ce_of_regions(problem: Problem) -> Pairs:
+    def ours(logits: Tensor, labels: Tensor) -> Tensor:
+        return segloss.dice_ce_loss(logits, labels, activation="sigmoid", regions=BRATS)
+
+    def as_nnunet(logits: Tensor, labels: Tensor) -> Tensor:
+        return segloss.dice_ce_loss(logits, labels, activation="sigmoid", regions=BRATS, batch=True) - 1
+
+    pairs: Pairs = {}
+    transforms, losses = package("monai.transforms"), package("monai.losses")
+    if transforms and losses:
+        convert = transforms.ConvertToMultiChannelBasedOnBratsClasses(et_label=3)
+        dice = losses.DiceLoss(sigmoid=True)
+
+        def monai(logits: Tensor, labels: Tensor) -> Tensor:  # DiceCELoss takes a softmax for the second term
+            masks = torch.stack([convert(sample) for sample in labels]).float()
+            return dice(logits, masks) + F.binary_cross_entropy_with_logits(logits, masks)
+
+        pairs["MONAI"] = (ours, monai)
+    return pairs | {"nnU-Net": (as_nnunet, lambda x, y: nnunet_dice_bce(x, nnunet_regions(y)))}
+
+
+def with_label_map(loss: Callable[..., Tensor], problem: Problem) -> Pairs:
+    """A label map that changes nothing, beside the same loss without one."""
+    label_map = {c: c for c in range(problem.num_classes)} | {255: None}
+
+    def ours(logits: Tensor, labels: Tensor) -> Tensor:
+        return loss(logits, labels, label_map=label_map, ignore_index=())
+
+    def of_classes(logits: Tensor, labels: Tensor) -> Tensor:
+        return loss(logits, labels, ignore_index=255)
+
+    return {"without a map": (ours, of_classes)}
+
+
+def cross_entropy_of_label_map(problem: Problem) -> Pairs:
+    return with_label_map(segloss.cross_entropy, problem)
+
+
+def dice_ce_of_label_map(problem: Problem) -> Pairs:
+    return with_label_map(segloss.dice_ce_loss, problem)
+
+
 def topk(problem: Problem) -> Pairs:
     ignored: Options = {"ignore_index": problem.ignore_index}
 
@@ -334,6 +390,9 @@ LOSSES: dict[str, Callable[[Problem], Pairs]] = {
     "focal_loss of sigmoids": sigmoid_focal,
     "binary_cross_entropy_with_logits": binary_cross_entropy,
     "dice_ce_loss of sigmoids": dice_bce,
+    "dice_ce_loss of regions": dice_ce_of_regions,
+    "cross_entropy of a label map": cross_entropy_of_label_map,
+    "dice_ce_loss of a label map": dice_ce_of_label_map,
     "topk_loss": topk,
     "confusion_matrix": confusion_matrix,
 }
@@ -349,6 +408,7 @@ STREET = Problem((2, 19, 512, 1024), torch.uint8, ignore_index=255)
 CROP = Problem((2, 19, 256, 512), torch.uint8, ignore_index=255)
 BODY = Problem((1, 105, 64, 96, 96), torch.uint8)
 REGIONS = Problem((2, 3, 64, 64, 64), torch.bool, masks=True)  # as those of BraTS
+TUMOURS = Problem((2, 3, 128, 128, 128), torch.uint8, num_labels=4)
 BINARY = Problem((2, 2, 96, 96, 96), torch.uint8)
 SCENES = Problem((2, 150, 256, 256), torch.uint8)
 SEQUENCE = Problem((4, 28, 128), torch.int64, dim=-1)
@@ -395,6 +455,9 @@ def of_every_device(full: bool) -> list[Case]:
     plain = [Case("cross_entropy", SMALL), *(Case(loss, CROP) for loss in OTHER_LOSSES)]
     plain += [Case(loss, REGIONS) for loss in OF_MASKS]
     plain += [Case(loss, BINARY) for loss in ("cross_entropy", "dice_ce_loss")]
+    plain += [Case("dice_ce_loss of regions", TUMOURS)]
+    plain += [Case("cross_entropy of a label map", problem) for problem in (PATCH, STREET)]
+    plain += [Case("dice_ce_loss of a label map", problem) for problem in (PATCH, STREET)]
     plain += [Case("dice_loss of samples", problem) for problem in (COARSE, SAMPLES)]
     plain += [Case("topk_loss", PATCH)]
     plain += [Case("confusion_matrix", problem) for problem in (STREET, BODY)]
