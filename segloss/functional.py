@@ -150,6 +150,10 @@ def cross_entropy(
         >>> labels = torch.tensor([[[[1, 0], [0, 1]]]], dtype=torch.uint8)  # [N, 1, H, W]
         >>> segloss.cross_entropy(logits, labels)
         tensor(1.0066)
+        >>> segloss.cross_entropy(logits, labels + 7, label_map={7: 0, 8: 1})  # the classes of the labels 7 and 8
+        tensor(1.0066)
+        >>> segloss.cross_entropy(logits, labels, label_sets={0: (0, 1)})  # label 0 may be either class
+        tensor(0.6222)
 
     See also:
         * ``segloss.CrossEntropyLoss``: the same as a module

@@ -294,6 +294,9 @@ def dice_loss(
         tensor(0.6030)
         >>> segloss.dice_loss(logits, labels, reduction="none")
         tensor([[0.5634, 0.6427]])
+        >>> tumour = torch.tensor([[[[1, 0], [3, 2]]]], dtype=torch.uint8)
+        >>> segloss.dice_loss(logits, tumour, activation="sigmoid", regions=[(1, 2, 3), (3,)])
+        tensor(0.4654)
 
     See also:
         * ``segloss.DiceLoss``: the same as a module

@@ -69,7 +69,9 @@ def run_python(library, script, *arguments, **environment):
 def test_operators_of_an_emulated_gpu_equal_those_of_the_cpu(library):
     """The tests of devices without kernels, whose tensors then have some."""
     script = "import pytest; sys.exit(pytest.main(sys.argv[1:]))"
-    selected = "(ignored_voxels or probabilities or masks or samples or last or bad) and not slabs"
+    selected = (
+        "(ignored_voxels or probabilities or masks or samples or last or bad or maps or regions or sets) and not slabs"
+    )
     options = ["-q", "-n0", "-pno:cacheprovider", "test_devices.py", "-k", selected]
     output = run_python(library, script, *options, SEGLOSS_SYNC_CHECKS="1")
     assert " passed" in output  # pytest exits with 1 where one fails

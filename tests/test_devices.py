@@ -116,6 +116,34 @@ def test_classes_first_or_last(name, dim, shape):
     assert_same_without_kernels(LOSSES[name], x, y, dim=dim)
 
 
+@EVERY_LOSS
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.float32])
+def test_label_maps(loss, dtype):
+    x, y = torch.randn(SMALL), torch.tensor([7, 24, 11])[torch.randint(3, (2, 1, 5, 4, 3))]
+    y[0, 0, 0], y[1, 0, 2] = 100, 3
+    options = {"label_map": {7: 0, 24: 1, 11: 2, 3: None}, "ignore_index": 100}
+    assert_same_without_kernels(loss, x, y.to(dtype), **options)
+    far_apart = {1000 * k: 0 for k in range(10, 70)}
+    assert_same_without_kernels(loss, x, y.float(), label_map=options["label_map"] | far_apart, ignore_index=100)
+
+
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES.values() if is_sigmoid(loss)])
+def test_regions(loss):
+    x, y = torch.randn(SMALL), torch.randint(4, (2, 5, 4, 3), dtype=torch.uint8)
+    y[0, 0] = 255
+    assert_same_without_kernels(loss, x, y, regions=[(1, 2, 3), (1, 3), (3,)], ignore_index=255)
+
+
+@pytest.mark.parametrize("loss", [loss for loss in LOSSES.values() if not is_sigmoid(loss)])
+def test_label_sets(loss):
+    if loss.keywords.get("squared"):
+        pytest.skip("squares of joined classes are not added")
+    x, y = torch.randn(SMALL), torch.randint(3, (2, 5, 4, 3), dtype=torch.uint8)
+    y[0, 0] = 255
+    for label_sets in ({0: (0, 2)}, [{1: (1, 2)}, {}]):
+        assert_same_without_kernels(loss, x, y, label_sets=label_sets, ignore_index=255)
+
+
 def test_channels_last_gradients_are_channels_last():
     x = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
     assert_same_without_kernels(segloss.dice_ce_loss, x, torch.randint(3, (2, 4, 5)))

@@ -448,3 +448,25 @@ def test_class_probabilities_have_no_labels():
     x, _ = case({})
     with pytest.raises(RuntimeError, match="expected class labels with label_sets, got class probabilities"):
         segloss.cross_entropy(x, x.detach().softmax(1), label_sets=UNLABELLED)
+
+
+def test_a_slab_of_samples_has_their_mappings():
+    x = torch.randn(700, 4, 30, 20, requires_grad=True)
+    labels, index = torch.randint(4, (700, 30, 20), dtype=torch.uint8), torch.randint(2, (700,))
+    loss = partial(segloss.dice_ce_loss, label_sets=[UNLABELLED, {1: (1, 3)}], label_set_index=index)
+    expected = value_and_gradient(loss, x, labels)
+    with without_kernels():
+        actual = value_and_gradient(loss, x, labels)
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-4, atol=1e-9)
+
+
+@pytest.mark.parametrize("shape", [(500, 4, 2), (100, 4, 3, 3), (300, 4, 1)])
+def test_samples_that_share_a_block(shape):
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    labels, index = torch.randint(4, (shape[0], *shape[2:])), torch.randint(2, (shape[0],))
+    for loss in (segloss.dice_ce_loss, segloss.cross_entropy):
+        options = {"label_sets": [UNLABELLED, {1: (1, 3)}], "label_set_index": index}
+        actual = value_and_gradient(loss, x, labels, **options)
+        with without_kernels():
+            assert_close(actual, value_and_gradient(loss, x, labels, **options))

@@ -37,7 +37,7 @@ static inline
         memcpy(class + i, &classes, sizeof classes);
     }
     for (int i = 0; i < count; ++i) {
-        label[i] = class[i];
+        label[i] = class[i]; /* NOLINT(bugprone-signed-char-misuse): IGNORED and BAD are negative */
     }
     int is_any = 0;
     for (size_t k = 0; k < LANES; ++k) {

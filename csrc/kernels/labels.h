@@ -302,17 +302,19 @@ static int classes_by_table(int32_t* label, const struct plane* from, enum seglo
 /* Bits [first, first + 32) of each lane's set, or group, for a multiple of 32; 0 where there is no label. */
 static void bits_of_lanes(uint32_t* bits, const int32_t* label, const struct segloss_label_table* table,
                           const struct block* b, int64_t first, int of_groups) {
+    const int64_t words = table->rows[SEGLOSS_ROW_WORDS], size = table->row_positions;
+    const int64_t* sets = NULL;
+    int64_t left = 0; /* lanes that have these sets */
     memset(bits, 0, SEGLOSS_BLOCK * sizeof *bits);
-    for (int i = 0, end = 0; i < b->count; i = end) {
-        const int64_t position = b->begin + i, size = table->row_positions;
-        const int64_t* row = row_of_position(table, position);
-        const int64_t* sets = set_of_class(row, of_groups ? row[SEGLOSS_ROW_CLASSES] : 0);
-        const int64_t words = table->rows[SEGLOSS_ROW_WORDS];
-        end = size > 0 ? i + smaller(size - position % size, b->count - i) : b->count;
-        for (int k = i; k < end; ++k) {
-            const uint64_t word = label[k] < 0 ? 0 : (uint64_t)sets[label[k] * words + first / 64];
-            bits[k] = (uint32_t)(word >> (first % 64));
+    for (int i = 0; i < b->count; ++i, --left) {
+        if (left == 0) {
+            const int64_t position = b->begin + i;
+            const int64_t* row = row_of_position(table, position);
+            sets = set_of_class(row, of_groups ? row[SEGLOSS_ROW_CLASSES] : 0);
+            left = size > 0 ? size - position % size : SEGLOSS_BLOCK;
         }
+        const uint64_t word = label[i] < 0 ? 0 : (uint64_t)sets[label[i] * words + first / 64];
+        bits[i] = (uint32_t)(word >> (first % 64));
     }
 }
 

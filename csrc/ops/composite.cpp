@@ -183,7 +183,7 @@ Voxels read_voxels(const Arguments& arguments, const Reading& reading) {
         voxels.target = keep_class_dim(class_labels(op, target, input.sym_size(dim), labels), input, dim);
     } else if (kind == Target::regions || kind == Target::sets) {
         const auto label = keep_class_dim(target, input, dim);
-        voxels.target = set_masks(op, label, *labels.table, input.sym_size(dim), dim);
+        voxels.target = set_masks(op, label, labels.table.value_or(Tensor()), input.sym_size(dim), dim);
         if (kind == Target::sets) {
             voxels.label = class_labels(op, label, INT32_MAX, labels).clamp_min(0);
         }
@@ -223,8 +223,8 @@ Voxels read_voxels(const Arguments& arguments, const Reading& reading) {
 
 Tensor group_masks(const Arguments& arguments, const Reading& reading) {
     const auto label = keep_class_dim(arguments.target, arguments.input, reading.dim);
-    const auto masks = set_masks(arguments.op, label, *reading.labels.table, arguments.input.sym_size(reading.dim),
-                                 reading.dim, /*of_groups=*/true);
+    const auto masks = set_masks(arguments.op, label, reading.labels.table.value_or(Tensor()),
+                                 arguments.input.sym_size(reading.dim), reading.dim, /*of_groups=*/true);
     return masks.clamp_min(0).to(reading.compute_dtype());
 }
 

@@ -79,6 +79,13 @@ private:
     int64_t count_ = 1;
 };
 
+// How the arguments of a slab are read: by the rows of its own samples, if a label table has one for each.
+inline Reading reading_of_slab(const Reading& whole, const Arguments& slab) {
+    auto reading = whole;
+    reading.labels.table = slab.label_table;
+    return reading;
+}
+
 // The gradient of `composite` with respect to a slab of input. Works below autograd, where operators record nothing.
 Tensor slab_gradient(const std::function<variable_list(const Tensor&)>& composite, const Tensor& input,
                      const variable_list& grads);

@@ -110,9 +110,9 @@ std::string more_than(int64_t number) {
 
 // "3, 5, 7"
 std::string listed(const std::vector<int64_t>& labels) {
-    const auto most = std::min<size_t>(labels.size(), kMostListed);
-    return c10::str(c10::Join(", ", std::vector<int64_t>(labels.begin(), labels.begin() + most)),
-                    more_than(labels.size()));
+    const auto count = static_cast<int64_t>(labels.size());
+    const std::vector<int64_t> first(labels.begin(), labels.begin() + std::min(count, kMostListed));
+    return c10::str(c10::Join(", ", first), more_than(count));
 }
 
 // "label 3 (5 times), 7 (once)"

@@ -331,7 +331,8 @@ public:
         }
         const Slabs slabs(arguments.input, options.dim);
         for (int64_t slab = 0; slab < slabs.count(); ++slab) {
-            const auto part = Loss::part_of_slab(slabs.of(arguments, slab), options, reading);
+            const auto of_slab = slabs.of(arguments, slab);
+            const auto part = Loss::part_of_slab(of_slab, options, reading_of_slab(reading, of_slab));
             for (size_t k = 0; k < kNumResults; ++k) {
                 if (Loss::results[k].role != Role::ahead) {
                     const auto sum = Loss::of_slab(results[k], slabs, slab);
@@ -352,7 +353,7 @@ public:
             auto part = slabs.of(arguments, slab);
             const auto of_input = [&](const Tensor& input) {
                 part.input = input;
-                return select(Loss::part_of_slab(part, options, reading), Role::differentiable);
+                return select(Loss::part_of_slab(part, options, reading_of_slab(reading, part)), Role::differentiable);
             };
             variable_list grads_of_slab;
             for (const auto& grad : grads) {
