@@ -58,13 +58,14 @@ def read_labels(
     needs_no_table = label_map is None and regions is None and label_sets is None
     if needs_no_table and (type(ignore_index) is int or not _is_collection(ignore_index)):
         return ignore_index, None  # type: ignore[return-value]  # the caller checks whether it is an int
-    ignored = _that_occur(target, _ignored_labels(op, ignore_index))
-    if needs_no_table and len(ignored) <= 1:
-        return ignored[0] if ignored else NO_LABEL, None
+    ignored = _ignored_labels(op, ignore_index)
+    occurring = _that_occur(target, ignored)
+    if needs_no_table and len(occurring) <= 1:
+        return occurring[0] if occurring else NO_LABEL, None
     num_channels = _num_classes(input, dim)
     if not isinstance(target, Tensor) or (label_sets is not None and num_channels is None):
         return NO_LABEL, None  # the caller raises the error
-    meaning = _Meaning(ignored, None, num_channels)
+    meaning = _Meaning(ignored, occurring, None, num_channels)
     if regions is not None:
         meaning = meaning._replace(regions=_label_sets.checked_regions(op, regions, num_channels))
     if label_sets is not None:
@@ -108,7 +109,7 @@ def _checked_sets(
     op: str, meaning: "_Meaning", label_map: LabelMap | None, label_sets: LabelSets
 ) -> tuple[CheckedSets, ...]:
     assert meaning.num_channels is not None
-    ignored = meaning.ignored if label_map is None else ()
+    ignored = meaning.occurring if label_map is None else ()
     return _label_sets.checked_sets(op, label_sets, meaning.num_channels, ignored)
 
 
@@ -135,6 +136,7 @@ class _Meaning(NamedTuple):
     """The keywords that say what labels mean, checked; equal ones have equal tables."""
 
     ignored: tuple[int, ...]
+    occurring: tuple[int, ...]  # of these, the labels that the target can hold
     label_map: tuple[tuple[object, object], ...] | None
     num_channels: int | None  # None: not known
     regions: tuple[tuple[int, ...], ...] | None = None
@@ -241,7 +243,7 @@ def _row(op: str, meaning: _Meaning, sets: CheckedSets | None) -> list[int]:
 def _entries(op: str, meaning: _Meaning, sets: CheckedSets | None) -> tuple[dict[int, int], int]:
     """The entry of each label that is named, and that of all others."""
     if meaning.label_map is None:
-        to_ignore = dict.fromkeys(meaning.ignored, _IGNORED)
+        to_ignore = dict.fromkeys(meaning.occurring, _IGNORED)
         if meaning.regions is None and sets is None:
             return to_ignore, _SAME
         end = _end(meaning.regions) if meaning.regions is not None else meaning.num_classes() or 0
@@ -260,7 +262,7 @@ def _entries_of_map(
     op: str, meaning: _Meaning, label_map: tuple[tuple[object, object], ...]
 ) -> tuple[dict[int, int], int]:
     ignored, num_classes = meaning.ignored, meaning.num_classes()
-    classes = {key: _class(op, key, value) for key, value in label_map}
+    classes = dict(_entry(op, key, value) for key, value in label_map)
     named = [c for c in classes.values() if c is not None and c not in ignored]
     if num_classes is None:  # one more than the map has, or its last class might be ignored without a word
         num_classes = max(named, default=-1) + 2
@@ -277,9 +279,10 @@ def _entries_of_map(
                 f"{op}: expected classes in [0, {num_classes}) in label_map, or with a set in label_sets, got class "
                 f"{c} for label {_text(label)}"
             )
-    codes = {label: _IGNORED if c is None or c in ignored else c for label, c in classes.items()}
-    other = codes.pop(..., _BAD)
-    for label in ignored:
+    coded = {label: _IGNORED if c is None or c in ignored else c for label, c in classes.items()}
+    other = coded.pop(..., _BAD)
+    codes = {label: code for label, code in coded.items() if not isinstance(label, EllipsisType)}
+    for label in meaning.occurring:
         if codes.get(label, _IGNORED) != _IGNORED:
             raise ValueError(
                 f"{op}: expected a label to have a class or to be ignored, got class {codes[label]} for label {label} "
@@ -288,7 +291,7 @@ def _entries_of_map(
         codes[label] = _IGNORED
     if not named:
         raise ValueError(f"{op}: expected a class for at least one label in label_map, got {reprlib.repr(classes)}")
-    return codes, other  # type: ignore[return-value]
+    return codes, other
 
 
 def _end(regions: tuple[tuple[int, ...], ...]) -> int:
@@ -304,10 +307,12 @@ def _two_meanings(op: str, got: str, ignored: tuple[int, ...]) -> str:
     )
 
 
-def _class(op: str, label: object, value: object) -> int | None:
-    if label is not ...:
-        _integer(op, "each key of label_map", label, "a label, an int, or ... for all other labels")
-    return None if value is None else _integer(op, "each value of label_map", value, "a class, an int, or None")
+def _entry(op: str, label: object, value: object) -> tuple[int | EllipsisType, int | None]:
+    name, expected = "each value of label_map", "a class, an int, or None"
+    c = None if value is None else _integer(op, name, value, expected)
+    if isinstance(label, EllipsisType):
+        return label, c
+    return _integer(op, "each key of label_map", label, "a label, an int, or ... for all other labels"), c
 
 
 def _text(labels: object) -> str:
@@ -338,7 +343,7 @@ def _rows_of_tensor(op: str, meaning: _Meaning, label_map: Tensor) -> Tensor:
     for label in ignored:
         if num_classes is not None and 0 <= label < num_classes:
             raise ValueError(_two_meanings(op, f"a tensor as label_map on {label_map.device}", ignored))
-    first, last = min(0, *ignored, 0), max(length - 1, *ignored, 0)
+    first, last = min(0, *meaning.occurring, 0), max(length - 1, *meaning.occurring, 0)
     if last - first >= max(length, _LONGEST):
         raise ValueError(
             f"{op}: expected ignore_index within {_LONGEST} labels of those in label_map, a tensor {[length]}, got "
@@ -348,18 +353,18 @@ def _rows_of_tensor(op: str, meaning: _Meaning, label_map: Tensor) -> Tensor:
     def numbers(*values: int) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=label_map.device)
 
-    def masked(values: Tensor, labels: Tensor) -> Tensor:
-        for label in ignored:
-            values = values.masked_fill(labels == label, _IGNORED)
+    def masked(values: Tensor, numbers: Tensor, ignored: tuple[int, ...]) -> Tensor:
+        for number in ignored:
+            values = values.masked_fill(numbers == number, _IGNORED)
         return values
 
     def row(classes: Tensor, after_classes: Tensor, bits: list[int]) -> Tensor:
         entries = torch.nn.functional.pad(classes, (-first, last + 1 - length), value=_BAD)
-        entries = masked(entries, torch.arange(first, last + 1, device=label_map.device))
+        entries = masked(entries, torch.arange(first, last + 1, device=label_map.device), meaning.occurring)
         return torch.cat([numbers(first, last + 1 - first, 0, _BAD, 1), after_classes, entries, numbers(*bits)])
 
     classes = label_map.to(torch.int64)
-    classes = masked(classes.masked_fill(classes < 0, _BAD), classes)
+    classes = masked(classes.masked_fill(classes < 0, _BAD), classes, ignored)
     if regions is not None:  # one more class stands for all that are in no region
         end = _end(regions) + 1
         bits = _label_sets.bits_of_regions(op, regions, end, range(end))

@@ -3,6 +3,7 @@
 import copy
 from functools import partial
 
+import numpy
 import pytest
 import torch
 from losses import METRICS, MODULES, VARIANTS
@@ -132,6 +133,25 @@ def test_a_class_that_is_an_ignored_label_means_ignored():
     x, raw, classes = case()
     label_map = {**FEW, 3: 255, 100: 255}
     actual = value_and_gradient(segloss.cross_entropy, x, raw, label_map=label_map, ignore_index=(255, -1))
+    assert_same(actual, value_and_gradient(segloss.cross_entropy, x, classes))
+
+
+def test_a_class_that_is_an_ignored_label_which_the_dtype_cannot_hold():
+    x, raw, classes = case(torch.uint8)
+    actual = value_and_gradient(segloss.cross_entropy, x, raw, label_map={**FEW, 3: -1, 100: -1}, ignore_index=-1)
+    assert_same(actual, value_and_gradient(segloss.cross_entropy, x, classes))
+    raw = raw.where(raw < 25, 3)
+    label_map = torch.full((25,), -1)
+    label_map[list(IDS)] = torch.tensor([0, 1, 2])
+    actual = value_and_gradient(segloss.cross_entropy, x, raw, label_map=label_map, ignore_index=(-1, 300))
+    assert_same(actual, value_and_gradient(segloss.cross_entropy, x, classes))
+
+
+def test_labels_and_classes_of_numpy():
+    x, raw, classes = case()
+    ids, numbers = numpy.array(IDS, dtype=numpy.uint8), numpy.arange(3)
+    label_map = dict(zip(ids, numbers, strict=True)) | {numpy.int16(3): None, numpy.int16(100): None}
+    actual = value_and_gradient(segloss.cross_entropy, x, raw, label_map=label_map)
     assert_same(actual, value_and_gradient(segloss.cross_entropy, x, classes))
 
 
