@@ -17,6 +17,7 @@ LabelSetIndex: TypeAlias = Tensor | Sequence[int]
 CheckedSets: TypeAlias = tuple[tuple[int, tuple[int, ...]], ...]
 
 _INT64_MIN, _INT64_MAX = -(2**63), 2**63 - 1
+_MOST_CLASSES = 2**16  # each has a set, so a large label needs a label_map
 
 
 def checked_integer(op: str, name: str, value: object, expected: str) -> int:
@@ -41,7 +42,16 @@ def _checked_classes(op: str, name: str, given: object, example: str) -> tuple[i
         raise ValueError(
             f"{op}: expected {name} to be different classes from 0 on, and one at least, got {reprlib.repr(given)}"
         )
+    _check_size(op, name, max(classes))
     return tuple(sorted(classes))
+
+
+def _check_size(op: str, name: str, largest: int) -> None:
+    if largest >= _MOST_CLASSES:
+        raise ValueError(
+            f"{op}: expected classes below {_MOST_CLASSES} in {name}, got {largest}. Give large labels smaller classes "
+            "by label_map"
+        )
 
 
 def checked_regions(op: str, regions: Regions, num_channels: int | None) -> tuple[tuple[int, ...], ...]:
@@ -85,6 +95,7 @@ def checked_sets(
                     f"{op}: expected label_sets of classes in [0, {num_channels}), the channels of input, and keys "
                     f"from 0 on, got {{{key}: {members}}}"
                 )
+            _check_size(op, "label_sets", key)
             sets.append((key, members))
         checked.append(tuple(sorted(sets)))
     return tuple(checked)
@@ -130,6 +141,7 @@ def bits_of_regions(
                     f"{op}: expected regions of classes that labels can have, got class {c} in region {region}, which "
                     f"is no class of label_map or is ignored. The classes are {reprlib.repr(sorted(classes))}"
                 )
+    _check_size(op, "label_map with regions", num_classes - 1)
     of_classes = [[channel for channel, region in enumerate(regions) if c in region] for c in range(num_classes)]
     return 2 * bits(of_classes, len(regions))
 

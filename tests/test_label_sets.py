@@ -379,6 +379,7 @@ BAD = {
         ValueError,
         r"classes in \[0, 4\), the channels of input.* \{0: \(0, 4",
     ),
+    "a huge key": ({10**9: (0, 1)}, ValueError, "classes below 65536 in label_sets, got 1000000000"),
     "a negative class": ({0: (0, -1)}, ValueError, "different classes from 0 on"),
     "a negative key": ({-1: (0, 1)}, ValueError, "keys from 0 on"),
     "an empty set": ({0: ()}, ValueError, r"the set of class 0 to be different classes .* one at least, got \(\)"),

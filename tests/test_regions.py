@@ -222,6 +222,12 @@ BAD = {
     "two of three regions": ([(1, 2), (3,)], {}, ValueError, "3 regions, one for each channel of input, got 2"),
     "a class twice": ([(1, 1), (2,), (3,)], {}, ValueError, r"different classes .* got \(1, 1\)"),
     "an empty region": ([(1,), (), (3,)], {}, ValueError, r"one at least, got \(\)"),
+    "a huge class": (
+        [(1,), (2,), (10**9,)],
+        {},
+        ValueError,
+        "classes below 65536 .* got 1000000000. Give large labels",
+    ),
     "a negative class": ([(1,), (-1,), (3,)], {}, ValueError, r"each of regions to be different classes from 0 on"),
     "a class that is no int": (
         [(1,), (1.5,), (3,)],
