@@ -166,7 +166,7 @@ def _cross_entropy_forward(
     dtype_of_losses = dtype if reduction == _NONE else wide
     of_voxels = _replaced(options, reduction=_NONE, dtype=_CODES[dtype_of_losses])
     loss, *_ = _ops.cross_entropy_forward(*arguments, dim + 1, of_voxels, factors)
-    total_weight = _total_weights(*arguments, dim + 1, named["ignore_index"])
+    total_weight = _total_weights(*arguments, dim + 1, _replaced(of_voxels, log_probabilities=1, dtype=_CODES[wide]))
     return _reduced(loss, total_weight, named), total_weight, input.new_empty(len(input), 0)
 
 
@@ -178,19 +178,34 @@ def _total_weights(
     voxel_weight: Tensor | None,
     label_table: Tensor | None,
     dim: int,
-    ignore_index: int,
+    options: Sequence[int],
 ) -> Tensor:
-    """The total weight of each member."""
+    """The total weight of each member: with labels, the sum of its losses if each log probability is -1."""
     if _holds_probabilities(input, target):
         voxels = input.select(dim, 0)
         return _sum_each(voxels.new_ones(()).expand_as(voxels) if voxel_weight is None else voxel_weight)
-    labels = _ops.class_labels(op, target, _MOST_CLASSES, ignore_index, label_table)
-    weights = torch.ones_like(labels, dtype=torch.float64)
+    named = dict(zip(_OPTIONS, options, strict=False))
+    if label_table is not None and label_table.ndim > 1:  # the losses of sets would depend on the sets
+        return _sum_each(_weights_of_labels(op, target, weight, voxel_weight, label_table, named["ignore_index"]))
+    log_p = input.new_full((), -1.0, dtype=_DTYPES[named["dtype"]]).expand_as(input)
+    tensors = (log_p, target, weight, voxel_weight, label_table)
+    return _sum_each(_ops.cross_entropy_forward(op, *tensors, dim, options, (0.0, 0.0))[0])
+
+
+def _weights_of_labels(
+    op: str,
+    target: Tensor,
+    weight: Tensor | None,
+    voxel_weight: Tensor | None,
+    label_table: Tensor,
+    ignore_index: int,
+) -> Tensor:
+    classes = _ops.class_labels(op, target, _MOST_CLASSES, ignore_index, label_table)
+    of_classes: Tensor | int = 1
     if weight is not None and len(weight) > 0:
-        weights = weight.to(weights.dtype).index_select(0, labels.clamp_min(0).flatten()).view_as(labels)
-    if voxel_weight is not None:
-        weights = weights * voxel_weight.reshape(labels.shape)
-    return _sum_each(torch.where(labels < 0, 0, weights))
+        of_classes = weight.index_select(0, classes.clamp_min(0).flatten()).view_as(classes)
+    of_voxels = 1 if voxel_weight is None else voxel_weight.reshape(classes.shape)
+    return torch.where(classes < 0, 0, of_classes * of_voxels)
 
 
 @_rule(_ops.cross_entropy_backward.default)
