@@ -4,6 +4,7 @@ as DistributedDataParallel takes it, is the whole batch's gradient.
 The processes are started once for each number of ranks; they run every case and write their results to files.
 """
 
+import os
 import time
 from datetime import timedelta
 from functools import partial
@@ -269,6 +270,7 @@ def run_without_the_last(rank, world_size, folder):
         segloss.cross_entropy(torch.randn(1, 3, 2), torch.zeros(1, 2), process_group=dist.group.WORLD)
     assert time.monotonic() - start < 30
     (folder / "raised").touch()
+    os._exit(0)  # after a timeout gloo at times aborts a process that ends in the usual way
 
 
 def test_a_rank_that_never_comes_makes_the_others_raise_after_the_timeout(tmp_path):

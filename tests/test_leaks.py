@@ -60,9 +60,10 @@ def test_two_hundred_thousand_calls_leave_resident_memory_flat():
                 loss(with_grad, labels).backward()
                 with_grad.grad = None
 
-        print(grown(run, 200_000 // (len(calls) + len(losses))))
+        times = 100_000 // (len(calls) + len(losses))
+        print(min(grown(run, times) for _ in range(2)))  # a leak shows in both, a step of the heap in one
     """
-    assert grown(code) < 200_000  # a byte per call
+    assert grown(code) < 100_000  # a byte per call
 
 
 def test_a_thousand_errors_leave_resident_memory_flat():

@@ -60,6 +60,7 @@ struct test_case {
     double label_smoothing;
     double gamma;
     struct segloss_range target_range, logit_range;
+    struct segloss_label_table labels;
     int is_reduced;       /* one grad_loss for all voxels, and no losses written */
     int has_sparse_grads; /* grad_loss is 0 in most voxels */
     int stream_grad;
@@ -300,6 +301,7 @@ static struct segloss_cross_entropy arguments_of(const struct test_case* t, cons
         .target_kind = t->kind.target,
         .target_range = t->target_range,
         .logit_range = t->logit_range,
+        .labels = t->labels,
         .log_probabilities = t->kind.log_probabilities,
         .loss = t->is_reduced ? (struct segloss_tensor){0} : out->loss.view,
         .grad_loss = in->grad_loss.view,

@@ -168,14 +168,14 @@ static int test_label_table(enum row_kind kind, enum segloss_dtype dtype, int64_
 
 /* ---- sets: the results of labels are those of the masks ---- */
 
-enum { SET_CLASSES = 9, SET_IGNORED = 200, SET_ROW = ROW_SIZE + SET_CLASSES * 2 };
+enum { SET_CLASSES = 9, SET_IGNORED = 200, SET_ROW = ROW_SIZE + 2 * SET_CLASSES * 2 };
 
 struct sets_case {
     int64_t rows[2][SET_ROW];
     struct segloss_label_table view;
 };
 
-/* Labels 0 to 8 are classes, 200 is ignored; the sets are random. */
+/* Labels 0 to 8 are classes, 200 is ignored; the sets, and the groups behind them, are random. */
 static void draw_sets(struct sets_case* c, int64_t num_channels, int64_t num_positions) {
     const int64_t words = (num_channels + 63) / 64;
     const int has_two_rows = num_positions % 2 == 0 && random_below(2);
@@ -188,13 +188,14 @@ static void draw_sets(struct sets_case* c, int64_t num_channels, int64_t num_pos
             row[SEGLOSS_ROW_HEADER + label] = is_ignored ? SEGLOSS_IGNORED : label;
             row[SEGLOSS_ROW_HEADER + SET_CLASSES + 1 + label] = is_ignored ? SET_IGNORED : label;
         }
-        for (int64_t i = 0; i < SET_CLASSES * words; ++i) {
+        for (int64_t i = 0; i < 2 * SET_CLASSES * words; ++i) {
             row[SEGLOSS_ROW_HEADER + 2 * (SET_CLASSES + 1) + i] = (int64_t)random_bits();
         }
     }
     c->view = (struct segloss_label_table){c->rows[0], SET_ROW, has_two_rows ? num_positions / 2 : 0};
 }
 
+/* Whether the channel is in the set of a class, or with SET_CLASSES + class in its group. */
 static int reference_is_in_set(const struct sets_case* c, int64_t position, int64_t class, int64_t channel) {
     const int64_t* row = c->rows[c->view.row_positions > 0 ? position / c->view.row_positions : 0];
     const int64_t* sets = row + SEGLOSS_ROW_HEADER + 2 * (SET_CLASSES + 1);
@@ -202,27 +203,29 @@ static int reference_is_in_set(const struct sets_case* c, int64_t position, int6
 }
 
 static void check_sets(const struct segloss_kernels* table, const struct sets_case* c, const struct test_case* t,
-                       const struct inputs* in, const struct memory* labels) {
+                       const struct inputs* in, const struct memory* labels, enum segloss_activation activation) {
+    const int is_sigmoid = activation == SEGLOSS_SIGMOID;
     const enum segloss_real real = t->numbers.real;
     struct outputs of_masks, of_labels;
     double stats[2][SEGLOSS_STATISTICS][MAX_CLASSES];
     struct segloss_sums sums[2], loss_sums[2] = {{0, 0}, {0, 0}};
     create_outputs(t, &of_masks);
     create_outputs(t, &of_labels);
-    struct segloss_soft_stats args[2] = {{.voxels = arguments_of(t, in, &of_masks), .activation = SEGLOSS_SIGMOID},
-                                         {.voxels = arguments_of(t, in, &of_labels), .activation = SEGLOSS_SIGMOID}};
+    struct segloss_soft_stats args[2] = {{.voxels = arguments_of(t, in, &of_masks), .activation = activation},
+                                         {.voxels = arguments_of(t, in, &of_labels), .activation = activation}};
+    args[1].voxels.target_kind = is_sigmoid ? SEGLOSS_MASKS : SEGLOSS_SETS;
     args[1].voxels.target = labels->view;
     args[1].voxels.labels = c->view;
     for (int k = 0; k < 2; ++k) {
         double* const of_class[] = {stats[k][0], stats[k][1], stats[k][2]};
-        args[k].with_loss = 1;
+        args[k].with_loss = is_sigmoid;
         args[k].voxels.loss.data = NULL;
         args[k].voxels.grad_loss.stride_class = 0;
         check_accepted(table->soft_stats_forward[real](&args[k], 0, t->num_positions, of_class, &sums[k]));
         args[k].grad_intersection = args[k].grad_prediction = in->class_weight.view.data;
         check_accepted(table->soft_stats_backward[real](&args[k], 0, t->num_positions));
         args[k].voxels.grad_logits.data = NULL;
-        if (table->binary_forward[real]) {
+        if (is_sigmoid && table->binary_forward[real]) {
             check_accepted(table->binary_forward[real](&args[k].voxels, 0, t->num_positions, &loss_sums[k]));
         }
     }
@@ -242,17 +245,21 @@ static void check_sets(const struct segloss_kernels* table, const struct sets_ca
     free_outputs(&of_labels);
 }
 
-static void test_sets(void) {
+static void test_sets(enum segloss_activation activation) {
+    const int is_sigmoid = activation == SEGLOSS_SIGMOID;
+    const struct target_kind kind = is_sigmoid ? masks_kind : probabilities_kind;
     static const int64_t channel_counts[] = {1, 3, 31, 32, 33, 64, 65, 113};
     int num_cases = 0;
     for (int i = 0; i < 8 * NUM_COUNTS; ++i) {
         random_state = (uint64_t)i;
         struct test_case t =
-            draw_case(counts[i % NUM_COUNTS], channel_counts[i / NUM_COUNTS], number_pairs[i % NUM_PAIRS], masks_kind);
+            draw_case(counts[i % NUM_COUNTS], channel_counts[i / NUM_COUNTS], number_pairs[i % NUM_PAIRS], kind);
         struct sets_case c;
         struct inputs in;
-        t.target_dtype = SEGLOSS_UINT8;
+        t.target_dtype = is_sigmoid ? SEGLOSS_UINT8 : SEGLOSS_FLOAT32;
         t.ignore_index = SET_IGNORED;
+        t.label_smoothing = 0;
+        t.voxel_weights = SOME_ZERO_WEIGHTS;
         t.target_layout = draw_layout(NUM_LAYOUTS);
         t.values = ORDINARY;
         t.is_reduced = 1;
@@ -264,19 +271,116 @@ static void test_sets(void) {
         for (int64_t p = 0; p < t.num_positions; ++p) {
             const int is_ignored = can_ignore && random_below(5) == 0, class = random_below(SET_CLASSES);
             set(&labels, p, 0, is_ignored ? SET_IGNORED : class);
+            if (is_ignored && !is_sigmoid) {
+                set(&in.voxel_weight, p, 0, 0);
+            }
             for (int64_t channel = 0; channel < t.num_classes; ++channel) {
-                set(&in.target, p, channel, is_ignored ? SET_IGNORED : reference_is_in_set(&c, p, class, channel));
+                const int is_in = reference_is_in_set(&c, p, is_sigmoid ? class : SET_CLASSES + class, channel);
+                set(&in.target, p, channel, is_ignored && is_sigmoid ? SET_IGNORED : is_in);
             }
         }
         for (int k = 0; k < num_tables; ++k) {
             describe_case(&t, tables[k]->isa);
-            check_sets(tables[k], &c, &t, &in, &labels);
+            check_sets(tables[k], &c, &t, &in, &labels, activation);
         }
         free(labels.bytes);
         free_inputs(&in);
         ++num_cases;
     }
-    printf("sets of labels: %d cases: ok\n", num_cases);
+    printf("sets of labels, %s: %d cases: ok\n", is_sigmoid ? "regions of a sigmoid" : "groups of a softmax",
+           num_cases);
+}
+
+/* ---- sets of a softmax: the marginal loss against its formula ---- */
+
+/* Of a label of `class`, whose set has the probability q, with odds = (1 - q) / q:
+ *   loss = v (w (1 - s) (1 - q)^gamma -log q + s / C sum of w_c -log p_c) */
+static void reference_marginal(const struct problem* problem, const struct sets_case* sets, int64_t p, int64_t class,
+                               struct voxel* out) {
+    const struct segloss_cross_entropy* a = problem->args;
+    const long double v = a->voxel_weight.data ? get(problem->voxel_weight, p, 0) : 1;
+    const long double w = reference_class_weight(problem, class), smoothing = (long double)a->label_smoothing;
+    const long double gamma = (long double)a->gamma, scale = get(problem->grad_loss, p, 0) * (long double)a->grad_scale;
+    struct softmax s;
+    long double inside = 0, outside = 0, total = 0;
+    reference_softmax(problem, p, &s);
+    for (int64_t c = 0; c < a->num_classes; ++c) {
+        *(reference_is_in_set(sets, p, class, c) ? &inside : &outside) += s.e[c];
+        total += reference_class_weight(problem, c);
+    }
+    const long double odds = a->log_probabilities ? 0 : outside / inside, complement = odds / (1 + odds);
+    const long double nll = a->log_probabilities ? -(s.max + logl(inside)) : log1pl(odds);
+    const long double focal = gamma == 0 ? 1 : powl(complement, gamma);
+    const long double slope = gamma == 0 ? 1 : focal * (1 + (odds == 0 ? gamma : gamma * nll / odds));
+    const long double sharp = v * w * (1 - smoothing), smooth = v * smoothing / a->num_classes;
+    out->loss = sharp == 0 ? 0 : sharp * focal * nll;
+    out->weight = v * w;
+    for (int64_t c = 0; c < a->num_classes; ++c) {
+        const int is_in = reference_is_in_set(sets, p, class, c);
+        const long double probability = reference_probability(&s, c), w_c = reference_class_weight(problem, c);
+        const long double falling = is_in ? s.e[c] / inside * (a->log_probabilities ? 1 : complement) : 0;
+        const long double rising = is_in || a->log_probabilities ? 0 : probability;
+        out->loss += smooth == 0 ? 0 : smooth * w_c * reference_nll(problem, &s, c);
+        out->grad[c] = scale * (sharp * slope * (rising - falling) + smooth * (total * probability - w_c));
+        out->magnitude[c] = fabsl(scale) * (sharp * slope * (rising + falling) + smooth * (total * probability + w_c));
+    }
+}
+
+static void give_each_set_a_class(struct sets_case* c, int64_t num_classes) {
+    for (int k = 0; k < 2; ++k) {
+        const int64_t words = c->rows[k][SEGLOSS_ROW_WORDS];
+        for (int64_t class = 0; class < SET_CLASSES; ++class) {
+            const int64_t member = random_below(num_classes);
+            int64_t* set = c->rows[k] + SEGLOSS_ROW_HEADER + 2 * (SET_CLASSES + 1) + class * words;
+            set[member / 64] = (int64_t)((uint64_t)set[member / 64] | (uint64_t)1 << (member % 64));
+        }
+    }
+}
+
+static void check_marginal_loss(struct test_case t) {
+    static struct voxel expected[MAX_POSITIONS];
+    int64_t classes[MAX_POSITIONS];
+    struct sets_case sets;
+    struct inputs in;
+    create_inputs(&t, &in);
+    draw_sets(&sets, t.num_classes, t.num_positions);
+    give_each_set_a_class(&sets, t.num_classes);
+    t.kind.target = SEGLOSS_SETS;
+    t.labels = sets.view;
+    const struct outputs none = {0};
+    const struct segloss_cross_entropy args = arguments_of(&t, &in, &none);
+    const struct problem problem = problem_of(&t, &in, &args);
+    memset(expected, 0, sizeof expected);
+    for (int64_t p = 0; p < t.num_positions; ++p) {
+        const int is_ignored = holds(t.target_dtype, SET_IGNORED) && random_below(5) == 0;
+        classes[p] = random_below(SET_CLASSES);
+        set(&in.target, p, 0, is_ignored ? SET_IGNORED : classes[p]);
+        if (!is_ignored) {
+            reference_marginal(&problem, &sets, p, classes[p], &expected[p]);
+        }
+    }
+    for (int k = 0; k < num_tables; ++k) {
+        run_table(tables[k], &t, &in, expected);
+    }
+    free_inputs(&in);
+}
+
+static void test_marginal_loss(void) {
+    static const int64_t class_numbers[] = {1, 2, 9, 31, 33, 64, 65, 113};
+    int num_cases = 0;
+    for (int i = 0; i < 8 * NUM_COUNTS * NUM_PAIRS; ++i) {
+        random_state = (uint64_t)i;
+        const struct number_pair numbers = number_pairs[i / (8 * NUM_COUNTS)];
+        const struct target_kind kind = {"sets", SEGLOSS_LABELS, random_below(3) == 0};
+        struct test_case t = draw_case(counts[i % NUM_COUNTS], class_numbers[i / NUM_COUNTS % 8], numbers, kind);
+        t.values = random_below(2) ? ORDINARY : CONFIDENT;
+        t.class_weights = t.num_classes < SET_CLASSES ? NO_WEIGHTS : t.class_weights;
+        t.target_layout = draw_layout(NUM_LAYOUTS);
+        t.has_sparse_grads = 0;
+        check_marginal_loss(t);
+        ++num_cases;
+    }
+    printf("marginal loss of sets: %d cases in %d tables: ok\n", num_cases, num_tables);
 }
 
 static void test_label_tables(void) {

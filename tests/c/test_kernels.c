@@ -56,7 +56,9 @@ int main(void) {
     test_bad_labels();
     test_bad_predictions();
     test_label_tables();
-    test_sets();
+    test_sets(SEGLOSS_SIGMOID);
+    test_sets(SEGLOSS_SOFTMAX);
+    test_marginal_loss();
     test_one_hot();
     return 0;
 }
