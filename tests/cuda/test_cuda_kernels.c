@@ -433,7 +433,7 @@ int main(void) {
     test_bad_labels();
     test_bad_predictions();
     test_label_tables();
-    test_sets();
+    test_sets(SEGLOSS_SIGMOID);
     test_bad_soft_targets();
     test_ranges();
     test_refusals();
