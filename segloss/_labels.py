@@ -44,17 +44,10 @@ class LabelOptions(NamedTuple):
 
 
 def read_labels(
-    op: str,
-    input: Tensor | None,
-    target: Tensor,
-    dim: int,
-    ignore_index: IgnoreIndex,
-    label_map: LabelMap | None,
-    regions: Regions | None = None,
-    label_sets: LabelSets | None = None,
-    label_set_index: LabelSetIndex | None = None,
+    op: str, input: Tensor | None, target: Tensor, dim: int, options: LabelOptions
 ) -> tuple[int, Tensor | None]:
     """The label to ignore, and None; or, if the labels need one, a table that says all. `input` has the classes."""
+    ignore_index, label_map, regions, label_sets, label_set_index = options
     needs_no_table = label_map is None and regions is None and label_sets is None
     if needs_no_table and (type(ignore_index) is int or not _is_collection(ignore_index)):
         return ignore_index, None  # type: ignore[return-value]  # the caller checks whether it is an int
@@ -113,23 +106,30 @@ def _checked_sets(
     return _label_sets.checked_sets(op, label_sets, meaning.num_channels, ignored)
 
 
+def num_classes_of(table: Tensor) -> int:
+    """One more than the largest class of a table with sets; kernels.h has the place."""
+    return int(table[0, 5])
+
+
 def check_no_regions(op: str, regions: Regions | None, why: str) -> None:
     if regions is not None:
         raise ValueError(f"{op}: expected no regions, which may overlap: {why}")
 
 
-def check_no_label_sets(op: str, label_sets: LabelSets | None) -> None:
-    if label_sets is not None:
+def check_activation(op: str, activation: str | None, options: LabelOptions) -> None:
+    """Regions overlap, so that a softmax has none; only a softmax has label sets."""
+    if activation == "softmax":
+        check_no_regions(
+            op,
+            options.regions,
+            "classes of a softmax exclude each other. Use a loss with activation='sigmoid', or "
+            "binary_cross_entropy_with_logits, and a channel for each region",
+        )
+    elif options.label_sets is not None:
         raise ValueError(
             f"{op}: expected no label_sets without a softmax, whose probabilities of several classes they add. Use "
             "activation='softmax', or leave voxels out with voxel_weight=0"
         )
-
-
-OF_SOFTMAX = (
-    "classes of a softmax exclude each other. Use a loss with activation='sigmoid', or "
-    "binary_cross_entropy_with_logits, and a channel for each region"
-)
 
 
 class _Meaning(NamedTuple):

@@ -15,14 +15,7 @@ from segloss._compat import is_autocast_available
 from segloss._distributed import check_process_group, is_dtensor, sum_over_ranks, sums_or_zeros
 from segloss._docs import documented
 from segloss._label_sets import LabelSetIndex, LabelSets, Regions
-from segloss._labels import (
-    OF_SOFTMAX,
-    IgnoreIndex,
-    LabelMap,
-    check_no_label_sets,
-    check_no_regions,
-    read_labels,
-)
+from segloss._labels import IgnoreIndex, LabelMap, LabelOptions, check_activation, read_labels
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -163,25 +156,14 @@ def cross_entropy(
         * ``segloss.total_weight``: the denominator of the mean
     """
     op = "cross_entropy"
-    check_no_regions(op, regions, OF_SOFTMAX)
-    options_of_labels = (ignore_index, label_map, None, label_sets, label_set_index)
-    ignore_index, label_table = read_labels(op, input, target, dim, *options_of_labels)
+    of_labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
+    check_activation(op, "softmax", of_labels)
+    ignore_index, label_table = read_labels(op, input, target, dim, of_labels)
     _check_options(op, ignore_index, dim, label_smoothing)
     code = _reduction_code(op, reduction, size_average, reduce)
     empty_zero = _is_zero(op, empty)
-    arguments = (
-        input,
-        target,
-        weight,
-        voxel_weight,
-        label_table,
-        dim,
-        code,
-        ignore_index,
-        label_smoothing,
-        False,
-        empty_zero,
-    )
+    options = (dim, code, ignore_index, label_smoothing, False, empty_zero)
+    arguments = (input, target, weight, voxel_weight, label_table, *options)
     if (process_group is not None or is_dtensor(input)) and code != _NONE:
         return _of_sums(op, process_group, arguments)
     try:
@@ -252,13 +234,14 @@ def nll_loss(
         * ``segloss.cross_entropy``: for logits
     """
     op = "nll_loss"
-    check_no_regions(op, regions, OF_SOFTMAX)
-    options_of_labels = (ignore_index, label_map, None, label_sets, label_set_index)
-    ignore_index, label_table = read_labels(op, input, target, dim, *options_of_labels)
+    of_labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
+    check_activation(op, "softmax", of_labels)
+    ignore_index, label_table = read_labels(op, input, target, dim, of_labels)
     _check_options(op, ignore_index, dim)
     code = _reduction_code(op, reduction, size_average, reduce)
     empty_zero = _is_zero(op, empty)
-    arguments = (input, target, weight, voxel_weight, label_table, dim, code, ignore_index, 0.0, True, empty_zero)
+    options = (dim, code, ignore_index, 0.0, True, empty_zero)
+    arguments = (input, target, weight, voxel_weight, label_table, *options)
     if (process_group is not None or is_dtensor(input)) and code != _NONE:
         return _of_sums(op, process_group, arguments)
     try:
@@ -352,12 +335,9 @@ def focal_loss(
         * ``segloss.dice_focal_loss``: with a Dice loss
     """
     op = "focal_loss"
-    if activation == "softmax":
-        check_no_regions(op, regions, OF_SOFTMAX)
-    else:
-        check_no_label_sets(op, label_sets)
-    options_of_labels = (ignore_index, label_map, regions, label_sets, label_set_index)
-    ignore_index, label_table = read_labels(op, input, target, dim, *options_of_labels)
+    of_labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
+    check_activation(op, activation, of_labels)
+    ignore_index, label_table = read_labels(op, input, target, dim, of_labels)
     _check_types(op, input, target, weight, voxel_weight, ignore_index, dim)
     _check_gamma(op, gamma)
     _check_choice(op, "activation", activation, ("softmax", "sigmoid"))
@@ -463,7 +443,7 @@ def binary_cross_entropy_with_logits(
         * ``segloss.dice_ce_loss``: with ``activation="sigmoid"`` it adds a Dice loss
     """
     op = "binary_cross_entropy_with_logits"
-    ignore_index, label_table = read_labels(op, input, target, dim, ignore_index, label_map, regions)
+    ignore_index, label_table = read_labels(op, input, target, dim, LabelOptions(ignore_index, label_map, regions))
     _check_types(op, input, target, weight, voxel_weight, ignore_index, dim, label_smoothing=label_smoothing)
     code = _reduction_code(op, reduction, size_average, reduce)
     empty_zero = _is_zero(op, empty)
@@ -638,9 +618,9 @@ def topk_loss(
         * ``segloss.focal_loss``: stresses hard voxels without dropping any
     """
     op = "topk_loss"
-    check_no_regions(op, regions, OF_SOFTMAX)
-    options_of_labels = (ignore_index, label_map, None, label_sets, label_set_index)
-    ignore_index, label_table = read_labels(op, input, target, dim, *options_of_labels)
+    of_labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
+    check_activation(op, "softmax", of_labels)
+    ignore_index, label_table = read_labels(op, input, target, dim, of_labels)
     _check_types(op, input, target, weight, voxel_weight, ignore_index, dim, k=k, label_smoothing=label_smoothing)
     if not 0 < k <= 100:
         raise ValueError(f"{op}: expected k, a percentage, in (0, 100], got {k!r}")
@@ -655,7 +635,7 @@ def topk_loss(
     return _mean_or_sum(total, num_kept, "mean", empty_zero).to(_result_dtype(input))
 
 
-@documented()
+@documented(like=cross_entropy)
 def total_weight(
     target: Tensor,
     weight: Tensor | None = None,
@@ -680,12 +660,9 @@ def total_weight(
             2**31 - 2.
         ignore_index: label of the voxels to ignore, or a sequence of labels, as they are in target.
         voxel_weight: a weight for each voxel, of target's shape. Default: None, every weight is 1.
-        label_map: the class of each label, where labels are not classes themselves: a mapping ``{label: class}``, in
-            which the class None says that the label is ignored, and the key ``...`` stands for all labels that it does
-            not name; or an integer tensor ``[L]`` with the classes of the labels 0 to L - 1. A class that is one of
-            ``ignore_index`` means ignored, too. Default: None, labels are classes.
         process_group: the ``torch.distributed.ProcessGroup`` over whose ranks the weights are summed; it shares errors
             as in ``segloss.cross_entropy``. None is this process alone.
+        others: as in ``segloss.cross_entropy``.
 
     Returns:
         A 0-dim float64 tensor (float32 on MPS), without gradient.
@@ -711,22 +688,15 @@ def total_weight(
         * ``segloss.cross_entropy``, ``segloss.nll_loss``, ``segloss.focal_loss``: ``reduction="sum"`` is the numerator
     """
     op = "total_weight"
-    ignore_index, label_table = read_labels(op, None, target, 0, ignore_index, label_map)
+    ignore_index, label_table = read_labels(op, None, target, 0, LabelOptions(ignore_index, label_map))
     _check_tensor(op, "target", target)
     _check_types(op, target, target, weight, voxel_weight, ignore_index, dim=0)
     check_process_group(op, process_group)
     over_ranks = process_group is not None or is_dtensor(target)
     num_classes = _MOST_CLASSES if weight is None else weight.numel()
     refused: list[Exception] = []
-    arguments = (
-        op,
-        target.detach(),
-        _detached(weight),
-        _detached(voxel_weight),
-        num_classes,
-        ignore_index,
-        label_table,
-    )
+    tensors = (target.detach(), _detached(weight), _detached(voxel_weight))
+    arguments = (op, *tensors, num_classes, ignore_index, label_table)
     (total,) = sums_or_zeros(process_group, refused, target, lambda: [()], _total_weight, *arguments)
     return sum_over_ranks(op, process_group, refused, total)[0] if over_ranks else total
 
@@ -757,21 +727,8 @@ def _of_sums(
     def of_this_rank() -> tuple[Tensor, Tensor]:
         labels = target if has_probabilities else _labels(op, input, target, dim)
         of_classes = weight if factors is None else factors
-        call = (
-            input,
-            labels,
-            of_classes,
-            voxel_weight,
-            label_table,
-            dim,
-            _SUM,
-            ignore_index,
-            *options,
-            gamma,
-            wide,
-            op,
-        )
-        loss = _cross_entropy(*call)
+        of_call = (dim, _SUM, ignore_index, *options, gamma, wide, op)
+        loss = _cross_entropy(input, labels, of_classes, voxel_weight, label_table, *of_call)
         if not log_probabilities:
             _warn_of_one_channel(op, input, dim)
         if has_probabilities:

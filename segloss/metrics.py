@@ -7,13 +7,15 @@ from torch import Tensor
 
 from segloss._docs import documented
 from segloss._label_sets import Regions
-from segloss._labels import IgnoreIndex, LabelMap, LabelOptions, check_no_regions, read_labels
+from segloss._labels import IgnoreIndex, LabelMap, LabelOptions, check_no_regions, num_classes_of, read_labels
 from segloss.functional import _check_flags, _check_integer, _check_options, _check_types
 
 _OPERATORS: dict[str, Callable[..., Tensor]] = {
     name: getattr(torch.ops.segloss, name).default
     for name in ("accuracy", "confusion_matrix", "dice_score", "jaccard_index")
 }
+
+_NO_REGIONS = "a voxel then has no one class that can be right. Use dice_score or jaccard_index"
 
 
 @documented()
@@ -81,9 +83,7 @@ def confusion_matrix(
     See also:
         * ``segloss.accuracy``, ``segloss.dice_score``, ``segloss.jaccard_index``: scores computed from the same counts
     """
-    check_no_regions(
-        "confusion_matrix", regions, "a voxel then has no one class that can be right. Use dice_score or jaccard_index"
-    )
+    check_no_regions("confusion_matrix", regions, _NO_REGIONS)
     return _score("confusion_matrix", input, target, num_classes, LabelOptions(ignore_index, label_map), dim)
 
 
@@ -136,9 +136,7 @@ def accuracy(
         * ``segloss.dice_score``, ``segloss.jaccard_index``: scores of each class
         * ``segloss.confusion_matrix``: the counts
     """
-    check_no_regions(
-        "accuracy", regions, "a voxel then has no one class that can be right. Use dice_score or jaccard_index"
-    )
+    check_no_regions("accuracy", regions, _NO_REGIONS)
     return _score("accuracy", input, target, num_classes, LabelOptions(ignore_index, label_map), dim, masks)
 
 
@@ -205,9 +203,8 @@ def dice_score(
         * ``segloss.confusion_matrix``, ``segloss.accuracy``: other metrics
     """
     labels = LabelOptions(ignore_index, label_map, regions)
-    if regions is None:
-        return _score("dice_score", input, target, num_classes, labels, dim, masks)
-    return _region_score("dice_score", input, target, num_classes, labels, dim, masks)
+    score = _score if regions is None else _region_score
+    return score("dice_score", input, target, num_classes, labels, dim, masks)
 
 
 @documented(like=dice_score)
@@ -259,15 +256,14 @@ def jaccard_index(
         * ``segloss.confusion_matrix``, ``segloss.accuracy``: other metrics
     """
     labels = LabelOptions(ignore_index, label_map, regions)
-    if regions is None:
-        return _score("jaccard_index", input, target, num_classes, labels, dim, masks)
-    return _region_score("jaccard_index", input, target, num_classes, labels, dim, masks)
+    score = _score if regions is None else _region_score
+    return score("jaccard_index", input, target, num_classes, labels, dim, masks)
 
 
 def _score(
     op: str, input: Tensor, target: Tensor, num_classes: int | None, labels: LabelOptions, dim: int, *masks: bool
 ) -> Tensor:
-    ignore_index, label_table = read_labels(op, input, target, dim, *labels)
+    ignore_index, label_table = read_labels(op, input, target, dim, labels)
     _check_options(op, ignore_index, dim)
     if num_classes is not None:
         _check_integer(op, "num_classes", num_classes)
@@ -292,7 +288,7 @@ def _region_score(
     """The score of each region: of the masks of logits, or from the counts of pairs of classes of label maps."""
     _check_flags(op, masks=masks)
     _check_types(op, input, target, None, None, 0, dim)
-    _, table = read_labels(op, input, target, dim, *labels)
+    _, table = read_labels(op, input, target, dim, labels)
     regions = labels.regions
     assert table is not None
     assert regions is not None
@@ -300,23 +296,16 @@ def _region_score(
         raise ValueError(f"{op}: expected masks=False and no num_classes with regions, got {masks} and {num_classes}")
     if input.is_floating_point():
         return _OPERATORS[op](input > 0, _masks_of(op, input, target, table, dim), None, -1, dim, True)
-    num_classes = int(table[0, 5])  # of the labels; kernels.h has the place
-    ignore_index, of_pairs = read_labels(op, None, target, dim, *labels._replace(regions=None))
-    input, target = (_without_channel(each, other, dim) for each, other in ((input, target), (target, input)))
-    pairs: Tensor = torch.ops.segloss.confusion_counts(op, input, target, num_classes, ignore_index, 0, False, of_pairs)
+    num_classes = num_classes_of(table)
+    ignore_index, of_pairs = read_labels(op, None, target, dim, labels._replace(regions=None))
+    pairs = _OPERATORS["confusion_matrix"](input, target, num_classes, ignore_index, dim, of_pairs, op)
     members = torch.tensor([[c in region for c in range(num_classes)] for region in regions], device=input.device)
     is_label, is_predicted = members[:, :, None], members[:, None, :]
     both, either = ((pairs * where).sum((1, 2)) for where in (is_label & is_predicted, is_label | is_predicted))
     above, below = (2 * both, both + either) if op == "dice_score" else (both, either)
-    score: Tensor = (above.double() / below).to(torch.get_default_dtype())
+    wide = torch.float32 if input.is_mps else torch.float64  # MPS has no float64
+    score: Tensor = (above.to(wide) / below).to(torch.get_default_dtype())
     return score
-
-
-def _without_channel(map: Tensor, other: Tensor, dim: int) -> Tensor:
-    """A label map without the class dimension of size 1 that the other one lacks."""
-    along = 0 if map.dim() == 1 else dim
-    is_lacking = map.dim() == other.dim() + 1 and -map.dim() <= along < map.dim()
-    return map.squeeze(along) if is_lacking else map
 
 
 def _masks_of(op: str, input: Tensor, target: Tensor, table: Tensor, dim: int) -> Tensor:

@@ -10,12 +10,10 @@ from segloss._distributed import check_process_group, is_dtensor, sum_over_ranks
 from segloss._docs import documented
 from segloss._label_sets import LabelSetIndex, LabelSets, Regions
 from segloss._labels import (
-    OF_SOFTMAX,
     IgnoreIndex,
     LabelMap,
     LabelOptions,
-    check_no_label_sets,
-    check_no_regions,
+    check_activation,
     read_groups,
     read_labels,
 )
@@ -35,6 +33,7 @@ from segloss.functional import (
     _result_dtype,
     _soft_stats,
     _weights_of_terms,
+    cross_entropy,
 )
 
 if TYPE_CHECKING:
@@ -94,7 +93,7 @@ class SoftStats(NamedTuple):
         return self.target - self.intersection
 
 
-@documented()
+@documented(like=cross_entropy)
 def soft_stats(
     input: Tensor,
     target: Tensor,
@@ -141,10 +140,6 @@ def soft_stats(
             and their gradient is 0.
         voxel_weight: a weight for each voxel, of the labels' shape. Voxels of weight 0 do not count. Must not require
             a gradient. Default: None, every weight is 1.
-        label_map: the class of each label, where labels are not classes themselves: a mapping ``{label: class}``, in
-            which the class None says that the label is ignored, and the key ``...`` stands for all labels that it does
-            not name; or an integer tensor ``[L]`` with the classes of the labels 0 to L - 1. A class that is one of
-            ``ignore_index`` means ignored, too. Default: None, labels are classes.
         regions: with sigmoid or without activation, the classes of each channel's region, one collection for each
             channel, overlapping as they like: ``[(1, 2, 3), (1, 3), (3,)]``. A channel's target is whether the class of
             the voxel, its label or what ``label_map`` makes of it, is in the region; no mask is made. Without
@@ -156,9 +151,8 @@ def soft_stats(
             Image Analysis 70). Not with ``squared``. A class without an entry means itself; a class beyond the channels
             is one that only sets have. A sequence has a mapping for each sample. Default: None, every label means
             itself.
-        label_set_index: the mapping of each sample, ``[N]``, where ``label_sets`` has one for each data set. Default:
-            None, they are in the order of the samples.
         dim: the class dimension of input.
+        others: as in ``segloss.cross_entropy``.
 
     Returns:
         ``SoftStats(intersection, prediction, target)``, a named tuple of I, P and T with the properties ``tp``, ``fp``
@@ -719,10 +713,7 @@ def _sums(
     """
     dim, activation, labels, include_background, batch, process_group, *flags = walk
     soft_label, squared, any_finite = flags
-    if activation == "softmax":
-        check_no_regions(op, labels.regions, OF_SOFTMAX)
-    else:
-        check_no_label_sets(op, labels.label_sets)
+    check_activation(op, activation, labels)
     if labels.regions is not None and not include_background:
         raise ValueError(
             f"{op}: expected include_background=True with regions, where channel 0 is the first region, got False. "
@@ -730,7 +721,7 @@ def _sums(
         )
     if squared and labels.label_sets is not None:
         raise ValueError(f"{op}: expected squared=False with label_sets, whose joined classes add their p, got True")
-    ignore_index, label_table = read_labels(op, input, target, dim, *labels)
+    ignore_index, label_table = read_labels(op, input, target, dim, labels)
     gamma, label_smoothing = (voxel_loss.gamma, voxel_loss.label_smoothing) if voxel_loss else (0.0, 0.0)
     _check_types(
         op, input, target, weight, voxel_weight, ignore_index, dim, gamma=gamma, label_smoothing=label_smoothing

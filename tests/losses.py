@@ -6,6 +6,8 @@ A new one is entered here; test_losses.py compares this file with the public nam
 import inspect
 from functools import partial
 
+import torch
+
 import segloss
 
 VOXEL_LOSSES = ("cross_entropy", "nll_loss", "binary_cross_entropy_with_logits", "focal_loss", "topk_loss")
@@ -77,3 +79,10 @@ def is_sigmoid(loss):
 def takes_probabilities(loss):
     """Whether a target of input's shape may be soft; of a variant."""
     return is_sigmoid(loss) or loss.func not in (segloss.focal_loss, segloss.topk_loss, segloss.dice_focal_loss)
+
+
+def value_and_gradient(loss, x, *arguments, **options):
+    """The loss, and the gradient of its sum with respect to x, in the dtype and on the device of x."""
+    x = x.detach().requires_grad_()
+    value = loss(x, *arguments, **options)
+    return value.detach(), torch.autograd.grad(value.sum(), x)[0]

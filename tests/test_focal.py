@@ -6,7 +6,7 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as F
-from losses import OF_LABELS
+from losses import OF_LABELS, value_and_gradient
 from tolerances import CONFIDENT_RTOL, ROUNDING_RTOL, SUM_RTOL, assert_close, assert_relative, assert_same_bits
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -18,12 +18,6 @@ FLOATS = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 HALVES = [torch.float16, torch.bfloat16]
 WEIGHT = torch.tensor([0.5, 2.0, 1.0])
 INF, NAN = float("inf"), float("nan")
-
-
-def value_and_gradient(loss, input, target, **options):
-    x = input.detach().requires_grad_()
-    value = loss(x, target, **options)
-    return value.detach(), torch.autograd.grad(value, x, torch.ones_like(value))[0]
 
 
 def focal(input, target, **options):

@@ -6,8 +6,9 @@ from functools import partial
 import numpy
 import pytest
 import torch
-from losses import METRICS, MODULES, VARIANTS
+from losses import METRICS, MODULES, VARIANTS, value_and_gradient
 from test_devices import without_kernels
+from tolerances import assert_identical
 
 import segloss
 
@@ -36,18 +37,6 @@ def case(dtype=torch.uint8, ids=IDS, shape=SHAPE, device=None):
     return x, raw.to(dtype), classes
 
 
-def value_and_gradient(loss, x, target, **options):
-    value = loss(x, target, **options)
-    (gradient,) = torch.autograd.grad(value.sum(), x)
-    return value.detach(), gradient
-
-
-def assert_same(actual, expected):
-    """The same bits: only the labels are read in another way."""
-    for a, e in zip(actual, expected, strict=True):
-        torch.testing.assert_close(a, e, rtol=0, atol=0, equal_nan=True)
-
-
 # ---- values ----
 
 
@@ -56,7 +45,7 @@ def assert_same(actual, expected):
 def test_raw_labels_give_the_loss_of_their_classes(loss, label_map):
     x, raw, classes = case(torch.int32)
     actual = value_and_gradient(loss, x, raw, label_map=label_map, ignore_index=(3, 100))
-    assert_same(actual, value_and_gradient(loss, x, classes))
+    assert_identical(actual, value_and_gradient(loss, x, classes))
 
 
 @pytest.mark.parametrize("dtype", DTYPES + FLOATING)
@@ -64,7 +53,7 @@ def test_raw_labels_give_the_loss_of_their_classes(loss, label_map):
 def test_labels_of_every_dtype_are_mapped(dtype, label_map):
     x, raw, classes = case(dtype)
     actual = value_and_gradient(segloss.cross_entropy, x, raw, label_map=label_map, ignore_index=(3, 100))
-    assert_same(actual, value_and_gradient(segloss.cross_entropy, x, classes))
+    assert_identical(actual, value_and_gradient(segloss.cross_entropy, x, classes))
 
 
 @pytest.mark.parametrize("dtype", DTYPES + FLOATING)
@@ -74,7 +63,7 @@ def test_several_labels_are_ignored(dtype, loss):
     raw = classes.masked_fill(classes == -100, 100)
     raw[0, 3], classes[0, 3] = 9, -100
     actual = value_and_gradient(loss, x, raw.to(dtype), ignore_index=(9, 100))
-    assert_same(actual, value_and_gradient(loss, x, classes))
+    assert_identical(actual, value_and_gradient(loss, x, classes))
 
 
 @pytest.mark.parametrize("ids", [(-1024, 3071, -7), (24000, 1, 70000), (2**62, -(2**62), 0)])
@@ -82,7 +71,7 @@ def test_negative_and_large_labels_are_mapped(ids):
     x, raw, classes = case(torch.int64, ids)
     label_map = dict(zip(ids, range(3), strict=True)) | {3: None, 100: None}
     actual = value_and_gradient(segloss.dice_ce_loss, x, raw, label_map=label_map)
-    assert_same(actual, value_and_gradient(segloss.dice_ce_loss, x, classes))
+    assert_identical(actual, value_and_gradient(segloss.dice_ce_loss, x, classes))
 
 
 @pytest.mark.parametrize("size", [1, 2, 127, 128, 129, 1000])
@@ -94,7 +83,7 @@ def test_blocks_of_every_length_and_labels_of_any_strides(size, dtype, label_map
     raw = torch.tensor(IDS)[classes].to(dtype)
     for raw_labels in (raw, raw.transpose(1, 2).contiguous().transpose(1, 2), torch.stack([raw, raw], -1)[..., 0]):
         actual = value_and_gradient(segloss.cross_entropy, x, raw_labels, label_map=label_map)
-        assert_same(actual, value_and_gradient(segloss.cross_entropy, x, classes))
+        assert_identical(actual, value_and_gradient(segloss.cross_entropy, x, classes))
 
 
 def test_labels_are_merged():
@@ -102,7 +91,7 @@ def test_labels_are_merged():
     label_map = {7: 0, 24: 0, 11: 1, 3: None, 100: None}
     merged = classes.masked_fill(classes == 1, 0).masked_fill(classes == 2, 1)
     actual = value_and_gradient(segloss.cross_entropy, x, raw, label_map=label_map)
-    assert_same(actual, value_and_gradient(segloss.cross_entropy, x, merged))
+    assert_identical(actual, value_and_gradient(segloss.cross_entropy, x, merged))
 
 
 @pytest.mark.parametrize("others", [0, 2, None])
@@ -111,7 +100,7 @@ def test_the_key_of_all_other_labels(others):
     raw[0, 1], classes[0, 1] = 200, -100 if others is None else others
     label_map = {**FEW, 3: None, 100: None, ...: others}
     actual = value_and_gradient(segloss.cross_entropy, x, raw, label_map=label_map)
-    assert_same(actual, value_and_gradient(segloss.cross_entropy, x, classes))
+    assert_identical(actual, value_and_gradient(segloss.cross_entropy, x, classes))
 
 
 def test_the_key_of_all_other_labels_alone():
@@ -126,25 +115,25 @@ def test_a_label_map_can_be_a_tensor(dtype):
     label_map = torch.full((101,), 255, dtype=torch.int16)
     label_map[list(IDS)] = torch.tensor([0, 1, 2], dtype=torch.int16)
     actual = value_and_gradient(segloss.cross_entropy, x, raw, label_map=label_map, ignore_index=255)
-    assert_same(actual, value_and_gradient(segloss.cross_entropy, x, classes))
+    assert_identical(actual, value_and_gradient(segloss.cross_entropy, x, classes))
 
 
 def test_a_class_that_is_an_ignored_label_means_ignored():
     x, raw, classes = case()
     label_map = {**FEW, 3: 255, 100: 255}
     actual = value_and_gradient(segloss.cross_entropy, x, raw, label_map=label_map, ignore_index=(255, -1))
-    assert_same(actual, value_and_gradient(segloss.cross_entropy, x, classes))
+    assert_identical(actual, value_and_gradient(segloss.cross_entropy, x, classes))
 
 
 def test_a_class_that_is_an_ignored_label_which_the_dtype_cannot_hold():
     x, raw, classes = case(torch.uint8)
     actual = value_and_gradient(segloss.cross_entropy, x, raw, label_map={**FEW, 3: -1, 100: -1}, ignore_index=-1)
-    assert_same(actual, value_and_gradient(segloss.cross_entropy, x, classes))
+    assert_identical(actual, value_and_gradient(segloss.cross_entropy, x, classes))
     raw = raw.where(raw < 25, 3)
     label_map = torch.full((25,), -1)
     label_map[list(IDS)] = torch.tensor([0, 1, 2])
     actual = value_and_gradient(segloss.cross_entropy, x, raw, label_map=label_map, ignore_index=(-1, 300))
-    assert_same(actual, value_and_gradient(segloss.cross_entropy, x, classes))
+    assert_identical(actual, value_and_gradient(segloss.cross_entropy, x, classes))
 
 
 def test_labels_and_classes_of_numpy():
@@ -152,7 +141,7 @@ def test_labels_and_classes_of_numpy():
     ids, numbers = numpy.array(IDS, dtype=numpy.uint8), numpy.arange(3)
     label_map = dict(zip(ids, numbers, strict=True)) | {numpy.int16(3): None, numpy.int16(100): None}
     actual = value_and_gradient(segloss.cross_entropy, x, raw, label_map=label_map)
-    assert_same(actual, value_and_gradient(segloss.cross_entropy, x, classes))
+    assert_identical(actual, value_and_gradient(segloss.cross_entropy, x, classes))
 
 
 @pytest.mark.parametrize("ignored", [(), [], range(0)])
@@ -164,7 +153,7 @@ def test_no_label_is_ignored(ignored):
 
 def test_one_label_in_a_sequence_is_like_the_label():
     x, _, classes = case()
-    assert_same([segloss.cross_entropy(x, classes, ignore_index=[-100])], [segloss.cross_entropy(x, classes)])
+    assert_identical([segloss.cross_entropy(x, classes, ignore_index=[-100])], [segloss.cross_entropy(x, classes)])
 
 
 def test_a_mean_over_labels_that_are_all_ignored():
@@ -188,7 +177,7 @@ def test_metrics_of_raw_labels(name, dtype, label_map):
     x, raw, classes = case(dtype)
     for prediction in (x.detach(), x.argmax(1), x.argmax(1, keepdim=True).byte()):
         actual = METRICS[name](prediction, raw, label_map=label_map, ignore_index=(3, 100))
-        assert_same([actual], [METRICS[name](prediction, classes)])
+        assert_identical([actual], [METRICS[name](prediction, classes)])
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -198,7 +187,7 @@ def test_metrics_without_several_labels(name):
     raw[0, 3], classes[0, 3] = 9, -100
     for prediction in (x.detach(), x.argmax(1)):
         actual = METRICS[name](prediction, raw, ignore_index=(9, 100))
-        assert_same([actual], [METRICS[name](prediction, classes)])
+        assert_identical([actual], [METRICS[name](prediction, classes)])
 
 
 # ---- with other options ----
@@ -209,7 +198,7 @@ def test_with_voxel_weights_and_a_channel_of_the_labels(loss):
     x, raw, classes = case()
     options = {"voxel_weight": torch.rand(classes.shape, dtype=torch.float64).round(decimals=1)}
     actual = value_and_gradient(loss, x, raw.unsqueeze(1), label_map=OTHERS, **options)
-    assert_same(actual, value_and_gradient(loss, x, classes.unsqueeze(1), **options))
+    assert_identical(actual, value_and_gradient(loss, x, classes.unsqueeze(1), **options))
 
 
 def test_with_one_hot_labels():
@@ -218,7 +207,7 @@ def test_with_one_hot_labels():
     label_map = {0: 2, 1: None, 2: 0}
     mapped = torch.tensor([2, -100, 0])[classes.clamp_min(0)]
     actual = value_and_gradient(segloss.cross_entropy, x, one_hot, label_map=label_map)
-    assert_same(actual, value_and_gradient(segloss.cross_entropy, x, mapped))
+    assert_identical(actual, value_and_gradient(segloss.cross_entropy, x, mapped))
 
 
 @pytest.mark.parametrize("loss", VARIANTS.values(), ids=VARIANTS)
@@ -226,7 +215,7 @@ def test_with_one_hot_labels():
 def test_with_half_logits_that_are_channels_last(loss, dtype):
     x, raw, classes = case()
     x = x.detach().to(dtype).to(memory_format=torch.channels_last).requires_grad_()
-    assert_same(value_and_gradient(loss, x, raw, label_map=OTHERS), value_and_gradient(loss, x, classes))
+    assert_identical(value_and_gradient(loss, x, raw, label_map=OTHERS), value_and_gradient(loss, x, classes))
 
 
 @pytest.mark.parametrize("loss", VARIANTS.values(), ids=VARIANTS)
@@ -235,7 +224,7 @@ def test_on_devices_without_kernels(loss):
     with without_kernels():
         for label_map in MAPS.values():
             actual = value_and_gradient(loss, x, raw, label_map=label_map, ignore_index=(3, 100))
-            assert_same(actual, value_and_gradient(loss, x, classes))
+            assert_identical(actual, value_and_gradient(loss, x, classes))
 
 
 @pytest.mark.parametrize("name", METRICS)
@@ -244,7 +233,7 @@ def test_metrics_on_devices_without_kernels(name):
     with without_kernels():
         for prediction in (x.detach(), x.argmax(1)):
             actual = METRICS[name](prediction, raw, label_map=OTHERS)
-            assert_same([actual], [METRICS[name](prediction, classes)])
+            assert_identical([actual], [METRICS[name](prediction, classes)])
 
 
 def test_second_derivatives_and_forward_mode():
@@ -278,14 +267,14 @@ def test_compiled_without_a_break(label_map):
     raw = raw.where(classes >= 0, 100)
     loss = partial(segloss.dice_ce_loss, label_map=label_map, ignore_index=100)
     compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
-    assert_same(value_and_gradient(compiled, x, raw), value_and_gradient(segloss.dice_ce_loss, x, classes))
+    assert_identical(value_and_gradient(compiled, x, raw), value_and_gradient(segloss.dice_ce_loss, x, classes))
 
 
 def test_at_several_resolutions():
     x, raw, classes = case(shape=(2, 3, 8, 8))
     inputs = [x, x[..., ::2, ::2]]
     actual = segloss.DeepSupervisionLoss(segloss.DiceCELoss(label_map=OTHERS))(inputs, raw)
-    assert_same([actual], [segloss.DeepSupervisionLoss(segloss.DiceCELoss())(inputs, classes)])
+    assert_identical([actual], [segloss.DeepSupervisionLoss(segloss.DiceCELoss())(inputs, classes)])
 
 
 # ---- modules ----
@@ -294,13 +283,13 @@ def test_at_several_resolutions():
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
 def test_modules_take_a_label_map(module):
     x, raw, classes = case()
-    assert_same([module(label_map=FEW, ignore_index=(3, 100))(x, raw)], [module()(x, classes)])
+    assert_identical([module(label_map=FEW, ignore_index=(3, 100))(x, raw)], [module()(x, classes)])
 
 
 def test_multi_class_dice_loss_takes_a_label_map():
     x, raw, classes = case()
     expected = segloss.MultiClassDiceLoss(ignore_index=-100)(x, classes)
-    assert_same([segloss.MultiClassDiceLoss(label_map=OTHERS)(x, raw)], [expected])
+    assert_identical([segloss.MultiClassDiceLoss(label_map=OTHERS)(x, raw)], [expected])
 
 
 @pytest.mark.parametrize("label_map", [FEW, torch.tensor([0, 1, 2])], ids=["mapping", "tensor"])
@@ -318,7 +307,7 @@ def test_a_tensor_moves_with_its_module():
 def test_a_module_with_a_label_map_is_copied_and_printed():
     x, raw, classes = case()
     loss = copy.deepcopy(segloss.CrossEntropyLoss(label_map=OTHERS, ignore_index=(255, -1)))
-    assert_same([loss(x, raw)], [segloss.cross_entropy(x, classes)])
+    assert_identical([loss(x, raw)], [segloss.cross_entropy(x, classes)])
     assert "label_map={3: None, 100: None, 7: 0, 24: 1, 11: 2}" in repr(loss)
     assert "ignore_index=(255, -1)" in repr(loss)
 
@@ -327,7 +316,7 @@ def test_an_option_that_is_set_later_counts():
     x, raw, classes = case()
     loss = segloss.CrossEntropyLoss(label_map=FEW)
     loss.ignore_index = (3, 100)
-    assert_same([loss(x, raw)], [segloss.cross_entropy(x, classes)])
+    assert_identical([loss(x, raw)], [segloss.cross_entropy(x, classes)])
 
 
 # ---- bad input ----

@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from losses import MODULES, takes
+from losses import MODULES, takes, value_and_gradient
 from test_devices import without_kernels
 
 import segloss
@@ -95,12 +95,6 @@ def merged(x, labels, sets):
                 masks[:, k][labels == label] = 1
     masks = masks.masked_fill((labels == 255).unsqueeze(1), -100)
     return p, masks, [group[0] for group in groups]
-
-
-def value_and_gradient(loss, x, *arguments, **options):
-    value = loss(x, *arguments, **options)
-    (gradient,) = torch.autograd.grad(value.sum(), x)
-    return value.detach(), gradient
 
 
 def assert_close(actual, expected, **tolerance):

@@ -6,6 +6,7 @@ from functools import partial
 import pytest
 import reference
 import torch
+from losses import value_and_gradient
 from test_devices import without_kernels
 from tolerances import assert_close
 
@@ -38,12 +39,6 @@ EVERY_TERM = pytest.mark.parametrize("name", TERMS)
 def loss_of(name, package=segloss):
     function, options = LOSSES[name]
     return partial(getattr(package, function), **UNSMOOTHED, **options)
-
-
-def value_and_gradient(loss, x, y, **options):
-    x = x.detach().requires_grad_()
-    value = loss(x, y, **options)
-    return value.detach(), torch.autograd.grad(value.sum(), x)[0]
 
 
 def absent_class(name, num_samples=2, dtype=torch.float32):

@@ -4,8 +4,9 @@ from functools import partial
 
 import pytest
 import torch
-from losses import MODULES, VARIANTS, is_sigmoid
+from losses import MODULES, VARIANTS, is_sigmoid, value_and_gradient
 from test_devices import without_kernels
+from tolerances import assert_identical
 
 import segloss
 
@@ -36,17 +37,6 @@ def case(regions=BRATS, num_classes=4, dtype=torch.float64, shape=(2, 5, 6)):
     return x, classes.masked_fill(classes == -100, 255), masks_of(classes, regions)
 
 
-def value_and_gradient(loss, x, target, **options):
-    value = loss(x, target, **options)
-    (gradient,) = torch.autograd.grad(value.sum(), x)
-    return value.detach(), gradient
-
-
-def assert_same(actual, expected):
-    for a, e in zip(actual, expected, strict=True):
-        torch.testing.assert_close(a, e, rtol=0, atol=0, equal_nan=True)
-
-
 # ---- values ----
 
 
@@ -55,7 +45,7 @@ def assert_same(actual, expected):
 def test_labels_give_the_loss_of_the_masks_of_their_regions(loss, dtype):
     x, labels, masks = case()
     actual = value_and_gradient(loss, x, labels.to(dtype), regions=BRATS, ignore_index=255)
-    assert_same(actual, value_and_gradient(loss, x, masks))
+    assert_identical(actual, value_and_gradient(loss, x, masks))
 
 
 @EVERY_LOSS
@@ -63,7 +53,7 @@ def test_labels_give_the_loss_of_the_masks_of_their_regions(loss, dtype):
 def test_more_regions_than_a_word_or_a_chunk_has(loss, dtype):
     x, labels, masks = case(MANY, 9, dtype, (2, 5, 40))
     actual = value_and_gradient(loss, x, labels, regions=MANY, ignore_index=255)
-    assert_same(actual, value_and_gradient(loss, x, masks))
+    assert_identical(actual, value_and_gradient(loss, x, masks))
 
 
 @pytest.mark.parametrize("size", [1, 127, 128, 129, 400])
@@ -75,7 +65,7 @@ def test_one_region_of_labels_of_either_shape(size, shape):
     labels = labels.unsqueeze(1) if shape == "[N, 1, *]" else labels
     for loss in LOSSES.values():
         actual = value_and_gradient(loss, x, labels.byte(), regions=regions, ignore_index=255)
-        assert_same(actual, value_and_gradient(loss, x, masks))
+        assert_identical(actual, value_and_gradient(loss, x, masks))
 
 
 @EVERY_LOSS
@@ -84,7 +74,7 @@ def test_regions_of_the_classes_of_a_label_map(loss):
     raw = torch.tensor([0, 1, 2, 4])[labels.clamp_max(3)].masked_fill(labels == 255, 255)  # BraTS 2018: 4 is ET
     label_map = {0: 0, 1: 1, 2: 2, 4: 3, 255: None}
     actual = value_and_gradient(loss, x, raw, regions=BRATS, label_map=label_map)
-    assert_same(actual, value_and_gradient(loss, x, masks))
+    assert_identical(actual, value_and_gradient(loss, x, masks))
 
 
 def test_regions_without_activation():
@@ -92,13 +82,13 @@ def test_regions_without_activation():
     p = x.detach().sigmoid().requires_grad_()
     loss = partial(segloss.dice_loss, activation=None)
     actual = value_and_gradient(loss, p, labels, regions=BRATS, ignore_index=255)
-    assert_same(actual, value_and_gradient(loss, p, masks))
+    assert_identical(actual, value_and_gradient(loss, p, masks))
 
 
 def test_soft_statistics_of_regions():
     x, labels, masks = case()
     actual = segloss.soft_stats(x, labels, activation="sigmoid", regions=BRATS, ignore_index=255)
-    assert_same(actual, segloss.soft_stats(x, masks, activation="sigmoid"))
+    assert_identical(actual, segloss.soft_stats(x, masks, activation="sigmoid"))
 
 
 @pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
@@ -107,11 +97,11 @@ def test_scores_of_regions(score, channel):
     x, labels, masks = case()
     labels = labels.unsqueeze(1) if channel else labels
     actual = score(x.detach(), labels, regions=BRATS, ignore_index=255)
-    assert_same([actual], [score(x > 0, masks, masks=True)])
+    assert_identical([actual], [score(x > 0, masks, masks=True)])
     predicted = torch.randint(4, (2, 5, 6))
     for prediction in (predicted, predicted.unsqueeze(1).byte()):
         actual = score(prediction, labels, regions=BRATS, ignore_index=(255, 254))
-        assert_same([actual], [score(masks_of(predicted, BRATS), masks, masks=True)])
+        assert_identical([actual], [score(masks_of(predicted, BRATS), masks, masks=True)])
 
 
 @pytest.mark.parametrize("score", SCORES.values(), ids=SCORES)
@@ -120,7 +110,7 @@ def test_scores_of_regions_of_a_label_map(score):
     predicted, raw = torch.randint(4, (2, 5, 6)), labels + 10
     label_map = {10: 0, 11: 1, 12: 2, 13: 3, 265: None}
     actual = score(predicted, raw, regions=BRATS, label_map=label_map)
-    assert_same([actual], [score(masks_of(predicted, BRATS), masks, masks=True)])
+    assert_identical([actual], [score(masks_of(predicted, BRATS), masks, masks=True)])
 
 
 # ---- with other options ----
@@ -133,7 +123,7 @@ def test_regions_with_weights(loss):
     if loss.func is not segloss.generalized_dice_loss:
         options["weight"] = torch.tensor([0.5, 2.0, 0.0])
     actual = value_and_gradient(loss, x, labels, regions=BRATS, ignore_index=255, **options)
-    assert_same(actual, value_and_gradient(loss, x, masks, **options))
+    assert_identical(actual, value_and_gradient(loss, x, masks, **options))
 
 
 @EVERY_LOSS
@@ -141,7 +131,7 @@ def test_regions_on_devices_without_kernels(loss):
     x, labels, masks = case()
     with without_kernels():
         actual = value_and_gradient(loss, x, labels, regions=BRATS, ignore_index=255)
-        assert_same(actual, value_and_gradient(loss, x, masks))
+        assert_identical(actual, value_and_gradient(loss, x, masks))
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 6, 3), (5, 2, 6, 3)])
@@ -183,8 +173,8 @@ def test_regions_of_a_compiled_tensor_map():
         segloss.dice_ce_loss, activation="sigmoid", regions=BRATS, label_map=label_map, ignore_index=(254, 255)
     )
     compiled = torch.compile(loss, backend="aot_eager", fullgraph=True)
-    assert_same([compiled(x, labels)], [segloss.dice_ce_loss(x, masks, activation="sigmoid")])
-    assert_same([compiled(x, labels.where(labels > 0, 5))], [segloss.dice_ce_loss(x, masks, activation="sigmoid")])
+    assert_identical([compiled(x, labels)], [segloss.dice_ce_loss(x, masks, activation="sigmoid")])
+    assert_identical([compiled(x, labels.where(labels > 0, 5))], [segloss.dice_ce_loss(x, masks, activation="sigmoid")])
 
 
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
@@ -196,7 +186,7 @@ def test_modules_take_regions(module):
             module(regions=BRATS)(x, labels)
         return
     actual = module(regions=BRATS, ignore_index=255, **options)(x, labels)
-    assert_same([actual], [module(**options)(x, masks)])
+    assert_identical([actual], [module(**options)(x, masks)])
 
 
 # ---- bad input ----

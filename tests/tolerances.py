@@ -27,6 +27,12 @@ def assert_same_bits(actual: Iterable[torch.Tensor], expected: Iterable[torch.Te
             assert torch.equal(a, e)
 
 
+def assert_identical(actual: Iterable[torch.Tensor], expected: Iterable[torch.Tensor]) -> None:
+    """The same numbers on every device, nan equal to nan: of the same arithmetic on a target read in another way."""
+    for a, e in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=0, atol=0, equal_nan=True)
+
+
 # A confident voxel's loss and the gradient at its target hardly differ from 0, so that only a relative bound says
 # anything. The promise in docs/how-it-works.md is 1e-5 in float32, some 80 units in the last place.
 CONFIDENT_RTOL = 1e-5

@@ -71,8 +71,7 @@ static void read_map(int64_t* label, const struct segloss_tensor* map, const str
     read_integers(label, &bits, b, 0);
 }
 
-/* Replaces labels by their classes and says which are counted. Returns -1 or the first lane whose label has no class.
- */
+/* Replaces labels by classes and says which are counted. Returns -1 or the first lane whose label has no class. */
 static int look_up_map(int64_t* label, int64_t* is_counted, const struct segloss_label_table* table,
                        const struct block* b) {
     for (int i = 0; i < b->count; ++i) {

@@ -76,18 +76,29 @@ Tensor negative_log_softmax(const Tensor& input, int64_t dim) {
     return input.log_softmax(dim).neg().scatter(dim, largest, least_nll);
 }
 
+// The weight of each voxel's class.
+Tensor weight_of(const Tensor& labels, const OptionalTensor& weight, const Tensor& input) {
+    return weight ? weight->to(input.scalar_type()).index_select(0, labels.flatten()).view_as(labels)
+                  : at::ones_like(labels, input.options());
+}
+
+// Adds the losses of all classes, each with its share of the smoothing.
+Tensor smoothed(const Tensor& losses, const Tensor& nll, const OptionalTensor& weight, int64_t dim,
+                double label_smoothing) {
+    const auto of_classes = weight ? weighted(broadcast_weight(*weight, nll, dim).expand_as(nll), nll) : nll;
+    return losses + of_classes.sum({dim}, /*keepdim=*/true) * (label_smoothing / nll.sym_size(dim));
+}
+
 VoxelLosses label_losses(const Voxels& voxels, const OptionalTensor& weight, int64_t dim,
                          const VoxelLossOptions& options) {
-    const auto& [kind, input, labels, label_of_set, voxel_weight, ignored] = voxels;
     const auto& [label_smoothing, gamma, log_probabilities] = options;
-    const auto label_weight = weight ? weight->to(input.scalar_type()).index_select(0, labels.flatten()).view_as(labels)
-                                     : at::ones_like(labels, input.options());
+    const auto& input = voxels.input;
+    const auto& labels = voxels.target;
+    const auto label_weight = weight_of(labels, weight, input);
     if (label_smoothing != 0) {
         const auto nll = negative_log_softmax(input, dim);
-        const auto share = label_smoothing / nll.sym_size(dim);
-        const auto smooth = weight ? weighted(broadcast_weight(*weight, nll, dim).expand_as(nll), nll) : nll;
         const auto losses = weighted(label_weight * (1 - label_smoothing), nll.gather(dim, labels));
-        return {losses + smooth.sum({dim}, /*keepdim=*/true) * share, label_weight};
+        return {smoothed(losses, nll, weight, dim, label_smoothing), label_weight};
     }
     const auto odds = log_probabilities ? Tensor() : log_odds_against(input, labels, dim);
     const auto losses = log_probabilities ? input.gather(dim, labels).neg() : focal(log1p_exp(odds), odds, gamma);
@@ -105,17 +116,13 @@ VoxelLosses set_losses(const Voxels& voxels, const OptionalTensor& weight, int64
     };
     const auto inside = log_sum(1 - voxels.target);
     const auto odds = log_probabilities ? Tensor() : log_sum(voxels.target) - inside;
-    const auto label_weight =
-        weight ? weight->to(x.scalar_type()).index_select(0, voxels.label.flatten()).view_as(voxels.label)
-               : at::ones_like(voxels.label, x.options());
+    const auto label_weight = weight_of(voxels.label, weight, x);
     const auto nll = log_probabilities ? -inside : focal(log1p_exp(odds), odds, gamma);
     const auto losses = weighted(label_weight * (1 - label_smoothing), nll);
     if (label_smoothing == 0) {
         return {losses, label_weight};
     }
-    const auto of_classes = negative_log_softmax(x, dim);
-    const auto smooth = weight ? weighted(broadcast_weight(*weight, x, dim).expand_as(x), of_classes) : of_classes;
-    return {losses + smooth.sum({dim}, /*keepdim=*/true) * (label_smoothing / x.sym_size(dim)), label_weight};
+    return {smoothed(losses, negative_log_softmax(x, dim), weight, dim, label_smoothing), label_weight};
 }
 
 VoxelLosses probability_losses(const Voxels& voxels, const OptionalTensor& weight, int64_t dim,

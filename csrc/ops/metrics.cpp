@@ -189,9 +189,9 @@ Tensor accuracy(const Tensor& input, const Tensor& target, OptionalSymInt num_cl
 }
 
 Tensor confusion_matrix(const Tensor& input, const Tensor& target, OptionalSymInt num_classes, int64_t ignore_index,
-                        int64_t dim, const OptionalTensor& label_table) {
+                        int64_t dim, const OptionalTensor& label_table, c10::string_view op) {
     at::NoGradGuard no_grad;
-    return counts_of_labels({"confusion_matrix", input, target, {ignore_index, label_table}, dim}, num_classes,
+    return counts_of_labels({std::string(op), input, target, {ignore_index, label_table}, dim}, num_classes,
                             /*per_class=*/false);
 }
 
@@ -220,7 +220,9 @@ TORCH_LIBRARY_FRAGMENT(segloss, m) {
     const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
     const std::string arguments =
         "(Tensor input, Tensor target, SymInt? num_classes=None, int ignore_index=-100, int dim=1";
-    m.def(("confusion_matrix" + arguments + ", Tensor? label_table=None) -> Tensor").c_str(), tags);
+    m.def(
+        ("confusion_matrix" + arguments + ", Tensor? label_table=None, str op=\"confusion_matrix\") -> Tensor").c_str(),
+        tags);
     for (const std::string name : {"accuracy", "dice_score", "jaccard_index"}) {
         m.def((name + arguments + ", bool masks=False, Tensor? label_table=None) -> Tensor").c_str(), tags);
     }
