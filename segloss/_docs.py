@@ -86,7 +86,7 @@ def _arguments(entries: Mapping[str, str], parameters: Mapping[str, inspect.Para
 
 def _with_default(entry: str, default: object) -> str:
     """The entry with its default, unless it states one itself (as it does for None) or the signature has none."""
-    if "Default: " in entry or default is inspect.Parameter.empty:
+    if "Default:" in entry or default is inspect.Parameter.empty:
         return entry
     value = f'``"{default}"``' if isinstance(default, str) else f"{default:g}" if type(default) is float else default
     *_, last_line = entry.splitlines()

@@ -78,11 +78,11 @@ def test_help_describes_each_argument_in_the_order_of_the_signature(name):
 def test_help_gives_the_default_that_the_signature_has(name):
     arguments = entries(PUBLIC[name].__doc__, "Args")
     for argument, parameter in parameters(PUBLIC[name]).items():
-        stated, default = re.search(r"Default: ([^\s,]+)[.,]", arguments[argument]), parameter.default
+        stated, default = re.findall(r"Default:\s+([^\s,]+)[.,]", arguments[argument]), parameter.default
         if default is inspect.Parameter.empty:
-            assert stated is None
+            assert not stated
         else:
-            value = stated[1].strip("`").strip('"')
+            (value,) = (each.strip("`").strip('"') for each in stated)
             assert value == str(default) or float(value) == default
 
 
