@@ -44,13 +44,14 @@ class LabelOptions(NamedTuple):
 
 
 def read_labels(
-    op: str, input: Tensor | None, target: Tensor, dim: int, options: LabelOptions
+    op: str, input: Tensor | None, target: Tensor, dim: int, options: LabelOptions, activation: str | None = None
 ) -> tuple[int, Tensor | None]:
     """The label to ignore, and None; or, if the labels need one, a table that says all. `input` has the classes."""
     ignore_index, label_map, regions, label_sets, label_set_index = options
     needs_no_table = label_map is None and regions is None and label_sets is None
     if needs_no_table and (type(ignore_index) is int or not _is_collection(ignore_index)):
         return ignore_index, None  # type: ignore[return-value]  # the caller checks whether it is an int
+    _check_activation(op, activation, options)
     ignored = _ignored_labels(op, ignore_index)
     occurring = _that_occur(target, ignored)
     if needs_no_table and len(occurring) <= 1:
@@ -116,7 +117,7 @@ def check_no_regions(op: str, regions: Regions | None, why: str) -> None:
         raise ValueError(f"{op}: expected no regions, which may overlap: {why}")
 
 
-def check_activation(op: str, activation: str | None, options: LabelOptions) -> None:
+def _check_activation(op: str, activation: str | None, options: LabelOptions) -> None:
     """Regions overlap, so that a softmax has none; only a softmax has label sets."""
     if activation == "softmax":
         check_no_regions(

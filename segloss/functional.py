@@ -15,7 +15,7 @@ from segloss._compat import is_autocast_available
 from segloss._distributed import check_process_group, is_dtensor, sum_over_ranks, sums_or_zeros
 from segloss._docs import documented
 from segloss._label_sets import LabelSetIndex, LabelSets, Regions
-from segloss._labels import IgnoreIndex, LabelMap, LabelOptions, check_activation, read_labels
+from segloss._labels import IgnoreIndex, LabelMap, LabelOptions, read_labels
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -157,8 +157,7 @@ def cross_entropy(
     """
     op = "cross_entropy"
     of_labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
-    check_activation(op, "softmax", of_labels)
-    ignore_index, label_table = read_labels(op, input, target, dim, of_labels)
+    ignore_index, label_table = read_labels(op, input, target, dim, of_labels, "softmax")
     _check_options(op, ignore_index, dim, label_smoothing)
     code = _reduction_code(op, reduction, size_average, reduce)
     empty_zero = _is_zero(op, empty)
@@ -235,8 +234,7 @@ def nll_loss(
     """
     op = "nll_loss"
     of_labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
-    check_activation(op, "softmax", of_labels)
-    ignore_index, label_table = read_labels(op, input, target, dim, of_labels)
+    ignore_index, label_table = read_labels(op, input, target, dim, of_labels, "softmax")
     _check_options(op, ignore_index, dim)
     code = _reduction_code(op, reduction, size_average, reduce)
     empty_zero = _is_zero(op, empty)
@@ -336,8 +334,7 @@ def focal_loss(
     """
     op = "focal_loss"
     of_labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
-    check_activation(op, activation, of_labels)
-    ignore_index, label_table = read_labels(op, input, target, dim, of_labels)
+    ignore_index, label_table = read_labels(op, input, target, dim, of_labels, activation)
     _check_types(op, input, target, weight, voxel_weight, ignore_index, dim)
     _check_gamma(op, gamma)
     _check_choice(op, "activation", activation, ("softmax", "sigmoid"))
@@ -619,8 +616,7 @@ def topk_loss(
     """
     op = "topk_loss"
     of_labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
-    check_activation(op, "softmax", of_labels)
-    ignore_index, label_table = read_labels(op, input, target, dim, of_labels)
+    ignore_index, label_table = read_labels(op, input, target, dim, of_labels, "softmax")
     _check_types(op, input, target, weight, voxel_weight, ignore_index, dim, k=k, label_smoothing=label_smoothing)
     if not 0 < k <= 100:
         raise ValueError(f"{op}: expected k, a percentage, in (0, 100], got {k!r}")

@@ -13,7 +13,6 @@ from segloss._labels import (
     IgnoreIndex,
     LabelMap,
     LabelOptions,
-    check_activation,
     read_groups,
     read_labels,
 )
@@ -713,7 +712,7 @@ def _sums(
     """
     dim, activation, labels, include_background, batch, process_group, *flags = walk
     soft_label, squared, any_finite = flags
-    check_activation(op, activation, labels)
+    ignore_index, label_table = read_labels(op, input, target, dim, labels, activation)
     if labels.regions is not None and not include_background:
         raise ValueError(
             f"{op}: expected include_background=True with regions, where channel 0 is the first region, got False. "
@@ -721,7 +720,6 @@ def _sums(
         )
     if squared and labels.label_sets is not None:
         raise ValueError(f"{op}: expected squared=False with label_sets, whose joined classes add their p, got True")
-    ignore_index, label_table = read_labels(op, input, target, dim, labels)
     gamma, label_smoothing = (voxel_loss.gamma, voxel_loss.label_smoothing) if voxel_loss else (0.0, 0.0)
     _check_types(
         op, input, target, weight, voxel_weight, ignore_index, dim, gamma=gamma, label_smoothing=label_smoothing
