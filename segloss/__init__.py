@@ -32,6 +32,7 @@ from segloss.losses import (
     TverskyLoss,
 )
 from segloss.metrics import accuracy, confusion_matrix, dice_score, jaccard_index
+from segloss.prediction import predict
 from segloss.region import (
     SoftStats,
     dice_ce_loss,
@@ -72,6 +73,7 @@ __all__ = [
     "get_isa",
     "jaccard_index",
     "nll_loss",
+    "predict",
     "soft_stats",
     "topk_loss",
     "total_weight",

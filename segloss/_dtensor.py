@@ -15,6 +15,8 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from torch.nn import _reduction
 
 from segloss._compat import register_sharding
+from segloss._upsample import resized_dims
+from segloss._vmap import names_of_options
 
 _ops = torch.ops.segloss
 
@@ -48,9 +50,16 @@ def _rule(*ops: OpOverload) -> Callable[[_Rule], _Rule]:
 # Below, logits are sharded over their dimension d, or not at all if d is None.
 
 
-def _dims(input: Any, dim: int) -> list[int | None]:
-    """The dimensions that may be sharded: all but the class dimension; None for none."""
-    return [None, *(d for d in range(input.ndim) if d != dim)]
+def _dims(input: Any, dim: int, upsample: int = 0) -> list[int | None]:
+    """The dimensions that may be sharded: all but the class dimension and those that are resized; None for none."""
+    fixed = [dim, *resized_dims(input.ndim, dim, upsample)]
+    return [None, *(d for d in range(input.ndim) if d not in fixed)]
+
+
+def _upsample_of(op: OpOverload, options: Any) -> int:
+    """The option `upsample`, among those that the private operators of `op` take."""
+    code: int = options[0][names_of_options(op).index("upsample")]
+    return code
 
 
 def _shard(d: int | None) -> Placement:
@@ -109,9 +118,11 @@ def _cross_entropy_forward(
     op: str, input: Any, target: Any, weight: Any, voxel_weight: Any, label_table: Any, dim: int, *options: Any
 ) -> list[_Sharding]:
     (reduction, *_), _ = options
-    is_probabilities = target.shape == input.shape and target.tensor_meta.dtype.is_floating_point
+    has_classes = target.ndim == input.ndim and target.shape[dim] == input.shape[dim]
+    is_probabilities = has_classes and target.tensor_meta.dtype.is_floating_point
+    upsample = _upsample_of(_ops.cross_entropy.default, options)
     shardings: list[_Sharding] = []
-    for d in [None] if reduction == _MEAN else _dims(input, dim):
+    for d in [None] if reduction == _MEAN else _dims(input, dim, upsample):
         losses = _shard_without(dim, d) if is_probabilities else _voxels(target, input, dim, d)
         results = [losses if reduction == _NONE else _sum(d), _sum(d), Replicate()]  # no gradient ahead of time
         shardings.append(
@@ -134,8 +145,9 @@ def _cross_entropy_backward(
     *options: Any,
 ) -> list[_Sharding]:
     (reduction, *_), _ = options
+    upsample = _upsample_of(_ops.cross_entropy.default, options)
     shardings: list[_Sharding] = []
-    for d in [None] if reduction == _MEAN else _dims(input, dim):
+    for d in [None] if reduction == _MEAN else _dims(input, dim, upsample):
         grad = _voxels(grad_loss, input, dim, d) if reduction == _NONE else Replicate()
         arguments = _arguments(input, target, weight, voxel_weight, label_table, dim, d)
         shardings.append(([_shard(d)], [grad, _sum(d), *_BEFORE, *arguments, *_AFTER]))
@@ -147,7 +159,7 @@ def _soft_stats_forward(
     op: str, input: Any, target: Any, weight: Any, voxel_weight: Any, label_table: Any, dim: int, *options: Any
 ) -> list[_Sharding]:
     shardings: list[_Sharding] = []
-    for d in _dims(input, dim):
+    for d in _dims(input, dim, _upsample_of(_ops.soft_stats.default, options)):
         sums: list[Placement | None] = [_sum_of_samples(dim, d)] * 5
         shardings.append(
             (sums, [*_BEFORE, *_arguments(input, target, weight, voxel_weight, label_table, dim, d), *_AFTER])
@@ -169,8 +181,9 @@ def _binary_cross_entropy_forward(
     op: str, input: Any, target: Any, weight: Any, voxel_weight: Any, label_table: Any, dim: int, *options: Any
 ) -> list[_Sharding]:
     (reduction, *_), _ = options
+    upsample = _upsample_of(_ops.binary_cross_entropy.default, options)
     shardings: list[_Sharding] = []
-    for d in [None] if reduction == _MEAN else _dims(input, dim):
+    for d in [None] if reduction == _MEAN else _dims(input, dim, upsample):
         loss = _shard(d) if reduction == _NONE else _sum(d)
         results: list[Placement | None] = [loss, _sum(d), Replicate()]  # no gradient ahead of time
         shardings.append(

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.nn import _reduction
 
+from segloss._upsample import full_shape
 from segloss.functional import _MOST_CLASSES, _holds_probabilities, _mean_or_sum
 
 _ops = torch.ops.segloss
@@ -85,10 +86,10 @@ def _sum_each(values: Tensor) -> Tensor:
 
 def _of_the_loss_shape(target: Tensor, input: Tensor) -> Tensor:
     """The target in the loss's shape: a label [1] of logits [C], which have no batch, becomes []."""
-    return target if input.ndim > 2 or _holds_probabilities(input, target) else target.flatten()
+    return target if input.ndim > 2 or _holds_probabilities(input.shape, target) else target.flatten()
 
 
-def _names_of_options(op: OpOverload) -> list[str]:
+def names_of_options(op: OpOverload) -> list[str]:
     """The options that the private operators take as a list of ints; from the public schema."""
     return [
         argument.name
@@ -97,8 +98,8 @@ def _names_of_options(op: OpOverload) -> list[str]:
     ]
 
 
-_OPTIONS = _names_of_options(_ops.cross_entropy.default)
-_BINARY_OPTIONS = _names_of_options(_ops.binary_cross_entropy.default)
+_OPTIONS = names_of_options(_ops.cross_entropy.default)
+_BINARY_OPTIONS = names_of_options(_ops.binary_cross_entropy.default)
 
 # By the number of the c10::ScalarType, as the options have it.
 _DTYPES = {5: torch.float16, 6: torch.float32, 7: torch.float64, 15: torch.bfloat16}
@@ -123,7 +124,7 @@ def _reduced(losses: Tensor, total_weight: Tensor, named: dict[str, int]) -> Ten
 def _gradient(
     backward: OpOverload,
     names: Sequence[str],
-    losses: Tensor,
+    shape: torch.Size,
     grad_loss: Tensor,
     total_weight: Tensor,
     op: str,
@@ -136,12 +137,12 @@ def _gradient(
     options: Sequence[int],
     factors: Sequence[float],
 ) -> Tensor:
-    """Input's gradient, from that of the reduced losses; `losses` has the shape of those that are not reduced."""
+    """Input's gradient, from that of the reduced losses; `shape` is that of losses that are not reduced."""
     reduction = options[names.index("reduction")]
     if reduction == _MEAN:
         grad_loss = torch.where(total_weight == 0, 0.0, grad_loss / total_weight)
     if reduction != _NONE:
-        grad_loss = grad_loss.view(-1, *[1] * (losses.ndim - 1)).expand_as(losses)
+        grad_loss = grad_loss.view(-1, *[1] * (len(shape) - 1)).expand(shape)
     arguments = (grad_loss, total_weight.new_ones(()), op, input, target, weight, voxel_weight, label_table)
     gradient: Tensor = backward(*arguments, dim + 1, _replaced(options, names, reduction=_NONE), factors)
     return gradient
@@ -166,7 +167,7 @@ def _cross_entropy_forward(
     dtype_of_losses = dtype if reduction == _NONE else wide
     of_voxels = _replaced(options, reduction=_NONE, dtype=_CODES[dtype_of_losses])
     loss, *_ = _ops.cross_entropy_forward(*arguments, dim + 1, of_voxels, factors)
-    total_weight = _total_weights(*arguments, dim + 1, _replaced(of_voxels, log_probabilities=1, dtype=_CODES[wide]))
+    total_weight = _total_weights(*arguments, dim + 1, _replaced(of_voxels, dtype=_CODES[wide]))
     return _reduced(loss, total_weight, named), total_weight, input.new_empty(len(input), 0)
 
 
@@ -181,15 +182,17 @@ def _total_weights(
     options: Sequence[int],
 ) -> Tensor:
     """The total weight of each member: with labels, the sum of its losses if each log probability is -1."""
-    if _holds_probabilities(input, target):
-        voxels = input.select(dim, 0)
-        return _sum_each(voxels.new_ones(()).expand_as(voxels) if voxel_weight is None else voxel_weight)
     named = dict(zip(_OPTIONS, options, strict=False))
+    shape = full_shape(input, target, dim, named["upsample"])
+    if _holds_probabilities(shape, target):
+        voxels = target.select(dim, 0)
+        return _sum_each(voxels.new_ones(()).expand_as(voxels) if voxel_weight is None else voxel_weight)
     if label_table is not None and label_table.ndim > 1:  # the losses of sets would depend on the sets
         return _sum_each(_weights_of_labels(op, target, weight, voxel_weight, label_table, named["ignore_index"]))
-    log_p = input.new_full((), -1.0, dtype=_DTYPES[named["dtype"]]).expand_as(input)
+    log_p = input.new_full((), -1.0, dtype=_DTYPES[named["dtype"]]).expand(shape)
     tensors = (log_p, target, weight, voxel_weight, label_table)
-    return _sum_each(_ops.cross_entropy_forward(op, *tensors, dim, options, (0.0, 0.0))[0])
+    of_log_p = _replaced(options, log_probabilities=1, upsample=0)
+    return _sum_each(_ops.cross_entropy_forward(op, *tensors, dim, of_log_p, (0.0, 0.0))[0])
 
 
 def _weights_of_labels(
@@ -222,9 +225,11 @@ def _cross_entropy_backward(
     *options: Any,
 ) -> Tensor:
     target = _of_the_loss_shape(target, input)
-    losses = input.select(dim + 1, 0) if _holds_probabilities(input, target) else target
+    named = dict(zip(_OPTIONS, options[0], strict=False))
+    full = full_shape(input, target, dim + 1, named["upsample"])
+    losses = target.select(dim + 1, 0) if _holds_probabilities(full, target) else target
     arguments = (grad_loss, total_weight, op, input, target, weight, voxel_weight, label_table, dim, *options)
-    return _gradient(_ops.cross_entropy_backward.default, _OPTIONS, losses, *arguments)
+    return _gradient(_ops.cross_entropy_backward.default, _OPTIONS, losses.shape, *arguments)
 
 
 # ---- soft statistics: sums of each sample, so the hidden dimension and the batch can be merged ----
@@ -306,7 +311,7 @@ def _binary_cross_entropy_forward(
     of_voxels = _replaced(options, _BINARY_OPTIONS, reduction=_NONE, dtype=_CODES[dtype_of_losses])
     arguments = (op, input, target, weight, voxel_weight, label_table)
     losses, *_ = _ops.binary_cross_entropy_forward(*arguments, dim + 1, of_voxels, factors)
-    of_stats = [1, 0, named["ignore_index"], 1, 0, 0]  # of a sigmoid, with the losses
+    of_stats = [1, 0, named["ignore_index"], 1, 0, 0, named["upsample"]]  # of a sigmoid, with the losses
     *_, totals = _soft_stats_forward(op, input, target, None, voxel_weight, label_table, dim, of_stats, [0.0, 0.0])
     total_weight = totals.sum(1)
     return _reduced(losses, total_weight, named), total_weight, input.new_empty(len(input), 0)
@@ -314,10 +319,21 @@ def _binary_cross_entropy_forward(
 
 @_rule(_ops.binary_cross_entropy_backward.default)
 def _binary_cross_entropy_backward(
-    grad_loss: Tensor, total_weight: Tensor, op: str, input: Tensor, *arguments: Any
+    grad_loss: Tensor,
+    total_weight: Tensor,
+    op: str,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    voxel_weight: Tensor | None,
+    label_table: Tensor | None,
+    dim: int,
+    *options: Any,
 ) -> Tensor:
-    backward = _ops.binary_cross_entropy_backward.default
-    return _gradient(backward, _BINARY_OPTIONS, input, grad_loss, total_weight, op, input, *arguments)
+    named = dict(zip(_BINARY_OPTIONS, options[0], strict=False))
+    shape = full_shape(input, target, dim + 1, named["upsample"])
+    arguments = (grad_loss, total_weight, op, input, target, weight, voxel_weight, label_table, dim, *options)
+    return _gradient(_ops.binary_cross_entropy_backward.default, _BINARY_OPTIONS, shape, *arguments)
 
 
 # ---- operators on single voxels: the hidden dimension is like any other ----
@@ -373,6 +389,14 @@ def _num_label_classes(
     dim = None if dim is None else dim + 1
     number: Tensor = _ops.num_label_classes(op, input, target, ignore_index, dim, label_table)
     return number
+
+
+@_rule(_ops.predict.default)
+def _predict(
+    input: Tensor, size: Sequence[int], upsample: int, threshold: float | None, dtype: Any, dim: int
+) -> Tensor:
+    prediction: Tensor = _ops.predict(input, size, upsample, threshold, dtype, dim + 1)
+    return prediction
 
 
 # ---- counts: one member after the other ----

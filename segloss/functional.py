@@ -16,6 +16,7 @@ from segloss._distributed import check_process_group, is_dtensor, sum_over_ranks
 from segloss._docs import documented
 from segloss._label_sets import LabelSetIndex, LabelSets, Regions
 from segloss._labels import IgnoreIndex, LabelMap, LabelOptions, read_labels
+from segloss._upsample import Upsample, Upsampling, full_shape, upsampling_code
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -53,6 +54,8 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     *,
     dim: int = 1,
+    upsample: Upsample | None = None,
+    align_corners: bool = False,
     voxel_weight: Tensor | None = None,
     label_map: LabelMap | None = None,
     regions: Regions | None = None,
@@ -94,6 +97,13 @@ def cross_entropy(
             voxel.
         label_smoothing: s in the formula, in [0, 1].
         dim: the class dimension of input; ``dim=-1`` reads ``[B, L, C]``. Labels may keep a dimension of size 1 there.
+        upsample: how to take the logits to the target's size: ``"nearest"``, or ``"linear"``, ``"bilinear"`` or
+            ``"trilinear"`` for one, two or three spatial axes, as ``torch.nn.functional.interpolate``; or a tuple with
+            ``"nearest"`` or ``"linear"`` for each axis. The interpolated logits are in no tensor. They are computed in
+            float32 (float64 for float64), at any ratio of the sizes, also downward. The gradient is that of input, at
+            its own size. Default: None, both have one size.
+        align_corners: with linear interpolation, whether the corners of both sizes are the same places, as in
+            ``torch.nn.functional.interpolate``.
         voxel_weight: a weight for each voxel, of the labels' shape. Voxels of weight 0 do not count. Must not require
             a gradient. Default: None, every weight is 1.
         label_map: the class of each label, where labels are not classes themselves: a mapping ``{label: class}``, in
@@ -161,12 +171,13 @@ def cross_entropy(
     _check_options(op, ignore_index, dim, label_smoothing)
     code = _reduction_code(op, reduction, size_average, reduce)
     empty_zero = _is_zero(op, empty)
+    resize = upsampling_code(op, input, Upsampling(upsample, align_corners))
     options = (dim, code, ignore_index, label_smoothing, False, empty_zero)
     arguments = (input, target, weight, voxel_weight, label_table, *options)
     if (process_group is not None or is_dtensor(input)) and code != _NONE:
-        return _of_sums(op, process_group, arguments)
+        return _of_sums(op, process_group, arguments, resize)
     try:
-        loss = _cross_entropy(*arguments)
+        loss = _cross_entropy(*arguments, upsample=resize) if resize else _cross_entropy(*arguments)
     except (TypeError, RuntimeError):
         _check_types(op, input, target, weight, voxel_weight, ignore_index, dim)
         raise
@@ -185,6 +196,8 @@ def nll_loss(
     reduction: Reduction = "mean",
     *,
     dim: int = 1,
+    upsample: Upsample | None = None,
+    align_corners: bool = False,
     voxel_weight: Tensor | None = None,
     label_map: LabelMap | None = None,
     regions: Regions | None = None,
@@ -238,12 +251,13 @@ def nll_loss(
     _check_options(op, ignore_index, dim)
     code = _reduction_code(op, reduction, size_average, reduce)
     empty_zero = _is_zero(op, empty)
+    resize = upsampling_code(op, input, Upsampling(upsample, align_corners))
     options = (dim, code, ignore_index, 0.0, True, empty_zero)
     arguments = (input, target, weight, voxel_weight, label_table, *options)
     if (process_group is not None or is_dtensor(input)) and code != _NONE:
-        return _of_sums(op, process_group, arguments)
+        return _of_sums(op, process_group, arguments, resize)
     try:
-        return _cross_entropy(*arguments, 0.0, None, op)
+        return _cross_entropy(*arguments, 0.0, None, resize, op)
     except (TypeError, RuntimeError):
         _check_types(op, input, target, weight, voxel_weight, ignore_index, dim)
         raise
@@ -262,6 +276,8 @@ def focal_loss(
     reduction: Reduction = "mean",
     empty: Empty = "nan",
     dim: int = 1,
+    upsample: Upsample | None = None,
+    align_corners: bool = False,
     voxel_weight: Tensor | None = None,
     label_map: LabelMap | None = None,
     regions: Regions | None = None,
@@ -342,20 +358,22 @@ def focal_loss(
     empty_zero = _is_zero(op, empty)
     check_process_group(op, process_group)
     code = _reduction.get_enum(reduction)
+    resize = upsampling_code(op, input, Upsampling(upsample, align_corners))
     if activation == "softmax":
         factors = _alpha_of_classes(op, alpha, weight)
         options = (voxel_weight, label_table, dim, code, ignore_index, 0.0, False, empty_zero)
         is_quotient = process_group is not None or is_dtensor(input) or (alpha is not None and code == _MEAN)
         if is_quotient and code != _NONE:
             arguments = (input, target, weight, *options)
-            return _of_sums(op, process_group, arguments, gamma, factors, takes_probabilities=False)
-        loss = _cross_entropy(input, _labels(op, input, target, dim), factors, *options, gamma, None, op)
+            return _of_sums(op, process_group, arguments, resize, gamma, factors, takes_probabilities=False)
+        labels = _labels(op, input, target, dim, resize)
+        loss = _cross_entropy(input, labels, factors, *options, gamma, None, resize, op)
         _warn_of_one_channel(op, input, dim)
         return loss
     of_terms = _weights_of_alpha(op, alpha, weight, input, dim)
 
     def of_this_rank(code: int, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
-        options = (code, ignore_index, 0.0, empty_zero, gamma, dtype)
+        options = (code, ignore_index, 0.0, empty_zero, gamma, dtype, resize)
         return _binary_cross_entropy(input, target, of_terms, voxel_weight, label_table, dim, *options, op)
 
     return _binary_loss(op, process_group, input, code, empty_zero, of_this_rank)
@@ -372,6 +390,8 @@ def binary_cross_entropy_with_logits(
     pos_weight: Tensor | None = None,
     *,
     dim: int = 1,
+    upsample: Upsample | None = None,
+    align_corners: bool = False,
     ignore_index: IgnoreIndex = -100,
     label_smoothing: float = 0.0,
     voxel_weight: Tensor | None = None,
@@ -445,11 +465,13 @@ def binary_cross_entropy_with_logits(
     code = _reduction_code(op, reduction, size_average, reduce)
     empty_zero = _is_zero(op, empty)
     check_process_group(op, process_group)
-    weight = _by_class(op, "weight", weight, input, dim)
-    pos_weight = _by_class(op, "pos_weight", pos_weight, input, dim)
+    resize = upsampling_code(op, input, Upsampling(upsample, align_corners))
+    shape = full_shape(input, target, dim, resize)
+    weight = _by_class(op, "weight", weight, shape, dim)
+    pos_weight = _by_class(op, "pos_weight", pos_weight, shape, dim)
 
     def losses(of_terms: Tensor | None, code: int, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
-        options = (code, ignore_index, label_smoothing, empty_zero, 0.0, dtype)
+        options = (code, ignore_index, label_smoothing, empty_zero, 0.0, dtype, resize)
         return _binary_cross_entropy(input, target, of_terms, voxel_weight, label_table, dim, *options, op)
 
     def of_this_rank(code: int, dtype: torch.dtype | None) -> tuple[Tensor, Tensor]:
@@ -473,26 +495,26 @@ def binary_cross_entropy_with_logits(
     return _binary_loss(op, process_group, input, code, empty_zero, of_this_rank)
 
 
-def _by_class(op: str, name: str, weight: Tensor | None, input: Tensor, dim: int) -> Tensor | None:
-    """The weight as [C], if it has one value for each class; else the weight, which broadcasts to input's shape."""
+def _by_class(op: str, name: str, weight: Tensor | None, shape: torch.Size, dim: int) -> Tensor | None:
+    """The weight as [C], if it has one value for each class; else the weight, which broadcasts to the logits' shape."""
     if weight is None:
         return None
     _check_tensor(op, name, weight)
     if not weight.is_floating_point():
         raise RuntimeError(f"{op}: expected a floating {name}, got {weight.dtype}. Use {name}.to(input.dtype)")
-    along = 0 if input.dim() == 1 else dim
-    if not -input.dim() <= along < input.dim():
+    along = 0 if len(shape) == 1 else dim
+    if not -len(shape) <= along < len(shape):
         return weight  # the operator raises the error
-    num_classes, sizes = input.shape[along], list(weight.shape)
-    aligned = [1] * (input.dim() - len(sizes)) + sizes
+    num_classes, sizes = shape[along], list(weight.shape)
+    aligned = [1] * (len(shape) - len(sizes)) + sizes
     if len(sizes) <= 1:
         fits, is_by_class = weight.numel() in (1, num_classes), True
     else:
-        fits = len(aligned) == input.dim() and all(a in (1, b) for a, b in zip(aligned, input.shape, strict=True))
+        fits = len(aligned) == len(shape) and all(a in (1, b) for a, b in zip(aligned, shape, strict=True))
         is_by_class = fits and weight.numel() == aligned[along]
     if not fits:
         raise RuntimeError(
-            f"{op}: expected {name} of shape [{num_classes}], one for each class of input {list(input.shape)}, or of a "
+            f"{op}: expected {name} of shape [{num_classes}], one for each class of input {list(shape)}, or of a "
             f"shape that broadcasts to input's, got {sizes}. Pass weights of voxels as voxel_weight, those along the "
             f"last dimension as {name}.view(1, -1)"
         )
@@ -560,6 +582,8 @@ def topk_loss(
     label_smoothing: float = 0.0,
     empty: Empty = "nan",
     dim: int = 1,
+    upsample: Upsample | None = None,
+    align_corners: bool = False,
     voxel_weight: Tensor | None = None,
     label_map: LabelMap | None = None,
     regions: Regions | None = None,
@@ -622,9 +646,10 @@ def topk_loss(
         raise ValueError(f"{op}: expected k, a percentage, in (0, 100], got {k!r}")
     k = float(k)
     empty_zero = _is_zero(op, empty)
-    target = _labels(op, input, target, dim)
+    resize = upsampling_code(op, input, Upsampling(upsample, align_corners))
+    target = _labels(op, input, target, dim, resize)
     dtype = torch.float64 if input.dtype == torch.float64 else torch.float32  # half types would tie by rounding
-    options = (_NONE, ignore_index, label_smoothing, False, False, 0.0, dtype)
+    options = (_NONE, ignore_index, label_smoothing, False, False, 0.0, dtype, resize)
     losses = _cross_entropy(input, target, weight, voxel_weight, label_table, dim, *options, op)
     _warn_of_one_channel(op, input, dim)
     total, num_kept = _topk_sum(losses, target, voxel_weight, label_table, k, ignore_index)
@@ -701,6 +726,7 @@ def _of_sums(
     op: str,
     process_group: "ProcessGroup | None",
     arguments: tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, int, int, int, float, bool, bool],
+    resize: int,
     gamma: float = 0.0,
     factors: Tensor | None = None,
     *,
@@ -714,21 +740,22 @@ def _of_sums(
     _, log_probabilities, empty_zero = arguments[-3:]
     _check_types(op, input, target, weight, voxel_weight, ignore_index, dim)
     check_process_group(op, process_group)
-    has_probabilities = takes_probabilities and _holds_probabilities(input, target)
+    shape = full_shape(input, target, dim, resize)
+    has_probabilities = takes_probabilities and _holds_probabilities(shape, target)
     dtype = _result_dtype(input)
     if has_probabilities:
         dtype = torch.promote_types(dtype, target.dtype)
     wide = torch.promote_types(dtype, torch.float32)  # rounded once, when the loss is finished
 
     def of_this_rank() -> tuple[Tensor, Tensor]:
-        labels = target if has_probabilities else _labels(op, input, target, dim)
+        labels = target if has_probabilities else _labels(op, input, target, dim, resize)
         of_classes = weight if factors is None else factors
-        of_call = (dim, _SUM, ignore_index, *options, gamma, wide, op)
+        of_call = (dim, _SUM, ignore_index, *options, gamma, wide, resize, op)
         loss = _cross_entropy(input, labels, of_classes, voxel_weight, label_table, *of_call)
         if not log_probabilities:
             _warn_of_one_channel(op, input, dim)
         if has_probabilities:
-            return loss, _total_voxel_weight(input, dim, voxel_weight)
+            return loss, _total_voxel_weight(input, shape, dim, voxel_weight)
         num_classes = input.shape[dim if input.dim() > 1 else 0]
         v = None if voxel_weight is None else voxel_weight.reshape(labels.shape)
         return loss, _total_weight(op, labels, _detached(weight), v, num_classes, ignore_index, label_table)
@@ -763,34 +790,38 @@ def _binary_loss(
     return _mean_or_sum(loss, total, "sum" if code == _SUM else "mean", empty_zero).to(dtype)
 
 
-def _holds_probabilities(input: Tensor, target: Tensor) -> bool:
-    """Whether the target of a softmax holds class probabilities."""
-    return target.is_floating_point() and target.shape == input.shape
+def _holds_probabilities(shape: torch.Size, target: Tensor) -> bool:
+    """Whether the target of a softmax over logits of this shape holds class probabilities."""
+    return target.is_floating_point() and target.shape == shape
 
 
-def _total_voxel_weight(input: Tensor, dim: int, voxel_weight: Tensor | None) -> Tensor:
+def _total_voxel_weight(input: Tensor, shape: torch.Size, dim: int, voxel_weight: Tensor | None) -> Tensor:
     if voxel_weight is None:
-        return input.new_full((), _num_voxels(input, dim), dtype=torch.float64)
+        return input.new_full((), _num_voxels(shape, dim), dtype=torch.float64)
     return voxel_weight.sum(dtype=torch.float64)
 
 
-def _num_voxels(input: Tensor, dim: int) -> int:
+def _num_voxels(shape: torch.Size, dim: int) -> int:
     """The number of voxels of logits, which may have no class."""
-    sizes = list(input.shape)
+    sizes = list(shape)
     del sizes[dim if len(sizes) > 1 else 0]
     return math.prod(sizes)
 
 
-def _labels(op: str, input: Tensor, target: Tensor, dim: int) -> Tensor:
+def _labels(op: str, input: Tensor, target: Tensor, dim: int, resize: int) -> Tensor:
     """Class labels of a one-hot target; other targets unchanged."""
-    if target.shape != input.shape or not -input.dim() <= dim < input.dim() or input.dim() < 2:
+    if (
+        target.shape != full_shape(input, target, dim, resize)
+        or not -input.dim() <= dim < input.dim()
+        or input.dim() < 2
+    ):
         return target
     has_one_channel = input.shape[dim] == 1
     if target.is_floating_point():
         advice = "a loss with activation='sigmoid', which takes a mask" if has_one_channel else f"target.argmax({dim})"
         raise RuntimeError(
             f"{op}: expected class labels, got class probabilities, a {target.dtype} target of input's shape "
-            f"{list(input.shape)}. Use {advice}"
+            f"{list(target.shape)}. Use {advice}"
         )
     return target if has_one_channel else _one_hot_labels(op, target, dim % input.dim())
 

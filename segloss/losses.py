@@ -1,6 +1,7 @@
 """The losses as modules: they store the keywords of the functions and call them."""
 
 from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +13,7 @@ from segloss import functional, region
 from segloss._docs import document_module
 from segloss._label_sets import LabelSetIndex, LabelSets, Regions
 from segloss._labels import NO_LABEL, IgnoreIndex, LabelMap
+from segloss._upsample import Upsample
 from segloss.functional import Activation, Empty, Reduction
 from segloss.region import WeightType
 
@@ -93,6 +95,8 @@ class _LabelLoss(_Loss):
     label_map: LabelMap | None
     regions: Regions | None
     dim: int
+    upsample: Upsample | None
+    align_corners: bool
 
 
 class _SetLoss(_LabelLoss):
@@ -181,6 +185,8 @@ class NLLLoss(_ReducedLoss):
         reduction: Reduction = "mean",
         *,
         dim: int = 1,
+        upsample: Upsample | None = None,
+        align_corners: bool = False,
         label_map: LabelMap | None = None,
         regions: Regions | None = None,
         label_sets: LabelSets | None = None,
@@ -233,6 +239,8 @@ class CrossEntropyLoss(_ReducedLoss):
         label_smoothing: float = 0.0,
         *,
         dim: int = 1,
+        upsample: Upsample | None = None,
+        align_corners: bool = False,
         label_map: LabelMap | None = None,
         regions: Regions | None = None,
         label_sets: LabelSets | None = None,
@@ -290,6 +298,8 @@ class FocalLoss(_ReducedLoss):
         reduction: Reduction = "mean",
         empty: Empty = "nan",
         dim: int = 1,
+        upsample: Upsample | None = None,
+        align_corners: bool = False,
         label_map: LabelMap | None = None,
         regions: Regions | None = None,
         label_sets: LabelSets | None = None,
@@ -340,6 +350,8 @@ class BCEWithLogitsLoss(_LabelLoss):
         pos_weight: Tensor | None = None,
         *,
         dim: int = 1,
+        upsample: Upsample | None = None,
+        align_corners: bool = False,
         label_map: LabelMap | None = None,
         regions: Regions | None = None,
         ignore_index: IgnoreIndex = -100,
@@ -390,6 +402,8 @@ class TopKLoss(_SetLoss):
         label_smoothing: float = 0.0,
         empty: Empty = "nan",
         dim: int = 1,
+        upsample: Upsample | None = None,
+        align_corners: bool = False,
         label_map: LabelMap | None = None,
         regions: Regions | None = None,
         label_sets: LabelSets | None = None,
@@ -458,6 +472,8 @@ class DiceLoss(_RegionLoss):
         ignore_index: IgnoreIndex = -100,
         reduction: Reduction = "mean",
         dim: int = 1,
+        upsample: Upsample | None = None,
+        align_corners: bool = False,
         label_map: LabelMap | None = None,
         regions: Regions | None = None,
         label_sets: LabelSets | None = None,
@@ -509,6 +525,8 @@ class GeneralizedDiceLoss(_RegionLoss):
         ignore_index: IgnoreIndex = -100,
         reduction: Reduction = "mean",
         dim: int = 1,
+        upsample: Upsample | None = None,
+        align_corners: bool = False,
         label_map: LabelMap | None = None,
         regions: Regions | None = None,
         label_sets: LabelSets | None = None,
@@ -571,6 +589,8 @@ class TverskyLoss(_RegionLoss):
         ignore_index: IgnoreIndex = -100,
         reduction: Reduction = "mean",
         dim: int = 1,
+        upsample: Upsample | None = None,
+        align_corners: bool = False,
         label_map: LabelMap | None = None,
         regions: Regions | None = None,
         label_sets: LabelSets | None = None,
@@ -630,6 +650,8 @@ class DiceCELoss(_CompoundLoss):
         ignore_index: IgnoreIndex = -100,
         reduction: Literal["mean", "sum"] = "mean",
         dim: int = 1,
+        upsample: Upsample | None = None,
+        align_corners: bool = False,
         label_map: LabelMap | None = None,
         regions: Regions | None = None,
         label_sets: LabelSets | None = None,
@@ -690,6 +712,8 @@ class DiceFocalLoss(_CompoundLoss):
         ignore_index: IgnoreIndex = -100,
         reduction: Literal["mean", "sum"] = "mean",
         dim: int = 1,
+        upsample: Upsample | None = None,
+        align_corners: bool = False,
         label_map: LabelMap | None = None,
         regions: Regions | None = None,
         label_sets: LabelSets | None = None,
@@ -710,6 +734,9 @@ class BinaryDiceLoss(_Loss):
 
     Args:
         smooth: added to numerator and denominator. Default: 1.
+        upsample: how to take the probabilities to the target's size, as in ``segloss.dice_loss``. Default: None, both
+            have one size.
+        align_corners: with linear interpolation, whether the corners of both sizes are the same places. Default: False.
 
     Call:
         ``loss(input, target, voxel_weight=None)``, where
@@ -741,13 +768,16 @@ class BinaryDiceLoss(_Loss):
     """
 
     smooth: float
+    upsample: Upsample | None
+    align_corners: bool
 
-    def __init__(self, smooth: float = 1.0) -> None:
-        super().__init__(smooth=smooth)
+    def __init__(self, smooth: float = 1.0, *, upsample: Upsample | None = None, align_corners: bool = False) -> None:
+        super().__init__(smooth=smooth, upsample=upsample, align_corners=align_corners)
 
     def forward(self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None) -> Tensor:
         functional._check_types("BinaryDiceLoss", input, target, None, voxel_weight, NO_LABEL, dim=1)
-        if input.dim() == 0 or input.shape != target.shape:
+        is_one_shape = input.shape == target.shape or (self.upsample and input.dim() == target.dim())
+        if input.dim() == 0 or not is_one_shape:
             raise ValueError(
                 "BinaryDiceLoss: expected probabilities and a target of one shape [N, ...], "
                 f"got input {list(input.shape)} and target {list(target.shape)}"
@@ -760,6 +790,8 @@ class BinaryDiceLoss(_Loss):
             smooth_dr=self.smooth,
             ignore_index=NO_LABEL,
             voxel_weight=voxel_weight,
+            upsample=self.upsample,
+            align_corners=self.align_corners,
         )
 
 
@@ -780,6 +812,9 @@ class MultiClassDiceLoss(_Loss):
         ignore_index: label of the voxels to ignore, or a sequence of labels; None: every voxel counts. Default: None.
         smooth: added to numerator and denominator. Default: 1.
         label_map: the class of each label, as in ``segloss.dice_loss``. Default: None, labels are classes.
+        upsample: how to take the logits to the target's size, as in ``segloss.dice_loss``. Default: None, both have one
+            size.
+        align_corners: with linear interpolation, whether the corners of both sizes are the same places. Default: False.
 
     Call:
         ``loss(input, target, voxel_weight=None)``, where
@@ -812,6 +847,8 @@ class MultiClassDiceLoss(_Loss):
     ignore_index: IgnoreIndex | None
     smooth: float
     label_map: LabelMap | None
+    upsample: Upsample | None
+    align_corners: bool
 
     def __init__(
         self,
@@ -820,6 +857,8 @@ class MultiClassDiceLoss(_Loss):
         smooth: float = 1.0,
         *,
         label_map: LabelMap | None = None,
+        upsample: Upsample | None = None,
+        align_corners: bool = False,
     ) -> None:
         super().__init__(**_keywords(locals()))
 
@@ -833,6 +872,8 @@ class MultiClassDiceLoss(_Loss):
             ignore_index=() if self.ignore_index is None else self.ignore_index,
             label_map=self.label_map,
             voxel_weight=voxel_weight,
+            upsample=self.upsample,
+            align_corners=self.align_corners,
         )
 
 
@@ -845,7 +886,8 @@ class DeepSupervisionLoss(nn.Module):
 
     The target is subsampled by nearest neighbours, as by ``torch.nn.functional.interpolate`` with ``mode="nearest"``:
     in a spatial dimension of size M, of size m in x[i], y[i] has the target's elements floor(j * M / m), for j from 0
-    to m - 1. It is a view if m divides M, and is never cast or made one-hot.
+    to m - 1. It is a view if m divides M, and is never cast or made one-hot. With ``upsample`` the logits are taken to
+    the target's size instead, so that small structures count at every resolution: y[i] is the target itself.
 
     Source: Lee et al. 2015, "Deeply-Supervised Nets", arXiv:1409.5185. The default weights are those of nnU-Net:
     Isensee et al. 2021, "nnU-Net: a self-configuring method for deep learning-based biomedical image segmentation",
@@ -857,6 +899,9 @@ class DeepSupervisionLoss(nn.Module):
             class dimension; without one it is 1.
         weights: a factor for each resolution, not normalized; a resolution of weight 0 is left out. Default: None, the
             factors 1, 1/2, 1/4, ... divided by their sum.
+        upsample: how to take the logits of each resolution to the target's size, as in ``segloss.cross_entropy``.
+            Default: None, as ``loss`` itself does; if it does not either, the target is subsampled.
+        align_corners: with ``upsample``, as in ``segloss.cross_entropy``. Default: False.
 
     Call:
         ``loss(inputs, target, voxel_weight=None, label_set_index=None)``, where
@@ -874,7 +919,7 @@ class DeepSupervisionLoss(nn.Module):
     Raises:
         TypeError: inputs is neither a list nor a tuple, or target is no tensor.
         ValueError: inputs is empty, or there is not one weight for each, or all weights are 0; an input and the target
-            differ in the number of dimensions, or the input is larger in a spatial one.
+            differ in the number of dimensions, or the input is larger in a spatial one without ``upsample``.
 
     Example:
         >>> import segloss, torch
@@ -888,13 +933,25 @@ class DeepSupervisionLoss(nn.Module):
 
     loss: Callable[..., Tensor]
     weights: tuple[float, ...] | None
+    upsample: Upsample | None
+    align_corners: bool
 
-    def __init__(self, loss: Callable[..., Tensor], weights: Sequence[float] | None = None) -> None:
+    def __init__(
+        self,
+        loss: Callable[..., Tensor],
+        weights: Sequence[float] | None = None,
+        *,
+        upsample: Upsample | None = None,
+        align_corners: bool = False,
+    ) -> None:
         super().__init__()
         if not callable(loss) or isinstance(loss, type):
             got = f"a class. Pass {loss.__name__}()" if isinstance(loss, type) else type(loss).__name__
             raise TypeError(f"DeepSupervisionLoss: expected a module or a function as loss, got {got}")
-        self.loss = loss
+        is_resized = upsample is not None or align_corners is not False
+        self.loss = _with_keywords(loss, upsample=upsample, align_corners=align_corners) if is_resized else loss
+        self.upsample = _keyword_of(self.loss, "upsample", None)
+        self.align_corners = _keyword_of(self.loss, "align_corners", False)
         self.weights = None if weights is None else _checked_weights(weights)
 
     def forward(
@@ -905,14 +962,18 @@ class DeepSupervisionLoss(nn.Module):
         label_set_index: LabelSetIndex | None = None,
     ) -> Tensor:
         """Calls the inner loss at each resolution; see the class."""
-        dim = _class_dim_of(self.loss)
+        dim = _keyword_of(self.loss, "dim", 1)
         losses = []
+
+        def at_resolution(tensor: Tensor, input: Tensor) -> Tensor:
+            return tensor if self.upsample is not None else _subsampled(tensor, input, dim)
+
         for weight, input in zip(self._weights_for(inputs), inputs, strict=True):
             if weight != 0:
                 options = {} if label_set_index is None else {"label_set_index": label_set_index}
                 if voxel_weight is not None:
-                    options["voxel_weight"] = _subsampled(voxel_weight, input, dim)
-                losses.append(weight * self.loss(input, _subsampled(target, input, dim), **options))
+                    options["voxel_weight"] = at_resolution(voxel_weight, input)
+                losses.append(weight * self.loss(input, at_resolution(target, input), **options))
         return torch.stack(losses).sum(0)
 
     def _weights_for(self, inputs: Sequence[Tensor]) -> Sequence[float]:
@@ -950,10 +1011,25 @@ def _checked_weights(weights: Sequence[float]) -> tuple[float, ...]:
     return factors
 
 
-def _class_dim_of(loss: Callable[..., Tensor]) -> int:
+def _keyword_of(loss: Callable[..., Tensor], name: str, default: Any) -> Any:
     keywords = loss.keywords if isinstance(loss, partial) else {}
-    dim: int = keywords.get("dim", getattr(loss, "dim", 1))
-    return dim
+    return keywords.get(name, getattr(loss, name, default))
+
+
+def _with_keywords(loss: Callable[..., Tensor], **keywords: Any) -> Callable[..., Tensor]:
+    """The loss with these keywords; a module is not changed itself, but its tensors are shared."""
+    if not isinstance(loss, nn.Module):
+        return partial(loss, **keywords)
+    missing = [name for name in keywords if not hasattr(loss, name)]
+    if missing:
+        raise TypeError(
+            f"DeepSupervisionLoss: expected a loss with {' and '.join(missing)}, got {type(loss).__name__}. Use a loss "
+            "of segloss, or a function that takes these keywords"
+        )
+    own = copy(loss)
+    for name, value in keywords.items():
+        setattr(own, name, value)
+    return own
 
 
 def _subsampled(target: Tensor, input: Tensor, dim: int) -> Tensor:

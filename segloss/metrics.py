@@ -8,6 +8,7 @@ from torch import Tensor
 from segloss._docs import documented
 from segloss._label_sets import Regions
 from segloss._labels import IgnoreIndex, LabelMap, LabelOptions, check_no_regions, num_classes_of, read_labels
+from segloss._upsample import Upsample, Upsampling, full_shape, resized_dims, upsampling_code
 from segloss.functional import _check_flags, _check_integer, _check_options, _check_types
 
 _OPERATORS: dict[str, Callable[..., Tensor]] = {
@@ -28,6 +29,8 @@ def confusion_matrix(
     label_map: LabelMap | None = None,
     regions: Regions | None = None,
     dim: int = 1,
+    upsample: Upsample | None = None,
+    align_corners: bool = False,
 ) -> Tensor:
     """Confusion matrix: how many voxels of each class are predicted as each class.
 
@@ -54,6 +57,9 @@ def confusion_matrix(
             Default: None, labels are classes.
         regions: of ``segloss.dice_score`` and ``segloss.jaccard_index``; any but None is an error.
         dim: the class dimension of input.
+        upsample: how to take logits to the target's size before the argmax, as in ``segloss.cross_entropy``. Default:
+            None, both have one size.
+        align_corners: with linear interpolation, whether the corners of both sizes are the same places.
 
     Returns:
         An int64 tensor ``[C, C]``, rows are classes of the target, columns classes of the prediction. The counts are
@@ -84,7 +90,8 @@ def confusion_matrix(
         * ``segloss.accuracy``, ``segloss.dice_score``, ``segloss.jaccard_index``: scores computed from the same counts
     """
     check_no_regions("confusion_matrix", regions, _NO_REGIONS)
-    return _score("confusion_matrix", input, target, num_classes, LabelOptions(ignore_index, label_map), dim)
+    labels, resize = LabelOptions(ignore_index, label_map), Upsampling(upsample, align_corners)
+    return _score("confusion_matrix", input, target, num_classes, labels, dim, resize)
 
 
 @documented(like=confusion_matrix)
@@ -97,6 +104,8 @@ def accuracy(
     label_map: LabelMap | None = None,
     regions: Regions | None = None,
     dim: int = 1,
+    upsample: Upsample | None = None,
+    align_corners: bool = False,
     masks: bool = False,
 ) -> Tensor:
     """Accuracy: the share of voxels whose predicted class is the label.
@@ -137,7 +146,8 @@ def accuracy(
         * ``segloss.confusion_matrix``: the counts
     """
     check_no_regions("accuracy", regions, _NO_REGIONS)
-    return _score("accuracy", input, target, num_classes, LabelOptions(ignore_index, label_map), dim, masks)
+    labels, resize = LabelOptions(ignore_index, label_map), Upsampling(upsample, align_corners)
+    return _score("accuracy", input, target, num_classes, labels, dim, resize, masks)
 
 
 @documented(like=confusion_matrix)
@@ -150,6 +160,8 @@ def dice_score(
     label_map: LabelMap | None = None,
     regions: Regions | None = None,
     dim: int = 1,
+    upsample: Upsample | None = None,
+    align_corners: bool = False,
     masks: bool = False,
 ) -> Tensor:
     """Dice score of each class.
@@ -202,9 +214,9 @@ def dice_score(
         * ``segloss.dice_loss``: the differentiable loss
         * ``segloss.confusion_matrix``, ``segloss.accuracy``: other metrics
     """
-    labels = LabelOptions(ignore_index, label_map, regions)
+    labels, resize = LabelOptions(ignore_index, label_map, regions), Upsampling(upsample, align_corners)
     score = _score if regions is None else _region_score
-    return score("dice_score", input, target, num_classes, labels, dim, masks)
+    return score("dice_score", input, target, num_classes, labels, dim, resize, masks)
 
 
 @documented(like=dice_score)
@@ -217,6 +229,8 @@ def jaccard_index(
     label_map: LabelMap | None = None,
     regions: Regions | None = None,
     dim: int = 1,
+    upsample: Upsample | None = None,
+    align_corners: bool = False,
     masks: bool = False,
 ) -> Tensor:
     """Jaccard index, intersection over union (IoU), of each class.
@@ -255,13 +269,20 @@ def jaccard_index(
         * ``segloss.dice_loss``: with ``jaccard=True`` the differentiable loss
         * ``segloss.confusion_matrix``, ``segloss.accuracy``: other metrics
     """
-    labels = LabelOptions(ignore_index, label_map, regions)
+    labels, resize = LabelOptions(ignore_index, label_map, regions), Upsampling(upsample, align_corners)
     score = _score if regions is None else _region_score
-    return score("jaccard_index", input, target, num_classes, labels, dim, masks)
+    return score("jaccard_index", input, target, num_classes, labels, dim, resize, masks)
 
 
 def _score(
-    op: str, input: Tensor, target: Tensor, num_classes: int | None, labels: LabelOptions, dim: int, *masks: bool
+    op: str,
+    input: Tensor,
+    target: Tensor,
+    num_classes: int | None,
+    labels: LabelOptions,
+    dim: int,
+    resize: Upsampling,
+    *masks: bool,
 ) -> Tensor:
     ignore_index, label_table = read_labels(op, input, target, dim, labels)
     _check_options(op, ignore_index, dim)
@@ -269,8 +290,9 @@ def _score(
         _check_integer(op, "num_classes", num_classes)
     for flag in masks:
         _check_flags(op, masks=flag)
+    upsample = upsampling_code(op, input, resize)
     try:
-        return _OPERATORS[op](input, target, num_classes, ignore_index, dim, *masks, label_table)
+        return _OPERATORS[op](input, target, num_classes, ignore_index, dim, *masks, label_table, upsample=upsample)
     except (TypeError, RuntimeError):
         _check_types(op, input, target, None, None, ignore_index, dim)
         raise
@@ -283,6 +305,7 @@ def _region_score(
     num_classes: int | None,
     labels: LabelOptions,
     dim: int,
+    resize: Upsampling,
     masks: bool,
 ) -> Tensor:
     """The score of each region: of the masks of logits, or from the counts of pairs of classes of label maps."""
@@ -294,8 +317,14 @@ def _region_score(
     assert regions is not None
     if masks or num_classes not in (None, len(regions)):
         raise ValueError(f"{op}: expected masks=False and no num_classes with regions, got {masks} and {num_classes}")
+    upsample = upsampling_code(op, input, resize)
     if input.is_floating_point():
-        return _OPERATORS[op](input > 0, _masks_of(op, input, target, table, dim), None, -1, dim, True)
+        shape = full_shape(input, target, dim, upsample)
+        masks_of_target = _masks_of(op, shape, target, table, dim)
+        predicted = input > 0 if upsample == 0 else _above_zero(input, shape, dim, upsample)
+        return _OPERATORS[op](predicted, masks_of_target, None, -1, dim, True)
+    if upsample != 0:
+        raise ValueError(f"{op}: expected logits with upsample, got {input.dtype} input, a label map")
     num_classes = num_classes_of(table)
     ignore_index, of_pairs = read_labels(op, None, target, dim, labels._replace(regions=None))
     pairs = _OPERATORS["confusion_matrix"](input, target, num_classes, ignore_index, dim, of_pairs, op)
@@ -308,16 +337,25 @@ def _region_score(
     return score
 
 
-def _masks_of(op: str, input: Tensor, target: Tensor, table: Tensor, dim: int) -> Tensor:
+def _above_zero(input: Tensor, shape: torch.Size, dim: int, upsample: int) -> Tensor:
+    """Where the logits, taken to this shape, are above 0."""
+    along = dim % input.dim()
+    size = [shape[d] for d in resized_dims(input.dim(), along, upsample)]
+    above: Tensor = torch.ops.segloss.predict(input.detach(), size, upsample, 0.0, torch.bool, along)
+    return above
+
+
+def _masks_of(op: str, shape: torch.Size, target: Tensor, table: Tensor, dim: int) -> Tensor:
     """The masks of the regions, of the logits' shape, -1 where the label is ignored."""
-    along = dim % input.dim() if input.dim() > 1 and -input.dim() <= dim < input.dim() else 0
-    whole = target.unsqueeze(along) if target.dim() == input.dim() - 1 else target
-    expected = [1 if d == along else size for d, size in enumerate(input.shape)]
+    num_dims = len(shape)
+    along = dim % num_dims if num_dims > 1 and -num_dims <= dim < num_dims else 0
+    whole = target.unsqueeze(along) if target.dim() == num_dims - 1 else target
+    expected = [1 if d == along else size for d, size in enumerate(shape)]
     if list(whole.shape) != expected:
         del expected[along]
         raise RuntimeError(
             f"{op}: expected labels of shape {expected}, with or without a class dimension of size 1, for input "
-            f"{list(input.shape)} with its regions in dimension {along}, got target {list(target.shape)}"
+            f"{list(shape)} with its regions in dimension {along}, got target {list(target.shape)}"
         )
-    masks: Tensor = torch.ops.segloss.set_masks(op, whole, table, input.shape[along], along)
+    masks: Tensor = torch.ops.segloss.set_masks(op, whole, table, shape[along], along)
     return masks

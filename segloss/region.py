@@ -16,6 +16,7 @@ from segloss._labels import (
     read_groups,
     read_labels,
 )
+from segloss._upsample import Upsample, Upsampling, upsampling_code
 from segloss.functional import (
     _REDUCTIONS,
     Activation,
@@ -106,6 +107,8 @@ def soft_stats(
     label_sets: LabelSets | None = None,
     label_set_index: LabelSetIndex | None = None,
     dim: int = 1,
+    upsample: Upsample | None = None,
+    align_corners: bool = False,
 ) -> SoftStats:
     """The three sums for each sample and class from which region losses (Dice family) are computed.
 
@@ -189,7 +192,8 @@ def soft_stats(
         * ``segloss.dice_loss``, ``segloss.generalized_dice_loss``, ``segloss.tversky_loss``: losses made of these sums
     """
     labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
-    walk = _Walk(dim, activation, labels, squared=squared, any_finite_target=True)
+    resize = Upsampling(upsample, align_corners)
+    walk = _Walk(dim, resize, activation, labels, squared=squared, any_finite_target=True)
     stats, *_ = _sums("soft_stats", input, target, None, voxel_weight, walk)
     dtype = torch.promote_types(input.dtype, torch.float32)
     return SoftStats(*(sums.to(dtype) for sums in stats))
@@ -212,6 +216,8 @@ def dice_loss(
     ignore_index: IgnoreIndex = -100,
     reduction: Reduction = "mean",
     dim: int = 1,
+    upsample: Upsample | None = None,
+    align_corners: bool = False,
     voxel_weight: Tensor | None = None,
     label_map: LabelMap | None = None,
     regions: Regions | None = None,
@@ -303,7 +309,8 @@ def dice_loss(
     _check_flags(op, jaccard=jaccard)
     _check_numbers(op, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
     labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
-    walk = _Walk(dim, activation, labels, include_background, batch, process_group, soft_label, squared)
+    resize = Upsampling(upsample, align_corners)
+    walk = _Walk(dim, resize, activation, labels, include_background, batch, process_group, soft_label, squared)
     stats, whole, _ = _sums(op, input, target, weight, voxel_weight, walk)
     terms = _dice_terms(stats, _DiceTerms(jaccard, smooth_nr, smooth_dr))
     return _reduced(terms, weight, reduction, whole).to(_result_dtype(input))
@@ -324,6 +331,8 @@ def generalized_dice_loss(
     ignore_index: IgnoreIndex = -100,
     reduction: Reduction = "mean",
     dim: int = 1,
+    upsample: Upsample | None = None,
+    align_corners: bool = False,
     voxel_weight: Tensor | None = None,
     label_map: LabelMap | None = None,
     regions: Regions | None = None,
@@ -376,7 +385,8 @@ def generalized_dice_loss(
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
     _check_numbers(op, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
     labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
-    walk = _Walk(dim, activation, labels, include_background, batch, process_group, soft_label)
+    resize = Upsampling(upsample, align_corners)
+    walk = _Walk(dim, resize, activation, labels, include_background, batch, process_group, soft_label)
     stats, whole, _ = _sums(op, input, target, None, voxel_weight, walk)
     w = _volume_weights(stats.target, w_type)
     shared = 2 * (w * stats.intersection).sum(-1) + smooth_nr
@@ -403,6 +413,8 @@ def tversky_loss(
     ignore_index: IgnoreIndex = -100,
     reduction: Reduction = "mean",
     dim: int = 1,
+    upsample: Upsample | None = None,
+    align_corners: bool = False,
     voxel_weight: Tensor | None = None,
     label_map: LabelMap | None = None,
     regions: Regions | None = None,
@@ -457,7 +469,8 @@ def tversky_loss(
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
     _check_numbers(op, alpha=alpha, beta=beta, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
     labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
-    walk = _Walk(dim, activation, labels, include_background, batch, process_group, soft_label)
+    resize = Upsampling(upsample, align_corners)
+    walk = _Walk(dim, resize, activation, labels, include_background, batch, process_group, soft_label)
     stats, whole, _ = _sums(op, input, target, weight, voxel_weight, walk)
     errors = alpha * stats.fp + beta * stats.fn
     terms = _terms(1, stats.tp + smooth_nr, stats.tp + errors + smooth_dr, smooth_nr, gamma)
@@ -486,6 +499,8 @@ def dice_ce_loss(
     ignore_index: IgnoreIndex = -100,
     reduction: Literal["mean", "sum"] = "mean",
     dim: int = 1,
+    upsample: Upsample | None = None,
+    align_corners: bool = False,
     voxel_weight: Tensor | None = None,
     label_map: LabelMap | None = None,
     regions: Regions | None = None,
@@ -543,7 +558,8 @@ def dice_ce_loss(
     op = "dice_ce_loss"
     _check_numbers(op, lambda_dice=lambda_dice, lambda_ce=lambda_ce)
     labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
-    walk = _Walk(dim, activation, labels, include_background, batch, process_group, soft_label, squared)
+    resize = Upsampling(upsample, align_corners)
+    walk = _Walk(dim, resize, activation, labels, include_background, batch, process_group, soft_label, squared)
     voxel_loss = _VoxelLoss("cross_entropy", empty, label_smoothing=label_smoothing, pos_weight=pos_weight)
     terms = _DiceTerms(jaccard, smooth_nr, smooth_dr)
     dice, ce = _dice_and(voxel_loss, op, input, target, weight, voxel_weight, walk, terms, reduction)
@@ -572,6 +588,8 @@ def dice_focal_loss(
     ignore_index: IgnoreIndex = -100,
     reduction: Literal["mean", "sum"] = "mean",
     dim: int = 1,
+    upsample: Upsample | None = None,
+    align_corners: bool = False,
     voxel_weight: Tensor | None = None,
     label_map: LabelMap | None = None,
     regions: Regions | None = None,
@@ -622,7 +640,8 @@ def dice_focal_loss(
     _check_gamma(op, gamma)
     _check_numbers(op, lambda_dice=lambda_dice, lambda_focal=lambda_focal)
     labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
-    walk = _Walk(dim, activation, labels, include_background, batch, process_group, soft_label, squared)
+    resize = Upsampling(upsample, align_corners)
+    walk = _Walk(dim, resize, activation, labels, include_background, batch, process_group, soft_label, squared)
     voxel_loss = _VoxelLoss("focal_loss", empty, gamma=gamma, pos_weight=pos_weight)
     terms = _DiceTerms(jaccard, smooth_nr, smooth_dr)
     dice, focal = _dice_and(voxel_loss, op, input, target, weight, voxel_weight, walk, terms, reduction)
@@ -633,6 +652,7 @@ class _Walk(NamedTuple):
     """Which sums to compute, and over which voxels and classes; see the keywords of the losses."""
 
     dim: int
+    resize: Upsampling
     activation: str | None
     labels: LabelOptions
     include_background: bool = True
@@ -710,7 +730,7 @@ def _sums(
 
     The kernels return float64 for any dtype of input, so that a loss is rounded once, when it is finished.
     """
-    dim, activation, labels, include_background, batch, process_group, *flags = walk
+    dim, resize, activation, labels, include_background, batch, process_group, *flags = walk
     soft_label, squared, any_finite = flags
     ignore_index, label_table = read_labels(op, input, target, dim, labels, activation)
     if labels.regions is not None and not include_background:
@@ -727,9 +747,10 @@ def _sums(
     _check_flags(op, include_background=include_background, batch=batch, squared=squared, soft_label=soft_label)
     check_process_group(op, process_group)
     _check_choice(op, "activation", activation, ("softmax", "sigmoid", None))
+    upsample = upsampling_code(op, input, resize)
     options = (dim, activation or "none", squared, ignore_index, voxel_loss is not None, gamma, label_smoothing)
     of_loss = weight if voxel_loss is None else _weight_of_loss(op, voxel_loss, activation, weight, input, dim)
-    arguments = (input, target, of_loss, voxel_weight, label_table, *options, soft_label, any_finite, op)
+    arguments = (input, target, of_loss, voxel_weight, label_table, *options, soft_label, any_finite, upsample, op)
     refused: list[Exception] = []
     *sums, losses, totals = sums_or_zeros(
         process_group, refused, input, lambda: _sizes_of_sums(input, dim), _soft_stats, *arguments
@@ -778,7 +799,7 @@ def _weight_of_loss(
         raise ValueError(
             f"{op}: expected no pos_weight with activation={activation!r}, which has no target 1. Use weight"
         )
-    pos_weight = _by_class(op, "pos_weight", voxel_loss.pos_weight, input, dim)
+    pos_weight = _by_class(op, "pos_weight", voxel_loss.pos_weight, input.shape, dim)
     if pos_weight is not None and pos_weight.dim() > 1:
         raise RuntimeError(f"{op}: expected pos_weight of shape [C], got {list(pos_weight.shape)}")
     return _weights_of_terms(weight, pos_weight)

@@ -464,3 +464,17 @@ def dice_focal_loss(
     keywords = {**voxel_options(options), "activation": options.get("activation", "softmax"), "empty": empty}
     focal = focal_loss(input, target, gamma=gamma, **keywords)
     return lambda_dice * dice_loss(input, target, **options) + lambda_focal * focal
+
+
+def resized(x: Tensor, size: tuple[int, ...], upsample: str | tuple[str, ...], align_corners: bool = False) -> Tensor:
+    """Logits [N, C, *] at another spatial size, one axis after the other, as torch interpolates in float64."""
+    modes = upsample if isinstance(upsample, tuple) else (upsample if upsample == "nearest" else "linear",) * len(size)
+    x = x.double()
+    for axis, (mode, length) in enumerate(zip(modes, size, strict=True), start=2):
+        line = x.movedim(axis, -1)
+        keywords = {"align_corners": align_corners} if mode == "linear" else {}
+        longer = torch.nn.functional.interpolate(
+            line.reshape(-1, 1, line.shape[-1]), size=length, mode=mode, **keywords
+        )
+        x = longer.reshape(*line.shape[:-1], length).movedim(-1, axis)
+    return x

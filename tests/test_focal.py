@@ -6,7 +6,7 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as F
-from losses import OF_LABELS, value_and_gradient
+from losses import OF_LABELS, OF_SIZE, value_and_gradient
 from tolerances import CONFIDENT_RTOL, ROUNDING_RTOL, SUM_RTOL, assert_close, assert_relative, assert_same_bits
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -48,6 +48,7 @@ def test_names_and_defaults_of_the_keywords():
         "voxel_weight": None,
         "process_group": None,
         **OF_LABELS,
+        **OF_SIZE,
     }
 
 

@@ -258,6 +258,8 @@ ARGUMENTS = {
     "advice": st.sampled_from(["", "advice"]),
     "dtype": mostly(st.sampled_from(READABLE), st.sampled_from([torch.int64, *STRANGE])),
     "reduction": mostly(st.sampled_from([0, 1, 2]), st.sampled_from(INTS)),
+    "upsample": mostly(st.just(0), st.sampled_from([*INTS, 10, 42, 43]), 3),
+    "threshold": st.sampled_from([None, 0.5, NAN]),
     "ignore_index": mostly(st.sampled_from([-100, 255, 0, -1]), st.sampled_from(INTS)),
     "gamma": mostly(st.just(0.0), st.sampled_from([2.0, 0.5, -1.0, NAN, INF]), 3),
     "label_smoothing": mostly(st.just(0.0), st.sampled_from([0.1, 1.0, -1.0, NAN, INF]), 3),
@@ -306,6 +308,7 @@ def operator_calls(draw):
         "losses": like_labels(sizes, num_classes, dim, [torch.float32, torch.float64]),
         "grad_sum": tensors([], READABLE),
         "label_table": st.one_of(st.none(), st.sampled_from(TABLES)),
+        "out": like_labels(sizes, num_classes, dim, LABELS),
         "cutoff": st.sampled_from([torch.tensor([2**31, 2]), torch.tensor([-1, -1]), torch.tensor([0.5])]),
     }
     numbers = {
@@ -315,6 +318,7 @@ def operator_calls(draw):
         "num_classes": mostly(st.just(num_classes), st.sampled_from([n for n in INTS if not 256 < n < 2**40])),
         "activation": st.sampled_from(["softmax", "sigmoid", "none", "", "relu"]),
     }
+    numbers["size"] = mostly(st.just(list(sizes[1:])), st.lists(st.sampled_from([0, 1, 5]), max_size=3))
     numbers["k"] = mostly(st.just(50.0), st.sampled_from([0.001, 100.0, 0.0, -1.0, NAN, INF]), 3)
     numbers |= {"name": st.sampled_from(["input", "target"]), "low": st.just(0.0), "high": st.just(1.0)}
     strategies = {**tensors_of, "values": tensors(whole, READABLE), **numbers}

@@ -8,7 +8,7 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as F
-from losses import OF_LABELS
+from losses import OF_LABELS, OF_SIZE
 from tolerances import ROUNDING_RTOL, SUM_RTOL, assert_close, assert_relative
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -76,6 +76,7 @@ DICE = {
     "voxel_weight": None,
     "process_group": None,
     **OF_LABELS,
+    **OF_SIZE,
 }
 
 
@@ -99,6 +100,7 @@ SIGNATURES = {
         "voxel_weight": None,
         "dim": 1,
         **OF_LABELS,
+        **OF_SIZE,
     },
 }
 

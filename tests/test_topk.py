@@ -6,7 +6,7 @@ import pytest
 import reference
 import torch
 import torch.nn.functional as F
-from losses import OF_LABELS
+from losses import OF_LABELS, OF_SIZE
 from tolerances import ROUNDING_RTOL, assert_close, assert_relative
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -49,6 +49,7 @@ def test_names_and_defaults_of_the_keywords():
         "dim": 1,
         "voxel_weight": None,
         **OF_LABELS,
+        **OF_SIZE,
     }
 
 

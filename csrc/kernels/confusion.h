@@ -64,6 +64,30 @@ static void count_classes(int64_t* counts, const int32_t* label, const int32_t* 
     add_lanes(counts, by_prediction);
 }
 
+/* Writes a block of labels, which fit the dtype. */
+static void write_labels(const int32_t* label, const struct segloss_tensor* t, const struct block* b, int64_t class) {
+    for (struct run r = first_run(b); r.count > 0; r = next_run(b, &r)) {
+        const struct plane to = tensor_plane(t, b, &r, class);
+        const int32_t* from = label + r.lane;
+        switch (dtype_size(t->dtype)) {
+#define WRITE(size, type)                                                                                              \
+    case size:                                                                                                         \
+        for (int i = 0; to.stride_voxel == 1 && i < r.count; ++i) {                                                    \
+            ((type*)to.data)[i] = (type)from[i];                                                                       \
+        }                                                                                                              \
+        for (int i = 0; to.stride_voxel != 1 && i < r.count; ++i) {                                                    \
+            ((type*)to.data)[i * to.stride_voxel] = (type)from[i];                                                     \
+        }                                                                                                              \
+        break;
+            WRITE(1, uint8_t)
+            WRITE(2, uint16_t)
+            WRITE(4, uint32_t)
+            WRITE(8, int64_t)
+#undef WRITE
+        }
+    }
+}
+
 /* Reads the labels of a map, of any value. Those of uint64 beyond int64 are negative here. */
 static void read_map(int64_t* label, const struct segloss_tensor* map, const struct block* b) {
     struct segloss_tensor bits = *map;

@@ -190,6 +190,17 @@ struct segloss_confusion {
     int per_class;
 };
 
+/* The prediction of each voxel: its class, as in segloss_confusion; or, with a threshold, for each class whether the
+ * logit, not nan, is larger. */
+struct segloss_predict {
+    struct segloss_positions positions;
+    int64_t num_classes; /* at most INT32_MAX */
+    struct segloss_tensor logits;
+    struct segloss_tensor prediction; /* of any integer dtype; uint8 with a threshold */
+    int has_threshold;
+    double threshold; /* rounded to REAL */
+};
+
 /* The largest losses of the voxels that count, for the top-k loss. A voxel does not count if its label is ignore_index,
  * or if its weight, rounded to REAL, is 0. Losses are ordered by their keys, unsigned integers of REAL's size:
  *
@@ -225,6 +236,38 @@ struct segloss_one_hot {
     int32_t* labels; /* [P] */
 };
 
+/* Logits at another size: they are interpolated along three axes, one after the other, planes, rows and columns. An
+ * axis that is not there has one index. Index i of an axis has the value
+ *
+ *   low_weight[i] * x[low[i]] + high_weight[i] * x[high[i]]
+ *
+ * with high[i] - low[i] = 1, or equal, so that a weight of 0 never meets an infinite x. The indices never fall, and no
+ * weight is 0. */
+enum segloss_axes { SEGLOSS_PLANES, SEGLOSS_ROWS, SEGLOSS_COLUMNS, SEGLOSS_AXES };
+
+struct segloss_axis {
+    const int32_t* low;
+    const int32_t* high;
+    const void* low_weight; /* REAL */
+    const void* high_weight;
+    int64_t size; /* of the result */
+    int64_t size_from;
+};
+
+struct segloss_resize {
+    int64_t num_classes;
+    struct segloss_axis axes[SEGLOSS_AXES];
+    struct segloss_tensor from; /* the strides are those of the axes */
+    struct segloss_tensor grad; /* REAL, columns contiguous; the gradient with respect to `from` is added to it */
+    const void* plan;           /* of the columns, by resize_plan */
+    void* workspace;            /* of segloss_resize_workspace REAL */
+};
+
+/* REAL that the workspace of one thread holds. */
+static inline int64_t segloss_resize_workspace(const struct segloss_resize* args) {
+    return 5 * args->num_classes * (args->axes[SEGLOSS_COLUMNS].size_from + 32);
+}
+
 /* All kernels of one instruction set. Each but those of top-k returns -1, or the position of the first voxel that it
  * refuses. A kernel refuses a label outside [0, C) that is not ignore_index, a floating-point label that is not
  * integral, a target that is not one-hot, and a mask that is not 0, 1 or ignore_index, where mask and ignore_index are
@@ -251,6 +294,7 @@ struct segloss_kernels {
     int64_t (*soft_stats_backward[SEGLOSS_REALS])(const struct segloss_soft_stats* args, int64_t begin, int64_t end);
     int64_t (*confusion[SEGLOSS_REALS])(const struct segloss_confusion* args, int64_t begin, int64_t end,
                                         int64_t* counts);
+    int64_t (*predict[SEGLOSS_REALS])(const struct segloss_predict* args, int64_t begin, int64_t end);
     /* The largest value in the maps of labels and of predictions, over the voxels that count; -1 if there is none. */
     int64_t (*largest_label)(const struct segloss_confusion* args, int64_t begin, int64_t end, int64_t* largest);
     /* Of two label maps: the number of voxels that count where they agree, and of all that count. Labels can have any
@@ -265,6 +309,15 @@ struct segloss_kernels {
                                         int64_t* position);
     void (*topk_backward[SEGLOSS_REALS])(const struct segloss_topk* args, int64_t begin, int64_t end);
     int64_t (*one_hot)(const struct segloss_one_hot* args, int64_t begin, int64_t end);
+    /* Writes what the next two need of the columns; returns its bytes. Without `plan` it only returns these. */
+    int64_t (*resize_plan[SEGLOSS_REALS])(const struct segloss_axis* columns, void* plan);
+    /* Writes the columns [begin, end) of a row to REAL [class][column], classes `stride` apart, and may write some
+     * lanes more. `begin` is a multiple of SEGLOSS_BLOCK. */
+    void (*resize_row[SEGLOSS_REALS])(const struct segloss_resize* args, int64_t plane, int64_t row, int64_t begin,
+                                      int64_t end, void* to, int64_t stride);
+    /* Adds the gradient of these columns to `grad`. */
+    void (*resize_row_grad[SEGLOSS_REALS])(const struct segloss_resize* args, int64_t plane, int64_t row, int64_t begin,
+                                           int64_t end, const void* from, int64_t stride);
 };
 
 /* Which ones are built: neon on 64-bit ARM; baseline, avx2 and avx512 on x86-64; baseline elsewhere. */

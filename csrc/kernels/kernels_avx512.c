@@ -7,6 +7,8 @@
 #define SEGLOSS_VECTOR_BYTES 64
 #define LARGER_F32(x, y) _mm512_max_ps(x, y)
 #define LARGER_F64(x, y) _mm512_max_pd(x, y)
+#define PERMUTE_F32(x, from) _mm512_permutexvar_ps((__m512i)(from), x)
+#define PERMUTE_F64(x, from) _mm512_permutexvar_pd((__m512i)(from), x)
 #define SUM_F32(x) _mm512_reduce_add_ps(x)
 #define SUM_F64(x) _mm512_reduce_add_pd(x)
 #define LARGEST_F32(x) _mm512_reduce_max_ps(x)

@@ -6,6 +6,7 @@
  * and, where there are instructions for it,
  *
  *   LARGER_F32 and LARGER_F64(x, y), which give x > y ? x : y in each lane;
+ *   PERMUTE_F32 and PERMUTE_F64(x, from), which give x[from[k]] in lane k;
  *   SUM_F32 and SUM_F64(x), which add up all lanes in the order of sum_of_vector, and LARGEST_F32 and LARGEST_F64(x);
  *   STREAM(to, x), which writes past the caches to an aligned address, and FENCE(), which makes such writes visible.
  *
@@ -30,6 +31,9 @@
 #ifdef LARGER_F32
 #define LARGER LARGER_F32
 #endif
+#ifdef PERMUTE_F32
+#define PERMUTE PERMUTE_F32
+#endif
 #ifdef SUM_F32
 #define SUM SUM_F32
 #define LARGEST LARGEST_F32
@@ -46,6 +50,9 @@
 #define UBITS uint64_t
 #ifdef LARGER_F64
 #define LARGER LARGER_F64
+#endif
+#ifdef PERMUTE_F64
+#define PERMUTE PERMUTE_F64
 #endif
 #ifdef SUM_F64
 #define SUM SUM_F64
@@ -65,10 +72,14 @@ const struct segloss_kernels SEGLOSS_KERNELS = {
     .soft_stats_forward = {soft_stats_forward_f32, soft_stats_forward_f64},
     .soft_stats_backward = {soft_stats_backward_f32, soft_stats_backward_f64},
     .confusion = {confusion_f32, confusion_f64},
+    .predict = {predict_f32, predict_f64},
     .largest_label = largest_label,
     .compare_maps = compare_maps,
     .topk_count = {topk_count_f32, topk_count_f64},
     .topk_ties = {topk_ties_f32, topk_ties_f64},
     .topk_backward = {topk_backward_f32, topk_backward_f64},
     .one_hot = one_hot_labels,
+    .resize_plan = {resize_plan_f32, resize_plan_f64},
+    .resize_row = {resize_row_f32, resize_row_f64},
+    .resize_row_grad = {resize_row_grad_f32, resize_row_grad_f64},
 };

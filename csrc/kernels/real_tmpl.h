@@ -13,6 +13,7 @@
 #include "sigmoid_stats_tmpl.h"
 #include "confusion_tmpl.h"
 #include "topk_tmpl.h"
+#include "resize_tmpl.h"
 
 #undef CHUNK
 #undef CLASS_CHUNK
@@ -23,12 +24,14 @@
 #undef BINARY_TERM
 #undef BINARY_CLASS
 #undef PACKED
+#undef COLUMNS
 #undef VOXELS
 #undef VEC
 #undef MASK
 #undef UMASK
 #undef WIDTH
 #undef LARGER
+#undef PERMUTE
 #undef SUM
 #undef LARGEST
 #undef REAL

@@ -34,6 +34,36 @@ static inline VEC FN(larger)(VEC x, VEC y) {
 #endif
 }
 
+/* The even lanes, or the odd ones, of each 16 bytes of two vectors: those of the first, then those of the second. */
+#define NUM_LANES (SEGLOSS_VECTOR_BYTES >> (2 + REAL_IS_DOUBLE))
+#if REAL_IS_DOUBLE && NUM_LANES == 8
+#define EVENS 0, 8, 2, 10, 4, 12, 6, 14
+#define ODDS 1, 9, 3, 11, 5, 13, 7, 15
+#elif REAL_IS_DOUBLE && NUM_LANES == 4
+#define EVENS 0, 4, 2, 6
+#define ODDS 1, 5, 3, 7
+#elif REAL_IS_DOUBLE
+#define EVENS 0, 2
+#define ODDS 1, 3
+#elif NUM_LANES == 16
+#define EVENS 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30
+#define ODDS 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31
+#elif NUM_LANES == 8
+#define EVENS 0, 2, 8, 10, 4, 6, 12, 14
+#define ODDS 1, 3, 9, 11, 5, 7, 13, 15
+#else
+#define EVENS 0, 2, 4, 6
+#define ODDS 1, 3, 5, 7
+#endif
+
+static inline VEC FN(evens)(VEC a, VEC b) { return __builtin_shufflevector(a, b, EVENS); }
+
+static inline VEC FN(odds)(VEC a, VEC b) { return __builtin_shufflevector(a, b, ODDS); }
+
+#undef NUM_LANES
+#undef EVENS
+#undef ODDS
+
 /* The sum of WIDTH vectors, in a fixed order, which is also that of sum_of_vector. Changes them. */
 static inline VEC FN(sum_of_vectors)(VEC* x) {
     for (int half = WIDTH / 2; half > 0; half /= 2) {

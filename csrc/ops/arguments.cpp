@@ -1,9 +1,14 @@
 #include "arguments.h"
 
+#include <ATen/ATen.h>
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
 #include <limits>
+#include <numeric>
+#include <vector>
+
+#include "memory.h"
 
 namespace segloss {
 namespace {
@@ -21,6 +26,8 @@ double slack_of(at::ScalarType dtype) {
         return 0x1p-50;
     }
 }
+
+segloss_sums added(const segloss_sums& a, const segloss_sums& b) { return {a.loss + b.loss, a.weight + b.weight}; }
 
 // Which part of a tensor some values are. They have a class dimension of size 1 if the tensor has none.
 struct Part {
@@ -78,6 +85,29 @@ segloss_target kernel_target(Target kind) {
 
 } // namespace
 
+Tensor Arguments::values(int64_t dim, at::ScalarType dtype) const {
+    return coarse ? coarse->values(dim, dtype) : input.to(dtype);
+}
+
+void take_full_size(Arguments& arguments, int64_t dim, int64_t upsample) {
+    arguments.coarse = take_full_size(arguments.op, arguments.input, arguments.target, dim, upsample);
+}
+
+Tensor empty_gradient(const Arguments& arguments, const Reading& reading) {
+    const auto& logits = arguments.logits();
+    if (!arguments.coarse) {
+        return empty_output_like(logits);
+    }
+    const auto dim = reading.dim; // classes come first, as columns must be contiguous
+    return at::zeros(logits.movedim(dim, 0).sizes(), logits.options().dtype(reading.compute_dtype())).movedim(0, dim);
+}
+
+Tensor finished_gradient(const Tensor& gradient, const Arguments& arguments) {
+    const auto& logits = arguments.logits();
+    const bool is_finished = gradient.scalar_type() == logits.scalar_type() && gradient.strides() == logits.strides();
+    return !arguments.coarse || is_finished ? gradient : at::empty_like(logits).copy_(gradient);
+}
+
 Ranges ranges_of(const Arguments& arguments, Target kind, at::ScalarType dtype, bool any_finite,
                  bool input_is_probability) {
     const auto around_probabilities = [](const Tensor& values) {
@@ -102,7 +132,7 @@ void check_values_in_range(const std::string& op, c10::string_view name, const T
 }
 
 void check_values(const Arguments& arguments, const Reading& reading) {
-    const auto& [op, input, target, weight, voxel_weight, label_table] = arguments;
+    const auto& [op, input, target, weight, voxel_weight, label_table, coarse] = arguments;
     const auto& [kind, dim, labels, dtype, ranges] = reading;
     if (kind == Target::labels) {
         check_label_values(op, target, input.size(dim), labels);
@@ -124,21 +154,24 @@ void check_values(const Arguments& arguments, const Reading& reading) {
     const auto length =
         std::max<int64_t>(kElements / std::max<int64_t>(input.numel() / std::max<int64_t>(size, 1), 1), 1);
     for (int64_t begin = 0; begin < size; begin += length) {
+        const Range range{along, begin, std::min(length, size - begin)};
         const auto part = [&](const Tensor& tensor) {
             const auto whole = tensor.dim() == input.dim() ? tensor : tensor.unsqueeze(dim);
-            return whole.size(along) == 1 ? whole : whole.narrow(along, begin, std::min(length, size - begin));
+            return whole.size(along) == 1 ? whole : whole.narrow(along, range.begin, range.length);
         };
-        const auto check = [&](const char* name, const Tensor& values, const segloss_range& range) {
+        const auto check = [&](const char* name, const Tensor& values, at::IntArrayRef sizes,
+                               const segloss_range& allowed) {
             const auto counts = counted_voxels(
                 part(target), voxel_weight ? OptionalTensor(part(*voxel_weight)) : std::nullopt, kind, dim, labels);
-            const auto computed = part(values).detach().to(compute_dtype(input.scalar_type()));
-            check_part_in_range(op, name, computed, range, counts, {values.sizes(), along, begin, dim});
+            const auto computed = values.detach().to(compute_dtype(input.scalar_type()));
+            check_part_in_range(op, name, computed, allowed, counts, {sizes, along, begin, dim});
         };
         if (is_asked(ranges.target)) {
-            check("target", target, ranges.target);
+            check("target", part(target), target.sizes(), ranges.target);
         }
         if (is_asked(ranges.logits)) {
-            check("input", input, ranges.logits);
+            const auto values = coarse ? coarse->part(range).values(dim, input.scalar_type()) : part(input);
+            check("input", values, input.sizes(), ranges.logits);
         }
     }
 }
@@ -178,11 +211,66 @@ bool VoxelArguments::may_ignore() const {
     return labels.table ? table_may_ignore(*labels.table) : segloss::may_ignore(arguments.target.scalar_type(), labels);
 }
 
-void VoxelArguments::describe_with(std::initializer_list<Operand> more) {
-    c10::SmallVector<Operand, 6> operands{
-        {&arguments.input, &args.logits}, {&arguments.target, &args.target}, {&voxel_weight, &args.voxel_weight}};
+void VoxelArguments::describe_with(std::initializer_list<Operand> more, const Tensor& gradient) {
+    c10::SmallVector<Operand, 7> operands{{&arguments.target, &args.target}, {&voxel_weight, &args.voxel_weight}};
     operands.append(more);
+    if (const auto& coarse = arguments.coarse) {
+        walk.emplace(coarse->logits, sizes, reading.dim, coarse->resize, reading.compute_dtype(), gradient);
+        args.positions = walk->describe(operands);
+        return;
+    }
+    operands.append({{&arguments.input, &args.logits}, {&gradient, &args.grad_logits}});
     args.positions = describe(sizes, reading.dim, operands);
+}
+
+segloss_cross_entropy VoxelArguments::of_piece(const Piece& piece) const {
+    auto of_piece = args;
+    of_piece.positions = piece.positions;
+    of_piece.logits = piece.logits;
+    of_piece.grad_logits = piece.grad;
+    for (const auto tensor : {&segloss_cross_entropy::target, &segloss_cross_entropy::voxel_weight,
+                              &segloss_cross_entropy::loss, &segloss_cross_entropy::grad_loss}) {
+        of_piece.*tensor = piece.of(args.*tensor);
+    }
+    of_piece.labels = piece.of(args.labels);
+    return of_piece;
+}
+
+segloss_sums VoxelArguments::sum_without_logits(SumKernel kernel) const {
+    const auto total = sum_over({num_voxels(), args.num_classes}, kernel, args);
+    if (!total) {
+        raise_refused(arguments, reading);
+    }
+    return *total;
+}
+
+segloss_sums VoxelArguments::sum(SumKernel kernel) const {
+    if (!walk) {
+        return sum_without_logits(kernel);
+    }
+    std::vector<segloss_sums> sums(walk->num_chunks());
+    const bool accepted = walk->run([&](int64_t chunk, const Piece& piece) {
+        const auto part = of_piece(piece);
+        segloss_sums of_part{};
+        const auto refused = kernel(&part, 0, piece.count, &of_part);
+        sums[chunk] = added(sums[chunk], of_part);
+        return refused;
+    });
+    if (!accepted) {
+        raise_refused(arguments, reading);
+    }
+    return std::accumulate(sums.begin(), sums.end(), segloss_sums{}, added);
+}
+
+void VoxelArguments::run(GradientKernel kernel) const {
+    const auto of_part = [&](int64_t, const Piece& piece) {
+        const auto part = of_piece(piece);
+        return kernel(&part, 0, piece.count);
+    };
+    const auto of_all = [&](int64_t, int64_t begin, int64_t end) { return kernel(&args, begin, end); };
+    if (!(walk ? walk->run(of_part) : Chunks(num_voxels(), args.num_classes).run(of_all))) {
+        raise_refused(arguments, reading);
+    }
 }
 
 } // namespace segloss

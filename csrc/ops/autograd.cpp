@@ -124,8 +124,8 @@ bool is_func_active() {
 
 bool has_tangent(const Arguments& arguments) {
     const auto has = [](const Tensor& tensor) { return tensor.defined() && tensor._fw_grad(/*level=*/0).defined(); };
-    const auto& [op, input, target, weight, voxel_weight, label_table] = arguments;
-    return has(input) || has(target) || (weight && has(*weight)) || (voxel_weight && has(*voxel_weight));
+    const auto& [op, input, target, weight, voxel_weight, label_table, coarse] = arguments;
+    return has(arguments.logits()) || has(target) || (weight && has(*weight)) || (voxel_weight && has(*voxel_weight));
 }
 
 bool requires_grad_of_target(const Arguments& arguments) {
@@ -134,7 +134,7 @@ bool requires_grad_of_target(const Arguments& arguments) {
 
 bool takes_function(const Arguments& arguments) {
     return !is_func_active() && !has_tangent(arguments) &&
-           (torch::autograd::compute_requires_grad(arguments.input) || requires_grad_of_target(arguments));
+           (torch::autograd::compute_requires_grad(arguments.logits()) || requires_grad_of_target(arguments));
 }
 
 at::ScalarType dtype_of_loss(const Tensor& input) {

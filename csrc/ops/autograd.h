@@ -22,10 +22,10 @@ inline OptionalTensor defined_or_none(const Tensor& tensor) {
 constexpr size_t kNumTensors = 5;
 
 inline variable_list tensors_of(const Arguments& arguments) {
-    const auto& [op, input, target, weight, voxel_weight, label_table] = arguments;
+    const auto& [op, input, target, weight, voxel_weight, label_table, coarse] = arguments;
     variable_list tensors;
     tensors.reserve(kNumTensors + 1);
-    tensors.push_back(input);
+    tensors.push_back(arguments.logits());
     tensors.push_back(target);
     tensors.push_back(or_undefined(weight));
     tensors.push_back(or_undefined(voxel_weight));
@@ -33,13 +33,16 @@ inline variable_list tensors_of(const Arguments& arguments) {
     return tensors;
 }
 
-inline Arguments arguments_of(const std::string& op, const variable_list& tensors) {
-    return {op,
-            tensors[0],
-            tensors[1],
-            defined_or_none(tensors[2]),
-            defined_or_none(tensors[3]),
-            defined_or_none(tensors[4])};
+template <class Options>
+Arguments arguments_of(const std::string& op, const variable_list& tensors, const Options& options) {
+    Arguments arguments{op,
+                        tensors[0],
+                        tensors[1],
+                        defined_or_none(tensors[2]),
+                        defined_or_none(tensors[3]),
+                        defined_or_none(tensors[4])};
+    take_full_size(arguments, options.dim, options.upsample);
+    return arguments;
 }
 
 // True under a torch.func transform.

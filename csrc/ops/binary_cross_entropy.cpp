@@ -7,7 +7,7 @@ namespace segloss {
 // ---- checks ---------------------------------------------------------------------------------------------------------
 
 Target BinaryCrossEntropy::check(const Arguments& arguments, const Options& options) {
-    const auto& [op, input, target, weight, voxel_weight, label_table] = arguments;
+    const auto& [op, input, target, weight, voxel_weight, label_table, coarse] = arguments;
     const auto kind = kind_of_regions(op, target, label_table,
                                       classify_target(op, input, target, options.dim, /*takes_masks=*/!label_table));
     const bool has_two_rows = weight && weight->dim() == 2 && weight->sym_size(0) == 2;
@@ -41,7 +41,7 @@ VoxelKernels BinaryCrossEntropy::kernels_for(segloss_real real) {
 
 // The number of losses, if each voxel counts whatever its target is.
 std::optional<double> BinaryCrossEntropy::known_total(const VoxelArguments& voxels) {
-    const auto& [op, input, target, weight, voxel_weight, label_table] = voxels.arguments;
+    const auto& [op, input, target, weight, voxel_weight, label_table, coarse] = voxels.arguments;
     const auto& reading = voxels.reading;
     const bool has_ignored = reading.kind != Target::probabilities && voxels.may_ignore();
     return voxel_weight || has_ignored ? std::nullopt : std::optional(static_cast<double>(input.numel()));

@@ -14,6 +14,7 @@ struct BinaryCrossEntropyOptions {
     bool empty_zero = false;                          // a mean of total weight 0 is 0, not nan
     double gamma = 0;                                 // of the focal loss
     at::ScalarType dtype = at::ScalarType::Undefined; // of the loss
+    int64_t upsample = 0;                             // see Resize
     bool with_gradient = false;
 
     static constexpr auto keywords() {
@@ -22,7 +23,8 @@ struct BinaryCrossEntropyOptions {
                           field("label_smoothing", &BinaryCrossEntropyOptions::label_smoothing),
                           field("empty_zero", &BinaryCrossEntropyOptions::empty_zero),
                           field("gamma", &BinaryCrossEntropyOptions::gamma),
-                          field("dtype", &BinaryCrossEntropyOptions::dtype));
+                          field("dtype", &BinaryCrossEntropyOptions::dtype),
+                          field("upsample", &BinaryCrossEntropyOptions::upsample));
     }
     static constexpr auto internal() {
         return std::tuple(field("with_gradient", &BinaryCrossEntropyOptions::with_gradient));

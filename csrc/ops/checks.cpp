@@ -7,6 +7,7 @@
 #include <c10/util/StringUtil.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <vector>
@@ -143,7 +144,10 @@ std::string mend_sizes(const SymShape& input, const SymShape& target, int64_t di
                                           may_be_colours ? "; turn the colours of an image into labels first" : "");
     }
     if (labels[0] == positions[0] && dim == 1 && labels.size() > 1) {
-        return c10::str("torch.nn.functional.interpolate(input, size=", c10::SymIntArrayRef(labels).slice(1),
+        constexpr std::array<const char*, 3> kModes{"linear", "bilinear", "trilinear"}; // by the number of axes
+        const auto num_axes = labels.size() - 1;
+        const auto upsample = num_axes <= kModes.size() ? c10::str("upsample='", kModes[num_axes - 1], "' or ") : "";
+        return c10::str(upsample, "torch.nn.functional.interpolate(input, size=", c10::SymIntArrayRef(labels).slice(1),
                         ") to bring the logits to the labels' size");
     }
     if (!std::equal(labels.begin() + 1, labels.end(), positions.begin() + 1)) {

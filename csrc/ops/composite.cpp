@@ -181,10 +181,10 @@ Tensor binary_loss(const Tensor& x, double g, double gamma, const TermWeights& w
 } // namespace
 
 Voxels read_voxels(const Arguments& arguments, const Reading& reading) {
-    const auto& [op, input, target, weight, voxel_weight, label_table] = arguments;
+    const auto& [op, input, target, weight, voxel_weight, label_table, coarse] = arguments;
     const auto& [kind, dim, labels, dtype_of_results, ranges] = reading;
     const auto dtype = reading.compute_dtype();
-    Voxels voxels{kind, input.to(dtype), {}, {}, {}, {}};
+    Voxels voxels{kind, arguments.values(dim, dtype), {}, {}, {}, {}};
     const bool has_ignored = kind != Target::probabilities && may_ignore(target.scalar_type(), labels);
     if (kind == Target::labels) {
         voxels.target = keep_class_dim(class_labels(op, target, input.sym_size(dim), labels), input, dim);
@@ -308,13 +308,14 @@ Tensor Slabs::of(const Tensor& tensor, int64_t slab) const {
 }
 
 Arguments Slabs::of(const Arguments& arguments, int64_t slab) const {
-    const auto& [op, input, target, weight, voxel_weight, label_table] = arguments;
+    const auto& [op, input, target, weight, voxel_weight, label_table, coarse] = arguments;
     return {op,
             of(input, slab),
             of(target, slab),
             weight,
             voxel_weight ? OptionalTensor(of(*voxel_weight, slab)) : std::nullopt,
-            label_table ? OptionalTensor(of_label_table(*label_table, slab)) : std::nullopt};
+            label_table ? OptionalTensor(of_label_table(*label_table, slab)) : std::nullopt,
+            coarse ? std::optional(coarse->part(range(slab))) : std::nullopt};
 }
 
 Tensor Slabs::of_label_table(const Tensor& table, int64_t slab) const {
@@ -328,9 +329,25 @@ Tensor Slabs::of_samples(const Tensor& tensor, int64_t slab) const {
     return along_ == batch_dim ? narrow(tensor, 0, slab) : tensor;
 }
 
+Range Slabs::range(int64_t slab) const { return {along_, slab * length_, std::min(length_, size_ - slab * length_)}; }
+
 Tensor Slabs::narrow(const Tensor& tensor, int64_t dim, int64_t slab) const {
     const auto begin = slab * length_;
     return count_ == 1 ? tensor : tensor.narrow(dim, begin, std::min(length_, size_ - begin));
+}
+
+Tensor largest_classes(const Tensor& input, const std::optional<Coarse>& coarse, int64_t dim, bool keepdim) {
+    if (!coarse) {
+        return input.argmax(dim, keepdim);
+    }
+    const Slabs slabs(input, dim);
+    std::vector<Tensor> parts;
+    for (int64_t slab = 0; slab < slabs.count(); ++slab) {
+        const auto logits = coarse->part(slabs.range(slab)).values(dim, compute_dtype(input.scalar_type()));
+        parts.push_back(logits.argmax(dim, /*keepdim=*/true));
+    }
+    const auto classes = at::cat(parts, slabs.along());
+    return keepdim ? classes : classes.squeeze(dim);
 }
 
 Tensor slab_gradient(const std::function<variable_list(const Tensor&)>& composite, const Tensor& input,

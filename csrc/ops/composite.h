@@ -59,10 +59,14 @@ public:
     Slabs(const Tensor& input, int64_t dim);
 
     int64_t count() const { return count_; }
+    int64_t along() const { return along_; }
 
     // The part in a slab of a tensor of input's or the labels' shape, or of the arguments.
     Tensor of(const Tensor& tensor, int64_t slab) const;
     Arguments of(const Arguments& arguments, int64_t slab) const;
+
+    // The slab itself, as a part of a tensor of input's shape.
+    Range range(int64_t slab) const;
 
     // The samples of a tensor [N, *] that have voxels in a slab.
     Tensor of_samples(const Tensor& tensor, int64_t slab) const;
@@ -78,6 +82,9 @@ private:
     int64_t size_ = 1;   // of the whole, in dimension along_
     int64_t count_ = 1;
 };
+
+// The class of the largest logit of each voxel, slab by slab if the logits are resized; `input` stands for them.
+Tensor largest_classes(const Tensor& input, const std::optional<Coarse>& coarse, int64_t dim, bool keepdim);
 
 // How the arguments of a slab are read: by the rows of its own samples, if a label table has one for each.
 inline Reading reading_of_slab(const Reading& whole, const Arguments& slab) {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "checks.h"
+#include "composite.h"
 #include "dispatch.h"
 #include "label_table.h"
 #include "layout.h"
@@ -33,11 +34,6 @@ void check_predicted_values(const Comparison& given, int64_t num_classes) {
                       std::max<int64_t>(num_classes - 1, 0), ". Relabel the prediction, or give a larger num_classes");
 }
 
-void check_dim(const Comparison& given) {
-    TORCH_CHECK_INDEX(given.dim >= 0 && given.dim < given.input.dim(), given.op, ": expected dim in [0, ",
-                      given.input.dim() - 1, "], got ", given.dim);
-}
-
 void check_maps(const Comparison& maps) {
     check_dense(maps.op, maps.input, "input");
     TORCH_CHECK_TYPE(is_integer(maps.input), maps.op, ": expected a map of predicted labels, got ",
@@ -57,7 +53,7 @@ void check_label_maps(const Comparison& maps, std::optional<int64_t> mask_dim) {
 
 // Checks the arguments of confusion_counts, so that no kernel reads outside a tensor. Returns the number of classes.
 int64_t check_arguments(const Comparison& given, const c10::SymInt& sym_num_classes) {
-    const auto& [op, input, target, labels, dim] = given;
+    const auto& [op, input, target, labels, dim, coarse] = given;
     if (is_integer(input)) {
         check_maps(given);
     } else {
@@ -85,13 +81,38 @@ segloss_confusion kernel_arguments(const Comparison& given, int64_t num_classes)
     args.ignore_index = given.labels.ignore_index;
     args.labels = label_table_for_kernel(given.op, given.labels.table, num_classes, given.target.numel());
     args.prediction_is_labels = is_map;
+    if (given.coarse) { // pieces describe the rest
+        return args;
+    }
     args.positions = describe(is_map ? at::DimVector(given.input.sizes()) : position_sizes(given.input, given.dim),
                               given.dim, {{&given.input, &args.prediction}, {&given.target, &args.target}});
     return args;
 }
 
+// The walk over resized logits, which it describes to the kernel; nothing if they are not resized.
+std::optional<ResizedWalk> resized_walk(const Comparison& given, segloss_confusion& args) {
+    if (!given.coarse) {
+        return std::nullopt;
+    }
+    const auto& input = given.input;
+    std::optional<ResizedWalk> walk(std::in_place, given.coarse->logits, position_sizes(input, given.dim), given.dim,
+                                    given.coarse->resize, compute_dtype(input.scalar_type()));
+    args.positions = walk->describe({{&given.target, &args.target}});
+    return walk;
+}
+
+segloss_confusion of_piece(const segloss_confusion& whole, const Piece& piece) {
+    auto part = whole;
+    part.positions = piece.positions;
+    part.prediction = piece.logits;
+    part.target = piece.of(whole.target);
+    part.labels = piece.of(whole.labels);
+    return part;
+}
+
 Tensor confusion_counts_cpu(const Comparison& given, const c10::SymInt& num_classes, bool per_class) {
-    const auto args = confusion_for_kernel(given, num_classes, per_class);
+    auto args = confusion_for_kernel(given, num_classes, per_class);
+    auto walk = resized_walk(given, args);
     // One table for each thread, as integer sums are the same in any order. No two tables share a cache line. The
     // larger the tables, the fewer threads are used, down to one.
     constexpr int64_t kLine = 16;
@@ -99,14 +120,18 @@ Tensor confusion_counts_cpu(const Comparison& given, const c10::SymInt& num_clas
     const auto num_cells = num_rows * args.num_classes;
     const Chunks chunks(given.target.numel(), args.prediction_is_labels ? 1 : args.num_classes);
     const auto most_threads = std::max<int64_t>(kMaxCells / std::max<int64_t>(num_cells, 1), 1);
-    const auto num_tables = std::max<int64_t>(std::min({num_threads(), most_threads, chunks.count()}), 1);
+    const auto num_chunks = walk ? walk->num_chunks() : chunks.count();
+    const auto num_tables = std::max<int64_t>(std::min({num_threads(), most_threads, num_chunks}), 1);
     const auto tables = at::zeros({num_tables, (num_cells / kLine + 1) * kLine}, at::kLong);
     auto* const cells = tables.data_ptr<int64_t>();
     const auto kernel = kernels().confusion[real_of(given.input.scalar_type())];
-    const auto count = [&](int64_t, int64_t begin, int64_t end) {
-        return kernel(&args, begin, end, cells + at::get_thread_num() * tables.stride(0));
+    const auto own_cells = [&] { return cells + at::get_thread_num() * tables.stride(0); };
+    const auto count = [&](int64_t, int64_t begin, int64_t end) { return kernel(&args, begin, end, own_cells()); };
+    const auto count_piece = [&](int64_t, const Piece& piece) {
+        const auto part = of_piece(args, piece);
+        return kernel(&part, 0, piece.count, own_cells());
     };
-    if (!chunks.run(count, num_tables)) {
+    if (!(walk ? walk->run(count_piece, num_tables) : chunks.run(count, num_tables))) {
         raise_refused_labels(given, args.num_classes);
     }
     const auto counts = tables.narrow(1, 0, num_cells);
@@ -122,27 +147,6 @@ Tensor confusion_counts_meta(const Comparison& given, const c10::SymInt& num_cla
 Tensor histogram(const Tensor& cell, const Tensor& counts, int64_t num_cells) {
     const auto all = cell.masked_fill(counts.logical_not(), num_cells).flatten();
     return all.bincount(/*weights=*/{}, num_cells + 1).narrow(0, 0, num_cells);
-}
-
-Tensor confusion_counts_composite(const Comparison& given, const c10::SymInt& sym_num_classes, bool per_class) {
-    const auto& [op, input, target, labels, dim] = given;
-    const auto num_classes = check_arguments(given, sym_num_classes);
-    check_label_values(op, target, num_classes, labels);
-    if (is_integer(input)) {
-        check_predicted_values(given, num_classes);
-    }
-    const auto valid = valid_voxels(given);
-    const auto classes = classes_of(target, labels);
-    const auto predicted =
-        is_integer(input) ? input.to(at::kLong) : input.argmax(dim, /*keepdim=*/target.dim() == input.dim());
-    if (!per_class) {
-        return histogram(classes * num_classes + predicted, valid, num_classes * num_classes)
-            .view({num_classes, num_classes});
-    }
-    const auto hit = predicted.eq(classes).logical_and_(valid);
-    const auto miss = predicted.ne(classes).logical_and_(valid);
-    return at::stack({histogram(classes, hit, num_classes), histogram(predicted, miss, num_classes),
-                      histogram(classes, miss, num_classes)});
 }
 
 // ---- num_label_classes ----------------------------------------------------------------------------------------------
@@ -278,9 +282,10 @@ Tensor mask_counts_by(c10::string_view op, const Tensor& input, const Tensor& ta
 } // namespace
 
 Tensor confusion_counts(const Comparison& given, const c10::SymInt& num_classes, bool per_class) {
-    const auto& [op, input, target, labels, dim] = given;
-    return call_operator<confusion_counts_by<confusion_counts_cpu>>("confusion_counts", op, input, target, num_classes,
-                                                                    labels.ignore_index, dim, per_class, labels.table);
+    const auto& [op, input, target, labels, dim, coarse] = given;
+    return call_operator<confusion_counts_by<confusion_counts_cpu>>(
+        "confusion_counts", op, coarse ? coarse->logits : input, target, num_classes, labels.ignore_index, dim,
+        per_class, labels.table, coarse ? coarse->resize.code() : 0);
 }
 
 int64_t num_label_classes(const Comparison& maps, std::optional<int64_t> mask_dim) {
@@ -304,6 +309,11 @@ void check_tensors(const Comparison& given) {
     check_label_tensor(given.op, given.target);
     check_same_device(given.op, given.input, given.target, "target");
     check_label_table(given.op, given.target, given.labels.table, Target::labels);
+}
+
+void check_dim(const Comparison& given) {
+    TORCH_CHECK_INDEX(given.dim >= 0 && given.dim < given.input.dim(), given.op, ": expected dim in [0, ",
+                      given.input.dim() - 1, "], got ", given.dim);
 }
 
 void raise_no_label_maps(const Comparison& maps, int64_t dim, const char* kind) {
@@ -331,10 +341,31 @@ void raise_refused_labels(const Comparison& given, int64_t num_classes) {
                       " is outside [0, ", num_classes, ")");
 }
 
+Tensor confusion_counts_composite(const Comparison& given, const c10::SymInt& sym_num_classes, bool per_class) {
+    const auto& [op, input, target, labels, dim, coarse] = given;
+    const auto num_classes = check_arguments(given, sym_num_classes);
+    check_label_values(op, target, num_classes, labels);
+    if (is_integer(input)) {
+        check_predicted_values(given, num_classes);
+    }
+    const auto valid = valid_voxels(given);
+    const auto classes = classes_of(target, labels);
+    const auto predicted =
+        is_integer(input) ? input.to(at::kLong) : largest_classes(input, coarse, dim, target.dim() == input.dim());
+    if (!per_class) {
+        return histogram(classes * num_classes + predicted, valid, num_classes * num_classes)
+            .view({num_classes, num_classes});
+    }
+    const auto hit = predicted.eq(classes).logical_and_(valid);
+    const auto miss = predicted.ne(classes).logical_and_(valid);
+    return at::stack({histogram(classes, hit, num_classes), histogram(predicted, miss, num_classes),
+                      histogram(classes, miss, num_classes)});
+}
+
 TORCH_LIBRARY_FRAGMENT(segloss, m) {
     for (const auto* const schema :
          {"confusion_counts(str op, Tensor input, Tensor target, SymInt num_classes, int ignore_index, int dim, "
-          "bool per_class, Tensor? label_table=None) -> Tensor",
+          "bool per_class, Tensor? label_table=None, int upsample=0) -> Tensor",
           "num_label_classes(str op, Tensor input, Tensor target, int ignore_index, int? dim=None, "
           "Tensor? label_table=None) -> Tensor",
           "equal_label_counts(str op, Tensor input, Tensor target, int ignore_index, int? dim=None, "

@@ -7,6 +7,7 @@
 #include <string>
 
 #include "../kernels/kernels.h"
+#include "resize.h"
 #include "checks.h"
 
 namespace segloss {
@@ -21,7 +22,8 @@ struct Comparison {
     at::Tensor input;
     at::Tensor target;
     Labels labels;
-    int64_t dim; // the class dimension; the operators expect it counted from the front
+    int64_t dim;                                 // the class dimension; the operators expect it counted from the front
+    std::optional<Coarse> coarse = std::nullopt; // as in Arguments
 };
 
 // Calls of the operators through the dispatcher. A voxel whose label is ignored does not count.
@@ -46,11 +48,17 @@ at::Tensor mask_counts(const Comparison& masks);
 // Raises unless the tensors are dense, on one device, and target can hold labels.
 void check_tensors(const Comparison& given);
 
+// Raises unless `dim` is a dimension of input.
+void check_dim(const Comparison& given);
+
 // Raises the error for masks in place of label maps. `kind` says what both are along `dim`.
 [[noreturn]] void raise_no_label_maps(const Comparison& maps, int64_t dim, const char* kind);
 
 // True at voxels that count.
 at::Tensor valid_voxels(const Comparison& given);
+
+// The counts in ATen operators, for devices without a kernel.
+at::Tensor confusion_counts_composite(const Comparison& given, const c10::SymInt& num_classes, bool per_class);
 
 // Checks the arguments of confusion_counts and describes them to a kernel.
 segloss_confusion confusion_for_kernel(const Comparison& given, const c10::SymInt& num_classes, bool per_class);
@@ -62,8 +70,14 @@ segloss_confusion confusion_for_kernel(const Comparison& given, const c10::SymIn
 template <at::Tensor (*count)(const Comparison&, const c10::SymInt& num_classes, bool per_class)>
 at::Tensor confusion_counts_by(c10::string_view op, const at::Tensor& input, const at::Tensor& target,
                                c10::SymInt num_classes, int64_t ignore_index, int64_t dim, bool per_class,
-                               const std::optional<at::Tensor>& label_table) {
-    return count({std::string(op), input, target, {ignore_index, label_table}, dim}, num_classes, per_class);
+                               const std::optional<at::Tensor>& label_table, int64_t upsample) {
+    Comparison given{std::string(op), input, target, {ignore_index, label_table}, dim};
+    if (upsample != 0) {
+        check_tensors(given);
+        check_dim(given);
+        given.coarse = take_full_size(given.op, given.input, target, dim, upsample);
+    }
+    return count(given, num_classes, per_class);
 }
 
 } // namespace segloss

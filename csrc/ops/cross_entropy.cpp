@@ -7,7 +7,7 @@ namespace segloss {
 // ---- checks ---------------------------------------------------------------------------------------------------------
 
 Target CrossEntropy::check(const Arguments& arguments, const Options& options) {
-    const auto& [op, input, target, weight, voxel_weight, label_table] = arguments;
+    const auto& [op, input, target, weight, voxel_weight, label_table, coarse] = arguments;
     const auto kind = kind_of_sets(op, target, label_table, classify_target(op, input, target, options.dim));
     check_weight(op, input, weight, options.dim, kind);
     check_voxel_weight(op, input, voxel_weight, options.dim);
@@ -29,7 +29,7 @@ Target CrossEntropy::check(const Arguments& arguments, const Options& options) {
 
 // With probabilities, the loss has the promoted dtype of input and target, as in torch.
 void CrossEntropy::set_dtype(Options& options, const Arguments& arguments, Target kind) {
-    const auto& [op, input, target, weight, voxel_weight, label_table] = arguments;
+    const auto& [op, input, target, weight, voxel_weight, label_table, coarse] = arguments;
     if (options.dtype == at::ScalarType::Undefined) {
         const auto dtype = dtype_of_loss(input);
         options.dtype = kind == Target::probabilities ? at::promote_types(dtype, target.scalar_type()) : dtype;
@@ -50,7 +50,7 @@ VoxelKernels CrossEntropy::kernels_for(segloss_real real) {
 
 // The number of voxels, if each has weight 1 in the mean whatever its label is.
 std::optional<double> CrossEntropy::known_total(const VoxelArguments& voxels) {
-    const auto& [op, input, target, weight, voxel_weight, label_table] = voxels.arguments;
+    const auto& [op, input, target, weight, voxel_weight, label_table, coarse] = voxels.arguments;
     const auto& reading = voxels.reading;
     const bool is_soft = reading.kind == Target::probabilities;
     const bool all_count = !voxel_weight && (is_soft || (!weight && !voxels.may_ignore()));

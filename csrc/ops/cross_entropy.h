@@ -14,6 +14,7 @@ struct CrossEntropyOptions {
     bool empty_zero = false;                          // a mean of total weight 0 is 0, not nan
     double gamma = 0;                                 // of the focal loss
     at::ScalarType dtype = at::ScalarType::Undefined; // of the loss
+    int64_t upsample = 0;                             // see Resize
     bool with_gradient = false;
 
     static constexpr auto keywords() {
@@ -22,7 +23,8 @@ struct CrossEntropyOptions {
                           field("label_smoothing", &CrossEntropyOptions::label_smoothing),
                           field("log_probabilities", &CrossEntropyOptions::log_probabilities),
                           field("empty_zero", &CrossEntropyOptions::empty_zero),
-                          field("gamma", &CrossEntropyOptions::gamma), field("dtype", &CrossEntropyOptions::dtype));
+                          field("gamma", &CrossEntropyOptions::gamma), field("dtype", &CrossEntropyOptions::dtype),
+                          field("upsample", &CrossEntropyOptions::upsample));
     }
     static constexpr auto internal() { return std::tuple(field("with_gradient", &CrossEntropyOptions::with_gradient)); }
 

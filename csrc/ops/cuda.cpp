@@ -32,9 +32,12 @@
 namespace segloss {
 namespace {
 
-// Label sets, SEGLOSS_SETS, have no CUDA kernels: they take the composite, slab by slab.
-
 using at::ScalarType;
+
+// What has no CUDA kernels takes the composite, slab by slab: label sets, and logits that are resized.
+bool takes_composite(const Arguments& arguments, const Reading& reading) {
+    return reading.kind == Target::sets || arguments.coarse;
+}
 
 // ---- values that the kernels refused --------------------------------------------------------------------------------
 
@@ -151,7 +154,7 @@ at::DimVector label_sizes(const VoxelArguments& voxels) {
 CrossEntropy::Results cross_entropy_forward(const Arguments& arguments, CrossEntropy::Options options,
                                             const Reading& reading) {
     options.with_gradient = false;
-    if (reading.kind == Target::sets) {
+    if (takes_composite(arguments, reading)) {
         return Operator<CrossEntropy>::forward_slabs(arguments, options, reading);
     }
     auto results = CrossEntropy::shapes(arguments, options, reading);
@@ -177,14 +180,14 @@ CrossEntropy::Results cross_entropy_forward(const Arguments& arguments, CrossEnt
 
 Tensor cross_entropy_backward(const CrossEntropy::Handed& handed, const Arguments& arguments,
                               const CrossEntropy::Options& options, const Reading& reading) {
-    if (reading.kind == Target::sets) {
+    if (takes_composite(arguments, reading)) {
         return Operator<CrossEntropy>::backward_slabs(handed, arguments, options, reading);
     }
     const auto& [grad_loss, total_weight] = handed;
     const auto grad_input = at::empty_like(arguments.input);
     VoxelArguments voxels(arguments, reading, options.of_voxels());
     auto& args = voxels.args;
-    voxels.describe_with({{&grad_loss, &args.grad_loss}, {&grad_input, &args.grad_logits}});
+    voxels.describe_with({{&grad_loss, &args.grad_loss}}, grad_input);
     Launches launches(arguments.op, arguments.input);
     const auto call = launches.call(args, label_sizes(voxels), reading.dtype);
     const auto* denominator = options.is_mean() ? total_weight.const_data_ptr<double>() : nullptr;
@@ -208,7 +211,7 @@ Tensor of_voxels(const Tensor& of_samples, at::IntArrayRef sizes) {
 
 SoftStats::Results soft_stats_forward(const Arguments& arguments, const SoftStats::Options& options,
                                       const Reading& reading) {
-    if (reading.kind == Target::sets) {
+    if (takes_composite(arguments, reading)) {
         return Operator<SoftStats>::forward_slabs(arguments, options, reading);
     }
     VoxelArguments voxels(arguments, reading, options.of_voxels());
@@ -234,7 +237,7 @@ SoftStats::Results soft_stats_forward(const Arguments& arguments, const SoftStat
 
 Tensor soft_stats_backward(const SoftStats::Handed& handed, const Arguments& arguments,
                            const SoftStats::Options& options, const Reading& reading) {
-    if (reading.kind == Target::sets) {
+    if (takes_composite(arguments, reading)) {
         return Operator<SoftStats>::backward_slabs(handed, arguments, options, reading);
     }
     const auto by_class = [&](const Tensor& grad) { return grad.to(reading.compute_dtype()).contiguous(); };
@@ -243,7 +246,7 @@ Tensor soft_stats_backward(const SoftStats::Handed& handed, const Arguments& arg
     const auto grad_input = at::empty_like(arguments.input);
     VoxelArguments voxels(arguments, reading, options.of_voxels());
     const auto by_loss = options.voxel_loss ? of_voxels(handed[2], voxels.sizes) : Tensor();
-    voxels.describe_with({{&by_loss, &voxels.args.grad_loss}, {&grad_input, &voxels.args.grad_logits}});
+    voxels.describe_with({{&by_loss, &voxels.args.grad_loss}}, grad_input);
     auto args = kernel_arguments(voxels, options);
     args.grad_intersection = by_intersection.const_data_ptr();
     args.grad_prediction = by_prediction.const_data_ptr();
@@ -275,7 +278,7 @@ SoftStats::Options as_soft_stats(const BinaryCrossEntropy::Options& options) {
 BinaryCrossEntropy::Results binary_forward(const Arguments& arguments, BinaryCrossEntropy::Options options,
                                            const Reading& reading) {
     options.with_gradient = false;
-    if (!options.is_reduced()) {
+    if (!options.is_reduced() || takes_composite(arguments, reading)) {
         return Operator<BinaryCrossEntropy>::forward_slabs(arguments, options, reading);
     }
     const auto sums = soft_stats_forward(arguments, as_soft_stats(options), reading);
@@ -285,7 +288,7 @@ BinaryCrossEntropy::Results binary_forward(const Arguments& arguments, BinaryCro
 
 Tensor binary_backward(const BinaryCrossEntropy::Handed& handed, const Arguments& arguments,
                        const BinaryCrossEntropy::Options& options, const Reading& reading) {
-    if (!options.is_reduced()) {
+    if (!options.is_reduced() || takes_composite(arguments, reading)) {
         return Operator<BinaryCrossEntropy>::backward_slabs(handed, arguments, options, reading);
     }
     const auto samples = num_samples(arguments.input, options.dim).expect_int();
@@ -297,6 +300,9 @@ Tensor binary_backward(const BinaryCrossEntropy::Handed& handed, const Arguments
 // ---- counts ---------------------------------------------------------------------------------------------------------
 
 Tensor confusion_counts_of_kernel(const Comparison& given, const c10::SymInt& num_classes, bool per_class) {
+    if (given.coarse) {
+        return confusion_counts_composite(given, num_classes, per_class);
+    }
     const auto args = confusion_for_kernel(given, num_classes, per_class);
     const auto counts =
         at::zeros({per_class ? 3 : args.num_classes, args.num_classes}, given.input.options().dtype(at::kLong));

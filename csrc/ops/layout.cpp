@@ -37,14 +37,6 @@ segloss_dtype dtype_of(const at::Tensor& tensor) {
                      "bfloat16, got ", tensor.scalar_type());
 }
 
-// The stride from one position to the next along the d-th of `num_dims` dimensions of positions.
-int64_t position_stride(const at::Tensor& tensor, int64_t num_dims, int64_t dim, int64_t d) {
-    if (!tensor.defined() || tensor.dim() == 0) {
-        return 0;
-    }
-    return tensor.strides()[tensor.dim() > num_dims && d >= dim ? d + 1 : d];
-}
-
 // The instruction sets that this processor has, the best one first.
 std::string isa_names() {
     std::string names;
@@ -79,16 +71,28 @@ at::DimVector position_sizes(const at::Tensor& input, int64_t dim) {
     return sizes;
 }
 
+segloss_tensor view_of(const at::Tensor& tensor, int64_t num_dims, int64_t dim) {
+    segloss_tensor view{};
+    if (tensor.defined()) {
+        // A const pointer leaves lazy copies lazy. Writing through it is safe, as outputs are fresh tensors.
+        view.data = const_cast<void*>(tensor.const_data_ptr());
+        view.dtype = dtype_of(tensor);
+        view.stride_class = tensor.dim() > num_dims ? tensor.stride(dim) : 0;
+    }
+    return view;
+}
+
+int64_t position_stride(const at::Tensor& tensor, int64_t num_dims, int64_t dim, int64_t d) {
+    if (!tensor.defined() || tensor.dim() == 0) {
+        return 0;
+    }
+    return tensor.strides()[tensor.dim() > num_dims && d >= dim ? d + 1 : d];
+}
+
 segloss_positions describe(at::IntArrayRef sizes, int64_t dim, at::ArrayRef<Operand> operands) {
     const auto num_dims = static_cast<int64_t>(sizes.size());
     for (const auto& operand : operands) {
-        *operand.view = {};
-        if (operand.tensor->defined()) {
-            // A const pointer leaves lazy copies lazy. Writing through it is safe, as outputs are fresh tensors.
-            operand.view->data = const_cast<void*>(operand.tensor->const_data_ptr());
-            operand.view->dtype = dtype_of(*operand.tensor);
-            operand.view->stride_class = operand.tensor->dim() > num_dims ? operand.tensor->stride(dim) : 0;
-        }
+        *operand.view = view_of(*operand.tensor, num_dims, dim);
     }
     segloss_positions positions{0, {}};
     for (int64_t d = 0; d < num_dims; ++d) {

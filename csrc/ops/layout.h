@@ -38,6 +38,11 @@ struct Operand {
     segloss_tensor* view;
 };
 
+// A tensor as the kernels read it, with strides of 0; and the stride from one position to the next along the d-th of
+// `num_dims` dimensions of positions.
+segloss_tensor view_of(const at::Tensor& tensor, int64_t num_dims, int64_t dim);
+int64_t position_stride(const at::Tensor& tensor, int64_t num_dims, int64_t dim, int64_t d);
+
 // Describes the operands over their common positions, with neighbouring dimensions merged where all strides allow it.
 segloss_positions describe(at::IntArrayRef sizes, int64_t dim, at::ArrayRef<Operand> operands);
 

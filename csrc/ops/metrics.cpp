@@ -49,7 +49,7 @@ Comparison in_one_shape(const Comparison& given) {
 // The dimension along which two maps of one shape may hold a mask for each class instead of labels, if there is one.
 // RuntimeError if both are bool, as masks are.
 std::optional<int64_t> dim_of_masks(const Comparison& maps) {
-    const auto& [op, input, target, labels, given_dim] = maps;
+    const auto& [op, input, target, labels, given_dim, coarse] = maps;
     const auto num_dims = input.dim();
     const auto dim = given_dim < 0 ? given_dim + num_dims : given_dim;
     if (num_dims < 2 || dim < 0 || dim >= num_dims || input.sym_sizes() != target.sym_sizes() ||
@@ -103,7 +103,7 @@ bool has_map_shape(const Tensor& input, const Tensor& target, int64_t dim) {
 
 // The class dimension of floating input. RuntimeError if it holds predicted labels, or a single class.
 int64_t class_dim_of_logits(const Comparison& given) {
-    const auto& [op, input, target, labels, given_dim] = given;
+    const auto& [op, input, target, labels, given_dim, coarse] = given;
     check_logits(op, input);
     check_label_tensor(op, target);
     TORCH_CHECK(!has_map_shape(input, target, given_dim), op,
@@ -119,9 +119,15 @@ int64_t class_dim_of_logits(const Comparison& given) {
 }
 
 // A floating target of input's shape must be one-hot: class probabilities have no single label to compare with.
-Tensor counts_of_logits(const Comparison& given, const OptionalSymInt& num_classes, bool per_class) {
-    auto [op, input, target, labels, dim] = given;
-    dim = class_dim_of_logits(given);
+Tensor counts_of_logits(const Comparison& given, const OptionalSymInt& num_classes, bool per_class, int64_t upsample) {
+    auto full = given;
+    if (upsample != 0) {
+        check_tensors(given);
+        full.dim = class_dim(given.op, given.input, given.dim);
+        full.coarse = take_full_size(given.op, full.input, full.target, full.dim, upsample);
+    }
+    auto [op, input, target, labels, dim, coarse] = full;
+    dim = class_dim_of_logits(full);
     const auto classes = input.sym_size(dim);
     const auto kind = classify_target(op, input, target, dim);
     TORCH_CHECK_VALUE(num_classes.value_or(classes) == classes, op, ": expected num_classes=", classes,
@@ -132,12 +138,16 @@ Tensor counts_of_logits(const Comparison& given, const OptionalSymInt& num_class
     if (kind != Target::labels) {
         target = one_hot_labels(op, target, dim, "or input.long() if input is a map of predicted labels");
     }
-    return confusion_counts({op, input, target, labels, dim}, classes, per_class);
+    return confusion_counts({op, input, target, labels, dim, coarse}, classes, per_class);
 }
 
-Tensor counts_of_labels(const Comparison& given, const OptionalSymInt& num_classes, bool per_class) {
-    const auto counts = is_integer(given.input) ? counts_of_maps : counts_of_logits;
-    return counts(given, num_classes, per_class);
+Tensor counts_of_labels(const Comparison& given, const OptionalSymInt& num_classes, bool per_class, int64_t upsample) {
+    if (!is_integer(given.input)) {
+        return counts_of_logits(given, num_classes, per_class, upsample);
+    }
+    TORCH_CHECK_VALUE(upsample == 0, given.op, ": expected logits with upsample, got ", given.input.scalar_type(),
+                      " input ", given.input.sym_sizes(), ", a label map");
+    return counts_of_maps(given, num_classes, per_class);
 }
 
 // The classes are in `dim` if both tensors have it; otherwise these are masks of one class.
@@ -170,40 +180,47 @@ Tensor quotient(const Tensor& numerator, const Tensor& denominator) {
 }
 
 // For each class: true positives, false positives, false negatives; for masks also true negatives.
-Tensor class_counts(const Comparison& given, const OptionalSymInt& num_classes, bool masks) {
+Tensor class_counts(const Comparison& given, const OptionalSymInt& num_classes, bool masks, int64_t upsample) {
     at::NoGradGuard no_grad;
-    return masks ? counts_of_masks(given, num_classes) : counts_of_labels(given, num_classes, /*per_class=*/true);
+    TORCH_CHECK_VALUE(!masks || upsample == 0, given.op, ": expected no upsample with masks=True, got masks ",
+                      given.input.sym_sizes(),
+                      ". Use predict(..., upsample=..., threshold=...) for masks of the target's size");
+    return masks ? counts_of_masks(given, num_classes)
+                 : counts_of_labels(given, num_classes, /*per_class=*/true, upsample);
 }
 
 Tensor accuracy(const Tensor& input, const Tensor& target, OptionalSymInt num_classes, int64_t ignore_index,
-                int64_t dim, bool masks, const OptionalTensor& label_table) {
+                int64_t dim, bool masks, const OptionalTensor& label_table, int64_t upsample) {
     at::NoGradGuard no_grad;
     const Comparison given{"accuracy", input, target, {ignore_index, label_table}, dim};
-    if (is_integer(input) && !num_classes && !masks) { // any two labels can be compared, however many classes there are
+    if (is_integer(input) && !num_classes && !masks &&
+        upsample == 0) { // any two labels can be compared, however many classes there are
         const auto maps = in_one_shape(given);
         const auto n = equal_label_counts(maps, dim_of_masks(given));
         return quotient(n[0], n[1]);
     }
-    const auto n = class_counts(given, num_classes, masks);
+    const auto n = class_counts(given, num_classes, masks, upsample);
     return masks ? quotient(n[0] + n[3], n.sum(0)) : quotient(n[0].sum(), (n[0] + n[2]).sum());
 }
 
 Tensor confusion_matrix(const Tensor& input, const Tensor& target, OptionalSymInt num_classes, int64_t ignore_index,
-                        int64_t dim, const OptionalTensor& label_table, c10::string_view op) {
+                        int64_t dim, const OptionalTensor& label_table, c10::string_view op, int64_t upsample) {
     at::NoGradGuard no_grad;
     return counts_of_labels({std::string(op), input, target, {ignore_index, label_table}, dim}, num_classes,
-                            /*per_class=*/false);
+                            /*per_class=*/false, upsample);
 }
 
 Tensor dice_score(const Tensor& input, const Tensor& target, OptionalSymInt num_classes, int64_t ignore_index,
-                  int64_t dim, bool masks, const OptionalTensor& label_table) {
-    const auto n = class_counts({"dice_score", input, target, {ignore_index, label_table}, dim}, num_classes, masks);
+                  int64_t dim, bool masks, const OptionalTensor& label_table, int64_t upsample) {
+    const auto n =
+        class_counts({"dice_score", input, target, {ignore_index, label_table}, dim}, num_classes, masks, upsample);
     return quotient(2 * n[0], 2 * n[0] + n[1] + n[2]);
 }
 
 Tensor jaccard_index(const Tensor& input, const Tensor& target, OptionalSymInt num_classes, int64_t ignore_index,
-                     int64_t dim, bool masks, const OptionalTensor& label_table) {
-    const auto n = class_counts({"jaccard_index", input, target, {ignore_index, label_table}, dim}, num_classes, masks);
+                     int64_t dim, bool masks, const OptionalTensor& label_table, int64_t upsample) {
+    const auto n =
+        class_counts({"jaccard_index", input, target, {ignore_index, label_table}, dim}, num_classes, masks, upsample);
     return quotient(n[0], n[0] + n[1] + n[2]);
 }
 
@@ -220,11 +237,13 @@ TORCH_LIBRARY_FRAGMENT(segloss, m) {
     const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
     const std::string arguments =
         "(Tensor input, Tensor target, SymInt? num_classes=None, int ignore_index=-100, int dim=1";
-    m.def(
-        ("confusion_matrix" + arguments + ", Tensor? label_table=None, str op=\"confusion_matrix\") -> Tensor").c_str(),
-        tags);
+    m.def(("confusion_matrix" + arguments +
+           ", Tensor? label_table=None, str op=\"confusion_matrix\", int upsample=0) -> Tensor")
+              .c_str(),
+          tags);
     for (const std::string name : {"accuracy", "dice_score", "jaccard_index"}) {
-        m.def((name + arguments + ", bool masks=False, Tensor? label_table=None) -> Tensor").c_str(), tags);
+        m.def((name + arguments + ", bool masks=False, Tensor? label_table=None, int upsample=0) -> Tensor").c_str(),
+              tags);
     }
 }
 

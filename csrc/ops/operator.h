@@ -54,9 +54,9 @@ public:
         static auto call(c10::string_view op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
                          const OptionalTensor& voxel_weight, const OptionalTensor& label_table, int64_t dim,
                          at::IntArrayRef options, at::ArrayRef<double> factors) {
-            const Arguments arguments{std::string(op), input, target, weight, voxel_weight, label_table};
-            return returned<kNumResults>(
-                implementation(arguments, unpack<Options>(arguments.op, dim, options, factors)));
+            const auto [arguments, unpacked] = unpacked_call(
+                {std::string(op), input, target, weight, voxel_weight, label_table}, dim, options, factors);
+            return returned<kNumResults>(implementation(arguments, unpacked));
         }
     };
 
@@ -68,8 +68,9 @@ public:
                            const OptionalTensor& weight, const OptionalTensor& voxel_weight,
                            const OptionalTensor& label_table, int64_t dim, at::IntArrayRef options,
                            at::ArrayRef<double> factors) {
-            const Arguments arguments{std::string(op), input, target, weight, voxel_weight, label_table};
-            return implementation({handed...}, arguments, unpack<Options>(arguments.op, dim, options, factors));
+            const auto [arguments, unpacked] = unpacked_call(
+                {std::string(op), input, target, weight, voxel_weight, label_table}, dim, options, factors);
+            return implementation({handed...}, arguments, unpacked);
         }
     };
 
@@ -111,6 +112,19 @@ private:
     using CallForward = Forward<&checked_forward<&Loss::forward_cpu>>;
     using CallBackward = Backward<&checked_backward<&Loss::backward_cpu>>;
 
+    // What a private operator is called with.
+    static std::pair<Arguments, Options> unpacked_call(Arguments arguments, int64_t dim, at::IntArrayRef options,
+                                                       at::ArrayRef<double> factors) {
+        const auto unpacked = unpack<Options>(arguments.op, dim, options, factors);
+        if (unpacked.upsample != 0) {
+            check_logits(arguments.op, arguments.input);
+            check_label_tensor(arguments.op, arguments.target);
+            check_dim(arguments, unpacked);
+            take_full_size(arguments, dim, unpacked.upsample);
+        }
+        return {std::move(arguments), unpacked};
+    }
+
     static std::string name(const char* suffix = "") { return std::string(Loss::name) + suffix; }
 
     // The first `num` results in the form that the dispatcher takes: one tensor, or a tuple.
@@ -128,8 +142,8 @@ private:
     static Results call_forward(const Arguments& a, const Options& options) {
         static const auto handle = find_operator<&CallForward::call>(name("_forward"));
         const auto packed = pack(options);
-        const auto results = handle.call(a.op, a.input, a.target, a.weight, a.voxel_weight, a.label_table, packed.dim,
-                                         packed.options, packed.factors);
+        const auto results = handle.call(a.op, a.logits(), a.target, a.weight, a.voxel_weight, a.label_table,
+                                         packed.dim, packed.options, packed.factors);
         if constexpr (kNumResults == 1) {
             return {results};
         } else {
@@ -141,7 +155,7 @@ private:
         static const auto handle = find_operator<&CallBackward::call>(name("_backward"));
         const auto packed = pack(options);
         const auto call = [&](const auto&... each) {
-            return handle.call(each..., a.op, a.input, a.target, a.weight, a.voxel_weight, a.label_table, packed.dim,
+            return handle.call(each..., a.op, a.logits(), a.target, a.weight, a.voxel_weight, a.label_table, packed.dim,
                                packed.options, packed.factors);
         };
         return std::apply(call, handed);
@@ -149,11 +163,16 @@ private:
 
     // ---- checks -----------------------------------------------------------------------------------------------------
 
+    static void check_dim(const Arguments& arguments, const Options& options) {
+        const auto& input = arguments.input;
+        TORCH_CHECK_INDEX(options.dim >= 0 && options.dim < input.dim(), arguments.op, ": expected dim in [0, ",
+                          input.dim() - 1, "] for input ", input.sym_sizes(), ", got ", options.dim);
+    }
+
     static Reading read(const Arguments& arguments, const Options& options) {
-        const auto& [op, input, target, weight, voxel_weight, label_table] = arguments;
+        const auto& [op, input, target, weight, voxel_weight, label_table, coarse] = arguments;
         check_logits(op, input);
-        TORCH_CHECK_INDEX(options.dim >= 0 && options.dim < input.dim(), op, ": expected dim in [0, ", input.dim() - 1,
-                          "] for input ", input.sym_sizes(), ", got ", options.dim);
+        check_dim(arguments, options);
         const auto reading = Loss::read(arguments, options, Loss::check(arguments, options));
         TORCH_CHECK(reading.kind != Target::one_hot, op, ": expected labels or floating probabilities, got a ",
                     target.scalar_type(), " target of input's shape. Use target.argmax(dim)");
@@ -180,7 +199,7 @@ private:
     // The differentiable results as a function of the arguments' tensors.
     static Composite composite_of(const std::string& op, const Options& options) {
         return [op, options](const variable_list& tensors) {
-            return select(composite(arguments_of(op, tensors), options), Role::differentiable);
+            return select(composite(arguments_of(op, tensors, options), options), Role::differentiable);
         };
     }
 
@@ -197,7 +216,7 @@ private:
     // Input's gradient, from the gradients of the results and the saved tensors.
     static Tensor gradient_of(variable_list grads, const variable_list& saved, const std::string& op,
                               const Options& options) {
-        const auto arguments = arguments_of(op, saved);
+        const auto arguments = arguments_of(op, saved, options);
         Loss::fill_in(grads, arguments, options);
         Handed handed;
         const auto kept = std::copy(grads.begin(), grads.end(), handed.begin());
@@ -214,8 +233,8 @@ private:
             const at::AutoDispatchBelowADInplaceOrView below_autograd; // ADInplaceOrView's fallback boxes all arguments
             return call_forward(arguments, options);
         }();
-        if (torch::autograd::compute_requires_grad(arguments.input)) {
-            record(Loss::node, select(results, Role::differentiable), {arguments.input}, saved(arguments, results),
+        if (torch::autograd::compute_requires_grad(arguments.logits())) {
+            record(Loss::node, select(results, Role::differentiable), {arguments.logits()}, saved(arguments, results),
                    [op = arguments.op, options](const variable_list& grads, const variable_list& saved) {
                        return variable_list{gradient_of(grads, saved, op, options)};
                    });
@@ -239,8 +258,9 @@ private:
                                      const OptionalTensor& weight, const OptionalTensor& voxel_weight,
                                      const OptionalTensor& label_table, const std::pair<std::string, Options>& call,
                                      Results* results) {
-            const Arguments arguments{call.first, input, target, weight, voxel_weight, label_table};
+            Arguments arguments{call.first, input, target, weight, voxel_weight, label_table};
             auto options = call.second;
+            take_full_size(arguments, options.dim, options.upsample);
             const at::AutoDispatchBelowADInplaceOrView below_autograd;
             if constexpr (count(Role::ahead) > 0) {
                 options.with_gradient = Loss::computes_gradient_ahead(arguments, options);
@@ -287,6 +307,10 @@ private:
     static Results of_caller(Arguments& arguments, Options& options) {
         check_logits(arguments.op, arguments.input);
         options.dim = class_dim(arguments.op, arguments.input, options.dim);
+        if (options.upsample != 0) {
+            check_label_tensor(arguments.op, arguments.target);
+            take_full_size(arguments, options.dim, options.upsample);
+        }
         const auto kind = Loss::check(arguments, options);
         Loss::set_dtype(options, arguments, kind);
         if (kind == Target::one_hot) {
@@ -299,9 +323,9 @@ private:
             return call_forward(arguments, options);
         }
         Results results;
-        const auto& [op, input, target, weight, voxel_weight, label_table] = arguments;
-        const auto differentiable =
-            Function::apply(input, target, weight, voxel_weight, label_table, std::pair(op, options), &results);
+        const auto& [op, input, target, weight, voxel_weight, label_table, coarse] = arguments;
+        const auto differentiable = Function::apply(arguments.logits(), target, weight, voxel_weight, label_table,
+                                                    std::pair(op, options), &results);
         for (size_t k = 0, next = 0; k < kNumResults; ++k) {
             results[k] = Loss::results[k].role == Role::differentiable ? differentiable[next++] : results[k];
         }
@@ -312,7 +336,7 @@ private:
 
     static Tensor backward_meta(const Handed& /*handed*/, const Arguments& arguments, const Options& options) {
         read(arguments, options);
-        return at::empty_like(arguments.input);
+        return at::empty_like(arguments.logits());
     }
 
 public:
@@ -347,22 +371,24 @@ public:
                                  const Reading& reading) {
         check_values(arguments, reading);
         const auto grads = Loss::grads_of_parts(handed, options);
-        const auto gradient = at::empty_like(arguments.input);
+        const auto gradient = arguments.coarse ? at::zeros_like(arguments.logits(), reading.compute_dtype())
+                                               : at::empty_like(arguments.input);
         const Slabs slabs(arguments.input, options.dim);
         for (int64_t slab = 0; slab < slabs.count(); ++slab) {
             auto part = slabs.of(arguments, slab);
-            const auto of_input = [&](const Tensor& input) {
-                part.input = input;
+            const auto of_logits = [&](const Tensor& logits) {
+                part.set_logits(logits);
                 return select(Loss::part_of_slab(part, options, reading_of_slab(reading, part)), Role::differentiable);
             };
             variable_list grads_of_slab;
             for (const auto& grad : grads) {
                 grads_of_slab.push_back(Loss::of_slab(grad, slabs, slab));
             }
-            const auto input = part.input;
-            slabs.of(gradient, slab).copy_(slab_gradient(of_input, input, grads_of_slab));
+            const auto logits = part.logits();
+            const auto of_slab = slab_gradient(of_logits, logits, grads_of_slab);
+            arguments.coarse ? gradient.add_(of_slab) : slabs.of(gradient, slab).copy_(of_slab);
         }
-        return gradient;
+        return gradient.to(arguments.logits().scalar_type());
     }
 
 private:

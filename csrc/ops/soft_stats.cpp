@@ -14,7 +14,7 @@ namespace segloss {
 // ---- checks ---------------------------------------------------------------------------------------------------------
 
 Target SoftStats::check(const Arguments& arguments, const Options& options) {
-    const auto& [op, input, target, weight, voxel_weight, label_table] = arguments;
+    const auto& [op, input, target, weight, voxel_weight, label_table, coarse] = arguments;
     const auto given =
         classify_target(op, input, target, options.dim, /*takes_masks=*/!options.is_softmax() && !label_table);
     const auto kind_of = options.is_softmax() ? kind_of_sets : kind_of_regions;
@@ -174,19 +174,17 @@ private:
     int64_t num_positions_;
 };
 
-// Where a kernel writes the statistics of a chunk: to the results if it has whole samples, else to parts that are added
-// in order. Small samples have as many statistics as logits, so their memory counts.
+// Where a kernel writes the statistics and sums of a chunk: statistics to the results if it has whole samples, else to
+// parts that are added in order. Small samples have as many statistics as logits, so their memory counts.
 class Statistics {
 public:
-    Statistics(const Samples& samples, const Chunks& chunks, const SoftStats::Results& results)
-        : per_sample_(chunks.per_sample()), num_classes_(results[0].size(1)), at_once_(samples.at_once()),
-          num_parts_(at_once_ || per_sample_ == 1 ? 0 : chunks.count()),
-          parts_(num_parts_ * SEGLOSS_STATISTICS * num_classes_) {
-        for (size_t k = 0; k < SEGLOSS_STATISTICS; ++k) {
-            results_[k] = results[k].data_ptr<double>();
-            if (chunks.count() == 0 || num_parts_ > 0) { // kernels overwrite what they do not get parts for
-                results[k].zero_();
-            }
+    // With `at_once` each chunk has sums of all samples.
+    Statistics(const SoftStats::Results& results, int64_t num_chunks, int64_t per_sample, bool at_once = false)
+        : results_(results), per_sample_(per_sample), num_classes_(results[0].size(1)), at_once_(at_once),
+          num_parts_(at_once_ || per_sample_ == 1 ? 0 : num_chunks),
+          parts_(num_parts_ * SEGLOSS_STATISTICS * num_classes_), sums_(at_once ? results[0].size(0) : num_chunks) {
+        for (const auto& result : results_) {
+            result.zero_();
         }
     }
 
@@ -194,30 +192,51 @@ public:
         std::array<double*, SEGLOSS_STATISTICS> of_chunk{};
         for (int64_t k = 0; k < SEGLOSS_STATISTICS; ++k) {
             of_chunk[k] = num_parts_ > 0 ? parts_.data() + (chunk * SEGLOSS_STATISTICS + k) * num_classes_
-                                         : results_[k] + (at_once_ ? 0 : chunk * num_classes_);
+                                         : results_[k].data_ptr<double>() + (at_once_ ? 0 : chunk * num_classes_);
         }
         return of_chunk;
     }
 
-    void add_parts() {
+    segloss_sums* sums_of_chunk(int64_t chunk) { return sums_.data() + (at_once_ ? 0 : chunk); }
+
+    // Adds those of a piece of a chunk; its statistics are [statistic][class].
+    void add(int64_t chunk, const std::vector<double>& of_piece, const segloss_sums& sums_of_piece) {
+        const double* next = of_piece.data();
+        for (double* sums : of_chunk(chunk)) {
+            for (int64_t c = 0; c < num_classes_; ++c) {
+                sums[c] += *next++;
+            }
+        }
+        sums_[chunk].loss += sums_of_piece.loss;
+        sums_[chunk].weight += sums_of_piece.weight;
+    }
+
+    SoftStats::Results finished() const {
         const double* next = parts_.data();
         for (int64_t part = 0; part < num_parts_; ++part) {
-            for (double* sums : results_) {
-                sums += part / per_sample_ * num_classes_;
+            for (int64_t k = 0; k < SEGLOSS_STATISTICS; ++k) {
+                auto* const sums = results_[k].data_ptr<double>() + part / per_sample_ * num_classes_;
                 for (int64_t c = 0; c < num_classes_; ++c) {
                     sums[c] += *next++;
                 }
             }
         }
+        for (size_t k = 0; k < sums_.size(); ++k) {
+            const auto n = at_once_ ? k : k / per_sample_;
+            results_[3].data_ptr<double>()[n] += sums_[k].loss;
+            results_[4].data_ptr<double>()[n] += sums_[k].weight;
+        }
+        return results_;
     }
 
 private:
-    int64_t per_sample_;
+    SoftStats::Results results_;
+    int64_t per_sample_; // chunks
     int64_t num_classes_;
     bool at_once_;
     int64_t num_parts_;
     std::vector<double> parts_;
-    std::array<double*, SEGLOSS_STATISTICS> results_{};
+    std::vector<segloss_sums> sums_;
 };
 
 // A number for each sample, [N], as one for each voxel.
@@ -229,64 +248,122 @@ Tensor for_each_voxel(const Tensor& of_samples, const VoxelArguments& voxels) {
     return of_samples.view(sizes).expand(voxels.sizes);
 }
 
+// The gradients with respect to the statistics, for the kernels.
+class ClassGradients {
+public:
+    ClassGradients(const SoftStats::Handed& handed, at::ScalarType dtype)
+        : by_intersection_(handed[0].to(dtype).contiguous()), by_prediction_(handed[1].to(dtype).contiguous()) {}
+
+    void set(segloss_soft_stats& args, int64_t sample) const {
+        args.grad_intersection = row(by_intersection_, sample);
+        args.grad_prediction = row(by_prediction_, sample);
+    }
+
+private:
+    static const void* row(const Tensor& grad, int64_t sample) {
+        const auto bytes = grad.size(1) * grad.element_size();
+        return static_cast<const char*>(grad.const_data_ptr()) + sample * bytes;
+    }
+
+    Tensor by_intersection_, by_prediction_;
+};
+
+// Chunks of a walk over resized logits for each of `num_samples`.
+int64_t chunks_of_sample(const ResizedWalk& walk, int64_t num_samples) {
+    return walk.num_chunks() / std::max<int64_t>(num_samples, 1);
+}
+
+SoftStats::Results forward_resized(VoxelArguments& voxels, const SoftStats::Options& options,
+                                   const SoftStats::Results& results) {
+    voxels.describe_with({});
+    const auto& walk = *voxels.walk;
+    Statistics statistics(results, walk.num_chunks(), chunks_of_sample(walk, results[0].size(0)));
+    const auto kernel = kernels().soft_stats_forward[real_of(voxels.reading.dtype)];
+    const auto classes = voxels.args.num_classes;
+    const bool accepted = walk.run([&](int64_t chunk, const Piece& piece) {
+        auto args = kernel_arguments(voxels, options);
+        args.voxels = voxels.of_piece(piece);
+        std::vector<double> of_piece(SEGLOSS_STATISTICS * classes);
+        const std::array<double*, SEGLOSS_STATISTICS> stats{of_piece.data(), of_piece.data() + classes,
+                                                            of_piece.data() + 2 * classes};
+        segloss_sums sums{};
+        const auto refused = kernel(&args, 0, piece.count, stats.data(), &sums);
+        statistics.add(chunk, of_piece, sums);
+        return refused;
+    });
+    if (!accepted) {
+        raise_refused(voxels.arguments, voxels.reading);
+    }
+    return statistics.finished();
+}
+
+void backward_resized(VoxelArguments& voxels, const SoftStats::Options& options, const SoftStats::Handed& handed,
+                      const Tensor& gradient) {
+    const ClassGradients grads(handed, voxels.reading.compute_dtype());
+    const auto grad_loss = options.voxel_loss ? for_each_voxel(handed[2], voxels) : Tensor();
+    voxels.describe_with({{&grad_loss, &voxels.args.grad_loss}}, gradient);
+    const auto& walk = *voxels.walk;
+    const auto per_sample = chunks_of_sample(walk, handed[0].size(0));
+    const auto kernel = kernels().soft_stats_backward[real_of(voxels.reading.dtype)];
+    const bool accepted = walk.run([&](int64_t chunk, const Piece& piece) {
+        auto args = kernel_arguments(voxels, options);
+        args.voxels = voxels.of_piece(piece);
+        grads.set(args, chunk / per_sample);
+        return kernel(&args, 0, piece.count);
+    });
+    if (!accepted) {
+        raise_refused(voxels.arguments, voxels.reading);
+    }
+}
+
 } // namespace
 
 SoftStats::Results SoftStats::forward_cpu(const Arguments& arguments, const Options& options, const Reading& reading) {
-    const VoxelArguments voxels(arguments, reading, options.of_voxels());
+    VoxelArguments voxels(arguments, reading, options.of_voxels());
+    const auto results = shapes(arguments, options, reading);
+    if (arguments.coarse) {
+        return forward_resized(voxels, options, results);
+    }
     const Samples samples(voxels, options, {});
     const auto chunks = samples.chunks();
-    const auto results = shapes(arguments, options, reading);
-    results[3].zero_();
-    results[4].zero_();
-    Statistics statistics(samples, chunks, results);
-    std::vector<segloss_sums> sums(samples.at_once() ? samples.count() : chunks.count());
+    Statistics statistics(results, chunks.count(), chunks.per_sample(), samples.at_once());
     const auto kernel = kernels().soft_stats_forward[real_of(reading.dtype)];
     const bool accepted = chunks.run([&](int64_t chunk, int64_t begin, int64_t end) {
         const auto sample = samples.arguments(chunk / chunks.per_sample());
-        auto* of_chunk = samples.at_once() ? sums.data() : &sums[chunk];
-        return kernel(&sample, begin, end, statistics.of_chunk(chunk).data(), of_chunk);
+        return kernel(&sample, begin, end, statistics.of_chunk(chunk).data(), statistics.sums_of_chunk(chunk));
     });
     if (!accepted) {
         raise_refused(arguments, reading);
     }
-    statistics.add_parts();
-    for (size_t k = 0; k < sums.size(); ++k) {
-        const auto n = samples.at_once() ? k : k / chunks.per_sample();
-        results[3].data_ptr<double>()[n] += sums[k].loss;
-        results[4].data_ptr<double>()[n] += sums[k].weight;
-    }
-    return results;
+    return statistics.finished();
 }
 
 Tensor SoftStats::backward_cpu(const Handed& handed, const Arguments& arguments, const Options& options,
                                const Reading& reading) {
-    const auto by_class = [&](const Tensor& grad) { return grad.to(reading.compute_dtype()).contiguous(); };
-    const auto by_intersection = by_class(handed[0]);
-    const auto by_prediction = by_class(handed[1]);
-    const auto grad_input = empty_output_like(arguments.input);
     VoxelArguments voxels(arguments, reading, options.of_voxels());
-    voxels.args.stream_grad = exceeds_caches(grad_input);
+    const auto gradient = empty_gradient(arguments, reading);
+    if (arguments.coarse) {
+        backward_resized(voxels, options, handed, gradient);
+        return finished_gradient(gradient, arguments);
+    }
+    const ClassGradients grads(handed, reading.compute_dtype());
+    voxels.args.stream_grad = exceeds_caches(gradient);
     const Samples samples(
         voxels, options,
         {{options.voxel_loss ? for_each_voxel(handed[2], voxels) : Tensor(), &segloss_cross_entropy::grad_loss},
-         {grad_input, &segloss_cross_entropy::grad_logits}});
-    const auto row = voxels.args.num_classes * by_intersection.element_size();
-    const auto row_of = [row](const Tensor& grad, int64_t sample) {
-        return static_cast<const char*>(grad.const_data_ptr()) + sample * row;
-    };
+         {gradient, &segloss_cross_entropy::grad_logits}});
     const auto chunks = samples.chunks();
     const auto kernel = kernels().soft_stats_backward[real_of(reading.dtype)];
     const bool accepted = chunks.run([&](int64_t chunk, int64_t begin, int64_t end) {
         const auto n = chunk / chunks.per_sample();
         auto sample = samples.arguments(n);
-        sample.grad_intersection = row_of(by_intersection, n);
-        sample.grad_prediction = row_of(by_prediction, n);
+        grads.set(sample, n);
         return kernel(&sample, begin, end);
     });
     if (!accepted) {
         raise_refused(arguments, reading);
     }
-    return grad_input;
+    return gradient;
 }
 
 // ---- shapes and dtypes only -----------------------------------------------------------------------------------------

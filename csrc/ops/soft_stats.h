@@ -27,13 +27,15 @@ struct SoftStats : LossDefaults<SoftStats> {
         double label_smoothing = 0;
         bool soft_label = false;        // I sums min(p, g), for class probabilities
         bool any_finite_target = false; // class probabilities may be any finite numbers
+        int64_t upsample = 0;           // see Resize
 
         static constexpr auto keywords() {
             return std::tuple(field("activation", &Options::activation), field("squared", &Options::squared),
                               field("ignore_index", &Options::ignore_index), field("voxel_loss", &Options::voxel_loss),
                               field("gamma", &Options::gamma), field("label_smoothing", &Options::label_smoothing),
                               field("soft_label", &Options::soft_label),
-                              field("any_finite_target", &Options::any_finite_target));
+                              field("any_finite_target", &Options::any_finite_target),
+                              field("upsample", &Options::upsample));
         }
         static constexpr auto internal() { return std::tuple(); }
 

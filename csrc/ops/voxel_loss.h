@@ -12,8 +12,6 @@
 
 namespace segloss {
 
-using GradientKernel = int64_t (*)(const segloss_cross_entropy*, int64_t begin, int64_t end);
-
 // The kernels of a loss: of the weights alone, of losses and weights, and of the gradient.
 struct VoxelKernels {
     SumKernel weight;
@@ -87,40 +85,32 @@ template <class Loss, class LossOptions> struct VoxelLoss : LossDefaults<Loss> {
         VoxelArguments voxels(arguments, reading, options.of_voxels());
         auto& args = voxels.args;
         const auto losses = options.is_reduced() ? Tensor() : Loss::empty_losses(arguments, options, reading);
-        const auto gradient = options.with_gradient ? empty_output_like(input) : Tensor();
+        const auto gradient = options.with_gradient ? empty_gradient(arguments, reading) : Tensor();
         const auto one = options.with_gradient ? number(1, options.dtype) : Tensor();
-        voxels.describe_with({{&losses, &args.loss}, {&one, &args.grad_loss}, {&gradient, &args.grad_logits}});
-        const auto chunks = voxels.chunks();
+        voxels.describe_with({{&losses, &args.loss}, {&one, &args.grad_loss}}, gradient);
         const auto kernels = Loss::kernels_for(real_of(options.dtype));
-        const auto sum = [&](SumKernel kernel) {
-            const auto total = sum_over(chunks, kernel, args);
-            if (!total) {
-                raise_refused(arguments, reading);
-            }
-            return *total;
-        };
         if (options.with_gradient) {
             const auto known = options.is_mean() ? Loss::known_total(voxels) : 1;
-            const auto total_weight = known ? *known : sum(kernels.weight).weight;
+            const auto total_weight = known ? *known : voxels.sum_without_logits(kernels.weight).weight;
             args.grad_scale = gradient_scale(total_weight, options);
-            args.stream_grad = exceeds_caches(gradient);
+            args.stream_grad = !voxels.walk && exceeds_caches(gradient);
         }
-        const auto total = sum(kernels.forward);
+        const auto total = voxels.sum(kernels.forward);
         return {losses.defined() ? losses : number(reduced_loss(total, options), options.dtype), number(total.weight),
-                gradient.defined() ? gradient : at::empty({0}, input.options())};
+                gradient.defined() ? finished_gradient(gradient, arguments) : no_gradient(input)};
     }
 
     static Tensor backward_cpu(const Handed& handed, const Arguments& arguments, const Options& options,
                                const Reading& reading) {
         const auto& [grad_loss, total_weight] = handed;
-        const auto grad_input = empty_output_like(arguments.input);
+        const auto gradient = empty_gradient(arguments, reading);
         VoxelArguments voxels(arguments, reading, options.of_voxels());
         auto& args = voxels.args;
         args.grad_scale = gradient_scale(*total_weight.template const_data_ptr<double>(), options);
-        args.stream_grad = exceeds_caches(grad_input);
-        voxels.describe_with({{&grad_loss, &args.grad_loss}, {&grad_input, &args.grad_logits}});
+        voxels.describe_with({{&grad_loss, &args.grad_loss}}, gradient);
+        args.stream_grad = !voxels.walk && exceeds_caches(gradient);
         voxels.run(Loss::kernels_for(real_of(options.dtype)).backward);
-        return grad_input;
+        return finished_gradient(gradient, arguments);
     }
 
     // ---- shapes and dtypes only -------------------------------------------------------------------------------------
@@ -130,7 +120,7 @@ template <class Loss, class LossOptions> struct VoxelLoss : LossDefaults<Loss> {
         return {options.is_reduced() ? at::empty({}, input.options().dtype(options.dtype))
                                      : Loss::empty_losses(arguments, options, reading),
                 at::empty({}, input.options().dtype(widest_dtype(input))),
-                options.with_gradient ? at::empty_like(input) : no_gradient(input)};
+                options.with_gradient ? at::empty_like(arguments.logits()) : no_gradient(input)};
     }
 
     // ---- composite: the same results in differentiable ATen operators -----------------------------------------------

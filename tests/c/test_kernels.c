@@ -7,6 +7,7 @@
 #include "cross_entropy_tests.h"
 #include "elementary_tests.h"
 #include "label_table_tests.h"
+#include "resize_tests.h"
 #include "soft_stats_tests.h"
 #include "tables.h"
 #include "topk_tests.h"
@@ -60,5 +61,6 @@ int main(void) {
     test_sets(SEGLOSS_SOFTMAX);
     test_marginal_loss();
     test_one_hot();
+    test_resize();
     return 0;
 }
