@@ -18,7 +18,7 @@ LINTED_C := $(shell find csrc tests/c tests/cuda benchmarks -name '*.[ch]' -o -n
 NUMBERS := $(patsubst %,tests/test_%.py,contract layouts targets focal soft_stats region metrics accuracy topk total_weight \
 	dice_classes regressions)
 # Files that compile, measure, train, start processes, draw many examples, or repeat other tests elsewhere.
-SLOW := kernels cuda_kernels compile isa benchmarks memory leaks large example label_examples pages promises distributed dtensor rank_errors \
+SLOW := kernels cuda_kernels compile isa benchmarks memory leaks large example small_examples pages promises distributed dtensor rank_errors \
 	hostile target_fuzz devices transforms func_nesting nothing
 # Trees of links to this one, without its package: the first has a package built with sanitizers, the second is for
 # tests of the wheel's.
@@ -30,7 +30,7 @@ PACKAGER := build/venv-wheel
 # Not tested with sanitizers: files that start compilers (kernels, cuda_kernels, compile), measure time (benchmarks) or
 # memory (leaks, large) or train (example), and single tests that measure memory, list the libraries, repeat other
 # tests, or have a stack that is too small for the sanitizers' frames.
-UNSANITIZED := $(patsubst %,--ignore=tests/test_%.py,kernels cuda_kernels compile benchmarks leaks large example label_examples)
+UNSANITIZED := $(patsubst %,--ignore=tests/test_%.py,kernels cuda_kernels compile benchmarks leaks large example small_examples)
 UNSANITIZED += -k "not peak_memory and not beside_that_of_the_logits and not loads_no_library \
 	and not another_instruction_set and not stack_of_a_small_thread"
 

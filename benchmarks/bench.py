@@ -68,6 +68,9 @@ def check_agreement(ours: Call, theirs: Call, logits: Tensor, labels: Tensor) ->
     logits = logits.detach().float().requires_grad_()
     outcomes = [outcome(call, logits, labels) for call in (ours, theirs)]
     for actual, expected in zip(*outcomes, strict=True):
+        if actual.dtype == torch.uint8:  # label maps: the two largest logits of a voxel may be equal but for rounding
+            assert (actual != expected).float().mean() < 1e-5
+            continue
         torch.testing.assert_close(actual, expected, rtol=TOLERANCE, atol=TOLERANCE * expected.abs().max().item())
 
 
@@ -106,7 +109,9 @@ def time_case(case: Case, budget: float) -> list[Row]:
             for peer, (ours, theirs) in calls.items()
         }
         results = compare(pairs, budget)
-        if case.problem.num_bytes >= LARGE:  # on its own: fresh memory is slow for a while after peers free theirs
+        if (
+            case.problem.num_bytes >= LARGE and case.problem.enlarged == 1
+        ):  # on its own: fresh memory is slow for a while after peers free theirs
             results |= beside_limits(name, plain, logits, labels, budget)
         rows.append(
             {
@@ -196,7 +201,8 @@ def jobs(full: bool, budget: float, device: str = "cpu") -> dict[str, Job]:
         case = Case(loss, replace(problem, device=device))
         by_name[f"variants {case.name}"] = partial(time_variants, case, budget)
     for case in chosen:
-        if case.problem.is_plain and case.problem.num_bytes >= LARGE:
+        is_large = case.problem.num_bytes >= LARGE or case.problem.enlarged > 1
+        if case.problem.is_plain and is_large:
             by_name[f"memory {case.name}"] = partial(measure_memory, replace(case, compiled=False))
     by_name["sizes"] = partial(time_sizes, full, budget / 4, device)
     return by_name

@@ -32,6 +32,7 @@ class Problem:
     dtype: torch.dtype = torch.float32
     channels_last: bool = False
     masks: bool = False
+    enlarged: int = 1  # how many times the logits' size, along each axis, the labels have
     num_labels: int | None = None  # of labels whose regions are the channels; None: as many as channels
     device: str = "cpu"
 
@@ -42,6 +43,10 @@ class Problem:
     @property
     def is_plain(self) -> bool:
         return self.dtype == torch.float32 and not self.channels_last
+
+    @property
+    def label_size(self) -> tuple[int, ...]:
+        return tuple(self.enlarged * n for n in (self.shape[2:] if self.dim == 1 else self.shape[1:-1]))
 
     @property
     def num_bytes(self) -> int:
@@ -67,7 +72,7 @@ class Problem:
         if self.masks:
             masks = torch.empty(self.shape, dtype=torch.uint8, device=self.device).random_(5)
             return logits, masks.eq_(0).to(self.labels)
-        spatial = self.shape[2:] if self.dim == 1 else self.shape[1:-1]
+        spatial = self.label_size
         sizes = (self.shape[0], 1, *spatial) if self.dim == 1 and spatial else (self.shape[0], *spatial)
         labels = torch.empty(sizes, dtype=self.labels, device=self.device).random_(self.num_labels or self.num_classes)
         if self.ignore_index >= 0:
@@ -89,7 +94,9 @@ class Case:
         device = self.problem.device
         return {
             "logits": str(list(self.problem.shape)),
-            "labels": str(self.problem.labels).removeprefix("torch.") + (" masks" if self.problem.masks else ""),
+            "labels": str(self.problem.labels).removeprefix("torch.")
+            + (" masks" if self.problem.masks else "")
+            + (f" {list(self.problem.label_size)}" if self.problem.enlarged > 1 else ""),
             "dtype": str(self.problem.dtype).removeprefix("torch."),
             "layout": "channels_last" if self.problem.channels_last else "contiguous",
             **({} if device == "cpu" else {"device": device}),
@@ -380,6 +387,55 @@ def confusion_matrix(problem: Problem) -> Pairs:
     return {"argmax, bincount": (ours, argmax_and_bincount)}
 
 
+# ---- logits of a smaller size than the labels ----
+
+
+def usual(loss: Call, problem: Problem) -> Call:
+    """The loss after the logits are interpolated to the labels' size."""
+
+    def of_interpolated(logits: Tensor, labels: Tensor) -> Tensor:
+        return loss(F.interpolate(logits, size=labels.shape[2:], mode=mode_of(problem)), labels)
+
+    return of_interpolated
+
+
+def mode_of(problem: Problem) -> str:
+    return {1: "linear", 2: "bilinear", 3: "trilinear"}[len(problem.label_size)]
+
+
+def with_upsample(loss: Callable[..., Tensor], theirs: Call, problem: Problem) -> Pairs:
+    """Beside what is usual, with torch's or MONAI's loss, and with segloss's."""
+
+    def ours(logits: Tensor, labels: Tensor) -> Tensor:
+        return loss(logits, labels, upsample=mode_of(problem))
+
+    return {"interpolate, torch": (ours, usual(theirs, problem)), "interpolate, segloss": (ours, usual(loss, problem))}
+
+
+def cross_entropy_of_small(problem: Problem) -> Pairs:
+    return with_upsample(segloss.cross_entropy, lambda x, y: F.cross_entropy(x, y.squeeze(1).long()), problem)
+
+
+def dice_ce_of_small(problem: Problem) -> Pairs:
+    def theirs(logits: Tensor, labels: Tensor) -> Tensor:
+        classes = labels.squeeze(1).long()
+        return dice_formula(logits, classes) + F.cross_entropy(logits, classes)
+
+    return with_upsample(segloss.dice_ce_loss, theirs, problem)
+
+
+def confusion_matrix_of_small(problem: Problem) -> Pairs:
+    ((_, theirs),) = confusion_matrix(problem).values()
+    return with_upsample(segloss.confusion_matrix, theirs, problem)
+
+
+def predict(problem: Problem) -> Pairs:
+    def ours(logits: Tensor, labels: Tensor) -> Tensor:
+        return segloss.predict(logits, labels.shape[2:], upsample=mode_of(problem))
+
+    return {"interpolate, argmax": (ours, usual(lambda x, y: x.argmax(1).to(torch.uint8), problem))}
+
+
 LOSSES: dict[str, Callable[[Problem], Pairs]] = {
     "cross_entropy": cross_entropy,
     "dice_ce_loss": dice_ce,
@@ -395,6 +451,10 @@ LOSSES: dict[str, Callable[[Problem], Pairs]] = {
     "dice_ce_loss of a label map": dice_ce_of_label_map,
     "topk_loss": topk,
     "confusion_matrix": confusion_matrix,
+    "cross_entropy of small logits": cross_entropy_of_small,
+    "dice_ce_loss of small logits": dice_ce_of_small,
+    "confusion_matrix of small logits": confusion_matrix_of_small,
+    "predict": predict,
 }
 OF_MASKS = ("focal_loss of sigmoids", "binary_cross_entropy_with_logits", "dice_ce_loss of sigmoids")
 OTHER_LOSSES = ("dice_loss", "generalized_dice_loss", "focal_loss", "focal_loss of sigmoids")
@@ -418,6 +478,9 @@ TEXT = Problem((256, 32000), torch.int64)
 SMALL = Problem((4, 3, 4, 4), torch.int64)
 COARSE = Problem((64, 3, 4, 4), torch.int64)
 SAMPLES = Problem((2048, 1000), torch.int64)
+QUARTER = Problem((1, 150, 128, 128), torch.uint8, enlarged=4)  # as SegFormer's
+QUARTER_OF_STREET = Problem((2, 19, 256, 512), torch.uint8, enlarged=4)
+THIRD_OF_BODY = Problem((1, 105, 64, 64, 64), torch.uint8, enlarged=3)
 # Only for GPUs. No voxel is ignored, because MONAI's DiceCELoss cannot ignore voxels.
 PATCHES = Problem((2, 4, 128, 128, 128), torch.uint8)
 STREETS = Problem((2, 19, 1024, 2048), torch.uint8)
@@ -461,6 +524,10 @@ def of_every_device(full: bool) -> list[Case]:
     plain += [Case("dice_loss of samples", problem) for problem in (COARSE, SAMPLES)]
     plain += [Case("topk_loss", PATCH)]
     plain += [Case("confusion_matrix", problem) for problem in (STREET, BODY)]
+    plain += [
+        Case(f"{loss} of small logits", QUARTER) for loss in ("cross_entropy", "dice_ce_loss", "confusion_matrix")
+    ]
+    plain += [Case("cross_entropy of small logits", QUARTER_OF_STREET), Case("predict", THIRD_OF_BODY)]
     if not full:
         return [Case(*row, compiled=row in QUICKLY_COMPILED) for row in rows] + plain
     return [

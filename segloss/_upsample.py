@@ -6,11 +6,12 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-AxisMode: TypeAlias = Literal["nearest", "linear"]
-Upsample: TypeAlias = Literal["nearest", "linear", "bilinear", "trilinear"] | tuple[AxisMode, ...]
+AxisMode: TypeAlias = Literal["nearest", "nearest-exact", "linear"]
+Upsample: TypeAlias = Literal["nearest", "nearest-exact", "linear", "bilinear", "trilinear"] | tuple[AxisMode, ...]
 
 _NUM_AXES = {"linear": 1, "bilinear": 2, "trilinear": 3}
-_CODES = {"nearest": 1, "linear": 2}
+_NEAREST = ("nearest", "nearest-exact")
+_CODES = {"nearest": 1, "linear": 2, "nearest-exact": 3}
 
 
 class Upsampling(NamedTuple):
@@ -61,19 +62,19 @@ def resized_dims(num_dims: int, dim: int, code: int) -> list[int]:
 def _modes_of_axes(op: str, input: Tensor, upsample: object) -> tuple[str, ...]:
     """The mode of each spatial axis."""
     num_axes = input.dim() - 2
-    is_name = isinstance(upsample, str) and (upsample == "nearest" or upsample in _NUM_AXES)
+    is_name = isinstance(upsample, str) and upsample in (*_NEAREST, *_NUM_AXES)
     is_tuple = isinstance(upsample, tuple | list) and all(mode in _CODES for mode in upsample)
     if not (is_name or is_tuple):
         raise ValueError(
-            f"{op}: expected upsample to be 'nearest', 'linear', 'bilinear' or 'trilinear', or a tuple with 'nearest' "
-            f"or 'linear' for each spatial axis, got {reprlib.repr(upsample)}"
+            f"{op}: expected upsample to be 'nearest', 'nearest-exact', 'linear', 'bilinear' or 'trilinear', or a "
+            f"tuple with 'nearest', 'nearest-exact' or 'linear' for each spatial axis, got {reprlib.repr(upsample)}"
         )
     if not 1 <= num_axes <= 3:
         raise NotImplementedError(
             f"{op}: expected logits of one to three spatial axes with upsample, got input {list(input.shape)}"
         )
-    if upsample == "nearest":
-        return ("nearest",) * num_axes
+    if upsample in _NEAREST:
+        return (str(upsample),) * num_axes
     modes = tuple(upsample) if isinstance(upsample, tuple | list) else ("linear",) * _NUM_AXES[str(upsample)]
     if len(modes) != num_axes:
         fitting = next(name for name, number in _NUM_AXES.items() if number == num_axes)

@@ -97,11 +97,11 @@ def cross_entropy(
             voxel.
         label_smoothing: s in the formula, in [0, 1].
         dim: the class dimension of input; ``dim=-1`` reads ``[B, L, C]``. Labels may keep a dimension of size 1 there.
-        upsample: how to take the logits to the target's size: ``"nearest"``, or ``"linear"``, ``"bilinear"`` or
-            ``"trilinear"`` for one, two or three spatial axes, as ``torch.nn.functional.interpolate``; or a tuple with
-            ``"nearest"`` or ``"linear"`` for each axis. The interpolated logits are in no tensor. They are computed in
-            float32 (float64 for float64), at any ratio of the sizes, also downward. The gradient is that of input, at
-            its own size. Default: None, both have one size.
+        upsample: how to take the logits to the target's size, as ``torch.nn.functional.interpolate``: ``"linear"``,
+            ``"bilinear"`` or ``"trilinear"`` for one, two or three spatial axes, ``"nearest"`` or ``"nearest-exact"``;
+            or a tuple with ``"linear"``, ``"nearest"`` or ``"nearest-exact"`` for each axis. The interpolated logits
+            are in no tensor. They are computed in float32 (float64 for float64), at any ratio of the sizes, also
+            downward. The gradient is that of input, at its own size. Default: None, both have one size.
         align_corners: with linear interpolation, whether the corners of both sizes are the same places, as in
             ``torch.nn.functional.interpolate``.
         voxel_weight: a weight for each voxel, of the labels' shape. Voxels of weight 0 do not count. Must not require

@@ -39,9 +39,7 @@ def predict(
     Args:
         logits: ``[N, C, *]``; float64, float32, float16 or bfloat16, with any strides.
         size: the spatial size of the result, with ``upsample``. Default: None, that of ``out``, or the logits' own.
-        upsample: how to take the logits to ``size``: ``"nearest"``, or ``"linear"``, ``"bilinear"`` or ``"trilinear"``
-            for one, two or three spatial axes, as ``torch.nn.functional.interpolate``; or a tuple with ``"nearest"`` or
-            ``"linear"`` for each axis. Default: None, the logits' own size.
+        upsample: how to take the logits to ``size``, as in ``segloss.cross_entropy``. Default: None, they have it.
         threshold: makes masks, one for each channel, of raw logits: 0 is the probability 1/2 of a sigmoid. nan is not
             above it. Default: None, the argmax of the channels: the first of equal logits wins, nan counts as largest.
         dtype: of the result, integer. Default: None, the smallest of uint8, int16 and int32 that holds the classes;

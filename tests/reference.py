@@ -468,7 +468,7 @@ def dice_focal_loss(
 
 def resized(x: Tensor, size: tuple[int, ...], upsample: str | tuple[str, ...], align_corners: bool = False) -> Tensor:
     """Logits [N, C, *] at another spatial size, one axis after the other, as torch interpolates in float64."""
-    modes = upsample if isinstance(upsample, tuple) else (upsample if upsample == "nearest" else "linear",) * len(size)
+    modes = upsample if isinstance(upsample, tuple) else (upsample if "nearest" in upsample else "linear",) * len(size)
     x = x.double()
     for axis, (mode, length) in enumerate(zip(modes, size, strict=True), start=2):
         line = x.movedim(axis, -1)

@@ -87,27 +87,27 @@ def test_linear_interpolation_at_every_ratio(loss, dtype, align_corners, ratio):
 
 @EVERY_RATIO
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-def test_nearest_neighbours_at_every_ratio(dtype, ratio):
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact"])
+def test_nearest_neighbours_at_every_ratio(mode, dtype, ratio):
     small, size = ratio
     x = torch.randn(2, 3, *small, dtype=dtype)
-    assert_as_resized(segloss.cross_entropy, x, labels_for(x, size), "nearest")
+    assert_as_resized(segloss.cross_entropy, x, labels_for(x, size), mode)
 
 
-def test_nearest_neighbours_are_those_of_torch_at_every_size_up_to_100():
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact"])
+def test_nearest_neighbours_are_those_of_torch_at_every_size_up_to_100(mode):
     for small in range(1, 101, 3):
         x = torch.arange(small, dtype=torch.float32).expand(1, 2, small) * torch.tensor([[[1.0], [0.0]]])
         for size in range(1, 101):
-            kept = segloss.cross_entropy(
-                x, torch.zeros(1, size, dtype=torch.uint8), reduction="none", upsample="nearest"
-            )
-            expected = F.interpolate(x, size=size, mode="nearest")
-            assert torch.equal(
-                kept, segloss.cross_entropy(expected, torch.zeros(1, size, dtype=torch.uint8), reduction="none")
-            )
+            place = (2 * torch.arange(size) + 1) * small
+            is_tie = (place % (2 * size) == 0) & (mode == "nearest-exact")  # torch rounds, up or down
+            losses = partial(segloss.cross_entropy, target=torch.zeros(1, size).byte(), reduction="none")
+            expected = losses(F.interpolate(x, size=size, mode=mode))
+            assert torch.equal(losses(x, upsample=mode)[:, ~is_tie], expected[:, ~is_tie])
 
 
 @pytest.mark.parametrize(
-    "upsample", [("nearest", "linear", "linear"), ("linear", "nearest", "linear"), ("linear",) * 3]
+    "upsample", [("nearest", "linear", "linear"), ("linear", "nearest-exact", "linear"), ("linear",) * 3]
 )
 def test_a_mode_for_each_axis_is_one_axis_after_the_other(upsample):
     x = torch.randn(2, 3, 4, 5, 6, dtype=torch.float64)
@@ -482,13 +482,13 @@ BAD = {
         "upsample='bilinear' for the 2 spatial axes",
     ),
     "too few modes": (X, Y, {"upsample": ("linear",)}, NotImplementedError, "a mode for each, got ('linear',)"),
-    "an unknown mode": (X, Y, {"upsample": "bicubic"}, ValueError, "'trilinear', or a tuple"),
+    "an unknown mode": (X, Y, {"upsample": "bicubic"}, ValueError, "'trilinear', or a tuple with"),
     "an unknown mode of an axis": (
         X,
         Y,
         {"upsample": ("linear", "cubic")},
         ValueError,
-        "a tuple with 'nearest' or 'linear'",
+        "or a tuple with 'nearest', 'nearest-exact' or 'linear'",
     ),
     "no spatial axis": (X[..., 0, 0], Y, {"upsample": "nearest"}, NotImplementedError, "got input [2, 4]"),
     "four spatial axes": (

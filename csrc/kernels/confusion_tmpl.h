@@ -1,13 +1,11 @@
 /* Argmax, and counting of pairs (label, predicted class) in the same walk. */
 
-/* A chunk of logits, in the tensor itself or copied to `buffer`. Rows of many classes are copied, as classes often lie
- * a power of two apart in memory, where their cache lines share a few sets; not those that lie close together. */
+/* A chunk of logits, in the tensor itself or copied to `buffer`. */
 static ROWS FN(logit_rows)(const struct segloss_tensor* logits, const struct block* b, int64_t first, int n,
                            REAL* buffer) {
-    enum { CLOSE = 4096 };
     const struct run r = first_run(b);
     const struct plane now = tensor_plane(logits, b, &r, first);
-    if (FN(lies_in_rows)(logits, &now, r.count) && (n <= FN(readable_in_place) || now.stride_class < CLOSE)) {
+    if (FN(reads_in_place)(logits, &now, n, r.count)) {
         return (ROWS){now.data, now.stride_class, 0};
     }
     FN(read_classes)(buffer, logits, b, first, n);

@@ -263,9 +263,12 @@ struct segloss_resize {
     void* workspace;            /* of segloss_resize_workspace REAL */
 };
 
-/* REAL that the workspace of one thread holds. */
+/* So many classes are resized at once. */
+enum { SEGLOSS_RESIZED_CLASSES = 16 };
+
+/* REAL that the workspace of one thread holds: the four rows that a row can come from, and their sum. */
 static inline int64_t segloss_resize_workspace(const struct segloss_resize* args) {
-    return 5 * args->num_classes * (args->axes[SEGLOSS_COLUMNS].size_from + 32);
+    return 5 * SEGLOSS_RESIZED_CLASSES * (args->axes[SEGLOSS_COLUMNS].size_from + 32);
 }
 
 /* All kernels of one instruction set. Each but those of top-k returns -1, or the position of the first voxel that it

@@ -291,19 +291,38 @@ static void FN(expand_vector)(const struct segloss_resize* a, const COLUMNS* v, 
     }
 }
 
+static void FN(resize_classes)(const struct segloss_resize* a, const struct FN(source) * s, int64_t begin, int64_t end,
+                               REAL* to, int64_t stride) {
+    const struct FN(plan)* plan = a->plan;
+    FN(blend_rows)(a, s);
+    for (int64_t i = begin; i < end; i += WIDTH) {
+        const COLUMNS* v = plan->vectors + i / WIDTH;
+        REAL* to_column = to + (i - begin);
+        if (v->is_permutation) {
+            FN(expand_vector)(a, v, (const REAL*)a->workspace + (v->start - s->first), to_column, stride);
+        } else {
+            FN(expand_one_by_one)(a, a->workspace, s->first, i, i + smaller(end - i, WIDTH), to_column, stride);
+        }
+    }
+}
+
+/* The arguments of SEGLOSS_RESIZED_CLASSES classes from `first` on: their rows stay in the L1 cache. */
+static struct segloss_resize FN(some_classes)(const struct segloss_resize* a, int64_t first) {
+    struct segloss_resize some = *a;
+    some.num_classes = smaller(a->num_classes - first, SEGLOSS_RESIZED_CLASSES);
+    for (int k = 0; k < 2; ++k) {
+        struct segloss_tensor* t = k == 0 ? &some.from : &some.grad;
+        t->data = t->data ? (char*)t->data + first * t->stride_class * dtype_size(t->dtype) : NULL;
+    }
+    return some;
+}
+
 static void FN(resize_row)(const struct segloss_resize* a, int64_t plane, int64_t row, int64_t begin, int64_t end,
                            void* to, int64_t stride) {
     const struct FN(source) s = FN(source_of)(a, &a->from, plane, row, begin, end);
-    FN(blend_rows)(a, &s);
-    const struct FN(plan)* plan = a->plan;
-    for (int64_t i = begin; i < end; i += WIDTH) {
-        const COLUMNS* v = plan->vectors + i / WIDTH;
-        REAL* to_column = (REAL*)to + (i - begin);
-        if (v->is_permutation) {
-            FN(expand_vector)(a, v, (const REAL*)a->workspace + (v->start - s.first), to_column, stride);
-        } else {
-            FN(expand_one_by_one)(a, a->workspace, s.first, i, i + smaller(end - i, WIDTH), to_column, stride);
-        }
+    for (int64_t first = 0; first < a->num_classes; first += SEGLOSS_RESIZED_CLASSES) {
+        const struct segloss_resize some = FN(some_classes)(a, first);
+        FN(resize_classes)(&some, &s, begin, end, (REAL*)to + first * stride, stride);
     }
 }
 
@@ -435,24 +454,31 @@ static void FN(spread_rows)(const struct segloss_resize* a, const struct FN(sour
     }
 }
 
+static void FN(classes_grad)(const struct segloss_resize* a, const struct FN(source) * s, int64_t begin, int64_t end,
+                             const REAL* from, int64_t stride) {
+    const struct FN(plan)* plan = a->plan;
+    REAL* sums = a->workspace;
+    for (int64_t c = 0; c < a->num_classes; ++c) {
+        memset(sums + c * FN(row_stride)(a), 0, (size_t)(s->count + WIDTH) * sizeof *sums);
+    }
+    const int64_t left = FN(contract_groups)(a, &plan->phases, from, stride, begin, end, sums, s->first);
+    for (int64_t i = left; i < end; i += WIDTH) {
+        const COLUMNS* v = plan->vectors + i / WIDTH;
+        const REAL* from_column = from + (i - begin);
+        if (v->is_permutation) {
+            FN(contract_vector)(a, v, from_column, stride, sums + (v->start - s->first));
+        } else {
+            FN(contract_one_by_one)(a, from_column, stride, i, i + smaller(end - i, WIDTH), sums, s->first);
+        }
+    }
+    FN(spread_rows)(a, s, sums);
+}
+
 static void FN(resize_row_grad)(const struct segloss_resize* a, int64_t plane, int64_t row, int64_t begin, int64_t end,
                                 const void* from, int64_t stride) {
     const struct FN(source) s = FN(source_of)(a, &a->grad, plane, row, begin, end);
-    const int64_t row_stride = FN(row_stride)(a);
-    REAL* sums = a->workspace;
-    for (int64_t c = 0; c < a->num_classes; ++c) {
-        memset(sums + c * row_stride, 0, (size_t)(s.count + WIDTH) * sizeof *sums);
+    for (int64_t first = 0; first < a->num_classes; first += SEGLOSS_RESIZED_CLASSES) {
+        const struct segloss_resize some = FN(some_classes)(a, first);
+        FN(classes_grad)(&some, &s, begin, end, (const REAL*)from + first * stride, stride);
     }
-    const struct FN(plan)* plan = a->plan;
-    const int64_t left = FN(contract_groups)(a, &plan->phases, from, stride, begin, end, sums, s.first);
-    for (int64_t i = left; i < end; i += WIDTH) {
-        const COLUMNS* v = plan->vectors + i / WIDTH;
-        const REAL* from_column = (const REAL*)from + (i - begin);
-        if (v->is_permutation) {
-            FN(contract_vector)(a, v, from_column, stride, sums + (v->start - s.first));
-        } else {
-            FN(contract_one_by_one)(a, from_column, stride, i, i + smaller(end - i, WIDTH), sums, s.first);
-        }
-    }
-    FN(spread_rows)(a, &s, sums);
 }

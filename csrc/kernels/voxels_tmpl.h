@@ -137,15 +137,22 @@ static const REAL* FN(read_input)(VOXELS* v, int64_t first_class, int num_classe
 }
 
 /* Classes often lie a power of two apart in memory, so that their cache lines share a few sets. The lines of up to this
- * many classes stay cached until all their voxels are read; with more classes, whole rows are copied first. */
-enum { FN(readable_in_place) = 32 };
+ * many classes stay cached until all their voxels are read; with more classes, whole rows are copied first, unless they
+ * lie so close together that they are in the cache at once. */
+enum { FN(readable_in_place) = 32, FN(close) = 4096 / sizeof(REAL) };
+
+/* Whether to read a chunk of classes where it is, not from a copy. */
+static int FN(reads_in_place)(const struct segloss_tensor* t, const struct plane* plane, int num_classes, int count) {
+    const int is_near = plane->stride_class > 0 && plane->stride_class <= FN(close);
+    return FN(lies_in_rows)(t, plane, count) && (num_classes <= FN(readable_in_place) || is_near);
+}
 
 /* Like read_input, for a single use: points into the tensor if possible. Inactive lanes can hold any value. */
 static ROWS FN(input_rows)(VOXELS* v, int64_t first_class, int num_classes) {
     const struct run r = first_run(&v->block);
     const struct plane now = tensor_plane(v->input.tensor, &v->block, &r, first_class);
     v->ahead = rows_ahead(v->input.tensor, &v->block, &now, first_class, num_classes);
-    if (num_classes <= FN(readable_in_place) && FN(lies_in_rows)(v->input.tensor, &now, r.count)) {
+    if (FN(reads_in_place)(v->input.tensor, &now, num_classes, r.count)) {
         return (ROWS){now.data, now.stride_class, 0};
     }
     v->input.first_class = -1;

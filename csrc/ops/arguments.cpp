@@ -98,7 +98,14 @@ Tensor empty_gradient(const Arguments& arguments, const Reading& reading) {
     if (!arguments.coarse) {
         return empty_output_like(logits);
     }
-    const auto dim = reading.dim; // classes come first, as columns must be contiguous
+    const auto dim = reading.dim;
+    const auto last_axis = dim == logits.dim() - 1 ? logits.dim() - 2 : logits.dim() - 1;
+    if (logits.scalar_type() == reading.compute_dtype()) {
+        const auto gradient = empty_output_like(logits);
+        if (gradient.stride(last_axis) == 1) {
+            return gradient.zero_();
+        }
+    } // else classes come first, as columns must be contiguous
     return at::zeros(logits.movedim(dim, 0).sizes(), logits.options().dtype(reading.compute_dtype())).movedim(0, dim);
 }
 

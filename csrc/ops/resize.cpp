@@ -23,8 +23,12 @@ struct Table {
     Tensor low_weight, high_weight; // float64; float32 where there is none
 };
 
-// The rule of torch.nn.functional.interpolate with mode="nearest", which rounds to float32.
-Tensor nearest_indices(const Tensor& index, const c10::SymInt& from, const c10::SymInt& to) {
+// The rule of torch.nn.functional.interpolate with mode="nearest", which rounds to float32. With "nearest-exact",
+// nothing is rounded here: torch's own kernels differ where a place is between two values.
+Tensor nearest_indices(const Tensor& index, const c10::SymInt& from, const c10::SymInt& to, bool is_exact) {
+    if (is_exact) {
+        return ((index * 2 + 1) * from).floor_divide(to * 2);
+    }
     if (from == to) {
         return index;
     }
@@ -44,8 +48,8 @@ Table table_of(Resize::Mode mode, bool aligns_corners, const c10::SymInt& from, 
     const auto integers = at::TensorOptions(device).dtype(at::kLong);
     const auto wide = device.is_mps() ? at::kFloat : at::kDouble; // MPS has no float64
     const auto index = at::arange(to, integers);
-    if (mode == Resize::nearest) {
-        const auto low = nearest_indices(index, from, to);
+    if (mode != Resize::linear) {
+        const auto low = nearest_indices(index, from, to, mode == Resize::nearest_exact);
         const auto half = at::full_symint({to}, 0.5, integers.dtype(wide));
         return {low, low, half, half};
     }
@@ -119,15 +123,6 @@ int64_t Resize::num_axes() const {
     return axes;
 }
 
-bool Resize::is_valid() const {
-    const auto axes = num_axes();
-    bool is_valid = axes > 0 && code_ >> (1 + 2 * axes) == 0;
-    for (int64_t k = 0; k < axes; ++k) {
-        is_valid = is_valid && mode(k) <= linear;
-    }
-    return is_valid;
-}
-
 Tensor Coarse::values(int64_t dim, at::ScalarType dtype) const {
     auto result = logits.to(dtype);
     const auto of_range = [&](const Tensor& tensor, int64_t d) { return tensor.narrow(d, range.begin, range.length); };
@@ -143,7 +138,7 @@ Tensor Coarse::values(int64_t dim, at::ScalarType dtype) const {
         for (auto* const each : {&low, &high, &low_weight, &high_weight}) {
             *each = is_part ? of_range(*each, 0) : *each;
         }
-        if (resize.mode(k) == Resize::nearest) {
+        if (resize.mode(k) != Resize::linear) {
             result = result.index_select(d, low);
             continue;
         }

@@ -19,7 +19,7 @@ namespace segloss {
 // the next two are the mode of the last axis, the next two that of the one before it, and so on.
 class Resize {
 public:
-    enum Mode : int8_t { none, nearest, linear };
+    enum Mode : int8_t { none, nearest, linear, nearest_exact };
     static constexpr int64_t kMostAxes = SEGLOSS_AXES;
 
     explicit Resize(int64_t code = 0) : code_(code) {}
@@ -31,7 +31,7 @@ public:
     // Of the k-th axis, counted from the last one, k <= kMostAxes.
     Mode mode(int64_t k) const { return static_cast<Mode>((code_ >> (1 + 2 * k)) & 3); }
     int64_t num_axes() const;
-    bool is_valid() const;
+    bool is_valid() const { return num_axes() > 0 && code_ >> (1 + 2 * num_axes()) == 0; }
 
 private:
     int64_t code_;

@@ -1,4 +1,4 @@
-"""The examples of regions, of ids and of partial labels train, and score what they say."""
+"""The examples of regions, of ids, of partial labels, of small logits and of an export run, and give what they say."""
 
 import importlib.util
 import sys
@@ -73,3 +73,18 @@ def test_two_partially_labelled_data_sets(monkeypatch, capsys):
     results = partial.main(["--steps", "1"])
     assert list(results) == ["background as it is labelled", "label_sets"]
     assert all(len(line.split()) > len(partial.CLASSES) for line in capsys.readouterr().out.splitlines()[1:])
+
+
+def test_a_quarter_of_the_labels_resolution_with_and_without_interpolation(monkeypatch, capsys):
+    before, after = example("segformer", monkeypatch).main(["--steps", "3"])
+    assert after == pytest.approx(before, rel=1e-5)
+    printed = capsys.readouterr().out.splitlines()
+    assert [line[:28].strip() for line in printed[-2:]] == ["interpolate, cross entropy", "upsample='bilinear'"]
+
+
+def test_an_exported_prediction_is_the_argmax_of_resampled_logits(monkeypatch, capsys):
+    export = example("export", monkeypatch)
+    for share, distance in export.main([]).values():
+        assert share < 1e-5
+        assert distance < 1e-5
+    assert "predict" in capsys.readouterr().out
