@@ -43,6 +43,19 @@ CASES = {
     "cross_entropy, sum": partial(segloss.cross_entropy, weight=WEIGHT, **IGNORED, reduction="sum"),
     "dice_loss, sum": partial(segloss.dice_loss, **IGNORED, reduction="sum"),
 }
+
+
+def of_small(loss):
+    """The loss of every second voxel's logits, taken to the labels' size."""
+    return lambda logits, labels, **options: loss(
+        logits[..., ::2, ::2, ::2], labels, upsample="trilinear", **IGNORED, **options
+    )
+
+
+OF_SMALL = {
+    f"{loss.__name__} of small logits": of_small(loss)
+    for loss in (segloss.cross_entropy, segloss.dice_ce_loss, segloss.focal_loss)
+}
 SLABS = ["weighted cross_entropy", "focal_loss", "squared dice_loss of the batch", "weighted dice_ce_loss of the batch"]
 
 
@@ -105,7 +118,7 @@ def run_rank(rank, world_size, folder):
     images, labels = whole_batch(world_size)
     part = [each.split(PARTS[world_size])[rank] for each in (images, labels)]
     slab = [each.chunk(world_size, dim=2)[rank] for each in (images, labels)]
-    got = {name: step(loss, *part) for name, loss in CASES.items()}
+    got = {name: step(loss, *part) for name, loss in (CASES | OF_SMALL).items()}
     got |= {f"{name}, slabs": step(CASES[name], *slab) for name in SLABS}
     got["probabilities"] = step(segloss.cross_entropy, part[0], probabilities(part[0]))
     got["accumulated"] = accumulated(*part)
@@ -181,10 +194,10 @@ def assert_each_rank_got(got, name, value, gradients):
         torch.testing.assert_close(grads, gradients, **CLOSE)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", CASES | OF_SMALL)
 def test_each_rank_gets_the_loss_and_ddp_the_gradient_of_the_whole_batch(ranks, name):
     (images, labels), got = ranks
-    assert_each_rank_got(got, name, *expected(CASES[name], images, labels))
+    assert_each_rank_got(got, name, *expected((CASES | OF_SMALL)[name], images, labels))
 
 
 def test_each_rank_gets_the_same_with_probabilities(ranks):

@@ -174,6 +174,20 @@ def class_dimension_last():
         assert agrees(loss, logits, labels, {"dim": -1}, placements, placements) == placements
 
 
+def small_logits(d):
+    """Sharded over the samples, they stay so; over an axis that is resized, they are redistributed."""
+    labels = torch.arange(3 * 80).view(3, 8, 10) % 4
+    masks, logits = labels.unsqueeze(1).expand(3, 4, 8, 10) % 2, tensors()[0]
+    for loss, target, options in (
+        (segloss.cross_entropy, labels, {}),
+        (segloss.cross_entropy, labels, {"reduction": "none"}),
+        (segloss.dice_ce_loss, labels, {}),
+        (segloss.focal_loss, masks, {**SIGMOID, "reduction": "sum"}),
+    ):
+        placements = agrees(loss, logits, target, {**options, "upsample": "bilinear"}, [Shard(d)], [Shard(0)])
+        assert d != 0 or placements == [Shard(0)]
+
+
 def sharded_otherwise(placement, target_placement):
     """Placements that have no rule are redistributed, and the results are right."""
     for loss in (segloss.cross_entropy, segloss.dice_ce_loss):
@@ -316,6 +330,8 @@ CASES = {
     "sharded over the classes": partial(sharded_otherwise, Shard(1), Replicate()),
     "labels on every rank": partial(sharded_otherwise, Shard(0), Replicate()),
     "labels sharded otherwise": partial(sharded_otherwise, Shard(0), Shard(1)),
+    "small logits, batch": partial(small_logits, 0),
+    "small logits, space": partial(small_logits, 2),
     "fewer samples than ranks": fewer_samples_than_ranks,
     "nothing counts": nothing_counts,
     "messages of cross entropy, batch": partial(only_sums_are_sent, segloss.cross_entropy, 0, 2),

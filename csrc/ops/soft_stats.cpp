@@ -75,8 +75,9 @@ void SoftStats::fill_in(variable_list& grads, const Arguments& arguments, const 
     const auto samples = num_samples(input, options.dim);
     const c10::SymDimVector of_classes{samples, input.sym_size(options.dim)};
     for (size_t k = 0; k < grads.size(); ++k) {
-        if (!grads[k].defined()) { // made from input, so a DTensor if input is one
-            grads[k] = input.new_zeros_symint(k < 2 ? of_classes : c10::SymDimVector{samples}, widest_dtype(input));
+        if (!grads[k].defined()) { // a DTensor if the logits are one
+            grads[k] = arguments.logits().new_zeros_symint(k < 2 ? of_classes : c10::SymDimVector{samples},
+                                                           widest_dtype(input));
         }
     }
 }

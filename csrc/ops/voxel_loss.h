@@ -73,9 +73,9 @@ template <class Loss, class LossOptions> struct VoxelLoss : LossDefaults<Loss> {
     // A reduced loss computes its gradient in forward, while the logits are in the cache. Not in float16, where an
     // unscaled gradient may underflow, nor if target or weight need a gradient, which the composite computes.
     static bool computes_gradient_ahead(const Arguments& arguments, const Options& options) {
-        const auto& input = arguments.input;
-        return !requires_grad_of_target(arguments) && options.is_reduced() && input.scalar_type() != at::kHalf &&
-               may_hold_results(input);
+        const auto& logits = arguments.logits();
+        return !requires_grad_of_target(arguments) && options.is_reduced() && logits.scalar_type() != at::kHalf &&
+               may_hold_results(logits);
     }
 
     // ---- CPU --------------------------------------------------------------------------------------------------------
