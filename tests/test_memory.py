@@ -88,6 +88,25 @@ def test_the_peak_memory_of_transforms_is_that_of_the_gradient(transform):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("loss", ["cross_entropy", "dice_ce_loss"])
+def test_small_logits_take_no_memory_of_the_full_size(loss):
+    script = f"""
+        def step(x, labels):
+            segloss.{loss}(x, labels, upsample="bilinear").backward()
+            return x.grad
+
+        x, labels = torch.randn(1, 150, 64, 64), torch.zeros(1, 256, 256, dtype=torch.uint8)
+        step(x[..., :4, :4].clone().requires_grad_(), labels[..., :16, :16])
+        x.requires_grad_()
+        Path("/proc/self/clear_refs").write_text("5")
+        before = memory("VmRSS")
+        gradient = step(x, labels)
+        print((memory("VmHWM") - before) * 1024 - gradient.nbytes)
+    """
+    assert int(printed_by(script)) < 10 * 2**20  # the logits of the full size take 39 MB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "int64", "float16"])
 def test_no_voxel_weight_is_copied(dtype):
     script = f"""

@@ -222,7 +222,7 @@ void VoxelArguments::describe_with(std::initializer_list<Operand> more, const Te
     c10::SmallVector<Operand, 7> operands{{&arguments.target, &args.target}, {&voxel_weight, &args.voxel_weight}};
     operands.append(more);
     if (const auto& coarse = arguments.coarse) {
-        walk.emplace(coarse->logits, sizes, reading.dim, coarse->resize, reading.compute_dtype(), gradient);
+        walk.emplace(*coarse, reading.dim, reading.compute_dtype(), gradient);
         args.positions = walk->describe(operands);
         return;
     }

@@ -9,7 +9,7 @@
 #include "checks.h"
 #include "label_table.h"
 #include "layout.h"
-#include "resize.h"
+#include "resized_walk.h"
 
 namespace segloss {
 

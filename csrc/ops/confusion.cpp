@@ -94,9 +94,7 @@ std::optional<ResizedWalk> resized_walk(const Comparison& given, segloss_confusi
     if (!given.coarse) {
         return std::nullopt;
     }
-    const auto& input = given.input;
-    std::optional<ResizedWalk> walk(std::in_place, given.coarse->logits, position_sizes(input, given.dim), given.dim,
-                                    given.coarse->resize, compute_dtype(input.scalar_type()));
+    std::optional<ResizedWalk> walk(std::in_place, *given.coarse, given.dim, compute_dtype(given.input.scalar_type()));
     args.positions = walk->describe({{&given.target, &args.target}});
     return walk;
 }

@@ -7,8 +7,8 @@
 #include <string>
 
 #include "../kernels/kernels.h"
-#include "resize.h"
 #include "checks.h"
+#include "resized_walk.h"
 
 namespace segloss {
 

@@ -11,7 +11,7 @@
 #include "composite.h"
 #include "dispatch.h"
 #include "layout.h"
-#include "resize.h"
+#include "resized_walk.h"
 
 namespace segloss {
 namespace {
@@ -89,7 +89,7 @@ void write_cpu(const Prediction& given, const Tensor& out) {
         });
         return;
     }
-    ResizedWalk walk(given.logits(), sizes, given.dim, given.coarse->resize, compute_dtype(dtype));
+    ResizedWalk walk(*given.coarse, given.dim, compute_dtype(dtype));
     walk.describe({{&out, &args.prediction}});
     walk.run([&](int64_t, const Piece& piece) {
         auto part = args;
