@@ -42,7 +42,7 @@ def predict(
         upsample: how to take the logits to ``size``, as in ``segloss.cross_entropy``. Default: None, they have it.
         threshold: makes masks, one for each channel, of raw logits: 0 is the probability 1/2 of a sigmoid. nan is not
             above it. Default: None, the argmax of the channels: the first of equal logits wins, nan counts as largest.
-        dtype: of the result, integer. Default: None, the smallest of uint8, int16 and int32 that holds the classes;
+        dtype: of the result, integer. Default: None, uint8 for up to 256 classes, int16 for up to 32 767, else int32;
             with a threshold bool, or uint8 if given.
         out: the tensor to write to, of the result's shape, with any strides; it may lie in a file, as
             ``torch.from_numpy(numpy.memmap(...))`` does. Default: None, a new one.
@@ -102,7 +102,7 @@ def predict(
 def _smallest(num_classes: int, threshold: float | None) -> torch.dtype:
     if threshold is not None:
         return torch.bool
-    return torch.uint8 if num_classes <= 2**8 else torch.int16 if num_classes <= 2**15 else torch.int32
+    return torch.uint8 if num_classes <= 2**8 else torch.int16 if num_classes < 2**15 else torch.int32
 
 
 def _sizes(logits: Tensor, size: Sequence[int] | None, dim: int, code: int) -> list[int]:

@@ -70,19 +70,19 @@ static void write_labels(const int32_t* label, const struct segloss_tensor* t, c
         const struct plane to = tensor_plane(t, b, &r, class);
         const int32_t* from = label + r.lane;
         switch (dtype_size(t->dtype)) {
-#define WRITE(size, type)                                                                                              \
-    case size:                                                                                                         \
-        for (int i = 0; to.stride_voxel == 1 && i < r.count; ++i) {                                                    \
-            ((type*)to.data)[i] = (type)from[i];                                                                       \
-        }                                                                                                              \
-        for (int i = 0; to.stride_voxel != 1 && i < r.count; ++i) {                                                    \
-            ((type*)to.data)[i * to.stride_voxel] = (type)from[i];                                                     \
-        }                                                                                                              \
-        break;
-            WRITE(1, uint8_t)
-            WRITE(2, uint16_t)
-            WRITE(4, uint32_t)
-            WRITE(8, int64_t)
+#define WRITE(sizes, type)                                                                                             \
+    sizes:                                                                                                             \
+    for (int i = 0; to.stride_voxel == 1 && i < r.count; ++i) {                                                        \
+        ((type*)to.data)[i] = (type)from[i];                                                                           \
+    }                                                                                                                  \
+    for (int i = 0; to.stride_voxel != 1 && i < r.count; ++i) {                                                        \
+        ((type*)to.data)[i * to.stride_voxel] = (type)from[i];                                                         \
+    }                                                                                                                  \
+    break;
+            WRITE(case 1, uint8_t)
+            WRITE(case 2, uint16_t)
+            WRITE(case 4, uint32_t)
+            WRITE(default, int64_t)
 #undef WRITE
         }
     }

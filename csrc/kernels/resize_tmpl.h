@@ -8,7 +8,7 @@ static inline VEC FN(permute)(VEC x, MASK from) {
 #ifdef PERMUTE
     return PERMUTE(x, from);
 #else
-    VEC y;
+    VEC y = {0};
     for (int k = 0; k < WIDTH; ++k) {
         y[k] = x[from[k]];
     }
@@ -64,8 +64,8 @@ COLUMNS {
 /* Finds the runs of lanes with the same `low`. */
 static void FN(plan_runs)(COLUMNS* v) {
     for (int step = 1, s = 0; step < WIDTH; step *= 2, ++s) {
-        for (int k = 0; k + step < v->count; ++k) {
-            const int is_same = v->low[k + step] == v->low[k];
+        for (int k = 0; k + step < WIDTH; ++k) {
+            const int is_same = k + step < v->count && v->low[k + step] == v->low[k];
             v->same_run[s][k] = -is_same;
             v->num_steps = is_same ? s + 1 : v->num_steps;
         }
@@ -123,10 +123,10 @@ static void FN(find_order)(struct FN(phases) * phases) {
 static struct FN(phases) FN(phases_of)(const struct segloss_axis* axis) {
     const REAL *low_weight = axis->low_weight, *high_weight = axis->high_weight;
     const int64_t from = axis->size_from, count = axis->size / from;
-    const int is_known = count == 2 || count == FN(most_phases);
     struct FN(phases) phases;
     memset(&phases, 0, sizeof phases);
-    phases.count = FN(can_permute) && is_known && count * from == axis->size && from >= WIDTH ? (int)count : 0;
+    const int is_known = FN(can_permute) && (count == 2 || count == FN(most_phases));
+    phases.count = is_known && count * from == axis->size && from >= WIDTH ? (int)count : 0;
     for (int k = 0; k < phases.count; ++k) { /* the second value has neighbours on both sides */
         phases.low_weight[k] = low_weight[count + k];
         phases.high_weight[k] = high_weight[count + k];
@@ -250,15 +250,12 @@ static void FN(blend_rows)(const struct segloss_resize* a, const struct FN(sourc
     const int64_t class_stride = FN(find_rows)(a, s, rows);
     REAL* to = a->workspace;
     for (int64_t c = 0; c < a->num_classes; ++c, to += FN(row_stride)(a)) {
-        switch (s->num_rows) {
-        case 1:
+        if (s->num_rows == 1) {
             FN(blend_class)(rows, s->weight, 1, s->count, to);
-            break;
-        case 2:
+        } else if (s->num_rows == 2) {
             FN(blend_class)(rows, s->weight, 2, s->count, to);
-            break;
-        default:
-            FN(blend_class)(rows, s->weight, 4, s->count, to);
+        } else if (s->num_rows == FN(most_rows)) {
+            FN(blend_class)(rows, s->weight, FN(most_rows), s->count, to);
         }
         for (int r = 0; r < s->num_rows; ++r) {
             rows[r] += class_stride;
@@ -344,16 +341,15 @@ static inline __attribute__((always_inline)) void FN(contract_steps)(const struc
                                                                      int num_steps, const REAL* from, int64_t stride,
                                                                      REAL* to) {
     const int64_t to_stride = FN(row_stride)(a);
-    MASK lane, ahead[4];
+    MASK lane = {0}, ahead[4];
     for (int k = 0; k < WIDTH; ++k) {
         lane[k] = k;
     }
     for (int s = 0; s < 4; ++s) {
         ahead[s] = (lane + (1 << s)) & (WIDTH - 1);
     }
-    const MASK is_column = lane < v->count;
     for (int64_t c = 0; c < a->num_classes; ++c) {
-        const VEC g = FN(only)(is_column, FN(load)(from + c * stride));
+        const VEC g = FN(load)(from + c * stride); /* lanes past the end are of no run */
         VEC low = v->low_share * g, high = v->high_share * g;
         for (int s = 0; s < num_steps; ++s) {
             low += FN(only)(v->same_run[s], FN(permute)(low, ahead[s]));
@@ -393,7 +389,7 @@ static inline __attribute__((always_inline)) void FN(contract_phases)(const stru
                                                                       int before, int after) {
     const int64_t to_stride = FN(row_stride)(a);
     const MASK own = phases->own, ahead = phases->ahead, behind = phases->behind;
-    MASK lane;
+    MASK lane = {0};
     for (int k = 0; k < WIDTH; ++k) {
         lane[k] = k;
     }

@@ -114,13 +114,13 @@ void ResizedWalk::choose_pieces() {
 }
 
 segloss_positions ResizedWalk::describe(at::ArrayRef<Operand> operands) {
-    const auto num_dims = position_sizes(logits_, dim_).size();
+    const auto num_dims = logits_.dim() - 1;
     segloss_positions positions{static_cast<int>(sizes_.size()), {}};
     std::copy(sizes_.begin(), sizes_.end(), positions.sizes);
-    const auto num_missing = static_cast<int64_t>(sizes_.size() - num_dims); // axes, after the other dimensions
+    const auto num_missing = positions.num_dims - num_dims; // axes, after the other dimensions
     for (const auto& [tensor, view] : operands) {
         *view = view_of(*tensor, num_dims, dim_);
-        for (int64_t d = 0; d < static_cast<int64_t>(num_dims); ++d) {
+        for (int64_t d = 0; d < num_dims; ++d) {
             view->strides[d < num_outer_ ? d : d + num_missing] = position_stride(*tensor, num_dims, dim_, d);
         }
         const auto* of_axes = view->strides + num_outer_;

@@ -274,10 +274,8 @@ int64_t chunks_of_sample(const ResizedWalk& walk, int64_t num_samples) {
     return walk.num_chunks() / std::max<int64_t>(num_samples, 1);
 }
 
-SoftStats::Results forward_resized(VoxelArguments& voxels, const SoftStats::Options& options,
-                                   const SoftStats::Results& results) {
-    voxels.describe_with({});
-    const auto& walk = *voxels.walk;
+SoftStats::Results forward_resized(const VoxelArguments& voxels, const ResizedWalk& walk,
+                                   const SoftStats::Options& options, const SoftStats::Results& results) {
     Statistics statistics(results, walk.num_chunks(), chunks_of_sample(walk, results[0].size(0)));
     const auto kernel = kernels().soft_stats_forward[real_of(voxels.reading.dtype)];
     const auto classes = voxels.args.num_classes;
@@ -298,12 +296,9 @@ SoftStats::Results forward_resized(VoxelArguments& voxels, const SoftStats::Opti
     return statistics.finished();
 }
 
-void backward_resized(VoxelArguments& voxels, const SoftStats::Options& options, const SoftStats::Handed& handed,
-                      const Tensor& gradient) {
+void backward_resized(const VoxelArguments& voxels, const ResizedWalk& walk, const SoftStats::Options& options,
+                      const SoftStats::Handed& handed) {
     const ClassGradients grads(handed, voxels.reading.compute_dtype());
-    const auto grad_loss = options.voxel_loss ? for_each_voxel(handed[2], voxels) : Tensor();
-    voxels.describe_with({{&grad_loss, &voxels.args.grad_loss}}, gradient);
-    const auto& walk = *voxels.walk;
     const auto per_sample = chunks_of_sample(walk, handed[0].size(0));
     const auto kernel = kernels().soft_stats_backward[real_of(voxels.reading.dtype)];
     const bool accepted = walk.run([&](int64_t chunk, const Piece& piece) {
@@ -323,7 +318,10 @@ SoftStats::Results SoftStats::forward_cpu(const Arguments& arguments, const Opti
     VoxelArguments voxels(arguments, reading, options.of_voxels());
     const auto results = shapes(arguments, options, reading);
     if (arguments.coarse) {
-        return forward_resized(voxels, options, results);
+        voxels.describe_with({});
+    }
+    if (voxels.walk) {
+        return forward_resized(voxels, *voxels.walk, options, results);
     }
     const Samples samples(voxels, options, {});
     const auto chunks = samples.chunks();
@@ -343,16 +341,19 @@ Tensor SoftStats::backward_cpu(const Handed& handed, const Arguments& arguments,
                                const Reading& reading) {
     VoxelArguments voxels(arguments, reading, options.of_voxels());
     const auto gradient = empty_gradient(arguments, reading);
+    const auto grad_loss = options.voxel_loss ? for_each_voxel(handed[2], voxels) : Tensor();
     if (arguments.coarse) {
-        backward_resized(voxels, options, handed, gradient);
+        voxels.describe_with({{&grad_loss, &voxels.args.grad_loss}}, gradient);
+    }
+    if (voxels.walk) {
+        backward_resized(voxels, *voxels.walk, options, handed);
         return finished_gradient(gradient, arguments);
     }
     const ClassGradients grads(handed, reading.compute_dtype());
     voxels.args.stream_grad = exceeds_caches(gradient);
     const Samples samples(
         voxels, options,
-        {{options.voxel_loss ? for_each_voxel(handed[2], voxels) : Tensor(), &segloss_cross_entropy::grad_loss},
-         {gradient, &segloss_cross_entropy::grad_logits}});
+        {{grad_loss, &segloss_cross_entropy::grad_loss}, {gradient, &segloss_cross_entropy::grad_logits}});
     const auto chunks = samples.chunks();
     const auto kernel = kernels().soft_stats_backward[real_of(reading.dtype)];
     const bool accepted = chunks.run([&](int64_t chunk, int64_t begin, int64_t end) {
