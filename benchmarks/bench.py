@@ -109,9 +109,8 @@ def time_case(case: Case, budget: float) -> list[Row]:
             for peer, (ours, theirs) in calls.items()
         }
         results = compare(pairs, budget)
-        if (
-            case.problem.num_bytes >= LARGE and case.problem.enlarged == 1
-        ):  # on its own: fresh memory is slow for a while after peers free theirs
+        has_limits = case.problem.num_bytes >= LARGE and case.problem.enlarged == 1
+        if has_limits:  # on its own: fresh memory is slow for a while after peers free theirs
             results |= beside_limits(name, plain, logits, labels, budget)
         rows.append(
             {

@@ -404,7 +404,7 @@ def mode_of(problem: Problem) -> str:
 
 
 def with_upsample(loss: Callable[..., Tensor], theirs: Call, problem: Problem) -> Pairs:
-    """Beside what is usual, with torch's or MONAI's loss, and with segloss's."""
+    """Beside what is usual, with another loss of the same value, and with segloss's."""
 
     def ours(logits: Tensor, labels: Tensor) -> Tensor:
         return loss(logits, labels, upsample=mode_of(problem))

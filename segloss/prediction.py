@@ -92,7 +92,9 @@ def predict(
         _check_tensor(op, "out", out)
         if dtype is not None and dtype != out.dtype:
             raise TypeError(f"{op}: expected out of dtype {dtype}, got {out.dtype}. Leave dtype out")
-        _check_size_of_out(size, out, along, threshold)
+        if size is not None:
+            _sizes(logits, size, along, code)
+            _check_size_of_out(size, out, along, threshold)
         _predict_into(logits, code, threshold, along, out)
         return out
     sizes = _sizes(logits, size, along, code)
@@ -122,9 +124,7 @@ def _sizes(logits: Tensor, size: Sequence[int] | None, dim: int, code: int) -> l
     return list(size)
 
 
-def _check_size_of_out(size: Sequence[int] | None, out: Tensor, dim: int, threshold: float | None) -> None:
-    if size is None:
-        return
+def _check_size_of_out(size: Sequence[int], out: Tensor, dim: int, threshold: float | None) -> None:
     sizes = list(out.shape)
     if threshold is not None and dim < len(sizes):
         del sizes[dim]

@@ -216,6 +216,12 @@ def test_devices_without_kernels(shape, size, threshold):
 X = torch.randn(SMALL)
 BAD = {
     "a size alone": (X, {"size": (8, 8)}, ValueError, "Give upsample"),
+    "a size alone, with out": (
+        X,
+        {"size": (4, 6), "out": torch.zeros(2, 4, 6, dtype=torch.uint8)},
+        ValueError,
+        "Give upsample",
+    ),
     "upsample alone": (X, {"upsample": "bilinear"}, ValueError, "Give the size of the result, or out"),
     "a size of other axes": (X, {"size": (8,), "upsample": "bilinear"}, ValueError, "size with 2 numbers"),
     "a size of 0": (X, {"size": (0, 8), "upsample": "bilinear"}, RuntimeError, "should be greater than 0"),

@@ -110,26 +110,6 @@ static inline struct run next_run(const struct block* b, const struct run* r) {
     return (struct run){position, lane, left == 0 ? 0 : smaller(left_in_row(b->positions, position), left)};
 }
 
-/* Bytes per element. */
-static inline int64_t dtype_size(enum segloss_dtype dtype) {
-    switch (dtype) {
-    case SEGLOSS_UINT8:
-    case SEGLOSS_INT8:
-        return 1;
-    case SEGLOSS_FLOAT16:
-    case SEGLOSS_BFLOAT16:
-    case SEGLOSS_UINT16:
-    case SEGLOSS_INT16:
-        return 2;
-    case SEGLOSS_FLOAT32:
-    case SEGLOSS_UINT32:
-    case SEGLOSS_INT32:
-        return 4;
-    default:
-        return 8;
-    }
-}
-
 /* The classes of a run, from `first_class` on, in the tensor. */
 static inline struct plane tensor_plane(const struct segloss_tensor* t, const struct block* b, const struct run* r,
                                         int64_t first_class) {
@@ -141,7 +121,7 @@ static inline struct plane tensor_plane(const struct segloss_tensor* t, const st
     }
     offset += rest * t->strides[0];
     return (struct plane){
-        (char*)t->data + offset * dtype_size(t->dtype),
+        (char*)t->data + offset * segloss_dtype_size(t->dtype),
         t->stride_class,
         t->strides[b->positions->num_dims - 1],
     };
@@ -174,7 +154,7 @@ enum { CACHE_LINE = 64 };
  * to the processor. Interleaved classes from `first_class` on are a share of the next block's lines, not their own. */
 static inline struct ahead rows_ahead(const struct segloss_tensor* t, const struct block* b, const struct plane* now,
                                       int64_t first_class, int num_classes) {
-    const int64_t size = dtype_size(t->dtype);
+    const int64_t size = segloss_dtype_size(t->dtype);
     const int64_t row_bytes = SEGLOSS_BLOCK * size;
     const int in_rows = now->stride_voxel == 1;
     const int interleaved = now->stride_class == 1 && now->stride_voxel >= num_classes;

@@ -136,7 +136,7 @@ static void FN(read_classes)(REAL* values, const struct segloss_tensor* t, const
 static REAL FN(read_value)(const struct segloss_tensor* t, int64_t class) {
     REAL value;
     const struct plane to = {&value, 0, 1};
-    const struct plane from = {(char*)t->data + class * t->stride_class * dtype_size(t->dtype), 0, 0};
+    const struct plane from = {(char*)t->data + class * t->stride_class * segloss_dtype_size(t->dtype), 0, 0};
     FN(readers)[t->dtype](&to, &from, 1, 1);
     return value;
 }

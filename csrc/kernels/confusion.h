@@ -69,7 +69,7 @@ static void write_labels(const int32_t* label, const struct segloss_tensor* t, c
     for (struct run r = first_run(b); r.count > 0; r = next_run(b, &r)) {
         const struct plane to = tensor_plane(t, b, &r, class);
         const int32_t* from = label + r.lane;
-        switch (dtype_size(t->dtype)) {
+        switch (segloss_dtype_size(t->dtype)) {
 #define WRITE(sizes, type)                                                                                             \
     sizes:                                                                                                             \
     for (int i = 0; to.stride_voxel == 1 && i < r.count; ++i) {                                                        \

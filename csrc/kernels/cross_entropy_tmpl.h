@@ -385,7 +385,7 @@ static void FN(write_label_voxels)(const struct segloss_cross_entropy* a, VOXELS
             }
         }
         FN(finish_voxels)(v, &a->grad_logits, &to, n, count, a->stream_grad);
-        to.data = (char*)to.data + count * to.stride_voxel * dtype_size(a->grad_logits.dtype);
+        to.data = (char*)to.data + count * to.stride_voxel * segloss_dtype_size(a->grad_logits.dtype);
     }
 }
 

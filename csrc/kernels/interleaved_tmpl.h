@@ -30,7 +30,7 @@ static inline const REAL* FN(read_voxel)(const VOXELS* v, const struct plane* cl
     const enum segloss_dtype dtype = v->input.tensor->dtype;
     const int is_last = i + 1 == v->block.count;
     const struct plane to = {buffer, 0, 1};
-    const struct plane from = {(char*)classes->data + i * classes->stride_voxel * dtype_size(dtype), 0, 1};
+    const struct plane from = {(char*)classes->data + i * classes->stride_voxel * segloss_dtype_size(dtype), 0, 1};
     if (v->weight[i] == 0) {
         memset(buffer, 0, (size_t)num_classes * sizeof *buffer);
     } else if (dtype == REAL_DTYPE && !is_last) {
@@ -96,7 +96,7 @@ static void FN(softmax_of_voxels)(VOXELS* v, int first, int64_t first_class, int
     for (int j = 0; j < count; ++j) {
         const int i = first + j;
         const char* ahead =
-            (const char*)classes.data + (i * classes.stride_voxel + next) * dtype_size(v->input.tensor->dtype);
+            (const char*)classes.data + (i * classes.stride_voxel + next) * segloss_dtype_size(v->input.tensor->dtype);
         REAL* e = v->activations.values + (keep ? i * CLASS_CHUNK : 0);
         tail[i] = FN(exponentials_of_voxel)(x[j], num_classes, max[i], ahead, e);
         const int64_t label = v->label[i] - first_class;
@@ -138,7 +138,7 @@ static void FN(finish_voxels)(VOXELS* v, const struct segloss_tensor* t, const s
                               int count, int stream) {
     assert(t->dtype <= SEGLOSS_BFLOAT16);
     const int num_values = num_classes * count;
-    const int64_t bytes = num_values * dtype_size(t->dtype);
+    const int64_t bytes = num_values * segloss_dtype_size(t->dtype);
     const int in_one_piece = to->stride_class == 1 && to->stride_voxel == num_classes;
     if (!stream || !in_one_piece || bytes % (int64_t)sizeof(VEC) != 0 || (uintptr_t)to->data % sizeof(VEC) != 0) {
         /* copies go along the second dimension, so the voxels are their classes and the classes their voxels */
@@ -149,7 +149,7 @@ static void FN(finish_voxels)(VOXELS* v, const struct segloss_tensor* t, const s
     }
     const REAL* values = v->input.values;
     if (t->dtype != REAL_DTYPE) {
-        assert(dtype_size(t->dtype) <= (int64_t)sizeof(REAL) / 2);
+        assert(segloss_dtype_size(t->dtype) <= (int64_t)sizeof(REAL) / 2);
         const struct plane from = {v->input.values, 0, 1};
         const struct plane staged = {v->input.values + FN(grad_tile) * FN(grad_classes), 0, 1};
         FN(writers)[t->dtype](&staged, &from, 1, num_values);

@@ -31,6 +31,26 @@ enum segloss_dtype {
     SEGLOSS_INT64,
 };
 
+/* Bytes per element. */
+static inline int64_t segloss_dtype_size(enum segloss_dtype dtype) {
+    switch (dtype) {
+    case SEGLOSS_UINT8:
+    case SEGLOSS_INT8:
+        return 1;
+    case SEGLOSS_FLOAT16:
+    case SEGLOSS_BFLOAT16:
+    case SEGLOSS_UINT16:
+    case SEGLOSS_INT16:
+        return 2;
+    case SEGLOSS_FLOAT32:
+    case SEGLOSS_UINT32:
+    case SEGLOSS_INT32:
+        return 4;
+    default:
+        return 8;
+    }
+}
+
 /* What a target holds: labels have one value per voxel; probabilities, and masks of 0 and 1, have one per class. Sets
  * are labels that stand for any class of a set, which the label table has. */
 enum segloss_target { SEGLOSS_LABELS, SEGLOSS_PROBABILITIES, SEGLOSS_MASKS, SEGLOSS_SETS };

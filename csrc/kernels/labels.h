@@ -252,7 +252,7 @@ static enum way way_of_row(const int64_t* row, enum segloss_dtype dtype, int64_t
     const int64_t last = row[SEGLOSS_ROW_HEADER + 2 * length - 1];
     const int fits =
         base >= INT16_MIN && base <= INT32_MAX - UINT16_MAX && (uint64_t)last - (uint64_t)base < UINT16_MAX;
-    return dtype_size(dtype) == 1 && end <= INT8_MAX ? BY_BYTES : fits ? BY_KEYS : BY_LOOK_UP;
+    return segloss_dtype_size(dtype) == 1 && end <= INT8_MAX ? BY_BYTES : fits ? BY_KEYS : BY_LOOK_UP;
 }
 
 /* Finds the classes of a run of labels that share a row. Returns whether any is BAD. */
@@ -291,7 +291,7 @@ static int classes_by_table(int32_t* label, const struct plane* from, enum seglo
                             const struct segloss_label_table* table, int64_t position, int count, int64_t num_classes) {
     int any_bad = 0;
     for (int i = 0, n = count; i < count; i += n) {
-        const int64_t size = table->row_positions, offset = i * from->stride_voxel * dtype_size(dtype);
+        const int64_t size = table->row_positions, offset = i * from->stride_voxel * segloss_dtype_size(dtype);
         const struct plane rest = {(char*)from->data + offset, 0, from->stride_voxel};
         n = size > 0 ? smaller(size - (position + i) % size, count - i) : count;
         any_bad |= classes_of_run(label + i, &rest, dtype, row_of_position(table, position + i), n, num_classes);
@@ -326,7 +326,7 @@ static int read_labels(int32_t* label, const struct segloss_tensor* target, cons
     int any_bad = 0;
     for (struct run r = first_run(b); r.count > 0; r = next_run(b, &r)) {
         const struct plane from = tensor_plane(target, b, &r, 0);
-        fetch_labels_ahead(&from, r.count, dtype_size(dtype));
+        fetch_labels_ahead(&from, r.count, segloss_dtype_size(dtype));
         any_bad |= table->rows ? classes_by_table(label + r.lane, &from, dtype, table, r.position, r.count, num_classes)
                                : class_readers[dtype](label + r.lane, &from, r.count, num_classes, ignore_index);
     }

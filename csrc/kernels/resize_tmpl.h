@@ -234,7 +234,7 @@ static int64_t FN(find_rows)(const struct segloss_resize* a, const struct FN(sou
     const int64_t stride = FN(row_stride)(a);
     const int in_place = t->dtype == REAL_DTYPE && (t->strides[SEGLOSS_COLUMNS] == 1 || s->count == 1);
     for (int r = 0; r < s->num_rows; ++r) {
-        const struct plane from = {(char*)t->data + s->offset[r] * dtype_size(t->dtype), t->stride_class,
+        const struct plane from = {(char*)t->data + s->offset[r] * segloss_dtype_size(t->dtype), t->stride_class,
                                    t->strides[SEGLOSS_COLUMNS]};
         const struct plane to = {(REAL*)a->workspace + (r + 1) * a->num_classes * stride, stride, 1};
         if (!in_place) {
@@ -309,7 +309,7 @@ static struct segloss_resize FN(some_classes)(const struct segloss_resize* a, in
     some.num_classes = smaller(a->num_classes - first, SEGLOSS_RESIZED_CLASSES);
     for (int k = 0; k < 2; ++k) {
         struct segloss_tensor* t = k == 0 ? &some.from : &some.grad;
-        t->data = t->data ? (char*)t->data + first * t->stride_class * dtype_size(t->dtype) : NULL;
+        t->data = t->data ? (char*)t->data + first * t->stride_class * segloss_dtype_size(t->dtype) : NULL;
     }
     return some;
 }

@@ -321,7 +321,7 @@ static ROWS FN(output_of_chunk)(VOXELS* v, const struct segloss_tensor* t, int64
  * only whole cache lines can be written past the caches. */
 static void FN(stream_interleaved)(VOXELS* v, const struct segloss_tensor* t, const struct plane* to, int num_classes) {
     assert(t->dtype <= SEGLOSS_BFLOAT16);
-    const size_t bytes = (size_t)num_classes * SEGLOSS_BLOCK * (size_t)dtype_size(t->dtype);
+    const size_t bytes = (size_t)num_classes * SEGLOSS_BLOCK * (size_t)segloss_dtype_size(t->dtype);
     char* staged = (char*)v->activations.values;
     assert(bytes <= sizeof v->activations.values);
     const struct plane interleaved = {staged, 1, num_classes};

@@ -96,6 +96,7 @@ struct VoxelArguments {
     bool may_ignore() const;
 
     int64_t num_voxels() const { return c10::multiply_integers(sizes); }
+
     // Runs a kernel over all voxels, and adds what it sums. Raises if it refuses a value.
     segloss_sums sum(SumKernel kernel) const;
     void run(GradientKernel kernel) const;

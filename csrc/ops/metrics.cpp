@@ -193,8 +193,8 @@ Tensor accuracy(const Tensor& input, const Tensor& target, OptionalSymInt num_cl
                 int64_t dim, bool masks, const OptionalTensor& label_table, int64_t upsample) {
     at::NoGradGuard no_grad;
     const Comparison given{"accuracy", input, target, {ignore_index, label_table}, dim};
-    if (is_integer(input) && !num_classes && !masks &&
-        upsample == 0) { // any two labels can be compared, however many classes there are
+    const bool are_maps = is_integer(input) && !masks && upsample == 0;
+    if (are_maps && !num_classes) { // any two labels can be compared, however many classes there are
         const auto maps = in_one_shape(given);
         const auto n = equal_label_counts(maps, dim_of_masks(given));
         return quotient(n[0], n[1]);

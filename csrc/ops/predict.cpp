@@ -3,9 +3,8 @@
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
-#include <limits>
-#include <string>
-#include <utility>
+#include <optional>
+#include <vector>
 
 #include "checks.h"
 #include "composite.h"

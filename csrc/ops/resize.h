@@ -21,7 +21,6 @@ public:
 
     explicit Resize(int64_t code = 0) : code_(code) {}
 
-    explicit operator bool() const { return code_ != 0; }
     int64_t code() const { return code_; }
     bool aligns_corners() const { return (code_ & 1) != 0; }
 

@@ -6,28 +6,17 @@
 #include <algorithm>
 #include <atomic>
 
+#include "checks.h"
+
 namespace segloss {
 
 using at::Tensor;
 
 namespace {
 
-int64_t bytes_of(segloss_dtype dtype) {
-    constexpr std::array<int64_t, 12> kBytes{4, 8, 2, 2, 1, 1, 2, 2, 4, 4, 8, 8}; // by segloss_dtype
-    return kBytes[dtype];
-}
+segloss_dtype dtype_of(segloss_real real) { return real == SEGLOSS_REAL_DOUBLE ? SEGLOSS_FLOAT64 : SEGLOSS_FLOAT32; }
 
-int64_t bytes_of_real(segloss_real real) { return real == SEGLOSS_REAL_DOUBLE ? 8 : 4; }
-
-// The first num_dims indices of a position in these dimensions.
-std::array<int64_t, SEGLOSS_MAX_DIMS> index_of(int64_t position, at::IntArrayRef sizes, int64_t num_dims) {
-    std::array<int64_t, SEGLOSS_MAX_DIMS> index{};
-    for (auto d = num_dims - 1; d >= 0; --d) {
-        index[d] = position % sizes[d];
-        position /= sizes[d];
-    }
-    return index;
-}
+int64_t bytes_of_real(segloss_real real) { return segloss_dtype_size(dtype_of(real)); }
 
 constexpr int64_t kAlignment = 64;
 
@@ -40,7 +29,7 @@ segloss_tensor Piece::of(const segloss_tensor& whole) const {
         offset += index[d] * whole.strides[d];
     }
     const auto* of_axes = whole.strides + num_outer;
-    part.data = whole.data ? static_cast<char*>(whole.data) + offset * bytes_of(whole.dtype) : nullptr;
+    part.data = whole.data ? static_cast<char*>(whole.data) + offset * segloss_dtype_size(whole.dtype) : nullptr;
     part.strides[0] = of_axes[positions.num_dims == 2 ? SEGLOSS_ROWS : SEGLOSS_COLUMNS];
     part.strides[1] = of_axes[SEGLOSS_COLUMNS];
     return part;
@@ -181,16 +170,21 @@ bool ResizedWalk::run(c10::function_ref<int64_t(int64_t chunk, const Piece&)> ke
     return accepted;
 }
 
+std::vector<int64_t> ResizedWalk::index_of_sample(int64_t sample) const {
+    return index_of(sample, at::IntArrayRef(sizes_).slice(0, num_outer_));
+}
+
 segloss_resize ResizedWalk::args_of_sample(int64_t sample, void* workspace) const {
     auto args = args_;
     args.workspace = workspace;
-    const auto index = index_of(sample, sizes_, num_outer_);
+    const auto index = index_of_sample(sample);
     for (auto* const tensor : {&args.from, &args.grad}) {
         int64_t offset = 0;
         for (int64_t d = 0; d < num_outer_; ++d) {
             offset += index[d] * tensor->strides[d];
         }
-        tensor->data = tensor->data ? static_cast<char*>(tensor->data) + offset * bytes_of(tensor->dtype) : nullptr;
+        tensor->data =
+            tensor->data ? static_cast<char*>(tensor->data) + offset * segloss_dtype_size(tensor->dtype) : nullptr;
         std::copy_n(tensor->strides + num_outer_, SEGLOSS_AXES, tensor->strides);
     }
     return args;
@@ -207,8 +201,9 @@ bool ResizedWalk::visit_chunk(int64_t chunk, char* scratch, Visit visit) const {
     const auto args = args_of_sample(sample, scratch + 2 * piece_bytes);
     Piece piece{};
     piece.num_outer = static_cast<int>(num_outer_);
-    piece.index = index_of(sample, sizes_, num_outer_);
-    const auto dtype = real_ == SEGLOSS_REAL_DOUBLE ? SEGLOSS_FLOAT64 : SEGLOSS_FLOAT32;
+    const auto of_sample = index_of_sample(sample);
+    std::copy(of_sample.begin(), of_sample.end(), piece.index.begin());
+    const auto dtype = dtype_of(real_);
     piece.logits = {scratch, dtype, class_stride_, {}};
     piece.grad = {grad_.defined() ? scratch + piece_bytes : nullptr, dtype, class_stride_, {}};
     auto* const index = piece.index.data() + num_outer_;

@@ -39,9 +39,6 @@ public:
     // Describes tensors of the voxels.
     segloss_positions describe(at::ArrayRef<Operand> operands);
 
-    // A sample is an index in all dimensions that are not resized.
-    int64_t num_samples() const { return num_samples_; }
-    int64_t chunks_per_sample() const { return static_cast<int64_t>(borders_.size()) - 1; }
     int64_t num_chunks() const { return num_samples_ * chunks_per_sample(); }
 
     // Calls kernel(chunk, piece) for the pieces of each chunk in turn; it returns -1, or a position that it refuses.
@@ -52,6 +49,8 @@ private:
     using Visit = c10::function_ref<bool(const Piece&)>;
 
     int64_t size_of(int axis) const { return args_.axes[axis].size; }
+    int64_t chunks_per_sample() const { return static_cast<int64_t>(borders_.size()) - 1; }
+    std::vector<int64_t> index_of_sample(int64_t sample) const;
     void add_axis(int axis, const Coarse& coarse, at::ScalarType compute_dtype);
     void choose_pieces();
     void find_borders();
@@ -64,7 +63,7 @@ private:
     int64_t dim_;
     int64_t num_outer_;   // dimensions that are not resized, before the axes
     at::DimVector sizes_; // of these dimensions, then of the three axes
-    int64_t num_samples_;
+    int64_t num_samples_; // a sample is an index in all dimensions that are not resized
     segloss_real real_;
     segloss_resize args_{};
     std::vector<at::Tensor> tables_;
