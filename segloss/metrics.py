@@ -1,6 +1,7 @@
 """Metrics: how good a prediction is."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from segloss._docs import documented
 from segloss._label_sets import Regions
 from segloss._labels import IgnoreIndex, LabelMap, LabelOptions, check_no_regions, num_classes_of, read_labels
 from segloss._upsample import Upsample, Upsampling, full_shape, resized_dims, upsampling_code
-from segloss.functional import _check_flags, _check_integer, _check_options, _check_types
+from segloss.functional import _check_flags, _check_integer, _check_number, _check_options, _check_types
 
 _OPERATORS: dict[str, Callable[..., Tensor]] = {
     name: getattr(torch.ops.segloss, name).default
@@ -31,6 +32,8 @@ def confusion_matrix(
     dim: int = 1,
     upsample: Upsample | None = None,
     align_corners: bool = False,
+    threshold: float | None = None,
+    per_sample: bool = False,
 ) -> Tensor:
     """Confusion matrix: how many voxels of each class are predicted as each class.
 
@@ -60,20 +63,28 @@ def confusion_matrix(
         upsample: how to take logits to the target's size before the argmax, as in ``segloss.cross_entropy``. Default:
             None, both have one size.
         align_corners: with linear interpolation, whether the corners of both sizes are the same places.
+        threshold: for logits of a sigmoid, of any number of channels: each channel is a prediction of its own, of the
+            voxels where the raw logit is above the threshold; 0 is the probability 1/2. Target is a mask for each
+            channel, of input's shape, or class labels, where class c is the foreground of channel c; with one channel a
+            map of 0 and 1. Default: None, the argmax of the channels.
+        per_sample: whether each sample of the batch has a result of its own. Default: False, that of the whole batch,
+            which is not the mean of those of its samples.
 
     Returns:
-        An int64 tensor ``[C, C]``, rows are classes of the target, columns classes of the prediction. The counts are
-        exact for any number of voxels. Has no gradient.
+        An int64 tensor ``[C, C]``, rows are classes of the target, columns classes of the prediction; with
+        ``threshold`` a matrix for each channel, ``[C, 2, 2]``. With ``per_sample`` ``[N, C, C]`` or ``[N, C, 2, 2]``.
+        The counts are exact for any number of voxels. Has no gradient.
 
     Raises:
         IndexError: a label, or the prediction of a voxel that counts, is outside [0, C).
         ValueError: ``num_classes`` is not the number of classes of the logits.
-        TypeError: as ``segloss.cross_entropy``.
+        TypeError: as ``segloss.cross_entropy``; ``threshold`` with integer input.
         RuntimeError: as ``segloss.cross_entropy``; label maps have different shapes; floating input has one channel
             (``(input > 0).long()`` makes the logits of one foreground class a label map) or holds predicted labels (use
             ``input.long()``). Without ``num_classes``: input and target of one shape are both exactly one-hot along
             ``dim``, or both bool with more than one entry there, and may thus be masks; or the labels need more than
-            2^24 counts.
+            2^24 counts. ``per_sample=True`` with input of one sample without a batch dimension. With ``threshold``, a
+            mask holds another value than 0, 1 or ``ignore_index``.
 
     Equivalent to:
         ``torch.bincount(target.flatten() * C + input.argmax(1).flatten(), minlength=C * C).view(C, C)`` for int64
@@ -91,7 +102,9 @@ def confusion_matrix(
     """
     check_no_regions("confusion_matrix", regions, _NO_REGIONS)
     labels, resize = LabelOptions(ignore_index, label_map), Upsampling(upsample, align_corners)
-    return _score("confusion_matrix", input, target, num_classes, labels, dim, resize)
+    return _score(
+        "confusion_matrix", input, target, _Options(num_classes, labels, dim, resize, False, threshold, per_sample)
+    )
 
 
 @documented(like=confusion_matrix)
@@ -107,6 +120,8 @@ def accuracy(
     upsample: Upsample | None = None,
     align_corners: bool = False,
     masks: bool = False,
+    threshold: float | None = None,
+    per_sample: bool = False,
 ) -> Tensor:
     """Accuracy: the share of voxels whose predicted class is the label.
 
@@ -122,8 +137,9 @@ def accuracy(
         others: as in ``segloss.confusion_matrix``.
 
     Returns:
-        A 0-dim tensor of torch's default dtype; nan if no voxel counts. With ``masks=True`` a tensor ``[C]``, for each
-        class the share of voxels where both masks agree. The counts are exact. Has no gradient.
+        A 0-dim tensor of torch's default dtype; nan if no voxel counts. With ``masks=True`` or ``threshold`` a tensor
+        ``[C]``, for each class the share of voxels where both masks agree. With ``per_sample`` ``[N]`` or ``[N, C]``.
+        The counts are exact. Has no gradient.
 
     Raises:
         TypeError, IndexError, ValueError, RuntimeError: as ``segloss.confusion_matrix``, and with ``masks=True`` as
@@ -147,7 +163,7 @@ def accuracy(
     """
     check_no_regions("accuracy", regions, _NO_REGIONS)
     labels, resize = LabelOptions(ignore_index, label_map), Upsampling(upsample, align_corners)
-    return _score("accuracy", input, target, num_classes, labels, dim, resize, masks)
+    return _score("accuracy", input, target, _Options(num_classes, labels, dim, resize, masks, threshold, per_sample))
 
 
 @documented(like=confusion_matrix)
@@ -163,6 +179,8 @@ def dice_score(
     upsample: Upsample | None = None,
     align_corners: bool = False,
     masks: bool = False,
+    threshold: float | None = None,
+    per_sample: bool = False,
 ) -> Tensor:
     """Dice score of each class.
 
@@ -177,9 +195,9 @@ def dice_score(
 
     Args:
         regions: the classes of each region, overlapping as they like: ``[(1, 2, 3), (1, 3), (3,)]``; the result has a
-            score for each. Input is then the logits of a channel for each region, of which those above 0 are in it, or
-            a map of predicted classes. Classes of target are its labels, or those of ``label_map``. Default: None, a
-            score for each class.
+            score for each. Input is then the logits of a channel for each region, of which those above ``threshold``,
+            or 0, are in it, or a map of predicted classes. Classes of target are its labels, or those of ``label_map``.
+            Default: None, a score for each class.
         masks: whether input and target are masks of 0 and 1, one for each class. Classes may overlap; each has its own
             score. Both are ``[N, C, *]``, with the classes in ``dim``; or for one class ``[N, *]`` and ``[N, 1, *]``,
             or both ``[N]``. Input is integer or bool, target any dtype of labels. A voxel whose target is
@@ -187,8 +205,9 @@ def dice_score(
         others: as in ``segloss.confusion_matrix``.
 
     Returns:
-        A tensor ``[C]`` of torch's default dtype; nan for a class that is neither in target nor predicted. The counts
-        are exact. Has no gradient. ``torch.nanmean`` gives the mean over the classes that occur.
+        A tensor ``[C]`` of torch's default dtype, with ``per_sample`` ``[N, C]``; nan for a class that is neither in
+        target nor predicted. The counts are exact. Has no gradient. ``torch.nanmean`` gives the mean over the classes
+        that occur.
 
     Raises:
         TypeError, IndexError, ValueError, RuntimeError: as ``segloss.confusion_matrix``. With ``masks=True``:
@@ -215,8 +234,7 @@ def dice_score(
         * ``segloss.confusion_matrix``, ``segloss.accuracy``: other metrics
     """
     labels, resize = LabelOptions(ignore_index, label_map, regions), Upsampling(upsample, align_corners)
-    score = _score if regions is None else _region_score
-    return score("dice_score", input, target, num_classes, labels, dim, resize, masks)
+    return _score("dice_score", input, target, _Options(num_classes, labels, dim, resize, masks, threshold, per_sample))
 
 
 @documented(like=dice_score)
@@ -232,6 +250,8 @@ def jaccard_index(
     upsample: Upsample | None = None,
     align_corners: bool = False,
     masks: bool = False,
+    threshold: float | None = None,
+    per_sample: bool = False,
 ) -> Tensor:
     """Jaccard index, intersection over union (IoU), of each class.
 
@@ -246,8 +266,9 @@ def jaccard_index(
         others: as in ``segloss.dice_score``.
 
     Returns:
-        A tensor ``[C]`` of torch's default dtype; nan for a class that is neither in target nor predicted. The counts
-        are exact. Has no gradient. ``torch.nanmean`` gives the mean over the classes that occur.
+        A tensor ``[C]`` of torch's default dtype, with ``per_sample`` ``[N, C]``; nan for a class that is neither in
+        target nor predicted. The counts are exact. Has no gradient. ``torch.nanmean`` gives the mean over the classes
+        that occur.
 
     Raises:
         TypeError, IndexError, ValueError, RuntimeError: as ``segloss.dice_score``.
@@ -270,92 +291,111 @@ def jaccard_index(
         * ``segloss.confusion_matrix``, ``segloss.accuracy``: other metrics
     """
     labels, resize = LabelOptions(ignore_index, label_map, regions), Upsampling(upsample, align_corners)
-    score = _score if regions is None else _region_score
-    return score("jaccard_index", input, target, num_classes, labels, dim, resize, masks)
+    return _score(
+        "jaccard_index", input, target, _Options(num_classes, labels, dim, resize, masks, threshold, per_sample)
+    )
 
 
-def _score(
-    op: str,
-    input: Tensor,
-    target: Tensor,
-    num_classes: int | None,
-    labels: LabelOptions,
-    dim: int,
-    resize: Upsampling,
-    *masks: bool,
-) -> Tensor:
-    ignore_index, label_table = read_labels(op, input, target, dim, labels)
-    _check_options(op, ignore_index, dim)
+class _Options(NamedTuple):
+    """The keywords that the metrics share, as the caller gave them."""
+
+    num_classes: int | None
+    labels: LabelOptions
+    dim: int
+    resize: Upsampling
+    masks: bool
+    threshold: float | None
+    per_sample: bool
+
+
+def _score(op: str, input: Tensor, target: Tensor, options: _Options) -> Tensor:
+    num_classes, labels, dim, resize, masks, threshold, per_sample = options
+    _check_flags(op, masks=masks, per_sample=per_sample)
     if num_classes is not None:
         _check_integer(op, "num_classes", num_classes)
-    for flag in masks:
-        _check_flags(op, masks=flag)
+    if threshold is not None or labels.regions is not None:
+        return _score_of_channels(op, input, target, options)
+    ignore_index, label_table = read_labels(op, input, target, dim, labels)
+    _check_options(op, ignore_index, dim)
     upsample = upsampling_code(op, input, resize)
+    arguments = (input, target, num_classes, ignore_index, dim, masks, label_table, upsample, per_sample)
     try:
-        return _OPERATORS[op](input, target, num_classes, ignore_index, dim, *masks, label_table, upsample=upsample)
+        return _OPERATORS[op](*arguments)
     except (TypeError, RuntimeError):
         _check_types(op, input, target, None, None, ignore_index, dim)
         raise
 
 
-def _region_score(
-    op: str,
-    input: Tensor,
-    target: Tensor,
-    num_classes: int | None,
-    labels: LabelOptions,
-    dim: int,
-    resize: Upsampling,
-    masks: bool,
-) -> Tensor:
-    """The score of each region: of the masks of logits, or from the counts of pairs of classes of label maps."""
-    _check_flags(op, masks=masks)
+def _score_of_channels(op: str, input: Tensor, target: Tensor, options: _Options) -> Tensor:
+    """The score of each channel or region, which may overlap: of masks, or from the classes of label maps."""
+    num_classes, labels, dim, resize, masks, threshold, per_sample = options
     _check_types(op, input, target, None, None, 0, dim)
-    _, table = read_labels(op, input, target, dim, labels)
-    regions = labels.regions
-    assert table is not None
-    assert regions is not None
-    if masks or num_classes not in (None, len(regions)):
-        raise ValueError(f"{op}: expected masks=False and no num_classes with regions, got {masks} and {num_classes}")
+    if threshold is not None:
+        _check_number(op, "threshold", threshold)
+    if masks or (labels.regions is not None and num_classes not in (None, len(labels.regions))):
+        given = "threshold" if labels.regions is None else "regions"
+        raise ValueError(f"{op}: expected masks=False and no num_classes with {given}, got {masks} and {num_classes}")
     upsample = upsampling_code(op, input, resize)
-    if input.is_floating_point():
-        shape = full_shape(input, target, dim, upsample)
-        masks_of_target = _masks_of(op, shape, target, table, dim)
-        predicted = input > 0 if upsample == 0 else _above_zero(input, shape, dim, upsample)
-        return _OPERATORS[op](predicted, masks_of_target, None, -1, dim, True)
+    if not input.is_floating_point():
+        return _score_of_pairs(op, input, target, options, upsample)
+    shape = full_shape(input, target, dim, upsample)
+    level = 0.0 if threshold is None else float(threshold)
+    predicted = input > level if upsample == 0 else _above(level, input, shape, dim, upsample)
+    if labels.regions is None and labels.label_map is None and target.shape == shape:
+        ignore_index, _ = read_labels(op, input, target, dim, labels)
+    else:
+        target, ignore_index = _masks_of(op, input, shape, target, labels, dim), -1
+    return _OPERATORS[op](predicted, target, num_classes, ignore_index, dim, True, per_sample=per_sample)
+
+
+def _score_of_pairs(op: str, input: Tensor, target: Tensor, options: _Options, upsample: int) -> Tensor:
+    """The score of each region of a map of predicted classes."""
+    _, labels, dim, _, _, threshold, per_sample = options
+    if threshold is not None:
+        raise TypeError(f"{op}: expected floating logits with threshold, got {input.dtype} input")
     if upsample != 0:
         raise ValueError(f"{op}: expected logits with upsample, got {input.dtype} input, a label map")
+    assert labels.regions is not None
+    _, table = read_labels(op, input, target, dim, labels)
+    assert table is not None
     num_classes = num_classes_of(table)
     ignore_index, of_pairs = read_labels(op, None, target, dim, labels._replace(regions=None))
-    pairs = _OPERATORS["confusion_matrix"](input, target, num_classes, ignore_index, dim, of_pairs, op)
-    members = torch.tensor([[c in region for c in range(num_classes)] for region in regions], device=input.device)
+    arguments = (input, target, num_classes, ignore_index, dim, False, of_pairs, 0, per_sample, op)
+    pairs = _OPERATORS["confusion_matrix"](*arguments).unsqueeze(-3)
+    members = torch.tensor(
+        [[c in region for c in range(num_classes)] for region in labels.regions], device=input.device
+    )
     is_label, is_predicted = members[:, :, None], members[:, None, :]
-    both, either = ((pairs * where).sum((1, 2)) for where in (is_label & is_predicted, is_label | is_predicted))
+    both, either = ((pairs * where).sum((-2, -1)) for where in (is_label & is_predicted, is_label | is_predicted))
     above, below = (2 * both, both + either) if op == "dice_score" else (both, either)
     wide = torch.float32 if input.is_mps else torch.float64  # MPS has no float64
     score: Tensor = (above.to(wide) / below).to(torch.get_default_dtype())
     return score
 
 
-def _above_zero(input: Tensor, shape: torch.Size, dim: int, upsample: int) -> Tensor:
-    """Where the logits, taken to this shape, are above 0."""
+def _above(threshold: float, input: Tensor, shape: torch.Size, dim: int, upsample: int) -> Tensor:
+    """Where the logits, taken to this shape, are above the threshold."""
     along = dim % input.dim()
     size = [shape[d] for d in resized_dims(input.dim(), along, upsample)]
-    above: Tensor = torch.ops.segloss.predict(input.detach(), size, upsample, 0.0, torch.bool, along)
+    above: Tensor = torch.ops.segloss.predict(input.detach(), size, upsample, threshold, torch.bool, along)
     return above
 
 
-def _masks_of(op: str, shape: torch.Size, target: Tensor, table: Tensor, dim: int) -> Tensor:
-    """The masks of the regions, of the logits' shape, -1 where the label is ignored."""
+def _masks_of(op: str, input: Tensor, shape: torch.Size, target: Tensor, labels: LabelOptions, dim: int) -> Tensor:
+    """The masks of the regions, or of the classes, of the logits' shape; -1 where the label is ignored."""
     num_dims = len(shape)
     along = dim % num_dims if num_dims > 1 and -num_dims <= dim < num_dims else 0
+    if labels.regions is None:
+        classes = [1] if shape[along] == 1 else range(shape[along])
+        labels = labels._replace(regions=[(c,) for c in classes])
+    _, table = read_labels(op, input, target, dim, labels)
     whole = target.unsqueeze(along) if target.dim() == num_dims - 1 else target
     expected = [1 if d == along else size for d, size in enumerate(shape)]
     if list(whole.shape) != expected:
-        del expected[along]
+        of_regions = expected[:along] + expected[along + 1 :]
         raise RuntimeError(
-            f"{op}: expected labels of shape {expected}, with or without a class dimension of size 1, for input "
-            f"{list(shape)} with its regions in dimension {along}, got target {list(target.shape)}"
+            f"{op}: expected labels of shape {of_regions}, with or without a class dimension of size 1, for input "
+            f"{list(shape)} with its channels in dimension {along}, got target {list(target.shape)}"
         )
     masks: Tensor = torch.ops.segloss.set_masks(op, whole, table, shape[along], along)
     return masks

@@ -1,4 +1,4 @@
-"""Arguments of the private operators that compute the losses, which take their options as two lists."""
+"""The private operators: arguments of those that compute the losses, which take their options as two lists."""
 
 import torch
 
@@ -26,3 +26,9 @@ def number_of(name, value):
     if name == "activation":
         return ACTIVATIONS.index(value)
     return value if isinstance(value, float) else int(value)
+
+
+def without_kernel(operator, *arguments):
+    """The operator's result by its code for devices without a kernel, on tensors of this one."""
+    device = torch._C.DispatchKeySet(torch._C.DispatchKey.XLA)
+    return getattr(torch.ops.segloss, operator).default.redispatch(device, *arguments)

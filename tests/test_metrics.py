@@ -3,6 +3,7 @@
 import pytest
 import reference
 import torch
+from operators import without_kernel
 
 import segloss
 
@@ -764,12 +765,6 @@ def test_any_number_of_threads_counts_the_same(num_classes, num_threads):
 
 
 # ---- devices without a kernel ----
-
-
-def without_kernel(operator, *arguments):
-    """The operator's result by its code for devices without a kernel, on tensors of this one."""
-    device = torch._C.DispatchKeySet(torch._C.DispatchKey.XLA)
-    return getattr(torch.ops.segloss, operator).default.redispatch(device, *arguments)
 
 
 @pytest.mark.parametrize("per_class", [False, True])

@@ -53,7 +53,7 @@ void check_label_maps(const Comparison& maps, std::optional<int64_t> mask_dim) {
 
 // Checks the arguments of confusion_counts, so that no kernel reads outside a tensor. Returns the number of classes.
 int64_t check_arguments(const Comparison& given, const c10::SymInt& sym_num_classes) {
-    const auto& [op, input, target, labels, dim, coarse] = given;
+    const auto& [op, input, target, labels, dim, coarse, per_sample] = given;
     if (is_integer(input)) {
         check_maps(given);
     } else {
@@ -71,6 +71,78 @@ int64_t check_arguments(const Comparison& given, const c10::SymInt& sym_num_clas
                       " with its classes in dimension ", dim, ", got ", num_classes);
     return num_classes;
 }
+
+// ---- counts of samples ----------------------------------------------------------------------------------------------
+
+// The number of samples whose counts are apart; 1 if all are counted together.
+c10::SymInt num_counted_apart(const Comparison& given) {
+    const bool is_map = is_integer(given.input);
+    return given.per_sample ? given.input.sym_size(is_map ? 0 : sample_dim(given.dim)) : 1;
+}
+
+// The samples whose counts are apart: so many positions each, one after the other.
+class CountedSamples {
+public:
+    explicit CountedSamples(const Comparison& given)
+        : count_(num_counted_apart(given).expect_int()), size_(given.target.numel() / std::max<int64_t>(count_, 1)) {}
+
+    int64_t count() const { return count_; }
+    int64_t size() const { return size_; }
+    int64_t of(int64_t position) const { return position / size_; }
+
+    // Calls kernel(sample, begin, end) for the parts of a range in each sample, till one refuses a position.
+    template <typename Kernel> int64_t visit(int64_t begin, int64_t end, const Kernel& kernel) const {
+        int64_t refused = -1;
+        while (begin < end && refused < 0) {
+            const auto sample = of(begin);
+            const auto last = std::min(end, (sample + 1) * size_);
+            refused = kernel(sample, begin, last);
+            begin = last;
+        }
+        return refused;
+    }
+
+private:
+    int64_t count_, size_;
+};
+
+// A table of counts for each thread and sample, as integer sums are the same in any order. No two tables share a cache
+// line. The larger the tables, the fewer threads are used, down to one.
+class CountTables {
+public:
+    CountTables(int64_t num_samples, int64_t num_cells, int64_t num_chunks)
+        : num_cells_(num_cells),
+          cells_(
+              at::zeros({num_tables(num_samples * num_cells, num_chunks), num_samples, stride(num_cells)}, at::kLong)),
+          data_(cells_.mutable_data_ptr<int64_t>()) {}
+
+    int64_t count() const { return cells_.size(0); }
+
+    // This thread's table of a sample, with a cell more than was asked for.
+    int64_t* own(int64_t sample) const {
+        return data_ + at::get_thread_num() * cells_.stride(0) + sample * cells_.stride(1);
+    }
+
+    // The counts of all threads, [samples, cells].
+    Tensor sum() const {
+        const auto counts = cells_.narrow(2, 0, num_cells_);
+        return count() == 1 ? counts[0] : counts.sum(0);
+    }
+
+private:
+    static int64_t stride(int64_t num_cells) {
+        constexpr int64_t kLine = 16;
+        return (num_cells / kLine + 1) * kLine;
+    }
+    static int64_t num_tables(int64_t num_cells, int64_t num_chunks) {
+        const auto most_threads = std::max<int64_t>(kMaxCells / std::max<int64_t>(num_cells, 1), 1);
+        return std::max<int64_t>(std::min({num_threads(), most_threads, num_chunks}), 1);
+    }
+
+    int64_t num_cells_;
+    Tensor cells_;
+    int64_t* data_;
+};
 
 // ---- confusion_counts -----------------------------------------------------------------------------------------------
 
@@ -111,40 +183,46 @@ segloss_confusion of_piece(const segloss_confusion& whole, const Piece& piece) {
 Tensor confusion_counts_cpu(const Comparison& given, const c10::SymInt& num_classes, bool per_class) {
     auto args = confusion_for_kernel(given, num_classes, per_class);
     auto walk = resized_walk(given, args);
-    // One table for each thread, as integer sums are the same in any order. No two tables share a cache line. The
-    // larger the tables, the fewer threads are used, down to one.
-    constexpr int64_t kLine = 16;
     const auto num_rows = per_class ? 3 : args.num_classes;
     const auto num_cells = num_rows * args.num_classes;
+    const CountedSamples samples(given);
     const Chunks chunks(given.target.numel(), args.prediction_is_labels ? 1 : args.num_classes);
-    const auto most_threads = std::max<int64_t>(kMaxCells / std::max<int64_t>(num_cells, 1), 1);
-    const auto num_chunks = walk ? walk->num_chunks() : chunks.count();
-    const auto num_tables = std::max<int64_t>(std::min({num_threads(), most_threads, num_chunks}), 1);
-    const auto tables = at::zeros({num_tables, (num_cells / kLine + 1) * kLine}, at::kLong);
-    auto* const cells = tables.data_ptr<int64_t>();
+    const CountTables tables(samples.count(), num_cells, walk ? walk->num_chunks() : chunks.count());
     const auto kernel = kernels().confusion[real_of(given.input.scalar_type())];
-    const auto own_cells = [&] { return cells + at::get_thread_num() * tables.stride(0); };
-    const auto count = [&](int64_t, int64_t begin, int64_t end) { return kernel(&args, begin, end, own_cells()); };
+    const auto count = [&](int64_t, int64_t begin, int64_t end) {
+        return samples.visit(begin, end, [&](int64_t sample, int64_t first, int64_t last) {
+            return kernel(&args, first, last, tables.own(sample));
+        });
+    };
     const auto count_piece = [&](int64_t, const Piece& piece) {
         const auto part = of_piece(args, piece);
-        return kernel(&part, 0, piece.count, own_cells());
+        return kernel(&part, 0, piece.count, tables.own(samples.of(piece.first)));
     };
-    if (!(walk ? walk->run(count_piece, num_tables) : chunks.run(count, num_tables))) {
+    if (!(walk ? walk->run(count_piece, tables.count()) : chunks.run(count, tables.count()))) {
         raise_refused_labels(given, args.num_classes);
     }
-    const auto counts = tables.narrow(1, 0, num_cells);
-    return (num_tables == 1 ? counts[0] : counts.sum(0)).view({num_rows, args.num_classes});
+    const auto counts = tables.sum().view({samples.count(), num_rows, args.num_classes});
+    return given.per_sample ? (per_class ? counts.transpose(0, 1) : counts).contiguous() : counts[0];
 }
 
 Tensor confusion_counts_meta(const Comparison& given, const c10::SymInt& num_classes, bool per_class) {
     check_tensors(given);
-    return at::empty_symint({per_class ? 3 : num_classes, num_classes}, given.input.options().dtype(at::kLong));
+    c10::SymDimVector sizes{per_class ? 3 : num_classes, num_classes};
+    if (given.per_sample) {
+        sizes.insert(sizes.begin() + (per_class ? 1 : 0), num_counted_apart(given));
+    }
+    return at::empty_symint(sizes, given.input.options().dtype(at::kLong));
 }
 
-// For each cell in [0, num_cells), the number of voxels that count there.
-Tensor histogram(const Tensor& cell, const Tensor& counts, int64_t num_cells) {
-    const auto all = cell.masked_fill(counts.logical_not(), num_cells).flatten();
-    return all.bincount(/*weights=*/{}, num_cells + 1).narrow(0, 0, num_cells);
+// For each cell in [0, num_cells), the number of voxels that count there: [num_cells], or [N, num_cells].
+Tensor histogram(const Comparison& given, const Tensor& cell, const Tensor& counts, int64_t num_cells) {
+    const CountedSamples samples(given);
+    const auto total = samples.count() * num_cells;
+    const auto first_cells = at::arange(samples.count(), cell.options()).mul_(num_cells).unsqueeze(1);
+    const auto of_samples = cell.reshape({samples.count(), samples.size()}).add(first_cells).flatten();
+    const auto all = of_samples.masked_fill_(counts.flatten().logical_not(), total);
+    const auto counted = all.bincount(/*weights=*/{}, total + 1).narrow(0, 0, total);
+    return given.per_sample ? counted.view({samples.count(), num_cells}) : counted;
 }
 
 // ---- num_label_classes ----------------------------------------------------------------------------------------------
@@ -196,31 +274,39 @@ Tensor equal_label_counts_composite(const Comparison& maps, std::optional<int64_
     }
     const auto valid = valid_voxels(maps);
     const auto labels = has_table ? classes_of(maps.target, maps.labels) : maps.target;
-    return at::stack({equal_labels(maps.input, labels).logical_and_(valid).sum(), valid.sum()});
+    const CountedSamples samples(maps);
+    const auto count = [&](const Tensor& where) {
+        return maps.per_sample ? where.reshape({samples.count(), samples.size()}).sum(1) : where.sum();
+    };
+    return at::stack({count(equal_labels(maps.input, labels).logical_and_(valid)), count(valid)});
 }
 
 Tensor equal_label_counts_cpu(const Comparison& maps, std::optional<int64_t> mask_dim) {
     check_label_maps(maps, mask_dim);
     const auto args = kernel_arguments(maps, INT32_MAX);
     const Chunks chunks(maps.target.numel(), 1);
-    std::vector<std::array<int64_t, 2>> counts(chunks.count());
-    const bool accepted = chunks.run([&](int64_t chunk, int64_t begin, int64_t end) {
-        return kernels().compare_maps(&args, begin, end, counts[chunk].data());
-    });
-    if (!accepted) { // a floating label: the composite raises, or compares labels beyond int64
+    const CountedSamples samples(maps);
+    const CountTables tables(samples.count(), 2, chunks.count());
+    const auto compare = [&](int64_t sample, int64_t begin, int64_t end) {
+        int64_t counts[2] = {0, 0};
+        const auto refused = kernels().compare_maps(&args, begin, end, counts);
+        auto* const own = tables.own(sample);
+        own[0] += counts[0];
+        own[1] += counts[1];
+        return refused;
+    };
+    const auto visit = [&](int64_t, int64_t begin, int64_t end) { return samples.visit(begin, end, compare); };
+    if (!chunks.run(visit, tables.count())) { // a floating label: the composite raises, or compares those beyond int64
         return equal_label_counts_composite(maps, mask_dim);
     }
-    int64_t num_equal = 0, num_counted = 0;
-    for (const auto& [equal, counted] : counts) {
-        num_equal += equal;
-        num_counted += counted;
-    }
-    return at::tensor({num_equal, num_counted}, at::kLong);
+    const auto counts = tables.sum();
+    return maps.per_sample ? counts.t().contiguous() : counts[0];
 }
 
 Tensor equal_label_counts_meta(const Comparison& maps, std::optional<int64_t> /*mask_dim*/) {
     check_tensors(maps);
-    return at::empty({2}, maps.input.options().dtype(at::kLong));
+    const auto options = maps.input.options().dtype(at::kLong);
+    return maps.per_sample ? at::empty_symint({2, num_counted_apart(maps)}, options) : at::empty({2}, options);
 }
 
 // ---- mask_counts ----------------------------------------------------------------------------------------------------
@@ -249,6 +335,9 @@ Tensor mask_counts_composite(const Comparison& masks) {
     std::vector<int64_t> voxel_dims(p.dim() + 1); // one more: a sum over no dimension is over all
     std::iota(voxel_dims.begin(), voxel_dims.end(), 0);
     voxel_dims.erase(voxel_dims.begin() + masks.dim);
+    if (masks.per_sample) {
+        voxel_dims.erase(voxel_dims.begin());
+    }
     const auto count = [&](const Tensor& where) { return where.unsqueeze(-1).sum(voxel_dims); };
     const auto predicted = count(p.logical_and(valid));
     const auto actual = count(t.logical_and_(valid));
@@ -258,7 +347,11 @@ Tensor mask_counts_composite(const Comparison& masks) {
 
 Tensor mask_counts_meta(const Comparison& masks) {
     check_tensors(masks);
-    return at::empty_symint({4, masks.input.sym_size(masks.dim)}, masks.input.options().dtype(at::kLong));
+    c10::SymDimVector sizes{4, masks.input.sym_size(masks.dim)};
+    if (masks.per_sample) {
+        sizes.insert(sizes.begin() + 1, masks.input.sym_size(sample_dim(masks.dim)));
+    }
+    return at::empty_symint(sizes, masks.input.options().dtype(at::kLong));
 }
 
 // ---- the operators --------------------------------------------------------------------------------------------------
@@ -266,40 +359,47 @@ Tensor mask_counts_meta(const Comparison& masks) {
 // These give the function `count` the arguments of its operator's schema.
 
 template <Tensor (*count)(const Comparison&, std::optional<int64_t> mask_dim)>
-Tensor label_counts_by(c10::string_view op, const Tensor& input, const Tensor& target, int64_t ignore_index,
-                       std::optional<int64_t> dim, const OptionalTensor& label_table) {
-    return count({std::string(op), input, target, {ignore_index, label_table}, 0}, dim);
+Tensor equal_label_counts_by(c10::string_view op, const Tensor& input, const Tensor& target, int64_t ignore_index,
+                             std::optional<int64_t> dim, const OptionalTensor& label_table, bool per_sample) {
+    return count({std::string(op), input, target, {ignore_index, label_table}, 0, std::nullopt, per_sample}, dim);
+}
+
+template <Tensor (*count)(const Comparison&, std::optional<int64_t> mask_dim)>
+Tensor num_label_classes_by(c10::string_view op, const Tensor& input, const Tensor& target, int64_t ignore_index,
+                            std::optional<int64_t> dim, const OptionalTensor& label_table) {
+    return equal_label_counts_by<count>(op, input, target, ignore_index, dim, label_table, /*per_sample=*/false);
 }
 
 template <Tensor (*count)(const Comparison&)>
-Tensor mask_counts_by(c10::string_view op, const Tensor& input, const Tensor& target, int64_t ignore_index,
-                      int64_t dim) {
-    return count({std::string(op), input, target, {ignore_index}, dim});
+Tensor mask_counts_by(c10::string_view op, const Tensor& input, const Tensor& target, int64_t ignore_index, int64_t dim,
+                      bool per_sample) {
+    return count({std::string(op), input, target, {ignore_index}, dim, std::nullopt, per_sample});
 }
 
 } // namespace
 
 Tensor confusion_counts(const Comparison& given, const c10::SymInt& num_classes, bool per_class) {
-    const auto& [op, input, target, labels, dim, coarse] = given;
+    const auto& [op, input, target, labels, dim, coarse, per_sample] = given;
     return call_operator<confusion_counts_by<confusion_counts_cpu>>(
         "confusion_counts", op, coarse ? coarse->logits : input, target, num_classes, labels.ignore_index, dim,
-        per_class, labels.table, coarse ? coarse->resize.code() : 0);
+        per_class, labels.table, coarse ? coarse->resize.code() : 0, per_sample);
 }
 
 int64_t num_label_classes(const Comparison& maps, std::optional<int64_t> mask_dim) {
-    const auto classes = call_operator<label_counts_by<num_label_classes_cpu>>(
+    const auto classes = call_operator<num_label_classes_by<num_label_classes_cpu>>(
         "num_label_classes", maps.op, maps.input, maps.target, maps.labels.ignore_index, mask_dim, maps.labels.table);
     return classes.item<int64_t>();
 }
 
 Tensor equal_label_counts(const Comparison& maps, std::optional<int64_t> mask_dim) {
-    return call_operator<label_counts_by<equal_label_counts_cpu>>(
-        "equal_label_counts", maps.op, maps.input, maps.target, maps.labels.ignore_index, mask_dim, maps.labels.table);
+    return call_operator<equal_label_counts_by<equal_label_counts_cpu>>("equal_label_counts", maps.op, maps.input,
+                                                                        maps.target, maps.labels.ignore_index, mask_dim,
+                                                                        maps.labels.table, maps.per_sample);
 }
 
 Tensor mask_counts(const Comparison& masks) {
     return call_operator<mask_counts_by<mask_counts_composite>>("mask_counts", masks.op, masks.input, masks.target,
-                                                                masks.labels.ignore_index, masks.dim);
+                                                                masks.labels.ignore_index, masks.dim, masks.per_sample);
 }
 
 void check_tensors(const Comparison& given) {
@@ -340,7 +440,7 @@ void raise_refused_labels(const Comparison& given, int64_t num_classes) {
 }
 
 Tensor confusion_counts_composite(const Comparison& given, const c10::SymInt& sym_num_classes, bool per_class) {
-    const auto& [op, input, target, labels, dim, coarse] = given;
+    const auto& [op, input, target, labels, dim, coarse, per_sample] = given;
     const auto num_classes = check_arguments(given, sym_num_classes);
     check_label_values(op, target, num_classes, labels);
     if (is_integer(input)) {
@@ -351,46 +451,47 @@ Tensor confusion_counts_composite(const Comparison& given, const c10::SymInt& sy
     const auto predicted =
         is_integer(input) ? input.to(at::kLong) : largest_classes(input, coarse, dim, target.dim() == input.dim());
     if (!per_class) {
-        return histogram(classes * num_classes + predicted, valid, num_classes * num_classes)
-            .view({num_classes, num_classes});
+        const auto counts = histogram(given, classes * num_classes + predicted, valid, num_classes * num_classes);
+        return counts.unflatten(-1, {num_classes, num_classes});
     }
     const auto hit = predicted.eq(classes).logical_and_(valid);
     const auto miss = predicted.ne(classes).logical_and_(valid);
-    return at::stack({histogram(classes, hit, num_classes), histogram(predicted, miss, num_classes),
-                      histogram(classes, miss, num_classes)});
+    return at::stack({histogram(given, classes, hit, num_classes), histogram(given, predicted, miss, num_classes),
+                      histogram(given, classes, miss, num_classes)});
 }
 
 TORCH_LIBRARY_FRAGMENT(segloss, m) {
     for (const auto* const schema :
          {"confusion_counts(str op, Tensor input, Tensor target, SymInt num_classes, int ignore_index, int dim, "
-          "bool per_class, Tensor? label_table=None, int upsample=0) -> Tensor",
+          "bool per_class, Tensor? label_table=None, int upsample=0, bool per_sample=False) -> Tensor",
           "num_label_classes(str op, Tensor input, Tensor target, int ignore_index, int? dim=None, "
           "Tensor? label_table=None) -> Tensor",
           "equal_label_counts(str op, Tensor input, Tensor target, int ignore_index, int? dim=None, "
-          "Tensor? label_table=None) -> Tensor",
-          "mask_counts(str op, Tensor input, Tensor target, int ignore_index, int dim) -> Tensor"}) {
+          "Tensor? label_table=None, bool per_sample=False) -> Tensor",
+          "mask_counts(str op, Tensor input, Tensor target, int ignore_index, int dim, bool per_sample=False) "
+          "-> Tensor"}) {
         m.def(schema, {at::Tag::pt2_compliant_tag});
     }
 }
 
 TORCH_LIBRARY_IMPL(segloss, CPU, m) {
     m.impl("confusion_counts", TORCH_FN(confusion_counts_by<confusion_counts_cpu>));
-    m.impl("num_label_classes", TORCH_FN(label_counts_by<num_label_classes_cpu>));
-    m.impl("equal_label_counts", TORCH_FN(label_counts_by<equal_label_counts_cpu>));
+    m.impl("num_label_classes", TORCH_FN(num_label_classes_by<num_label_classes_cpu>));
+    m.impl("equal_label_counts", TORCH_FN(equal_label_counts_by<equal_label_counts_cpu>));
 }
 
 TORCH_LIBRARY_IMPL(segloss, Meta, m) {
     m.impl("confusion_counts", TORCH_FN(confusion_counts_by<confusion_counts_meta>));
-    m.impl("num_label_classes", TORCH_FN(label_counts_by<num_label_classes_meta>));
-    m.impl("equal_label_counts", TORCH_FN(label_counts_by<equal_label_counts_meta>));
+    m.impl("num_label_classes", TORCH_FN(num_label_classes_by<num_label_classes_meta>));
+    m.impl("equal_label_counts", TORCH_FN(equal_label_counts_by<equal_label_counts_meta>));
     m.impl("mask_counts", TORCH_FN(mask_counts_by<mask_counts_meta>));
 }
 
 // Devices without a kernel.
 TORCH_LIBRARY_IMPL(segloss, CompositeExplicitAutograd, m) {
     m.impl("confusion_counts", TORCH_FN(confusion_counts_by<confusion_counts_composite>));
-    m.impl("num_label_classes", TORCH_FN(label_counts_by<num_label_classes_composite>));
-    m.impl("equal_label_counts", TORCH_FN(label_counts_by<equal_label_counts_composite>));
+    m.impl("num_label_classes", TORCH_FN(num_label_classes_by<num_label_classes_composite>));
+    m.impl("equal_label_counts", TORCH_FN(equal_label_counts_by<equal_label_counts_composite>));
     m.impl("mask_counts", TORCH_FN(mask_counts_by<mask_counts_composite>));
 }
 

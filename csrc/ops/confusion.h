@@ -24,19 +24,20 @@ struct Comparison {
     Labels labels;
     int64_t dim;                                 // the class dimension; the operators expect it counted from the front
     std::optional<Coarse> coarse = std::nullopt; // as in Arguments
+    bool per_sample = false;                     // each sample has counts of its own
 };
 
 // Calls of the operators through the dispatcher. A voxel whose label is ignored does not count.
 
 // int64 [C, C], row = label, column = prediction; if `per_class`, [3, C]: true positives, false positives, false
-// negatives. `dim` is not used for label maps.
+// negatives. `dim` is not used for label maps. Here and below, counts `per_sample` have a dimension of N before C.
 at::Tensor confusion_counts(const Comparison& given, const c10::SymInt& num_classes, bool per_class);
 
 // The number of classes of two label maps: 1 + their largest label. Here and below: RuntimeError if both maps are
 // one-hot along `mask_dim`.
 int64_t num_label_classes(const Comparison& maps, std::optional<int64_t> mask_dim);
 
-// int64 [2]: the number of voxels that count where two label maps agree, and of all voxels that count.
+// int64 [2], or [2, N]: the number of voxels that count where two label maps agree, and of all voxels that count.
 at::Tensor equal_label_counts(const Comparison& maps, std::optional<int64_t> mask_dim);
 
 // int64 [4, C] for masks of one shape: true positives, false positives, false negatives, true negatives. A voxel whose
@@ -54,6 +55,9 @@ void check_dim(const Comparison& given);
 // Raises the error for masks in place of label maps. `kind` says what both are along `dim`.
 [[noreturn]] void raise_no_label_maps(const Comparison& maps, int64_t dim, const char* kind);
 
+// The dimension of samples, where the class dimension is `dim`.
+constexpr int64_t sample_dim(int64_t dim) { return dim == 0 ? 1 : 0; }
+
 // True at voxels that count.
 at::Tensor valid_voxels(const Comparison& given);
 
@@ -70,8 +74,8 @@ segloss_confusion confusion_for_kernel(const Comparison& given, const c10::SymIn
 template <at::Tensor (*count)(const Comparison&, const c10::SymInt& num_classes, bool per_class)>
 at::Tensor confusion_counts_by(c10::string_view op, const at::Tensor& input, const at::Tensor& target,
                                c10::SymInt num_classes, int64_t ignore_index, int64_t dim, bool per_class,
-                               const std::optional<at::Tensor>& label_table, int64_t upsample) {
-    Comparison given{std::string(op), input, target, {ignore_index, label_table}, dim};
+                               const std::optional<at::Tensor>& label_table, int64_t upsample, bool per_sample) {
+    Comparison given{std::string(op), input, target, {ignore_index, label_table}, dim, std::nullopt, per_sample};
     if (upsample != 0) {
         check_tensors(given);
         check_dim(given);

@@ -300,7 +300,7 @@ Tensor binary_backward(const BinaryCrossEntropy::Handed& handed, const Arguments
 // ---- counts ---------------------------------------------------------------------------------------------------------
 
 Tensor confusion_counts_of_kernel(const Comparison& given, const c10::SymInt& num_classes, bool per_class) {
-    if (given.coarse) {
+    if (given.coarse || given.per_sample) {
         return confusion_counts_composite(given, num_classes, per_class);
     }
     const auto args = confusion_for_kernel(given, num_classes, per_class);

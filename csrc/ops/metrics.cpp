@@ -32,6 +32,13 @@ std::string mend_one_hot(const Comparison& given) {
     return of_input.empty() ? advice(given.target, given.input, "target") : of_input;
 }
 
+// Raises unless input has this dimension of samples, if each has counts of its own.
+void check_samples(const Comparison& given, int64_t samples) {
+    TORCH_CHECK(!given.per_sample || samples < given.input.dim(), given.op,
+                ": expected a batch with per_sample=True, got one sample, input ", given.input.sym_sizes(),
+                ". Use input.unsqueeze(0) and target.unsqueeze(0)");
+}
+
 // Brings two maps to one shape: if only one of them keeps a class dimension, of size 1, it is dropped.
 Comparison in_one_shape(const Comparison& given) {
     check_tensors(given);
@@ -49,7 +56,7 @@ Comparison in_one_shape(const Comparison& given) {
 // The dimension along which two maps of one shape may hold a mask for each class instead of labels, if there is one.
 // RuntimeError if both are bool, as masks are.
 std::optional<int64_t> dim_of_masks(const Comparison& maps) {
-    const auto& [op, input, target, labels, given_dim, coarse] = maps;
+    const auto& [op, input, target, labels, given_dim, coarse, per_sample] = maps;
     const auto num_dims = input.dim();
     const auto dim = given_dim < 0 ? given_dim + num_dims : given_dim;
     if (num_dims < 2 || dim < 0 || dim >= num_dims || input.sym_sizes() != target.sym_sizes() ||
@@ -85,6 +92,7 @@ int64_t classes_of_maps(const Comparison& maps, std::optional<int64_t> mask_dim,
 Tensor counts_of_maps(const Comparison& given, const OptionalSymInt& num_classes, bool per_class) {
     auto maps = in_one_shape(given);
     maps.dim = 0;
+    check_samples(maps, 0);
     const auto classes = num_classes ? *num_classes : classes_of_maps(maps, dim_of_masks(given), per_class);
     return confusion_counts(maps, classes, per_class);
 }
@@ -103,7 +111,7 @@ bool has_map_shape(const Tensor& input, const Tensor& target, int64_t dim) {
 
 // The class dimension of floating input. RuntimeError if it holds predicted labels, or a single class.
 int64_t class_dim_of_logits(const Comparison& given) {
-    const auto& [op, input, target, labels, given_dim, coarse] = given;
+    const auto& [op, input, target, labels, given_dim, coarse, per_sample] = given;
     check_logits(op, input);
     check_label_tensor(op, target);
     TORCH_CHECK(!has_map_shape(input, target, given_dim), op,
@@ -126,7 +134,7 @@ Tensor counts_of_logits(const Comparison& given, const OptionalSymInt& num_class
         full.dim = class_dim(given.op, given.input, given.dim);
         full.coarse = take_full_size(given.op, full.input, full.target, full.dim, upsample);
     }
-    auto [op, input, target, labels, dim, coarse] = full;
+    auto [op, input, target, labels, dim, coarse, per_sample] = full;
     dim = class_dim_of_logits(full);
     const auto classes = input.sym_size(dim);
     const auto kind = classify_target(op, input, target, dim);
@@ -138,7 +146,8 @@ Tensor counts_of_logits(const Comparison& given, const OptionalSymInt& num_class
     if (kind != Target::labels) {
         target = one_hot_labels(op, target, dim, "or input.long() if input is a map of predicted labels");
     }
-    return confusion_counts({op, input, target, labels, dim, coarse}, classes, per_class);
+    check_samples(full, sample_dim(dim));
+    return confusion_counts({op, input, target, labels, dim, coarse, per_sample}, classes, per_class);
 }
 
 Tensor counts_of_labels(const Comparison& given, const OptionalSymInt& num_classes, bool per_class, int64_t upsample) {
@@ -166,6 +175,7 @@ Tensor counts_of_masks(const Comparison& given, const OptionalSymInt& num_classe
         masks.input = masks.input.unsqueeze(masks.dim);
         masks.target = masks.target.unsqueeze(masks.dim);
     }
+    check_samples(masks, sample_dim(masks.dim));
     const auto classes = masks.input.sym_size(masks.dim);
     TORCH_CHECK_VALUE(num_classes.value_or(classes) == classes, given.op, ": expected num_classes=", classes,
                       ", the masks of input ", given.input.sym_sizes(), ", got ", num_classes.value_or(0),
@@ -179,7 +189,8 @@ Tensor quotient(const Tensor& numerator, const Tensor& denominator) {
     return (numerator.to(wide) / denominator.to(wide)).to(c10::get_default_dtype_as_scalartype());
 }
 
-// For each class: true positives, false positives, false negatives; for masks also true negatives.
+// For each class, or each sample and class: true positives, false positives, false negatives; for masks also true
+// negatives.
 Tensor class_counts(const Comparison& given, const OptionalSymInt& num_classes, bool masks, int64_t upsample) {
     at::NoGradGuard no_grad;
     TORCH_CHECK_VALUE(!masks || upsample == 0, given.op, ": expected no upsample with masks=True, got masks ",
@@ -190,37 +201,46 @@ Tensor class_counts(const Comparison& given, const OptionalSymInt& num_classes, 
 }
 
 Tensor accuracy(const Tensor& input, const Tensor& target, OptionalSymInt num_classes, int64_t ignore_index,
-                int64_t dim, bool masks, const OptionalTensor& label_table, int64_t upsample) {
+                int64_t dim, bool masks, const OptionalTensor& label_table, int64_t upsample, bool per_sample) {
     at::NoGradGuard no_grad;
-    const Comparison given{"accuracy", input, target, {ignore_index, label_table}, dim};
+    const Comparison given{"accuracy", input, target, {ignore_index, label_table}, dim, std::nullopt, per_sample};
     const bool are_maps = is_integer(input) && !masks && upsample == 0;
     if (are_maps && !num_classes) { // any two labels can be compared, however many classes there are
         const auto maps = in_one_shape(given);
+        check_samples(maps, 0);
         const auto n = equal_label_counts(maps, dim_of_masks(given));
         return quotient(n[0], n[1]);
     }
     const auto n = class_counts(given, num_classes, masks, upsample);
-    return masks ? quotient(n[0] + n[3], n.sum(0)) : quotient(n[0].sum(), (n[0] + n[2]).sum());
+    return masks ? quotient(n[0] + n[3], n.sum(0)) : quotient(n[0].sum(-1), (n[0] + n[2]).sum(-1));
 }
 
+// With masks a matrix of two classes for each mask, [C, 2, 2].
 Tensor confusion_matrix(const Tensor& input, const Tensor& target, OptionalSymInt num_classes, int64_t ignore_index,
-                        int64_t dim, const OptionalTensor& label_table, c10::string_view op, int64_t upsample) {
-    at::NoGradGuard no_grad;
-    return counts_of_labels({std::string(op), input, target, {ignore_index, label_table}, dim}, num_classes,
-                            /*per_class=*/false, upsample);
+                        int64_t dim, bool masks, const OptionalTensor& label_table, int64_t upsample, bool per_sample,
+                        c10::string_view op) {
+    const Comparison given{std::string(op), input, target, {ignore_index, label_table}, dim, std::nullopt, per_sample};
+    if (!masks) {
+        at::NoGradGuard no_grad;
+        return counts_of_labels(given, num_classes, /*per_class=*/false, upsample);
+    }
+    const auto n = class_counts(given, num_classes, masks, upsample);
+    return at::stack({n[3], n[1], n[2], n[0]}, -1).unflatten(-1, {2, 2});
 }
 
 Tensor dice_score(const Tensor& input, const Tensor& target, OptionalSymInt num_classes, int64_t ignore_index,
-                  int64_t dim, bool masks, const OptionalTensor& label_table, int64_t upsample) {
+                  int64_t dim, bool masks, const OptionalTensor& label_table, int64_t upsample, bool per_sample) {
     const auto n =
-        class_counts({"dice_score", input, target, {ignore_index, label_table}, dim}, num_classes, masks, upsample);
+        class_counts({"dice_score", input, target, {ignore_index, label_table}, dim, std::nullopt, per_sample},
+                     num_classes, masks, upsample);
     return quotient(2 * n[0], 2 * n[0] + n[1] + n[2]);
 }
 
 Tensor jaccard_index(const Tensor& input, const Tensor& target, OptionalSymInt num_classes, int64_t ignore_index,
-                     int64_t dim, bool masks, const OptionalTensor& label_table, int64_t upsample) {
+                     int64_t dim, bool masks, const OptionalTensor& label_table, int64_t upsample, bool per_sample) {
     const auto n =
-        class_counts({"jaccard_index", input, target, {ignore_index, label_table}, dim}, num_classes, masks, upsample);
+        class_counts({"jaccard_index", input, target, {ignore_index, label_table}, dim, std::nullopt, per_sample},
+                     num_classes, masks, upsample);
     return quotient(n[0], n[0] + n[1] + n[2]);
 }
 
@@ -236,14 +256,11 @@ void implement_metrics(torch::Library& m) {
 TORCH_LIBRARY_FRAGMENT(segloss, m) {
     const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
     const std::string arguments =
-        "(Tensor input, Tensor target, SymInt? num_classes=None, int ignore_index=-100, int dim=1";
-    m.def(("confusion_matrix" + arguments +
-           ", Tensor? label_table=None, str op=\"confusion_matrix\", int upsample=0) -> Tensor")
-              .c_str(),
-          tags);
+        "(Tensor input, Tensor target, SymInt? num_classes=None, int ignore_index=-100, int dim=1, bool masks=False, "
+        "Tensor? label_table=None, int upsample=0, bool per_sample=False";
+    m.def(("confusion_matrix" + arguments + ", str op=\"confusion_matrix\") -> Tensor").c_str(), tags);
     for (const std::string name : {"accuracy", "dice_score", "jaccard_index"}) {
-        m.def((name + arguments + ", bool masks=False, Tensor? label_table=None, int upsample=0) -> Tensor").c_str(),
-              tags);
+        m.def((name + arguments + ") -> Tensor").c_str(), tags);
     }
 }
 
