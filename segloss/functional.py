@@ -3,9 +3,9 @@
 import math
 import reprlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Reduction = Literal["mean", "sum", "none"]
 Empty = Literal["nan", "zero"]
 Activation = Literal["softmax", "sigmoid"]
+ClassWeight: TypeAlias = Tensor | Sequence[float]
 
 _binary_cross_entropy: Callable[..., tuple[Tensor, Tensor]] = torch.ops.segloss.binary_cross_entropy.default
 _cross_entropy: Callable[..., Tensor] = torch.ops.segloss.cross_entropy.default
@@ -46,7 +47,7 @@ _REAL = (float, Real)
 def cross_entropy(
     input: Tensor,
     target: Tensor,
-    weight: Tensor | None = None,
+    weight: ClassWeight | None = None,
     size_average: bool | None = None,
     ignore_index: IgnoreIndex = -100,
     reduce: bool | None = None,
@@ -87,7 +88,8 @@ def cross_entropy(
             * class labels ``[N, *]`` or ``[N, 1, *]``: any integer dtype, bool, or floating with integral values;
             * class probabilities, floating, of input's shape, each in [0, 1];
             * exact one-hot labels, integer, of input's shape.
-        weight: a weight for each class, ``[C]``, any floating dtype. Default: None, every weight is 1.
+        weight: a weight for each class, ``[C]``, a tensor of any floating dtype or a sequence of numbers. Default:
+            None, every weight is 1.
         size_average: deprecated, use ``reduction``.
         ignore_index: label of the voxels to ignore, or a sequence of labels, as they are in target; they add nothing to
             the loss, and their gradient is 0. Only class labels have one.
@@ -166,6 +168,7 @@ def cross_entropy(
         * ``segloss.total_weight``: the denominator of the mean
     """
     op = "cross_entropy"
+    weight = _of_classes(weight, input)
     of_labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
     ignore_index, label_table = read_labels(op, input, target, dim, of_labels, "softmax")
     _check_options(op, ignore_index, dim, label_smoothing)
@@ -189,7 +192,7 @@ def cross_entropy(
 def nll_loss(
     input: Tensor,
     target: Tensor,
-    weight: Tensor | None = None,
+    weight: ClassWeight | None = None,
     size_average: bool | None = None,
     ignore_index: IgnoreIndex = -100,
     reduce: bool | None = None,
@@ -246,6 +249,7 @@ def nll_loss(
         * ``segloss.cross_entropy``: for logits
     """
     op = "nll_loss"
+    weight = _of_classes(weight, input)
     of_labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
     ignore_index, label_table = read_labels(op, input, target, dim, of_labels, "softmax")
     _check_options(op, ignore_index, dim)
@@ -269,8 +273,8 @@ def focal_loss(
     target: Tensor,
     *,
     gamma: float = 2.0,
-    alpha: float | Tensor | None = None,
-    weight: Tensor | None = None,
+    alpha: float | ClassWeight | None = None,
+    weight: ClassWeight | None = None,
     activation: Activation = "softmax",
     ignore_index: IgnoreIndex = -100,
     reduction: Reduction = "mean",
@@ -303,9 +307,9 @@ def focal_loss(
 
     Args:
         gamma: the exponent, 0 or more; the larger it is, the less well-classified voxels count.
-        alpha: with softmax a factor for each class, ``[C]``, any floating dtype, which unlike ``weight`` does not enter
-            the denominator of the mean; with sigmoid a float in [0, 1], the factor of the term of target 1, 1 - alpha
-            being that of target 0. Default: None, all these factors are 1.
+        alpha: with softmax a factor for each class, ``[C]``, a tensor of any floating dtype or numbers, which unlike
+            ``weight`` does not enter the denominator of the mean; with sigmoid a float in [0, 1], the factor of the
+            term of target 1, 1 - alpha being that of target 0. Default: None, all these factors are 1.
         activation: ``"softmax"``: classes exclude each other; ``"sigmoid"``: each class is a binary problem of its own.
         target: class labels ``[N, *]`` or ``[N, 1, *]``: any integer dtype, bool, or floating with integral values; or,
             of input's shape,
@@ -329,7 +333,7 @@ def focal_loss(
         labels' shape (input's shape without ``dim`` for one-hot labels), with sigmoid of input's shape.
 
     Raises:
-        TypeError: ``alpha`` is no tensor with softmax, or no float with sigmoid.
+        TypeError: ``alpha`` is a number with softmax, or no number with sigmoid.
         ValueError: gamma is below 0, infinite or nan, alpha is outside [0, 1], or an option has an unknown value.
         TypeError, IndexError, ValueError, RuntimeError: as ``segloss.cross_entropy``; with sigmoid as
             ``segloss.soft_stats``.
@@ -349,6 +353,7 @@ def focal_loss(
         * ``segloss.dice_focal_loss``: with a Dice loss
     """
     op = "focal_loss"
+    weight = _of_classes(weight, input)
     of_labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
     ignore_index, label_table = read_labels(op, input, target, dim, of_labels, activation)
     _check_types(op, input, target, weight, voxel_weight, ignore_index, dim)
@@ -360,7 +365,7 @@ def focal_loss(
     code = _reduction.get_enum(reduction)
     resize = upsampling_code(op, input, Upsampling(upsample, align_corners))
     if activation == "softmax":
-        factors = _alpha_of_classes(op, alpha, weight)
+        factors = _alpha_of_classes(op, alpha, weight, input)
         options = (voxel_weight, label_table, dim, code, ignore_index, 0.0, False, empty_zero)
         is_quotient = process_group is not None or is_dtensor(input) or (alpha is not None and code == _MEAN)
         if is_quotient and code != _NONE:
@@ -383,11 +388,11 @@ def focal_loss(
 def binary_cross_entropy_with_logits(
     input: Tensor,
     target: Tensor,
-    weight: Tensor | None = None,
+    weight: ClassWeight | None = None,
     size_average: bool | None = None,
     reduce: bool | None = None,
     reduction: Reduction = "mean",
-    pos_weight: Tensor | None = None,
+    pos_weight: ClassWeight | None = None,
     *,
     dim: int = 1,
     upsample: Upsample | None = None,
@@ -417,9 +422,10 @@ def binary_cross_entropy_with_logits(
         target: a mask for each class, of input's shape, integer or bool of 0 and 1 or floating in [0, 1]; or class
             labels ``[N, *]`` or ``[N, 1, *]``, any integer dtype, bool, or floating with integral values. With one
             channel a map of 0 and 1 of any shape and dtype is the mask of the foreground.
-        weight: a weight for each class, ``[C]``, of any floating dtype; or of a shape that broadcasts to input's, as
-            ``[C, 1, 1]``, or input's own. Default: None, every weight is 1. ``[C]`` runs along ``dim``, also where
-            torch would take it for the last dimension. Weights that vary from voxel to voxel take a slower path.
+        weight: a weight for each class, ``[C]``, a tensor of any floating dtype or a sequence of numbers; or a tensor
+            of a shape that broadcasts to input's, as ``[C, 1, 1]``, or input's own. Default: None, every weight is 1.
+            ``[C]`` runs along ``dim``, also where torch would take it for the last dimension. Weights that vary from
+            voxel to voxel take a slower path.
         size_average: deprecated, use ``reduction``.
         reduce: deprecated, use ``reduction``.
         reduction: ``"mean"`` divides the sum over the voxels that count by ``C * sum(v)``, as torch does also with
@@ -460,6 +466,8 @@ def binary_cross_entropy_with_logits(
         * ``segloss.dice_ce_loss``: with ``activation="sigmoid"`` it adds a Dice loss
     """
     op = "binary_cross_entropy_with_logits"
+    weight = _of_classes(weight, input)
+    pos_weight = _of_classes(pos_weight, input)
     ignore_index, label_table = read_labels(op, input, target, dim, LabelOptions(ignore_index, label_map, regions))
     _check_types(op, input, target, weight, voxel_weight, ignore_index, dim, label_smoothing=label_smoothing)
     code = _reduction_code(op, reduction, size_average, reduce)
@@ -495,6 +503,14 @@ def binary_cross_entropy_with_logits(
     return _binary_loss(op, process_group, input, code, empty_zero, of_this_rank)
 
 
+def _of_classes(values: object, like: object = None) -> Tensor | None:
+    """A sequence of numbers, one for each class, as a tensor where `like` is; a tensor or None as it is."""
+    if not isinstance(values, list | tuple) or not all(isinstance(value, _REAL) for value in values):
+        return values  # type: ignore[return-value]  # the caller raises the error for anything else
+    device = like.device if isinstance(like, Tensor) else None
+    return torch.tensor(values, dtype=torch.get_default_dtype(), device=device)
+
+
 def _by_class(op: str, name: str, weight: Tensor | None, shape: torch.Size, dim: int) -> Tensor | None:
     """The weight as [C], if it has one value for each class; else the weight, which broadcasts to the logits' shape."""
     if weight is None:
@@ -528,10 +544,11 @@ def _along(weight: Tensor, input: Tensor, dim: int) -> Tensor:
     return weight.view([-1 if d == dim % input.dim() else 1 for d in range(input.dim())])
 
 
-def _alpha_of_classes(op: str, alpha: object, weight: Tensor | None) -> Tensor | None:
+def _alpha_of_classes(op: str, alpha: object, weight: Tensor | None, input: Tensor) -> Tensor | None:
     """The factor of each class in a focal loss of a softmax, [C]."""
     if alpha is None:
         return weight
+    alpha = _of_classes(alpha, input)
     if not isinstance(alpha, Tensor) or alpha.dim() == 0:
         raise TypeError(
             f"{op}: expected alpha to be a tensor [C] with activation='softmax', a factor for each class, got "
@@ -577,7 +594,7 @@ def topk_loss(
     target: Tensor,
     *,
     k: float = 10.0,
-    weight: Tensor | None = None,
+    weight: ClassWeight | None = None,
     ignore_index: IgnoreIndex = -100,
     label_smoothing: float = 0.0,
     empty: Empty = "nan",
@@ -639,6 +656,7 @@ def topk_loss(
         * ``segloss.focal_loss``: stresses hard voxels without dropping any
     """
     op = "topk_loss"
+    weight = _of_classes(weight, input)
     of_labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
     ignore_index, label_table = read_labels(op, input, target, dim, of_labels, "softmax")
     _check_types(op, input, target, weight, voxel_weight, ignore_index, dim, k=k, label_smoothing=label_smoothing)
@@ -659,7 +677,7 @@ def topk_loss(
 @documented(like=cross_entropy)
 def total_weight(
     target: Tensor,
-    weight: Tensor | None = None,
+    weight: ClassWeight | None = None,
     *,
     ignore_index: IgnoreIndex = -100,
     voxel_weight: Tensor | None = None,
@@ -677,8 +695,8 @@ def total_weight(
 
     Args:
         target: class labels of any shape: any integer dtype, bool, or floating with integral values.
-        weight: a weight for each class, ``[C]``, any floating dtype. Default: None, every weight is 1, for labels up to
-            2**31 - 2.
+        weight: a weight for each class, ``[C]``, a tensor of any floating dtype or a sequence of numbers. Default:
+            None, every weight is 1, for labels up to 2**31 - 2.
         ignore_index: label of the voxels to ignore, or a sequence of labels, as they are in target.
         voxel_weight: a weight for each voxel, of target's shape. Default: None, every weight is 1.
         process_group: the ``torch.distributed.ProcessGroup`` over whose ranks the weights are summed; it shares errors
@@ -709,6 +727,7 @@ def total_weight(
         * ``segloss.cross_entropy``, ``segloss.nll_loss``, ``segloss.focal_loss``: ``reduction="sum"`` is the numerator
     """
     op = "total_weight"
+    weight = _of_classes(weight, target)
     ignore_index, label_table = read_labels(op, None, target, 0, LabelOptions(ignore_index, label_map))
     _check_tensor(op, "target", target)
     _check_types(op, target, target, weight, voxel_weight, ignore_index, dim=0)
@@ -889,8 +908,8 @@ def _advice_for(name: str, value: object) -> str:
         names = [key for key, each in value.items() if isinstance(each, Tensor)]
         return f"Pass a tensor that is in it: {reprlib.repr(names)}"
     if isinstance(value, list | tuple) and any(isinstance(each, Tensor) for each in value):
-        several = ", or outputs of several resolutions to DeepSupervisionLoss"
-        return "Pass one of its tensors" + (several if name == "input" else "")
+        several = ", or DeepSupervisionLoss where they are outputs of several resolutions"
+        return f"Use torch.stack({name}) where its tensors are samples" + (several if name == "input" else "")
     return "Use torch.tensor(weight, dtype=torch.float32)" if name == "weight" else f"Use torch.as_tensor({name})"
 
 

@@ -20,6 +20,7 @@ from segloss._upsample import Upsample, Upsampling, upsampling_code
 from segloss.functional import (
     _REDUCTIONS,
     Activation,
+    ClassWeight,
     Empty,
     Reduction,
     _by_class,
@@ -30,6 +31,7 @@ from segloss.functional import (
     _check_types,
     _is_zero,
     _mean_or_sum,
+    _of_classes,
     _result_dtype,
     _soft_stats,
     _weights_of_terms,
@@ -210,7 +212,7 @@ def dice_loss(
     jaccard: bool = False,
     soft_label: bool = False,
     batch: bool = False,
-    weight: Tensor | None = None,
+    weight: ClassWeight | None = None,
     smooth_nr: float = 1e-5,
     smooth_dr: float = 1e-5,
     ignore_index: IgnoreIndex = -100,
@@ -259,8 +261,8 @@ def dice_loss(
             Losses: Optimizing the Dice Score with Soft Labels", arXiv:2303.16296.
         batch: whether a class has one term for the whole batch, from sums over all samples, instead of one for each
             sample.
-        weight: a weight for each class, ``[C]``, any floating dtype; it multiplies the terms of the class, if there are
-            any. Default: None, every weight is 1.
+        weight: a weight for each class, ``[C]``, a tensor of any floating dtype or a sequence of numbers; it multiplies
+            the terms of the class, if there are any. Default: None, every weight is 1.
         smooth_nr, smooth_dr: added to the numerator and to the denominator. A sample without a voxel that counts has
             the terms ``1 - smooth_nr / smooth_dr``. A term whose numerator and denominator are both 0 is 0, with zero
             gradient.
@@ -305,6 +307,7 @@ def dice_loss(
         * ``segloss.dice_score``: the metric
     """
     op = "dice_loss"
+    weight = _of_classes(weight, input)
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
     _check_flags(op, jaccard=jaccard)
     _check_numbers(op, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
@@ -407,7 +410,7 @@ def tversky_loss(
     include_background: bool = True,
     soft_label: bool = False,
     batch: bool = False,
-    weight: Tensor | None = None,
+    weight: ClassWeight | None = None,
     smooth_nr: float = 1e-5,
     smooth_dr: float = 1e-5,
     ignore_index: IgnoreIndex = -100,
@@ -465,6 +468,7 @@ def tversky_loss(
         * ``segloss.generalized_dice_loss``: weights classes by their volume
     """
     op = "tversky_loss"
+    weight = _of_classes(weight, input)
     _check_gamma(op, gamma)
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
     _check_numbers(op, alpha=alpha, beta=beta, smooth_nr=smooth_nr, smooth_dr=smooth_dr)
@@ -492,8 +496,8 @@ def dice_ce_loss(
     jaccard: bool = False,
     soft_label: bool = False,
     batch: bool = False,
-    weight: Tensor | None = None,
-    pos_weight: Tensor | None = None,
+    weight: ClassWeight | None = None,
+    pos_weight: ClassWeight | None = None,
     smooth_nr: float = 1e-5,
     smooth_dr: float = 1e-5,
     ignore_index: IgnoreIndex = -100,
@@ -528,9 +532,10 @@ def dice_ce_loss(
             input without a voxel: ``"nan"`` as in torch, or ``"zero"``. The gradient is 0 in both cases.
         activation: ``"softmax"`` or ``"sigmoid"``, for both terms; None is an error, as the second term needs logits.
         include_background: whether class 0 has a Dice term; it is always part of the second term.
-        weight: a weight for each class, ``[C]``, any floating dtype, for both terms. Default: None, every weight is 1.
-        pos_weight: with sigmoid, a weight for each class, ``[C]``, of target 1 in the second term. Default: None, every
-            weight is 1.
+        weight: a weight for each class, ``[C]``, a tensor of any floating dtype or a sequence of numbers, for both
+            terms. Default: None, every weight is 1.
+        pos_weight: with sigmoid, a weight for each class, ``[C]``, of target 1 in the second term; a tensor or numbers.
+            Default: None, every weight is 1.
         reduction: ``"mean"`` or ``"sum"``, of both terms.
         others: as in ``segloss.dice_loss``.
 
@@ -556,6 +561,8 @@ def dice_ce_loss(
         * ``segloss.dice_loss``, ``segloss.cross_entropy``: the two terms
     """
     op = "dice_ce_loss"
+    weight = _of_classes(weight, input)
+    pos_weight = _of_classes(pos_weight, input)
     _check_numbers(op, lambda_dice=lambda_dice, lambda_ce=lambda_ce)
     labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
     resize = Upsampling(upsample, align_corners)
@@ -581,8 +588,8 @@ def dice_focal_loss(
     jaccard: bool = False,
     soft_label: bool = False,
     batch: bool = False,
-    weight: Tensor | None = None,
-    pos_weight: Tensor | None = None,
+    weight: ClassWeight | None = None,
+    pos_weight: ClassWeight | None = None,
     smooth_nr: float = 1e-5,
     smooth_dr: float = 1e-5,
     ignore_index: IgnoreIndex = -100,
@@ -637,6 +644,8 @@ def dice_focal_loss(
         * ``segloss.dice_loss``, ``segloss.focal_loss``: the two terms
     """
     op = "dice_focal_loss"
+    weight = _of_classes(weight, input)
+    pos_weight = _of_classes(pos_weight, input)
     _check_gamma(op, gamma)
     _check_numbers(op, lambda_dice=lambda_dice, lambda_focal=lambda_focal)
     labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)

@@ -301,7 +301,10 @@ def test_voxel_weights_of_another_resolution_are_refused():
 
 
 def test_a_tensor_instead_of_a_list_is_refused():
-    with pytest.raises(TypeError, match=r"expected a list of logits.*got Tensor. Pass \[input\]"):
+    text = (
+        r"expected a list of logits.*got Tensor. Pass input.unbind\(1\) for .* stacked .*, \[input\] for a single one"
+    )
+    with pytest.raises(TypeError, match=text):
         segloss.DeepSupervisionLoss(segloss.DiceLoss())(logits_of([(4, 6)])[0], labels_of((4, 6)))
 
 
@@ -310,15 +313,101 @@ def test_a_class_instead_of_an_instance_as_loss_is_refused():
         segloss.DeepSupervisionLoss(segloss.DiceLoss)
 
 
-def test_a_list_of_targets_is_refused():
-    with pytest.raises(TypeError, match=r"expected one target at full resolution, got list"):
-        segloss.DeepSupervisionLoss(segloss.DiceLoss())(logits_of([(4, 6)]), [labels_of((4, 6))])
-
-
 def test_losses_of_different_shapes_are_not_added():
     inputs, labels = [torch.randn(1, 3, 4), torch.randn(1, 3, 1)], torch.zeros(1, 4, dtype=torch.uint8)
     with pytest.raises(RuntimeError, match="equal size"):
         segloss.DeepSupervisionLoss(segloss.CrossEntropyLoss(reduction="none"))(inputs, labels)
+
+
+# ---- a target for each input ----
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_a_list_of_targets_has_one_for_each_input(kind, sizes):
+    inputs, labels, weights = (
+        logits_of(sizes),
+        [labels_of(size) for size in sizes],
+        [0.5, 0, *[0.25] * (len(sizes) - 2)],
+    )
+    loss = segloss.DiceCELoss()
+    expected = sum(w * loss(x, y) for w, x, y in zip(weights, inputs, labels, strict=True) if w)
+    used = [x for w, x in zip(weights, inputs, strict=True) if w]
+    assert_same(segloss.DeepSupervisionLoss(loss, weights)(inputs, kind(labels)), expected, used)
+
+
+def test_a_list_of_voxel_weights_has_one_for_each_input():
+    sizes = [(8, 12), (4, 6)]
+    inputs, labels, v = (
+        logits_of(sizes),
+        [labels_of(size) for size in sizes],
+        [torch.rand(2, 1, *size) for size in sizes],
+    )
+    loss = segloss.DeepSupervisionLoss(segloss.DiceCELoss(), [1.0, 0.5])
+    expected = segloss.dice_ce_loss(inputs[0], labels[0], voxel_weight=v[0])
+    expected = expected + segloss.dice_ce_loss(inputs[1], labels[1], voxel_weight=v[1]) / 2
+    assert_same(loss(inputs, labels, v), expected, inputs)
+
+
+def test_a_list_of_targets_that_nnunet_made_gives_the_loss_of_the_full_target():
+    inputs, labels = logits_of([(8, 12), (4, 6), (2, 3)]), labels_of((8, 12))
+    loss = segloss.DeepSupervisionLoss(segloss.DiceCELoss(), mode="nearest-exact")
+    made = [F.interpolate(labels.float(), x.shape[2:], mode="nearest-exact") for x in inputs]
+    assert_close(loss(inputs, made), loss(inputs, labels))
+
+
+def test_with_upsample_each_input_is_taken_to_its_target():
+    inputs, labels = logits_of([(4, 6), (2, 3)]), [labels_of((8, 12)), labels_of((4, 6))]
+    loss = segloss.DeepSupervisionLoss(segloss.CrossEntropyLoss(), [1.0, 1.0], upsample="bilinear")
+    expected = sum(segloss.cross_entropy(x, y, upsample="bilinear") for x, y in zip(inputs, labels, strict=True))
+    assert_close(loss(inputs, labels), expected)
+
+
+@pytest.mark.parametrize("name", ["target", "voxel_weight"])
+def test_a_list_of_another_length_than_the_inputs_is_refused(name):
+    inputs, labels = logits_of([(4, 6), (2, 3)]), labels_of((4, 6))
+    arguments = ([labels],) if name == "target" else (labels, [torch.ones(2, 1, 4, 6)])
+    with pytest.raises(ValueError, match=f"expected a {name} for each of the 2 inputs, got 1"):
+        segloss.DeepSupervisionLoss(segloss.DiceLoss())(inputs, *arguments)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 4, 6), (2, 1, 2, 6), (2,)])
+def test_a_target_of_another_resolution_than_its_input_is_refused(shape):
+    inputs, labels = logits_of([(4, 6), (2, 3)]), [labels_of((4, 6)), torch.zeros(shape, dtype=torch.long)]
+    text = re.escape(f"expected target[1] at the resolution of its input [2, 3, 2, 3], got {list(shape)}")
+    with pytest.raises(ValueError, match=text):
+        segloss.DeepSupervisionLoss(segloss.DiceLoss())(inputs, labels)
+
+
+def test_a_target_in_a_list_that_is_no_tensor_is_refused():
+    with pytest.raises(TypeError, match=r"expected target to be a torch\.Tensor, got int"):
+        segloss.DeepSupervisionLoss(segloss.DiceLoss())(logits_of([(4, 6)]), [3])
+
+
+# ---- nearest-exact ----
+
+
+@pytest.mark.parametrize("sizes", [*SIZES, [(30,), (10,), (7,), (1,)]], ids=str)
+def test_nearest_exact_takes_the_voxels_that_interpolate_takes(sizes):
+    inputs, positions = logits_of(sizes), torch.arange(2 * torch.Size(sizes[0]).numel()).view(2, 1, *sizes[0])
+    recorder = Recorder()
+    segloss.DeepSupervisionLoss(recorder, mode="nearest-exact")(inputs, positions)
+    for x, (_, target, _) in zip(inputs, recorder.calls, strict=True):
+        expected = F.interpolate(positions.double(), x.shape[2:], mode="nearest-exact")
+        assert torch.equal(target, expected.long())
+
+
+def test_nearest_exact_is_a_view_where_the_sizes_divide():
+    labels, recorder = labels_of((12, 8)), Recorder()
+    segloss.DeepSupervisionLoss(recorder, mode="nearest-exact")(logits_of([(4, 4)]), labels)
+    (_, target, _) = recorder.calls[0]
+    assert target.untyped_storage().data_ptr() == labels.untyped_storage().data_ptr()
+    assert torch.equal(target, labels[..., 1::3, 1::2])
+
+
+def test_another_mode_is_refused():
+    with pytest.raises(ValueError, match="expected mode to be 'nearest' or 'nearest-exact', got 'area'"):
+        segloss.DeepSupervisionLoss(segloss.DiceLoss(), mode="area")
 
 
 # ---- repr, state and copies of the module ----

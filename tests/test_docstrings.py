@@ -28,7 +28,8 @@ ENTRY = re.compile(r"^    (?:\* )?([`\w.]+(?:, [`\w.]+)*): ", re.MULTILINE)
 
 def sources():
     """The docstrings as an editor reads them."""
-    trees = [ast.parse(path.read_text()) for path in Path(segloss.__file__).parent.glob("*.py")]
+    paths = {inspect.getsourcefile(inspect.unwrap(each)) for each in PUBLIC.values()}
+    trees = [ast.parse(Path(path).read_text()) for path in paths]
     nodes = [node for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     return {node.name: ast.get_docstring(node) for node in nodes if node.name in PUBLIC}
 

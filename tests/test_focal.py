@@ -697,7 +697,7 @@ def test_alpha_is_a_keyword_of_the_module_that_moves_with_it():
     [
         (0.25, "softmax", TypeError, r"a tensor \[C\] with activation='softmax'.*got 0.25"),
         (torch.tensor(0.25), "softmax", TypeError, r"a tensor \[C\] with activation='softmax'"),
-        ([0.1, 0.6, 0.3], "softmax", TypeError, r"a tensor \[C\] with activation='softmax'"),
+        ("0.25", "softmax", TypeError, r"a tensor \[C\] with activation='softmax'"),
         (torch.ones(3), "sigmoid", TypeError, r"a float with activation='sigmoid', got a tensor \[3\]"),
         (True, "sigmoid", TypeError, r"a float with activation='sigmoid', got True"),
         (1.5, "sigmoid", ValueError, r"alpha in \[0, 1\], got 1.5"),

@@ -259,6 +259,7 @@ ARGUMENTS = {
     "dtype": mostly(st.sampled_from(READABLE), st.sampled_from([torch.int64, *STRANGE])),
     "reduction": mostly(st.sampled_from([0, 1, 2]), st.sampled_from(INTS)),
     "upsample": mostly(st.just(0), st.sampled_from([*INTS, 10, 42, 43]), 3),
+    "masks": mostly(st.just(False), st.just(True)),
     "threshold": st.sampled_from([None, 0.5, NAN]),
     "ignore_index": mostly(st.sampled_from([-100, 255, 0, -1]), st.sampled_from(INTS)),
     "gamma": mostly(st.just(0.0), st.sampled_from([2.0, 0.5, -1.0, NAN, INF]), 3),

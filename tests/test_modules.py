@@ -4,6 +4,7 @@ import copy
 import importlib.resources
 import inspect
 import pickle
+import re
 
 import losses
 import pytest
@@ -12,6 +13,7 @@ from losses import takes
 from tolerances import assert_close
 
 import segloss
+from segloss import _peers
 
 PAIRS = [
     (segloss.CrossEntropyLoss, torch.nn.CrossEntropyLoss),
@@ -245,11 +247,6 @@ def test_a_module_takes_part_in_backward(module):
 # ---- state, repr and copies of a module ----
 
 
-def test_a_weight_that_is_no_tensor_is_refused():
-    with pytest.raises(TypeError, match=r"^DiceLoss: expected weight to be a torch.Tensor, got list\. Use"):
-        segloss.DiceLoss(weight=[1.0, 2.0])
-
-
 @pytest.mark.parametrize("module", WEIGHTED)
 def test_weight_is_a_buffer(module):
     weight = torch.tensor([0.5, 2.0, 1.0])
@@ -346,3 +343,75 @@ def test_every_public_name_has_a_docstring():
 def test_type_information_is_shipped():
     files = importlib.resources.files(segloss)
     assert files.joinpath("py.typed").is_file()
+
+
+# ---- class weights as numbers ----
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+@pytest.mark.parametrize("module", WEIGHTED)
+def test_a_module_takes_weights_of_classes_as_numbers(module, kind):
+    values = {"weight": [0.5, 2.0, 1.0]} | ({"pos_weight": [1.5, 0.25, 3.0]} if has(module, "pos_weight") else {})
+    options = {"activation": "sigmoid"} if has(module, "pos_weight") and has(module, "activation") else {}
+    tensors = {name: torch.tensor(numbers) for name, numbers in values.items()}
+    loss = module(**{name: kind(numbers) for name, numbers in values.items()}, **options)
+    assert {name: buffer.tolist() for name, buffer in loss.state_dict().items()} == values
+    assert torch.equal(loss(SQUARE_INPUT, SQUARE_LABELS), module(**tensors, **options)(SQUARE_INPUT, SQUARE_LABELS))
+
+
+@pytest.mark.parametrize("function", [each for each in losses.FUNCTIONS.values() if takes(each, "weight")])
+def test_a_function_takes_weights_of_classes_as_numbers(function):
+    values = {"weight": [0.5, 2, 1]} | ({"pos_weight": [1.5, 0.25, 3.0]} if takes(function, "pos_weight") else {})
+    options = {"activation": "sigmoid"} if takes(function, "pos_weight") and takes(function, "activation") else {}
+    tensors = {name: torch.tensor(numbers, dtype=torch.float32) for name, numbers in values.items()}
+    expected = function(SQUARE_INPUT, SQUARE_LABELS, **tensors, **options)
+    assert torch.equal(function(SQUARE_INPUT, SQUARE_LABELS, **values, **options), expected)
+
+
+def test_alpha_of_a_softmax_and_the_total_weight_take_numbers():
+    numbers, tensor = [0.1, 0.6, 0.3], torch.tensor([0.1, 0.6, 0.3])
+    expected = segloss.focal_loss(SQUARE_INPUT, SQUARE_LABELS, alpha=tensor)
+    assert torch.equal(segloss.focal_loss(SQUARE_INPUT, SQUARE_LABELS, alpha=numbers), expected)
+    assert torch.equal(segloss.FocalLoss(alpha=numbers)(SQUARE_INPUT, SQUARE_LABELS), expected)
+    assert segloss.total_weight(SQUARE_LABELS, numbers) == segloss.total_weight(SQUARE_LABELS, tensor)
+
+
+@pytest.mark.parametrize("weight", [["a", "b", "c"], 2.0, [[1.0], [2.0], [3.0]]])
+def test_weights_that_are_no_numbers_are_refused(weight):
+    for call in (segloss.DiceLoss, lambda weight: segloss.dice_loss(SQUARE_INPUT, SQUARE_LABELS, weight=weight)):
+        with pytest.raises(TypeError, match=r"expected weight to be a torch\.Tensor, got"):
+            call(weight=weight)
+
+
+# ---- keywords of other packages ----
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_keyword_of_another_package_names_what_to_give_instead(module):
+    text = (
+        rf"^{module.__name__}: expected segloss's own keywords, got to_onehot_y \(drop it, labels are taken as they "
+        r"come\), softmax \(the default, see activation\)\. Use these, or the losses of segloss\.monai"
+    )
+    with pytest.raises(TypeError, match=text):
+        module(to_onehot_y=True, softmax=True)
+
+
+def test_deep_supervision_explains_keywords_of_monai():
+    with pytest.raises(TypeError, match=r"got weight_mode \(weights, a number for each resolution\)"):
+        segloss.DeepSupervisionLoss(segloss.DiceLoss(), weight_mode="exp")
+
+
+def test_another_unknown_keyword_is_pythons_own_error():
+    with pytest.raises(TypeError, match="got an unexpected keyword argument 'smoothing'"):
+        segloss.DiceLoss(smoothing=1.0)
+
+
+@pytest.mark.parametrize("keyword", sorted(_peers._ADVICE))
+def test_the_advice_names_no_keyword_that_no_loss_has(keyword):
+    """Words of the advice that look like a keyword of segloss are one."""
+    keywords = {
+        name for module in (*MODULES, segloss.DeepSupervisionLoss) for name in inspect.signature(module).parameters
+    }
+    named = re.match(r"(\w+)(=|,|$)", _peers._ADVICE[keyword])
+    assert named is None or named[1] in keywords
+    assert keyword not in keywords - {"mode", "smooth"}
