@@ -1,4 +1,4 @@
-# make demo | test | test-fast | test-isas | test-arm | test-torch | test-torches | fuzz | sanitize | lint | docs | bench | bench-full | wheel | test-wheel
+# make demo | test | test-fast | test-frameworks | test-isas | test-arm | test-torch | test-torches | fuzz | sanitize | lint | docs | bench | bench-full | wheel | test-wheel
 # Each sets up an environment on its first run: .venv, or for another torch (such as TORCH=2.11.0) one in build.
 # TESTS=tests/test_focal.py, or TESTS='$(NUMBERS)', runs only these tests.
 PYTHON ?= python3
@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # Distributes tests by files, as the tests of a file share a slow setup. Waiting threads do not spin, or the processes
 # would take the cores from each other.
-PYTEST := OMP_WAIT_POLICY=passive $(CURDIR)/$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
+PYTEST_IN = OMP_WAIT_POLICY=passive $(CURDIR)/$(1)/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile \
 	--no-loadscope-reorder
+PYTEST := $(call PYTEST_IN,$(VENV))
 # The releases that a wheel has operators for: the last one of each minor version.
 TORCHES := 2.10.0 2.11.0 2.12.1 2.13.0 2.14.1 2.15.0
 SOURCES := $(shell find csrc -name '*.[ch]' -o -name '*.cpp') setup.py pyproject.toml
@@ -25,6 +26,8 @@ SLOW := kernels cuda_kernels compile isa benchmarks memory leaks large example s
 SANITIZED := build/sanitized
 INSTALLED := build/installed
 LINKS := $(addprefix $(CURDIR)/,tests csrc docs benchmarks examples setup.py pyproject.toml README.md)
+# An environment with MONAI, nnU-Net and so on, on top of $(VENV), whose packages it sees.
+FRAMEWORKS := build/venv-frameworks$(if $(filter 2.13.0,$(TORCH)),,-$(TORCH))
 # An environment that builds packages, without torch.
 PACKAGER := build/venv-wheel
 # Not tested with sanitizers: files that start compilers (kernels, cuda_kernels, compile), measure time (benchmarks) or
@@ -45,6 +48,10 @@ test: $(VENV)/.built
 # Values, gradients and errors on this CPU, in Python.
 test-fast: $(VENV)/.built
 	$(PYTEST) $(SLOW:%=--ignore=tests/test_%.py)
+
+# Scripts of MONAI, nnU-Net, SMP, torchmetrics, Lightning and transformers, before and after.
+test-frameworks: $(VENV)/.built $(FRAMEWORKS)/.installed
+	$(call PYTEST_IN,$(FRAMEWORKS)) $(or $(TESTS),tests/frameworks)
 
 test-isas: $(VENV)/.built
 	for isa in $$(PYTHONPATH=tests $(BIN)/python -c 'from kernel_build import *; print(*filter(can_run, CPU_FLAGS))'); do \
@@ -110,6 +117,18 @@ $(VENV)/.installed: requirements-dev.txt
 # Without dependencies, as torchvision would bring its own torch. If this fails, the benchmarks leave this peer out.
 $(VENV)/.peers: $(VENV)/.installed
 	-@$(PIP) --no-deps segmentation-models-pytorch==0.6.0 && touch $@
+
+# The packages in the second line would bring torchvision, for parts of theirs that no test uses, and with it a torch of
+# several gigabytes.
+$(FRAMEWORKS)/.installed: requirements-frameworks.txt $(VENV)/.installed
+	@echo "Setting up $(FRAMEWORKS): one to two minutes"
+	@$(PYTHON) -m venv $(FRAMEWORKS)
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+		> $$($(FRAMEWORKS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
+	@$(FRAMEWORKS)/bin/$(PIP:$(BIN)/%=%) torch==$(TORCH) -r requirements-frameworks.txt
+	@$(FRAMEWORKS)/bin/$(PIP:$(BIN)/%=%) --no-deps nnunetv2==2.8.1 dynamic-network-architectures==0.4.4 \
+		segmentation-models-pytorch==0.6.0
+	@touch $@
 
 # No build isolation: an isolated build would fetch its own torch.
 $(VENV)/.built: $(VENV)/.installed $(SOURCES)
