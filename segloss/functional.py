@@ -168,6 +168,7 @@ def cross_entropy(
         * ``segloss.total_weight``: the denominator of the mean
     """
     op = "cross_entropy"
+    input, target = _plain(input), _plain(target)
     weight = _of_classes(weight, input)
     of_labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
     ignore_index, label_table = read_labels(op, input, target, dim, of_labels, "softmax")
@@ -249,6 +250,7 @@ def nll_loss(
         * ``segloss.cross_entropy``: for logits
     """
     op = "nll_loss"
+    input, target = _plain(input), _plain(target)
     weight = _of_classes(weight, input)
     of_labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
     ignore_index, label_table = read_labels(op, input, target, dim, of_labels, "softmax")
@@ -353,6 +355,7 @@ def focal_loss(
         * ``segloss.dice_focal_loss``: with a Dice loss
     """
     op = "focal_loss"
+    input, target = _plain(input), _plain(target)
     weight = _of_classes(weight, input)
     of_labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
     ignore_index, label_table = read_labels(op, input, target, dim, of_labels, activation)
@@ -466,6 +469,7 @@ def binary_cross_entropy_with_logits(
         * ``segloss.dice_ce_loss``: with ``activation="sigmoid"`` it adds a Dice loss
     """
     op = "binary_cross_entropy_with_logits"
+    input, target = _plain(input), _plain(target)
     weight = _of_classes(weight, input)
     pos_weight = _of_classes(pos_weight, input)
     ignore_index, label_table = read_labels(op, input, target, dim, LabelOptions(ignore_index, label_map, regions))
@@ -501,6 +505,13 @@ def binary_cross_entropy_with_logits(
         return loss.to(_result_dtype(input) if dtype is None else dtype), total
 
     return _binary_loss(op, process_group, input, code, empty_zero, of_this_rank)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """A MetaTensor of MONAI as the tensor that it is: torch.compile has no rules for it, and it is slow."""
+    if type(tensor) is not Tensor and hasattr(tensor, "as_tensor"):
+        return tensor.as_tensor()  # type: ignore[no-any-return]
+    return tensor
 
 
 def _of_classes(values: object, like: object = None) -> Tensor | None:
@@ -656,6 +667,7 @@ def topk_loss(
         * ``segloss.focal_loss``: stresses hard voxels without dropping any
     """
     op = "topk_loss"
+    input, target = _plain(input), _plain(target)
     weight = _of_classes(weight, input)
     of_labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
     ignore_index, label_table = read_labels(op, input, target, dim, of_labels, "softmax")
@@ -727,6 +739,7 @@ def total_weight(
         * ``segloss.cross_entropy``, ``segloss.nll_loss``, ``segloss.focal_loss``: ``reduction="sum"`` is the numerator
     """
     op = "total_weight"
+    target = _plain(target)
     weight = _of_classes(weight, target)
     ignore_index, label_table = read_labels(op, None, target, 0, LabelOptions(ignore_index, label_map))
     _check_tensor(op, "target", target)

@@ -991,7 +991,7 @@ class DeepSupervisionLoss(nn.Module):
     def _at_resolution(self, name: str, given: Tensor | Sequence[Tensor], i: int, input: Tensor) -> Tensor:
         """The target, or the voxel weights, of the i-th input."""
         is_list = isinstance(given, list | tuple)
-        tensor: Tensor = given[i] if is_list else given  # type: ignore[assignment]
+        tensor = functional._plain(given[i] if is_list else given)  # type: ignore[arg-type]
         if self.upsample is not None:
             return tensor
         dim = _keyword_of(self.loss, "dim", 1)

@@ -10,7 +10,7 @@ from segloss._docs import documented
 from segloss._label_sets import Regions
 from segloss._labels import IgnoreIndex, LabelMap, LabelOptions, check_no_regions, num_classes_of, read_labels
 from segloss._upsample import Upsample, Upsampling, full_shape, resized_dims, upsampling_code
-from segloss.functional import _check_flags, _check_integer, _check_number, _check_options, _check_types
+from segloss.functional import _check_flags, _check_integer, _check_number, _check_options, _check_types, _plain
 
 _OPERATORS: dict[str, Callable[..., Tensor]] = {
     name: getattr(torch.ops.segloss, name).default
@@ -309,6 +309,7 @@ class _Options(NamedTuple):
 
 
 def _score(op: str, input: Tensor, target: Tensor, options: _Options) -> Tensor:
+    input, target = _plain(input), _plain(target)
     num_classes, labels, dim, resize, masks, threshold, per_sample = options
     _check_flags(op, masks=masks, per_sample=per_sample)
     if num_classes is not None:

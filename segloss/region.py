@@ -32,6 +32,7 @@ from segloss.functional import (
     _is_zero,
     _mean_or_sum,
     _of_classes,
+    _plain,
     _result_dtype,
     _soft_stats,
     _weights_of_terms,
@@ -739,6 +740,7 @@ def _sums(
 
     The kernels return float64 for any dtype of input, so that a loss is rounded once, when it is finished.
     """
+    input, target = _plain(input), _plain(target)
     dim, resize, activation, labels, include_background, batch, process_group, *flags = walk
     soft_label, squared, any_finite = flags
     ignore_index, label_table = read_labels(op, input, target, dim, labels, activation)

@@ -12,6 +12,8 @@ import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from monai import losses as monai
+from monai.data import MetaTensor
+from monai.metrics import DiceMetric
 from tolerances import assert_close
 from torch import Tensor
 from torch.nn import functional as F
@@ -317,12 +319,9 @@ def test_dice_focal_loss_equals_monai(case, weighted):
 @pytest.mark.parametrize("sizes", [(12, 8), (8, 12, 4)])
 @pytest.mark.parametrize("label_dtype", [torch.uint8, torch.float32])
 def test_deep_supervision_loss_equals_monai(sizes, label_dtype):
-    """Equal up to the sum of MONAI's weights, and for labels that are equal in blocks: MONAI takes a block's voxel at
-    the centre (nearest-exact), segloss the first one (nearest). MONAI's labels have dtypes that interpolate takes."""
+    """Equal up to the sum of MONAI's weights. MONAI's labels have dtypes that interpolate takes."""
     generator = torch.Generator(torch.get_default_device()).manual_seed(0)
-    target = torch.randint(3, (2, 1, *(size // 4 for size in sizes)), generator=generator).to(label_dtype)
-    for axis in range(2, target.dim()):
-        target = target.repeat_interleave(4, axis)
+    target = torch.randint(3, (2, 1, *sizes), generator=generator).to(label_dtype)
     levels = [torch.randn(2, 3, *(-(-size // 2**level) for size in sizes), generator=generator) for level in range(3)]
     weights = [1 / 2**level for level in range(3)]
 
@@ -331,10 +330,49 @@ def test_deep_supervision_loss_equals_monai(sizes, label_dtype):
         value = loss(leaves, target) * scale
         return value.detach(), torch.autograd.grad(value * target.numel(), leaves)
 
-    ours = segloss.DeepSupervisionLoss(segloss.DiceCELoss())
+    ours = segloss.DeepSupervisionLoss(segloss.DiceCELoss(), mode="nearest-exact")
     theirs = monai.DeepSupervisionLoss(monai.DiceCELoss(softmax=True, to_onehot_y=True))
     value, gradients = value_and_gradients(ours, 1)
     expected, expected_gradients = value_and_gradients(theirs, 1 / sum(weights))
     assert_close(value, expected)
     for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
         assert_close(gradient, expected_gradient)
+
+
+# ---- metrics ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_score_of_each_sample_is_monais_that_counts_empty_classes():
+    """Up to a class that is neither in the labels nor predicted: nan here, 1 there."""
+    x, labels = torch.randn(4, 3, 6, 5), torch.randint(2, (4, 1, 6, 5))
+    metric = DiceMetric(reduction="none", ignore_empty=False)
+    metric(*(F.one_hot(y.squeeze(1), 3).movedim(-1, 1) for y in (x.argmax(1, keepdim=True), labels)))
+    scores = segloss.dice_score(x, labels, per_sample=True)
+    torch.testing.assert_close(scores.nan_to_num(1.0), metric.aggregate())
+
+
+# ---- MetaTensor ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "focal_loss", "topk_loss", "dice_ce_loss", "dice_score", "accuracy"])
+def test_a_metatensor_is_read_as_the_tensor_that_it_is(name):
+    x, labels = torch.randn(2, 3, 6, 5), torch.randint(3, (2, 1, 6, 5))
+    expected, actual = (getattr(segloss, name)(of(x), of(labels)) for of in (torch.Tensor.clone, MetaTensor))
+    assert torch.equal(actual, expected)
+    assert type(actual) is torch.Tensor
+
+
+@pytest.mark.cpu_only
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # of torch.compile itself
+@pytest.mark.parametrize("loss", [segloss.CrossEntropyLoss(), segloss.DeepSupervisionLoss(segloss.DiceCELoss())])
+def test_compiled_code_may_be_given_a_metatensor(loss):
+    """torch.compile itself has no rules for it, and breaks the graph."""
+    net, images = torch.nn.Conv2d(1, 3, 1), torch.randn(2, 1, 6, 5)
+    labels = MetaTensor(torch.randint(3, (2, 1, 6, 5)))
+
+    def step(images, labels):
+        x = net(images)
+        return loss([x] if isinstance(loss, segloss.DeepSupervisionLoss) else x, labels)
+
+    assert_close(torch.compile(step, backend="aot_eager")(images, labels), step(images, labels))
