@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import importlib.util
 import pickle
 import sys
 from datetime import timedelta
@@ -15,7 +16,7 @@ from tolerances import assert_close
 
 pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
 
-from torchmetrics import MetricCollection, classification, segmentation
+from torchmetrics import ClasswiseWrapper, MetricCollection, classification, segmentation
 
 import segloss
 import segloss.torchmetrics as ours
@@ -619,3 +620,72 @@ def test_each_rank_gets_the_score_of_all_ranks(name, ranks):
     for alone, in_a_collection in ranks:
         torch.testing.assert_close(alone[name], expected, equal_nan=True)
         torch.testing.assert_close(in_a_collection[name], expected, equal_nan=True)
+
+
+# ---- in Lightning ----------------------------------------------------------------------------------------------------
+
+EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "lightning_module.py"
+
+
+@pytest.fixture
+def example(monkeypatch):
+    pytest.importorskip("lightning", reason="lightning is not installed")
+    spec = importlib.util.spec_from_file_location("lightning_module", EXAMPLE)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "lightning_module", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "SIZE", 12)
+    return module
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_lightning_module_trains_the_same_with_segloss(example, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before, after = example.main(["--steps", "3"])
+    assert after["losses"] == pytest.approx(before["losses"], rel=1e-5)
+    assert after["scores"] == pytest.approx(before["scores"], rel=1e-5)
+    assert len(before["losses"]) == len(before["scores"]) == 3
+    assert not list(tmp_path.iterdir())
+    printed = capsys.readouterr().out.splitlines()
+    assert [line[:24].strip() for line in printed] == ["torch and torchmetrics", "segloss"]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_logged_metric_is_the_score_of_each_epoch(example, monkeypatch):
+    """Lightning computes and resets it; the scores of each class have names by torchmetrics' ClasswiseWrapper."""
+    lightning, logged = example.lightning, []
+
+    class Logs(example.After):
+        def __init__(self):
+            super().__init__()
+            self.dice = ours.DiceScore(4, ignore_index=255)
+            mean_iou = ours.MeanIoU(4, ignore_index=255, per_class=True)
+            self.of_classes = ClasswiseWrapper(mean_iou, list("abcd"))
+            self.counted = []
+
+        def validation_step(self, batch, batch_index):
+            images, labels = batch
+            logits = self.net(images)
+            self.counted.append((logits, labels))
+            self.dice(logits, labels)
+            self.log("dice", self.dice)
+            self.of_classes.update(logits, labels)
+
+        def on_validation_epoch_end(self):
+            self.log_dict(self.of_classes.compute())
+            self.of_classes.reset()
+            expected = ours.DiceScore(4, ignore_index=255), ours.MeanIoU(4, ignore_index=255, per_class=True)
+            for metric in expected:
+                for batch in self.counted:
+                    metric.update(*batch)
+            logged.append([metric.compute() for metric in expected])
+            self.counted.clear()
+
+    options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "max_epochs": 2}
+    trainer = lightning.Trainer(accelerator="cpu", devices=1, enable_model_summary=False, **options)
+    data = example.DataLoader(example.volumes(3, torch.Generator().manual_seed(0)), batch_size=2)
+    trainer.fit(Logs(), data, data)
+    dice, of_classes = logged[-1]
+    assert trainer.callback_metrics["dice"] == dice
+    names = [f"meaniou_{name}" for name in "abcd"]
+    assert_close(torch.stack([trainer.callback_metrics[name] for name in names]), of_classes)
