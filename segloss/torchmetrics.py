@@ -104,6 +104,7 @@ class _Counts(Metric):
         self.add_state(f"counted_as_{key:08x}", torch.zeros(()), dist_reduce_fx="sum")
 
     def _count(self, preds: Tensor, target: Tensor, per_sample: bool = False) -> Tensor:
+        matrix = confusion_matrix(preds, target, self.num_classes, **self._options, per_sample=per_sample)
         may_be_masks = not preds.is_floating_point() and preds.dim() > 1 and preds.shape == target.shape
         if may_be_masks and preds.shape[1] == self.num_classes:
             raise ValueError(
@@ -111,7 +112,7 @@ class _Counts(Metric):
                 f"which may be a mask for each of {self.num_classes} classes. Use `preds.unsqueeze(1)` of a label map; "
                 "for masks keep the class in torchmetrics.segmentation"
             )
-        return confusion_matrix(preds, target, self.num_classes, **self._options, per_sample=per_sample)
+        return matrix
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Counts a batch: logits or a label map, and labels."""
@@ -187,7 +188,8 @@ class ConfusionMatrix(_Counts):
 class _Score(_Counts):
     """A quotient of each class's counts, averaged over classes: of all batches, or of each sample and then averaged.
 
-    With ``background=False`` class 0 has no score, with ``ignored=False`` none that is ``ignore_index``.
+    With ``background=False`` class 0 has no score. ``ignored`` says whether a class that is ``ignore_index`` has one;
+    if None, it has a score of its own, but averages leave it out.
     """
 
     plot_lower_bound = 0.0
@@ -203,7 +205,7 @@ class _Score(_Counts):
         *,
         average: Average,
         background: bool = True,
-        ignored: bool = True,
+        ignored: bool | None = None,
         samplewise: bool = False,
     ) -> None:
         super().__init__(num_classes, **options)
@@ -216,11 +218,13 @@ class _Score(_Counts):
         self.include_background = background
         self._samplewise = samplewise
         first = 0 if background or num_classes == 1 else 1
-        self._classes = [c for c in range(first, num_classes) if ignored or c not in self._ignored]
+        of_classes = average in ("none", None)
+        left_out = () if (of_classes if ignored is None else ignored) else self._ignored
+        self._classes = [c for c in range(first, num_classes) if c not in left_out]
         if not samplewise:
             self._add_confmat()
             return
-        shape = (len(self._classes),) if average in ("none", None) else ()
+        shape = (len(self._classes),) if of_classes else ()
         sums = {"total": torch.zeros(shape, dtype=torch.float64), "num_scores": torch.zeros(shape, dtype=torch.int64)}
         self._add_sums(type(self).__name__, average, self._classes, **sums)
 
@@ -295,7 +299,7 @@ class Accuracy(_Score):
     """
 
     def __init__(self, num_classes: int, *, average: Average = "macro", **kwargs: Any) -> None:
-        super().__init__(num_classes, kwargs, average=average)
+        super().__init__(num_classes, kwargs, average=average, ignored=True)
 
     def _terms(self, tp: Tensor, predicted: Tensor, actual: Tensor) -> tuple[Tensor, Tensor]:
         return tp, actual
@@ -324,7 +328,8 @@ class JaccardIndex(_Score):
         others: as in ``segloss.torchmetrics.ConfusionMatrix``.
 
     Returns:
-        A 0-dim tensor, or ``[C]``, of torch's default dtype; nan for "macro" and "weighted" if no voxel counts.
+        A 0-dim tensor, or ``[C]`` or ``[C - 1]`` for each class that has a score, of torch's default dtype; nan for
+        "macro" and "weighted" if no voxel counts.
 
     Raises:
         ValueError, TypeError, IndexError, RuntimeError: as ``segloss.torchmetrics.ConfusionMatrix``.
@@ -350,8 +355,7 @@ class JaccardIndex(_Score):
         zero_division: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        is_mean = average not in ("none", None)
-        super().__init__(num_classes, kwargs, average=average, background=include_background, ignored=not is_mean)
+        super().__init__(num_classes, kwargs, average=average, background=include_background)
         self.zero_division = zero_division
 
     def _terms(self, tp: Tensor, predicted: Tensor, actual: Tensor) -> tuple[Tensor, Tensor]:
@@ -421,14 +425,8 @@ class DiceScore(_Score):
             raise ValueError(
                 f"DiceScore: expected aggregation_level to be 'samplewise' or 'global', got {aggregation_level!r}"
             )
-        super().__init__(
-            num_classes,
-            kwargs,
-            average=average,
-            background=include_background,
-            ignored=average in ("none", None),
-            samplewise=aggregation_level == "samplewise",
-        )
+        samplewise = aggregation_level == "samplewise"
+        super().__init__(num_classes, kwargs, average=average, background=include_background, samplewise=samplewise)
         self.aggregation_level = aggregation_level
 
     def _terms(self, tp: Tensor, predicted: Tensor, actual: Tensor) -> tuple[Tensor, Tensor]:
@@ -444,7 +442,8 @@ class MeanIoU(_Score):
         score = TP / (TP + FP + FN)
 
     The values are those of ``torchmetrics.segmentation.MeanIoU``, which has no ``ignore_index``. The mean is over all
-    pairs of a sample and a class that is labelled or predicted in it.
+    pairs of a sample and a class that is labelled or predicted in it. Label maps ``[N, V]`` are N samples here, one in
+    torchmetrics.
 
     Args:
         per_class: whether each class has a mean over samples of its own. Otherwise a class that is ``ignore_index`` is

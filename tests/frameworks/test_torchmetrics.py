@@ -54,13 +54,14 @@ def unlabelled(labels, ignore_index):
 
 
 def one_foreground_class(seed=0):
-    """Batches in which only class 1 occurs, labelled and predicted, beside the background; one sample has nothing."""
+    """Batches in which only class 1 occurs, labelled and predicted, beside the background; in one sample it does
+    not occur, in one it is only predicted."""
     made = batches(seed)
     for logits, labels in made:
         logits[:, 2:] -= 99
         labels.clamp_max_(1)
     made[0][0][1, 1] -= 99
-    made[0][1][1] = 0
+    made[0][1][1:] = 0
     return made
 
 
@@ -390,6 +391,11 @@ def test_an_option_that_does_not_exist_is_an_error(make, message):
         make()
 
 
+def test_preds_that_are_no_tensor_are_an_error():
+    with pytest.raises(TypeError, match="confusion_matrix"):
+        ours.Accuracy(3).update([0, 1], torch.tensor([0, 1]))
+
+
 def test_keywords_are_not_taken_by_position():
     with pytest.raises(TypeError, match="positional"):
         ours.Accuracy(4, 1, "macro")  # num_classes, top_k, average of torchmetrics
@@ -454,9 +460,13 @@ def test_a_collection_counts_each_samplewise_score_by_itself_and_mean_iou_once()
     assert sorted(map(sorted, collection.compute_groups.values())) == [["dice"], ["iou", "mean iou"]]
 
 
+LONG_MAP = torch.arange(3000) % 3
 ALIKE_AT_FIRST = {
     "ignored": [ours.Accuracy(3), ours.Accuracy(3, ignore_index=255)],
     "mapped": [ours.Accuracy(3), ours.Accuracy(3, label_map={0: 0, 1: 1, 255: 1})],
+    "mapped by tensors": [
+        ours.Accuracy(3, label_map=label_map) for label_map in (LONG_MAP, LONG_MAP.index_fill(0, torch.tensor(1500), 2))
+    ],
     "upsampled": [ours.Accuracy(3, upsample="bilinear"), ours.Accuracy(3, upsample="nearest")],
     "threshold": [ours.MeanIoU(3, threshold=0.0), ours.MeanIoU(3, threshold=0.5)],
     "averages": [ours.DiceScore(3, average="macro"), ours.DiceScore(3, average="micro")],
@@ -575,8 +585,10 @@ def test_to_moves_the_sums(name):
 @of_each
 def test_batches_counted_in_inference_mode_and_outside_of_it_add_up(name):
     metric = METRICS[name].clone()
+    with torch.inference_mode():
+        metric.reset()
     for number, batch in enumerate(DATA_WITH_IGNORED):
-        with torch.inference_mode(number % 2 == 0):
+        with torch.inference_mode(number % 2 == 1):
             metric.update(*batch)
             metric.compute()
     assert_value_of(name, metric, DATA_WITH_IGNORED)
