@@ -160,6 +160,24 @@ def test_the_operators_pass_torchs_checks():
     torch.library.opcheck(torch.ops.segloss.mask_counts.default, masks)
 
 
+@pytest.mark.cpu_only
+@every_metric
+@pytest.mark.parametrize("options", [{}, {"threshold": 0.0}], ids=["argmax", "threshold"])
+def test_compile_is_one_graph_with_the_same_result(metric, options):
+    compiled = torch.compile(metric, backend="aot_eager", fullgraph=True)
+    logits, labels = batch(size=(6,))
+    options = {**options, "ignore_index": 255, "per_sample": True}
+    assert_equal(compiled(logits, labels, **options), metric(logits, labels, **options))
+
+
+@every_metric
+def test_vmap_has_the_samples_of_each_member(metric):
+    logits, labels = batch(size=(6,))
+    pairs = logits.unflatten(0, (2, 2)), labels.unflatten(0, (2, 2))
+    actual = torch.func.vmap(lambda x, y: metric(x, y, ignore_index=255, per_sample=True))(*pairs)
+    assert_equal(actual.flatten(0, 1), metric(logits, labels, ignore_index=255, per_sample=True))
+
+
 def test_the_number_of_threads_makes_no_difference(num_threads):
     logits, labels = batch(num_samples=9)
     results = []
