@@ -11,6 +11,7 @@ from segloss._label_sets import Regions
 from segloss._labels import IgnoreIndex, LabelMap, LabelOptions, check_no_regions, num_classes_of, read_labels
 from segloss._upsample import Upsample, Upsampling, full_shape, resized_dims, upsampling_code
 from segloss.functional import _check_flags, _check_integer, _check_number, _check_options, _check_types, _plain
+from segloss.region import _sums, _Walk
 
 _OPERATORS: dict[str, Callable[..., Tensor]] = {
     name: getattr(torch.ops.segloss, name).default
@@ -32,6 +33,7 @@ def confusion_matrix(
     dim: int = 1,
     upsample: Upsample | None = None,
     align_corners: bool = False,
+    masks: bool = False,
     threshold: float | None = None,
     per_sample: bool = False,
 ) -> Tensor:
@@ -63,6 +65,7 @@ def confusion_matrix(
         upsample: how to take logits to the target's size before the argmax, as in ``segloss.cross_entropy``. Default:
             None, both have one size.
         align_corners: with linear interpolation, whether the corners of both sizes are the same places.
+        masks: whether input and target are masks, one for each class, as in ``segloss.dice_score``.
         threshold: for logits of a sigmoid, of any number of channels: each channel is a prediction of its own, of the
             voxels where the raw logit is above the threshold; 0 is the probability 1/2. Target is a mask for each
             channel, of input's shape, or class labels, where class c is the foreground of channel c; with one channel a
@@ -72,8 +75,8 @@ def confusion_matrix(
 
     Returns:
         An int64 tensor ``[C, C]``, rows are classes of the target, columns classes of the prediction; with
-        ``threshold`` a matrix for each channel, ``[C, 2, 2]``. With ``per_sample`` ``[N, C, C]`` or ``[N, C, 2, 2]``.
-        The counts are exact for any number of voxels. Has no gradient.
+        ``masks=True`` or ``threshold`` a matrix for each class or channel, ``[C, 2, 2]``. With ``per_sample``
+        ``[N, C, C]`` or ``[N, C, 2, 2]``. The counts are exact for any number of voxels. Has no gradient.
 
     Raises:
         IndexError: a label, or the prediction of a voxel that counts, is outside [0, C).
@@ -103,7 +106,7 @@ def confusion_matrix(
     check_no_regions("confusion_matrix", regions, _NO_REGIONS)
     labels, resize = LabelOptions(ignore_index, label_map), Upsampling(upsample, align_corners)
     return _score(
-        "confusion_matrix", input, target, _Options(num_classes, labels, dim, resize, False, threshold, per_sample)
+        "confusion_matrix", input, target, _Options(num_classes, labels, dim, resize, masks, threshold, per_sample)
     )
 
 
@@ -329,24 +332,29 @@ def _score(op: str, input: Tensor, target: Tensor, options: _Options) -> Tensor:
 
 def _score_of_channels(op: str, input: Tensor, target: Tensor, options: _Options) -> Tensor:
     """The score of each channel or region, which may overlap: of masks, or from the classes of label maps."""
-    num_classes, labels, dim, resize, masks, threshold, per_sample = options
+    num_classes, labels, dim, resize, masks, threshold, _ = options
     _check_types(op, input, target, None, None, 0, dim)
     if threshold is not None:
         _check_number(op, "threshold", threshold)
-    if masks or (labels.regions is not None and num_classes not in (None, len(labels.regions))):
+    if masks or num_classes not in (None, _num_channels(input, options)):
         given = "threshold" if labels.regions is None else "regions"
         raise ValueError(f"{op}: expected masks=False and no num_classes with {given}, got {masks} and {num_classes}")
     upsample = upsampling_code(op, input, resize)
     if not input.is_floating_point():
         return _score_of_pairs(op, input, target, options, upsample)
-    shape = full_shape(input, target, dim, upsample)
-    level = 0.0 if threshold is None else float(threshold)
-    predicted = input > level if upsample == 0 else _above(level, input, shape, dim, upsample)
-    if labels.regions is None and labels.label_map is None and target.shape == shape:
-        ignore_index, _ = read_labels(op, input, target, dim, labels)
-    else:
-        target, ignore_index = _masks_of(op, input, shape, target, labels, dim), -1
-    return _OPERATORS[op](predicted, target, num_classes, ignore_index, dim, True, per_sample=per_sample)
+    above = _above(0.0 if threshold is None else float(threshold), input, target, dim, upsample)
+    target = _without_soft_masks(op, above, target)
+    tp, predicted, actual = _counts(op, above, target, options)
+    if op == "dice_score":
+        return _quotient(2 * tp, predicted + actual)
+    if op == "jaccard_index":
+        return _quotient(tp, predicted + actual - tp)
+    _, not_predicted, _ = _counts(op, ~above, target, options)
+    tn = not_predicted - (actual - tp)
+    if op == "accuracy":
+        return _quotient(tp + tn, predicted + not_predicted)
+    rows = [torch.stack([tn, predicted - tp], -1), torch.stack([actual - tp, tp], -1)]
+    return torch.stack(rows, -2).to(torch.int64)
 
 
 def _score_of_pairs(op: str, input: Tensor, target: Tensor, options: _Options, upsample: int) -> Tensor:
@@ -369,34 +377,51 @@ def _score_of_pairs(op: str, input: Tensor, target: Tensor, options: _Options, u
     is_label, is_predicted = members[:, :, None], members[:, None, :]
     both, either = ((pairs * where).sum((-2, -1)) for where in (is_label & is_predicted, is_label | is_predicted))
     above, below = (2 * both, both + either) if op == "dice_score" else (both, either)
-    wide = torch.float32 if input.is_mps else torch.float64  # MPS has no float64
-    score: Tensor = (above.to(wide) / below).to(torch.get_default_dtype())
-    return score
+    return _quotient(above, below)
 
 
-def _above(threshold: float, input: Tensor, shape: torch.Size, dim: int, upsample: int) -> Tensor:
-    """Where the logits, taken to this shape, are above the threshold."""
-    along = dim % input.dim()
+def _num_channels(input: Tensor, options: _Options) -> int | None:
+    """The number of scores; None if ``dim`` is not a dimension of input, which an operator refuses."""
+    if options.labels.regions is not None:
+        return len(options.labels.regions)
+    along = 0 if input.dim() == 1 else options.dim
+    return input.shape[along] if -input.dim() <= along < input.dim() else None
+
+
+def _above(threshold: float, input: Tensor, target: Tensor, dim: int, upsample: int) -> Tensor:
+    """Where the logits, taken to the target's size, are above the threshold."""
+    if upsample == 0:
+        return input.detach() > threshold
+    along, shape = dim % input.dim(), full_shape(input, target, dim, upsample)
     size = [shape[d] for d in resized_dims(input.dim(), along, upsample)]
     above: Tensor = torch.ops.segloss.predict(input.detach(), size, upsample, threshold, torch.bool, along)
     return above
 
 
-def _masks_of(op: str, input: Tensor, shape: torch.Size, target: Tensor, labels: LabelOptions, dim: int) -> Tensor:
-    """The masks of the regions, or of the classes, of the logits' shape; -1 where the label is ignored."""
-    num_dims = len(shape)
-    along = dim % num_dims if num_dims > 1 and -num_dims <= dim < num_dims else 0
-    if labels.regions is None:
-        classes = [1] if shape[along] == 1 else range(shape[along])
-        labels = labels._replace(regions=[(c,) for c in classes])
-    _, table = read_labels(op, input, target, dim, labels)
-    whole = target.unsqueeze(along) if target.dim() == num_dims - 1 else target
-    expected = [1 if d == along else size for d, size in enumerate(shape)]
-    if list(whole.shape) != expected:
-        of_regions = expected[:along] + expected[along + 1 :]
+def _without_soft_masks(op: str, above: Tensor, target: Tensor) -> Tensor:
+    """Floating masks as integers, which the kernels check to be 0, 1 or ignored."""
+    if not target.is_floating_point() or target.shape != above.shape:
+        return target
+    integers = target.to(torch.int64)
+    is_soft = integers != target
+    if is_soft.any():
         raise RuntimeError(
-            f"{op}: expected labels of shape {of_regions}, with or without a class dimension of size 1, for input "
-            f"{list(shape)} with its channels in dimension {along}, got target {list(target.shape)}"
+            f"{op}: expected masks of 0 and 1, got {target[is_soft][0].item():g} in target {list(target.shape)}. Use "
+            "target > 0.5 for masks of probabilities"
         )
-    masks: Tensor = torch.ops.segloss.set_masks(op, whole, table, shape[along], along)
-    return masks
+    return integers
+
+
+def _counts(op: str, above: Tensor, target: Tensor, options: _Options) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each channel, [C] or [N, C]: the voxels that are above and in the target, that are above, in the target.
+
+    These are the sums of a region loss whose probabilities are 0 and 1; they are exact.
+    """
+    walk = _Walk(options.dim, Upsampling(), None, options.labels, batch=not options.per_sample)
+    with torch.no_grad():
+        return _sums(op, above.to(torch.bfloat16), target, None, None, walk)[0]
+
+
+def _quotient(above: Tensor, below: Tensor) -> Tensor:
+    wide = torch.float32 if above.is_mps else torch.float64  # MPS has no float64
+    return (above.to(wide) / below.to(wide)).to(torch.get_default_dtype())

@@ -80,15 +80,15 @@ def test_label_maps(metric, num_classes):
     assert_equal(metric(predicted, labels, num_classes, ignore_index=255, per_sample=True), expected)
 
 
-@pytest.mark.parametrize("name", ["accuracy", "dice_score", "jaccard_index"])
-def test_masks(name):
+@every_metric
+def test_masks(metric):
     predicted, masks = torch.rand(4, 3, 7, 30) > 0.5, torch.randint(2, (4, 3, 7, 30))
     masks[0, 1, 2:4] = 255
     options = {"masks": True, "ignore_index": 255}
-    expected = one_by_one(METRICS[name], predicted, masks, **options)
-    assert_equal(METRICS[name](predicted, masks, **options, per_sample=True), expected)
-    of_one_class = METRICS[name](predicted[:, 0], masks[:, :1], **options, per_sample=True)
-    assert_equal(of_one_class, METRICS[name](predicted[:, :1], masks[:, :1], **options, per_sample=True))
+    expected = one_by_one(metric, predicted, masks, **options)
+    assert_equal(metric(predicted, masks, **options, per_sample=True), expected)
+    of_one_class = metric(predicted[:, 0], masks[:, :1], **options, per_sample=True)
+    assert_equal(of_one_class, metric(predicted[:, :1], masks[:, :1], **options, per_sample=True))
 
 
 @every_score
@@ -214,15 +214,15 @@ def test_per_sample_is_true_or_false(metric):
 THRESHOLDS = [0.0, -0.7, 1.5]
 
 
-@pytest.mark.parametrize("name", ["accuracy", "dice_score", "jaccard_index"])
+@every_metric
 @pytest.mark.parametrize("threshold", THRESHOLDS)
-def test_the_channels_of_a_sigmoid_against_masks(name, threshold):
+def test_the_channels_of_a_sigmoid_against_masks(metric, threshold):
     logits, masks = torch.randn(2, 3, 7, 30), torch.randint(2, (2, 3, 7, 30))
-    expected = METRICS[name](logits > threshold, masks, masks=True)
+    expected = metric(logits > threshold, masks, masks=True)
     for dtype in (torch.long, torch.bool, torch.uint8, torch.float32):
-        assert_equal(METRICS[name](logits, masks.to(dtype), threshold=threshold), expected)
-    expected = METRICS[name](logits > threshold, masks, masks=True, per_sample=True)
-    assert_equal(METRICS[name](logits, masks, threshold=threshold, per_sample=True), expected)
+        assert_equal(metric(logits, masks.to(dtype), threshold=threshold), expected)
+    expected = metric(logits > threshold, masks, masks=True, per_sample=True)
+    assert_equal(metric(logits, masks, threshold=threshold, per_sample=True), expected)
 
 
 @every_metric
@@ -311,5 +311,22 @@ def test_a_label_that_is_no_channel(metric):
 
 @every_metric
 def test_a_mask_of_other_values_than_0_and_1(metric):
-    with pytest.raises(RuntimeError, match=r"expected 0 and 1 in target"):
+    with pytest.raises(RuntimeError, match="expected 0 and 1 in an integer target"):
         metric(torch.randn(2, 3, 4), torch.full((2, 3, 4), 2), threshold=0.0)
+    with pytest.raises(RuntimeError, match=r"expected masks of 0 and 1, got 0\.5 in target"):
+        metric(torch.randn(2, 3, 4), torch.full((2, 3, 4), 0.5), threshold=0.0)
+
+
+def test_counts_of_channels_are_exact_beyond_the_integers_of_float32():
+    logits = torch.ones(1, 1, 1).expand(1, 1, 2**25 + 3)
+    matrix = segloss.confusion_matrix(
+        logits, torch.ones(1, 1, 1, dtype=torch.uint8).expand(logits.shape), threshold=0.0
+    )
+    assert matrix.tolist() == [[[0, 0], [0, 2**25 + 3]]]
+
+
+def test_a_confusion_matrix_of_each_mask():
+    predicted, masks = torch.rand(2, 3, 40) > 0.5, torch.rand(2, 3, 40) > 0.5
+    actual = segloss.confusion_matrix(predicted, masks, masks=True)
+    for c in range(3):
+        assert_equal(actual[c], segloss.confusion_matrix(predicted[:, c], masks[:, c], num_classes=2))

@@ -273,7 +273,5 @@ def test_a_score_of_regions_takes_no_masks_or_number_of_classes():
 
 def test_labels_of_another_shape_than_the_logits_of_regions():
     x, labels, _ = case()
-    with pytest.raises(
-        RuntimeError, match=r"dice_score: expected labels of shape \[2, 5, 6\].* got target \[1, 5, 6\]"
-    ):
+    with pytest.raises(ValueError, match=r"dice_score: expected labels of shape \[2, 5, 6\].* got target \[1, 5, 6\]"):
         segloss.dice_score(x.detach(), labels[:1], regions=BRATS, ignore_index=255)
