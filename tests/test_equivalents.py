@@ -45,7 +45,9 @@ def softmax(x: Tensor) -> Tensor:
     return x.softmax(1)
 
 
-def nnunet_dice(apply_nonlin, batch_dice: bool = False, do_bg: bool = True, smooth: float = 1.0) -> Loss:
+def nnunet_dice(apply_nonlin, batch_dice: bool = False, do_bg: bool = True, smooth: float = 1.0, ddp=True) -> Loss:
+    assert not (batch_dice and ddp), "expected ddp=False in a single process"
+
     def loss(x: Tensor, y: Tensor, valid: Tensor | float = 1.0) -> Tensor:
         tp, fp, fn = overlap(apply_nonlin(x), one_hot(y, x), valid, batch_dice)
         dice = (2 * tp + smooth) / (2 * tp + fp + fn + smooth).clamp_min(1e-8)
@@ -91,7 +93,7 @@ def nnunet_dice_and_binary_cross_entropy(bce_options: dict, dice_options: dict, 
     def loss(x: Tensor, m: Tensor) -> Tensor:
         if not use_ignore_label:
             return F.binary_cross_entropy_with_logits(x, m.double(), **bce_options) + dice(x, m)
-        m, valid = m[:, :-1], 1 - m[:, -1:]
+        m, valid = m[:, :-1], m[:, -1:] != 1
         bce = F.binary_cross_entropy_with_logits(x, m.double(), **bce_options, reduction="none")
         return (bce * valid).sum() / valid.sum() + dice(x, m, valid)
 
@@ -358,7 +360,7 @@ def test_nnunet_dice_and_cross_entropy(batch, background, smooth, ignored, sizes
     if ignored is not None:
         y = y.masked_fill(torch.rand(y.shape, generator=generator) < ignored, 9)
         ignore, ce_options = {"ignore_index": 9}, {}
-    dice_options = {"batch_dice": batch, "do_bg": background, "smooth": smooth}
+    dice_options = {"batch_dice": batch, "do_bg": background, "smooth": smooth, "ddp": False}
     theirs = nnunet_dice_and(nnunet_cross_entropy)(
         dice_options, ce_options, weight_ce=0.5, weight_dice=2, ignore_label=ignore.get("ignore_index", -100)
     )(x, y)

@@ -54,6 +54,11 @@ OF_TRAINER = {"batch_dice": False, "do_bg": False, "smooth": 1e-5, "ddp": False}
 OVER_BATCH = {"batch_dice": True, "do_bg": False, "smooth": 0, "ddp": False}
 
 
+@pytest.fixture(autouse=True)
+def _one_thread(num_threads):
+    num_threads(1)  # the tensors are tiny
+
+
 # ---- data, and the comparison ----------------------------------------------------------------------------------------
 
 
@@ -83,8 +88,13 @@ def assert_same(make, *target, x=None):
         values.append(loss.detach())
         gradients.append(inputs.grad)
     assert_close(*values)
-    largest = gradients[1].abs().max().clamp_min(1e-9)  # a mean's gradient is below the tolerance
-    assert_close(gradients[0] / largest, gradients[1] / largest)
+    assert_close_gradients(*gradients)
+
+
+def assert_close_gradients(got, expected):
+    """In units of the largest: the gradient of a mean is below the tolerance."""
+    unit = expected.abs().max().clamp_min(1e-9)
+    assert_close(got / unit, expected / unit)
 
 
 class Operators(TorchDispatchMode):
@@ -312,6 +322,13 @@ def test_a_label_outside_the_classes_is_an_error_without_ignore_label():
         ours.DC_and_CE_loss({}, {})(logits(), labels(0.3).where(labels(0.3) != IGNORED, -100))
 
 
+def test_a_cross_entropy_without_any_weight_is_0_with_ignore_label_where_nnunets_is_nan():
+    x, y, options = logits(), labels(0.3), {"weight": torch.zeros(CLASSES)}
+    assert theirs.DC_and_CE_loss({}, {**options}, ignore_label=IGNORED)(x, y).isnan()
+    got = ours.DC_and_CE_loss({}, options, ignore_label=IGNORED)(x, y)
+    assert_close(got, ours.DC_and_CE_loss({}, {}, weight_ce=0, ignore_label=IGNORED)(x, y))
+
+
 def test_the_callers_dictionaries_are_not_changed():
     ce, bce = {}, {}
     ours.DC_and_CE_loss({}, ce, ignore_label=IGNORED)
@@ -329,7 +346,7 @@ def test_a_dice_class_of_nnunet_is_an_error_that_says_what_to_import(name):
 def test_a_compiled_dice_as_in_nnunets_trainers_changes_no_value():
     loss = ours.DC_and_CE_loss(OF_TRAINER, {})
     expected = loss(logits(), labels())
-    loss.dc = torch.compile(loss.dc)
+    loss.dc = torch.compile(loss.dc, backend="eager")
     assert loss(logits(), labels()) == expected
 
 
@@ -391,6 +408,16 @@ def test_dice_and_binary_cross_entropy(share, dice_options, bce_options):
 def test_dice_and_binary_cross_entropy_of_masks_of_other_dtypes(share, dtype, weights):
     options = {"use_ignore_label": share is not None, **weights}
     assert_same(lambda package: package.DC_and_BCE_loss({}, {}, **options), masks_and_ignored(share).to(dtype))
+
+
+def test_weights_of_channels_are_those_of_the_last_dimension_in_torch():
+    x, y = logits()[..., :CLASSES], masks()[..., :CLASSES]
+    of_channels, by_class, of_last = (
+        package.DC_and_BCE_loss({"pos_weight": weight}, {})(x, y)
+        for package, weight in ((ours, WEIGHT), (theirs, BY_CLASS), (theirs, WEIGHT))
+    )
+    assert_close(of_channels, by_class)
+    assert (of_channels - of_last).abs() > 0.01
 
 
 REGIONS = [(1, 2, 3), [1, 3], 3, (2,)]
@@ -660,6 +687,47 @@ def test_the_trainer_has_nnunets_losses_and_scores_at_each_step(results_of, data
             np.testing.assert_allclose(of_ours[name], of_theirs[name], rtol=1e-5)
     assert [each.dtype for each in got["targets"]] == 3 * [torch.int16]  # label maps, no masks
     assert all(each.shape[1] == 1 for each in got["targets"])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_trainers_loss_sums_over_the_ranks_of_ddp(preprocessed):
+    from nnunetv2.run.run_training import get_trainer_from_args
+
+    edited(preprocessed / "dataset.json", lambda content: content.update({"labels": DATA_SETS["labels"]}))
+    losses = []
+    for name in ("nnUNetTrainer", "nnUNetTrainerSegloss"):
+        trainer = get_trainer_from_args("1", "2d", 0, name, device=torch.device("cpu"))
+        trainer.is_ddp = True
+        losses.append(trainer._build_loss())
+    assert losses[1].loss.dc.sums_over_ranks
+    assert losses[1].weight_factors == pytest.approx(losses[0].weight_factors)
+    assert losses[1].weight_factors[-1] > 0  # DDP wants a gradient of each parameter
+
+
+# ---- the documentation -----------------------------------------------------------------------------------------------
+
+
+def test_the_table_of_equivalents_holds_for_nnunet_itself(monkeypatch):
+    import test_equivalents  # here, as it takes seconds, also in the ranks
+
+    monkeypatch.setitem(test_equivalents.PACKAGES, "nnU-Net", {**vars(theirs), "softmax": softmax})
+    data = test_equivalents.random_data("nnU-Net")
+    x = data["x"].detach().float().requires_grad_()
+    data |= {"x": x, "xs": [x, x[..., ::2, ::2], x[..., ::4, ::4]], "w": data["w"].float()}
+    lines = [line for line in test_equivalents.LINES if line.package == "nnU-Net"]
+    assert len(lines) >= 10
+    for line in lines:
+        got, expected = line.evaluate(data)
+        assert_close(got, expected)
+        assert_close_gradients(*(torch.autograd.grad(loss, x)[0] for loss in (got, expected)))
+
+
+def test_without_smoothing_a_class_without_a_voxel_has_a_dice_of_0():
+    x, y, nothing = logits(), labels(), torch.zeros(SHAPE)
+    expected = theirs.SoftDiceLoss(softmax, smooth=0)(x, y, nothing[:, None])
+    options = {"smooth_nr": 0, "voxel_weight": nothing}
+    assert_close(segloss.dice_loss(x, y, smooth_dr=1e-30, **options) - 1, expected)
+    assert segloss.dice_loss(x, y, smooth_dr=0, **options) - 1 == -1
 
 
 # ---- the example -----------------------------------------------------------------------------------------------------
