@@ -504,7 +504,7 @@ class DC_and_topk_loss(_DiceAnd):
         return self._value(net_output, _labels("DC_and_topk_loss", net_output, target))
 
 
-class DeepSupervisionWrapper(nn.Module):
+class DeepSupervisionWrapper(segloss.DeepSupervisionLoss):
     """A loss at several resolutions, with the keywords and values of nnU-Net's ``DeepSupervisionWrapper``.
 
     With the i-th entries of the lists in the call::
@@ -517,16 +517,16 @@ class DeepSupervisionWrapper(nn.Module):
             says so, too, but raises a TypeError).
 
     Call:
-        ``loss(outputs, targets)``, where
+        ``loss(outputs, targets)`` as ``segloss.DeepSupervisionLoss``, where
 
-        * outputs, targets: lists or tuples, one entry for each resolution. Further lists are passed on likewise.
+        * outputs, targets: lists or tuples, one entry for each resolution. A single target is subsampled by
+          ``mode="nearest-exact"``, as nnU-Net's data loader does it.
 
     Returns:
         The weighted sum of what ``loss`` returns.
 
     Raises:
-        ValueError: all factors are 0, or there is not one for each entry.
-        TypeError: an argument of the call is no list or tuple.
+        TypeError, ValueError: as ``segloss.DeepSupervisionLoss``.
 
     Example:
         >>> import torch
@@ -537,37 +537,19 @@ class DeepSupervisionWrapper(nn.Module):
         tensor(0.6931)
 
     See also:
-        * ``segloss.DeepSupervisionLoss``: subsamples the labels itself, or interpolates the logits
+        * ``segloss.DeepSupervisionLoss``: with other default factors, and logits that are interpolated
     """
 
-    weight_factors: tuple[float, ...] | None
-
     def __init__(self, loss: Callable[..., Tensor], weight_factors: Sequence[float] | None = None) -> None:
-        super().__init__()
-        self.loss = loss
-        self.weight_factors = None if weight_factors is None else tuple(float(factor) for factor in weight_factors)
-        if self.weight_factors is not None and not any(self.weight_factors):
-            raise ValueError(f"DeepSupervisionWrapper: expected a factor other than 0, got {self.weight_factors}")
+        super().__init__(loss, weight_factors, mode="nearest-exact")
 
-    def forward(self, *args: Sequence[Any]) -> Tensor:
-        """Calls the loss at each resolution; see the class."""
-        for each in args:
-            if not isinstance(each, list | tuple):
-                raise TypeError(
-                    "DeepSupervisionWrapper: expected lists of outputs and of targets, one entry for each resolution, "
-                    f"got {type(each).__name__}. Use segloss.DeepSupervisionLoss for a single target"
-                )
-        factors = self.weight_factors or (1.0,) * len(args[0])
-        lengths = [len(each) for each in args]
-        if set(lengths) != {len(factors)}:
-            raise ValueError(
-                f"DeepSupervisionWrapper: expected lists of {len(factors)} entries, one for each factor, got {lengths}"
-            )
-        losses = [factor * self.loss(*each) for factor, *each in zip(factors, *args, strict=True) if factor != 0]
-        return sum(losses[1:], losses[0])  # type: ignore[no-any-return]
+    @property
+    def weight_factors(self) -> tuple[float, ...] | None:
+        return self.weights
 
-    def extra_repr(self) -> str:
-        return f"weight_factors={self.weight_factors}"
+    def _weights_for(self, inputs: Sequence[Tensor]) -> Sequence[float]:
+        weights = super()._weights_for(inputs)
+        return weights if self.weights is not None else [1.0] * len(weights)
 
 
 # ---- what the losses share -------------------------------------------------------------------------------------------
