@@ -679,9 +679,7 @@ def __getattr__(name: str) -> Any:
     """Makes nnUNetTrainerSegloss when it is asked for: nnunetv2 takes seconds to import, and may be missing."""
     if name != "nnUNetTrainerSegloss":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import (  # type: ignore[import-not-found,import-untyped,unused-ignore]
-        nnUNetTrainer,
-    )
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
     trainer = type(name, (_SeglossTrainer, nnUNetTrainer), {"__module__": __name__, "__doc__": _SeglossTrainer.__doc__})
     globals()[name] = trainer
