@@ -37,7 +37,8 @@ class SemanticSegmentationLoss(nn.Module):
         model: the model that is trained, as it is given to Trainer. Its config says what is ignored, besides -100. A
             forward hook on its auxiliary head keeps the auxiliary logits, which its outputs lack.
         loss: a loss of segloss, module or function, with what it is to ignore, called as ``loss(logits, labels)``. Its
-            own ``upsample`` is kept; without one it is ``"bilinear"``. Default: None, the loss of the model itself.
+            own ``upsample`` is kept; without one it is ``"bilinear"``. Its weights move to the logits' device. Default:
+            None, the loss of the model itself.
 
     Call:
         ``criterion(outputs, labels, num_items_in_batch=None)``, where
@@ -55,8 +56,7 @@ class SemanticSegmentationLoss(nn.Module):
         TypeError: the model has no config; outputs have no logits, as those of MaskFormer and Mask2Former.
         ValueError: labels is None.
         RuntimeError: the model has an auxiliary head, but outputs are those of another model.
-        IndexError: a label is neither ignored nor a class.
-        others: as the loss.
+        others: as the loss; without ``loss`` as ``segloss.cross_entropy``.
 
     Example:
         >>> from types import SimpleNamespace
@@ -140,7 +140,7 @@ class SemanticSegmentationLoss(nn.Module):
 
 
 class _Tied(torch.autograd.Function):
-    """The first argument; for who walks its graph, it depends on the second as well."""
+    """The logits; in the graph behind them are the auxiliary ones, too, with no gradient from here."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, auxiliary_logits: Tensor) -> Tensor:
