@@ -402,7 +402,10 @@ def random_batch(name: str, options: dict) -> tuple[Tensor, Tensor]:
 NAME_AND_OPTIONS = [
     *KEYWORDS.items(),
     ("DiceLoss", {"mode": ours.MULTILABEL_MODE, "ignore_index": 255}),
+    ("DiceLoss", {"mode": ours.MULTILABEL_MODE, "ignore_index": 0}),
+    ("FocalLoss", {"mode": ours.MULTILABEL_MODE, "ignore_index": 0}),
     ("FocalLoss", {"mode": ours.MULTILABEL_MODE, "class_weights": [1, 2, 3]}),
+    ("SoftBCEWithLogitsLoss", {"ignore_index": 0}),
     ("SoftBCEWithLogitsLoss", {"pos_weight": torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)}),
     ("SoftBCEWithLogitsLoss", {"weight": torch.tensor([1.0, 2.0, 3.0])}),
 ]
