@@ -56,7 +56,7 @@ class SemanticSegmentationLoss(nn.Module):
         TypeError: the model has no config; outputs have no logits, as those of MaskFormer and Mask2Former.
         ValueError: labels is None.
         RuntimeError: the model has an auxiliary head, but outputs are those of another model.
-        others: as the loss; without ``loss`` as ``segloss.cross_entropy``.
+        TypeError, IndexError, ValueError, RuntimeError: as the loss; without ``loss`` as ``segloss.cross_entropy``.
 
     Example:
         >>> from types import SimpleNamespace
