@@ -136,9 +136,8 @@ def test_class_weights_of_mmsegmentation_fail_on_ignored_pixels(mmseg_losses):
     x, y = batch(255)
     with pytest.raises(IndexError):
         theirs(x, y, ignore_index=255)
-    assert_close(
-        ours(weights, ignore_index=255)(x, y), F.cross_entropy(x, y, torch.tensor(weights).double(), ignore_index=255)
-    )
+    expected = F.cross_entropy(x, y, torch.tensor(weights).double(), ignore_index=255)
+    assert_close(ours(weights, ignore_index=255)(x, y), expected)
 
 
 def test_mmsegmentation_divides_by_ignored_pixels_too(mmseg_losses):
@@ -181,6 +180,13 @@ def test_the_head_of_detectron2(ignored):
     ours = head().losses(predictions, targets)
     assert ours.keys() == {"loss_sem_seg"}
     assert_same(ours["loss_sem_seg"], 0.5 * old["loss"], predictions, torch.float32)
+
+
+def test_hard_pixel_mining_of_detectron2():
+    """By its formula, the mean of the largest 20 % of the losses."""
+    x, y = batch()
+    losses = F.cross_entropy(x, y, reduction="none").flatten()
+    assert_same(segloss.topk_loss(x, y, k=20), losses.topk(int(0.2 * losses.numel())).values.mean(), x)
 
 
 # ---- timm ----
