@@ -594,7 +594,8 @@ def _weights_of_terms(weight: Tensor | None, pos_weight: Tensor | None) -> Tenso
     """As the operator takes them: [C], or with pos_weight [2, C], the weights of the terms for targets 0 and 1."""
     if pos_weight is None:
         return weight
-    wide = torch.promote_types(pos_weight.dtype, torch.float32)
+    wide = torch.promote_types(pos_weight.dtype, torch.float32 if weight is None else weight.dtype)
+    wide = torch.promote_types(wide, torch.float32)
     of_zero = torch.ones_like(pos_weight, dtype=wide) if weight is None else weight.to(wide)
     return torch.stack([of_zero, of_zero * pos_weight])
 

@@ -442,3 +442,12 @@ def test_top_k_counted_a_voxel_whose_weight_rounds_to_zero_in_the_kernel():
     tiny, zero = (torch.tensor([[1, 1, weight, 1]], dtype=torch.float64) for weight in (1e-50, 0))
     of_tiny, of_zero = (segloss.topk_loss(x, labels, k=100, voxel_weight=weights) for weights in (tiny, zero))
     assert_close(of_tiny, of_zero)
+
+
+def test_a_weight_in_float64_was_rounded_beside_a_pos_weight_in_float32():
+    x, masks = torch.randn(2, 3, 8, dtype=torch.float64), torch.randint(2, (2, 3, 8), dtype=torch.uint8)
+    weight, pos_weight = torch.tensor([1 / 3, 2 / 3, 0.1], dtype=torch.float64), torch.tensor([1.0, 2.0, 4.0])
+    actual = segloss.binary_cross_entropy_with_logits(x, masks, weight, pos_weight=pos_weight)
+    options = {"weight": weight.view(3, 1), "pos_weight": pos_weight.double().view(3, 1)}
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(x, masks.double(), **options)
+    torch.testing.assert_close(actual, expected, rtol=1e-13, atol=0)
