@@ -32,7 +32,7 @@ class _Loss(nn.Module):
     def __init_subclass__(cls) -> None:
         if "_function" in vars(cls):
             document_module(cls, cls._function)
-        if "__init__" in vars(cls):
+        if cls.__module__ == __name__ and "__init__" in vars(cls):
             cls.__init__ = explains_keywords(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(self, **options: Any) -> None:

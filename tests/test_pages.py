@@ -106,5 +106,7 @@ def test_links_outside_the_documentation_lead_somewhere(page):
 
 @pytest.mark.cpu_only
 def test_the_documentation_of_the_interface_has_every_public_name():
-    documented = re.findall(r"^\.\. auto(?:function|class):: segloss\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE)
+    documented = re.findall(
+        r"^\.\. auto(?:function|class):: segloss\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.MULTILINE
+    )
     assert sorted(documented) == sorted(segloss.__all__)

@@ -611,7 +611,9 @@ def preprocessed(tmp_path_factory):
         patch.setenv("nnUNet_n_proc_DA", "1")  # planning wants a thread
         # Threads in place of processes, each of which would import torch anew.
         patch.setattr(multiprocessing, "get_context", lambda method=None: SimpleNamespace(Pool=ThreadPool))
-        if importlib.util.find_spec("timm") is None:  # nnU-Net's search imports every trainer, and Primus needs timm
+        try:
+            importlib.import_module("timm")
+        except ImportError:  # nnU-Net's search imports every trainer, and Primus needs timm, which needs torchvision
             patch.setitem(sys.modules, "dynamic_network_architectures.architectures.primus", MagicMock())
         from nnunetv2.experiment_planning import plan_and_preprocess_api as api
 
