@@ -330,3 +330,12 @@ def test_a_confusion_matrix_of_each_mask():
     actual = segloss.confusion_matrix(predicted, masks, masks=True)
     for c in range(3):
         assert_equal(actual[c], segloss.confusion_matrix(predicted[:, c], masks[:, c], num_classes=2))
+
+
+@every_metric
+def test_decollated_lists_are_to_be_stacked(metric):
+    logits, labels = batch(size=(6,))
+    with pytest.raises(TypeError, match=r"expected input to be a torch\.Tensor, got list\. Use torch\.stack\(input\)"):
+        metric(list(logits), list(labels))
+    with pytest.raises(TypeError, match=r"expected target to be a torch\.Tensor, got list\. Use torch\.stack\(target\)"):
+        metric(logits, list(labels))
