@@ -1,0 +1,1037 @@
+"""The losses of MONAI 1.6.1, computed by segloss: a script changes one import.
+
+    from segloss.monai import DiceCELoss, DeepSupervisionLoss  # before: from monai.losses import ...
+
+Parameters, values, gradients, shapes of results, and the names of buffers are MONAI's. MONAI itself is not imported.
+
+More than in MONAI: labels may be ``[N, *]`` or ``[N, 1, *]``, of any integer dtype, whatever ``to_onehot_y`` says; the
+weights of ``DiceCELoss`` may be a list; ``torch.compile(fullgraph=True)`` works.
+
+What differs:
+
+* What has no kernel is a ValueError that names MONAI's class: ``other_act``, and in the focal losses masks that are not
+  of 0 and 1. A focal loss of a softmax over one class, which is 1 whatever the logits are, is an error, too.
+* Values are checked: labels are classes, a target ``[N, C, *]`` lies in [0, 1], and so does the input if there is
+  neither ``sigmoid`` nor ``softmax``. MONAI computes a number from any.
+* Of a term 0 / 0 (``smooth_nr=0, smooth_dr=0``) MONAI makes nan, segloss 0.
+* Results have input's dtype, float32 for half types. MONAI casts float64 to float32 in focal losses and deep
+  supervision.
+* A MetaTensor is read as the tensor that it is, and the loss is a plain tensor. ``torch.compile`` reads it outside its
+  graph: with ``fullgraph=True`` pass ``labels.as_tensor()``.
+
+>>> import torch
+>>> from segloss.monai import DiceCELoss
+>>> logits = torch.tensor([[[[0.12, 0.36], [0.22, 0.66]], [[0.13, 0.34], [0.52, -0.96]]]])
+>>> labels = torch.tensor([[[[1, 0], [0, 1]]]], dtype=torch.uint8)  # [N, 1, H, W]
+>>> DiceCELoss(to_onehot_y=True, softmax=True)(logits, labels)
+tensor(1.6096)
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from segloss import functional, losses, region
+from segloss._labels import NO_LABEL, LabelMap
+from segloss.functional import Activation, Reduction
+from segloss.losses import _keywords
+from segloss.region import WeightType
+
+__all__ = [
+    "DeepSupervisionLoss",
+    "DiceCELoss",
+    "DiceFocalLoss",
+    "DiceLoss",
+    "FocalLoss",
+    "GeneralizedDiceFocalLoss",
+    "GeneralizedDiceLoss",
+    "MaskedDiceLoss",
+    "TverskyLoss",
+]
+
+ClassWeight = Sequence[float] | float | Tensor
+OtherActivation = Callable[[Tensor], Tensor]
+
+
+# ---- what all losses share -------------------------------------------------------------------------------------------
+
+
+class _ClassLoss(losses._Loss):
+    """A loss with terms of classes. MONAI's options are attributes, its weights of classes the buffer class_weight."""
+
+    _tensors = ("class_weight",)
+    class_weight: Tensor | None
+    include_background: bool
+    to_onehot_y: bool
+    reduction: Reduction
+    ignore_index: int | None = None
+
+    def __init__(self, *, reduction: str, weight: ClassWeight | None = None, **options: Any) -> None:
+        class_weight = None if weight is None else _class_weight(type(self).__name__, weight)
+        reduction = _choice(type(self).__name__, "reduction", reduction, ("mean", "sum", "none"))
+        super().__init__(class_weight=class_weight, reduction=reduction, **options)
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]  # MONAI has no voxel weights
+        """Computes the loss of ``input`` and ``target``; see the class."""
+        return self._loss(*_read(self, input, target))
+
+    def _loss(self, input: Tensor, target: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def _first_class(self, num_channels: int) -> int:
+        """The first class that has a term."""
+        return 0 if self.include_background or num_channels == 1 else 1
+
+    def _weight(self, input: Tensor) -> Tensor | None:
+        """The weights, [C], 0 for a background without a term."""
+        if self.class_weight is None:
+            return None
+        num_channels = input.shape[1]
+        first = self._first_class(num_channels)
+        weight = self.class_weight.to(input.device)
+        if weight.dim() == 0:
+            weight = weight.expand(num_channels - first)
+        if weight.shape != (num_channels - first,):
+            raise ValueError(
+                f"{type(self).__name__}: expected a weight for each of {num_channels - first} classes, got "
+                f"{list(weight.shape)} for input {list(input.shape)} with include_background="
+                f"{self.include_background}, without which class 0 has none"
+            )
+        return pad(weight, (first, 0))
+
+
+class _RegionLoss(_ClassLoss):
+    """A loss of the Dice family: an activation, then terms of samples and classes."""
+
+    sigmoid: bool
+    softmax: bool
+    batch: bool
+    smooth_nr: float
+    smooth_dr: float
+    soft_label: bool
+
+    def __init__(self, *, sigmoid: bool, softmax: bool, other_act: OtherActivation | None, **options: Any) -> None:
+        _check_activation(type(self).__name__, sigmoid, softmax, other_act)
+        super().__init__(sigmoid=sigmoid, softmax=softmax, **options)
+
+    def _loss(self, input: Tensor, target: Tensor) -> Tensor:
+        return self._of_activated(input, target, self._activation(input))
+
+    def _of_activated(self, input: Tensor, target: Tensor, activation: Activation | None) -> Tensor:
+        raise NotImplementedError
+
+    def _activation(self, input: Tensor) -> Activation | None:
+        """A softmax over one channel is left out, as in MONAI."""
+        if self.sigmoid:
+            return "sigmoid"
+        return "softmax" if self.softmax and input.shape[1] > 1 else None
+
+    def _options_of(self, input: Tensor, target: Tensor, activation: Activation | None) -> dict[str, Any]:
+        """The keywords of segloss's function, input and target among them."""
+        ignore_index, voxel_weight = NO_LABEL, None
+        if _holds_labels(input, target):
+            ignore_index = NO_LABEL if self.ignore_index is None else self.ignore_index
+        else:
+            if self.ignore_index is not None:
+                target, voxel_weight = _without_ignored(self, input, target)
+            if activation == "softmax" and not target.is_floating_point():
+                target = target.to(input.dtype)  # integers would have to be one-hot
+        return {
+            "input": input,
+            "target": target,
+            "activation": activation,
+            "include_background": self._first_class(input.shape[1]) == 0,
+            "batch": self.batch,
+            "soft_label": self.soft_label,
+            "smooth_nr": self.smooth_nr,
+            "smooth_dr": self.smooth_dr,
+            "ignore_index": ignore_index,
+            "voxel_weight": voxel_weight,
+            "reduction": self.reduction,
+        }
+
+
+def _class_weight(op: str, weight: ClassWeight) -> Tensor:
+    tensor = torch.as_tensor(weight)
+    if tensor.dim() > 1 or (tensor < 0).any():
+        raise ValueError(f"{op}: expected weight to be a number or one for each class, 0 or more, got {weight}")
+    return tensor if tensor.is_floating_point() else tensor.to(torch.get_default_dtype())
+
+
+def _choice(op: str, name: str, value: object, choices: tuple[str, ...]) -> Any:
+    """The value, a string or a member of MONAI's enumeration, as a string."""
+    value = getattr(value, "value", value)
+    functional._check_choice(op, name, value, choices)
+    return value
+
+
+def _check_activation(op: str, sigmoid: bool, softmax: bool, other_act: OtherActivation | None) -> None:
+    if other_act is not None:
+        raise ValueError(f"{op}: expected no other_act, for which there is no kernel. Keep monai.losses.{op}")
+    if sigmoid and softmax:
+        raise ValueError(f"{op}: expected one of sigmoid=True and softmax=True, got both")
+
+
+def _check_factors(op: str, **factors: float) -> None:
+    for name, factor in factors.items():
+        functional._check_number(op, name, factor)
+        if factor < 0:
+            raise ValueError(f"{op}: expected {name} to be 0 or more, got {factor}")
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """A MetaTensor as the tensor that it is: torch.compile has no rules for it."""
+    return cast(Tensor, tensor.as_tensor()) if hasattr(tensor, "as_tensor") else tensor
+
+
+def _read(loss: nn.Module, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as plain tensors, half types as float32 unless autocast makes a float32 loss of them anyway."""
+    op = type(loss).__name__
+    input, target = _plain(input), _plain(target)
+    functional._check_types(op, input, target, None, None, NO_LABEL, 1)
+    if input.dim() < 2 or not input.is_floating_point():
+        raise ValueError(f"{op}: expected floating input [N, C, ...], got {input.dtype} {list(input.shape)}")
+    if input.shape[1] == 1 and not torch.compiler.is_compiling():
+        unused = {"softmax": True, "to_onehot_y": True, "include_background": False}
+        names = [f"{name}={value}" for name, value in unused.items() if getattr(loss, name, not value) == value]
+        if names:
+            text = f"{op}: ignored {', '.join(names)}, as input {list(input.shape)} has one channel"
+            warnings.warn(text, UserWarning, stacklevel=3)
+    if torch.finfo(functional._result_dtype(input)).bits < 32:
+        input = input.float()
+    if target.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        target = target.long()  # torch can hardly compute with these
+    return input, target
+
+
+def _holds_labels(input: Tensor, target: Tensor) -> bool:
+    """Whether the target holds a label for each voxel; else a mask or probability for each class."""
+    return input.shape[1] > 1 and target.shape != input.shape
+
+
+def _without_ignored(loss: _ClassLoss, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """A target without the ignored label, and which of its voxels count.
+
+    In a target [N, C, *] these are, as in MONAI, the voxels of the class ignore_index; if there is no such class, those
+    without any class.
+    """
+    ignore_index, num_channels = cast(int, loss.ignore_index), input.shape[1]
+    if _holds_labels(input, target) or num_channels == 1:
+        counts = target != ignore_index
+        return target.masked_fill(~counts, 0), counts
+    if 0 <= ignore_index < num_channels:
+        target = _zeros_and_ones(loss, target)  # MONAI squares the weights of voxels that it ignores in part
+        return target, target[:, ignore_index] != 1
+    return target, target.sum(1) > 0
+
+
+def _zeros_and_ones(loss: nn.Module, target: Tensor) -> Tensor:
+    """A target [N, C, *] as integers, which the kernels check to be 0 or 1."""
+    if not target.is_floating_point():
+        return target
+    is_one = target == 1
+    is_soft = (target != 0) & ~is_one
+    if not torch.compiler.is_compiling() and is_soft.any():
+        op = type(loss).__name__
+        raise ValueError(
+            f"{op}: expected a target {list(target.shape)} of 0 and 1, got {target[is_soft][0]:g} in it. Keep "
+            f"monai.losses.{op} for soft labels"
+        )
+    return is_one.to(torch.int8) + 2 * is_soft.to(torch.int8)
+
+
+def _with_ones(terms: Tensor, input: Tensor) -> Tensor:
+    """Terms with a dimension of size 1 for each spatial one, as MONAI returns them with reduction="none"."""
+    return terms.reshape(terms.shape + (1,) * (input.dim() - 2))
+
+
+# ---- the losses ------------------------------------------------------------------------------------------------------
+
+
+class DiceLoss(_RegionLoss):
+    """``monai.losses.DiceLoss``: the Dice or Jaccard loss; formula and source are in ``segloss.DiceLoss``.
+
+    Args:
+        include_background: whether class 0 has a term. Default: True.
+        to_onehot_y: accepted as in MONAI; the target's shape says whether it holds labels. Default: False.
+        sigmoid, softmax: the activation; without one, input holds probabilities in [0, 1]. Default: False.
+        other_act: has no kernel; any but None is an error.
+        squared_pred: whether the denominator has sums of squares. Default: False.
+        jaccard: whether to compute the Jaccard loss instead. Default: False.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``, or MONAI's ``LossReduction``. Default: ``"mean"``.
+        smooth_nr, smooth_dr: added to the numerator and to the denominator. Default: 1e-5.
+        batch: whether a class has one term for the whole batch. Default: False.
+        weight: a number, or one for each class that has a term: without class 0 if ``include_background=False``. It
+            has no effect if a single class has a term. It is a buffer, ``class_weight``. Default: None.
+        soft_label: whether the intersection is the sum of min(p, g) instead of p * g. Default: False.
+        ignore_index: label of the voxels to ignore. In a target ``[N, C, *]`` of several classes, these are the voxels
+            of that class, or those without any class if it is none of them. Default: None.
+
+    Call:
+        ``loss(input, target)``, where
+
+        * input: logits or probabilities ``[N, C, *]``; float64, float32, float16 or bfloat16.
+        * target: labels ``[N, *]`` or ``[N, 1, *]``, integer or floating with integral values; or masks or class
+          probabilities ``[N, C, *]`` in [0, 1], of any dtype.
+
+    Returns:
+        A tensor of input's dtype (float32 for half types), 0-dim; with ``reduction="none"`` of the shape
+        ``[N, C', 1, ...]``, or ``[C', 1, ...]`` with ``batch``, where C' classes have terms.
+
+    Raises:
+        ValueError: ``other_act`` is given, ``sigmoid`` and ``softmax`` are both True, ``reduction`` has an unknown
+            value, a weight is negative, or there is not one for each class that has a term.
+        TypeError, IndexError, RuntimeError: as ``segloss.dice_loss``.
+
+    Example:
+        >>> import torch
+        >>> from segloss.monai import DiceLoss
+        >>> logits = torch.tensor([[[[0.12, 0.36], [0.22, 0.66]], [[0.13, 0.34], [0.52, -0.96]]]])
+        >>> labels = torch.tensor([[[[1, 0], [0, 1]]]], dtype=torch.uint8)
+        >>> DiceLoss(to_onehot_y=True, softmax=True, reduction="none")(logits, labels).shape
+        torch.Size([1, 2, 1, 1])
+
+    See also:
+        * ``segloss.DiceLoss``: the same loss with segloss's keywords
+    """
+
+    squared_pred: bool
+    jaccard: bool
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: OtherActivation | None = None,
+        squared_pred: bool = False,
+        jaccard: bool = False,
+        reduction: str = "mean",
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        batch: bool = False,
+        weight: ClassWeight | None = None,
+        soft_label: bool = False,
+        ignore_index: int | None = None,
+    ) -> None:
+        super().__init__(**_keywords(locals()))
+
+    def _of_activated(self, input: Tensor, target: Tensor, activation: Activation | None) -> Tensor:
+        has_several = input.shape[1] - self._first_class(input.shape[1]) > 1
+        weight = self._weight(input) if has_several else None
+        terms = region.dice_loss(**self._options_of(input, target, activation), weight=weight)
+        return _with_ones(terms, input) if self.reduction == "none" else terms
+
+    def _options_of(self, input: Tensor, target: Tensor, activation: Activation | None) -> dict[str, Any]:
+        own = {"squared": self.squared_pred, "jaccard": self.jaccard}
+        return super()._options_of(input, target, activation) | own
+
+
+class MaskedDiceLoss(DiceLoss):
+    """``monai.losses.MaskedDiceLoss``: the Dice loss of probabilities and a target that are multiplied by a mask.
+
+    With labels and ``to_onehot_y=True``, the voxels that are masked out are of class 0, as in MONAI. Write
+    ``segloss.dice_loss(..., voxel_weight=mask)``, or one-hot labels, to leave them out.
+
+    Args:
+        others: as in ``segloss.monai.DiceLoss``; there is no ``ignore_index``.
+
+    Call:
+        ``loss(input, target, mask=None)``, where
+
+        * input, target: as in ``segloss.monai.DiceLoss``.
+        * mask: ``[N, 1, *]`` or ``[1, 1, *]``, of any dtype, in [0, 1]. Default: None, ``DiceLoss`` with a UserWarning.
+
+    Returns:
+        A tensor as of ``segloss.monai.DiceLoss``.
+
+    Raises:
+        ValueError: the mask has another batch size than input and 1, or more than one channel.
+        TypeError, IndexError, ValueError, RuntimeError: as ``segloss.monai.DiceLoss``.
+
+    Example:
+        >>> import torch
+        >>> from segloss.monai import MaskedDiceLoss
+        >>> logits, masks = torch.zeros(1, 2, 4, 4), torch.ones(1, 2, 4, 4)
+        >>> MaskedDiceLoss(sigmoid=True)(logits, masks, mask=torch.ones(1, 1, 4, 4))
+        tensor(0.3333)
+
+    See also:
+        * ``segloss.DiceLoss``: its ``voxel_weight`` reads the logits once
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: OtherActivation | None = None,
+        squared_pred: bool = False,
+        jaccard: bool = False,
+        reduction: str = "mean",
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        batch: bool = False,
+        weight: ClassWeight | None = None,
+        soft_label: bool = False,
+    ) -> None:
+        super().__init__(**_keywords(locals()))
+
+    def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Computes the loss of ``input`` and ``target``, both multiplied by ``mask``; see the class."""
+        if mask is None:
+            if not torch.compiler.is_compiling():
+                warnings.warn("MaskedDiceLoss: got no mask, every voxel counts", UserWarning, stacklevel=2)
+            return super().forward(input, target)
+        input, target = _read(self, input, target)
+        mask = _plain(mask)
+        if mask.dim() != input.dim() or mask.shape[0] not in (1, input.shape[0]) or mask.shape[1] != 1:
+            raise ValueError(
+                f"MaskedDiceLoss: expected a mask [N, 1, ...] or [1, 1, ...] for input {list(input.shape)}, got "
+                f"{list(mask.shape)}"
+            )
+        activation = self._activation(input)
+        p = input.softmax(1) if activation == "softmax" else input.sigmoid() if activation == "sigmoid" else input
+        labels_with_channel = target.unsqueeze(1) if target.dim() < input.dim() else target
+        return self._of_activated(p * mask, labels_with_channel * mask, None)
+
+
+class GeneralizedDiceLoss(_RegionLoss):
+    """``monai.losses.GeneralizedDiceLoss``; formula and source are in ``segloss.GeneralizedDiceLoss``.
+
+    A sample without a voxel of the classes that have terms has the loss ``1 - smooth_nr / smooth_dr`` without gradient,
+    as in MONAI, unless ``w_type="uniform"``.
+
+    Args:
+        w_type: the weight of a class of volume T: ``"square"`` is 1 / T ** 2, ``"simple"`` 1 / T and ``"uniform"`` 1,
+            or MONAI's ``Weight``. Default: ``"square"``.
+        others: as in ``segloss.monai.DiceLoss``; there is neither ``weight`` nor ``ignore_index``.
+
+    Call:
+        ``loss(input, target)``, as in ``segloss.monai.DiceLoss``.
+
+    Returns:
+        A tensor of input's dtype (float32 for half types), 0-dim; with ``reduction="none"`` of the shape
+        ``[N, 1, 1, ...]``, or ``[1, 1, ...]`` with ``batch``.
+
+    Raises:
+        TypeError, IndexError, ValueError, RuntimeError: as ``segloss.monai.DiceLoss``.
+
+    Example:
+        >>> import torch
+        >>> from segloss.monai import GeneralizedDiceLoss
+        >>> logits = torch.tensor([[[[0.12, 0.36], [0.22, 0.66]], [[0.13, 0.34], [0.52, -0.96]]]])
+        >>> labels = torch.tensor([[[[1, 0], [0, 0]]]], dtype=torch.uint8)
+        >>> GeneralizedDiceLoss(to_onehot_y=True, softmax=True)(logits, labels)
+        tensor(0.5794)
+
+    See also:
+        * ``segloss.GeneralizedDiceLoss``: the same loss with segloss's keywords
+    """
+
+    w_type: WeightType
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: OtherActivation | None = None,
+        w_type: str = "square",
+        reduction: str = "mean",
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        batch: bool = False,
+        soft_label: bool = False,
+    ) -> None:
+        w_type = _choice("GeneralizedDiceLoss", "w_type", w_type, ("square", "simple", "uniform"))
+        super().__init__(**_keywords(locals()))
+
+    def _of_activated(self, input: Tensor, target: Tensor, activation: Activation | None) -> Tensor:
+        options = self._options_of(input, target, activation) | {"reduction": "none"}
+        terms = region.generalized_dice_loss(**options, w_type=self.w_type).view(-1)
+        if self.w_type != "uniform":
+            without_weights = 1 - terms.new_tensor(self.smooth_nr) / self.smooth_dr
+            terms = torch.where(self._has_class(input, target), terms, without_weights)
+        if self.reduction == "none":
+            return _with_ones(terms if self.batch else terms.unsqueeze(1), input)
+        return terms.mean() if self.reduction == "mean" else terms.sum()
+
+    def _has_class(self, input: Tensor, target: Tensor) -> Tensor:
+        """Whether a sample, or the batch, has a voxel of a class that has a term."""
+        first = self._first_class(input.shape[1])
+        is_class = target >= first if _holds_labels(input, target) else target.reshape(input.shape)[:, first:] != 0
+        return is_class.any() if self.batch else is_class.flatten(1).any(1)
+
+
+class TverskyLoss(_RegionLoss):
+    """``monai.losses.TverskyLoss``; formula and source are in ``segloss.TverskyLoss``.
+
+    Args:
+        alpha: the weight of false positives. Default: 0.5.
+        beta: the weight of false negatives. Default: 0.5.
+        others: as in ``segloss.monai.DiceLoss``; there is no ``weight``.
+
+    Call:
+        ``loss(input, target)``, as in ``segloss.monai.DiceLoss``.
+
+    Returns:
+        A tensor of input's dtype (float32 for half types), 0-dim; with ``reduction="none"`` of the shape ``[N, C']``,
+        or ``[C']`` with ``batch``, where C' classes have terms.
+
+    Raises:
+        TypeError, IndexError, ValueError, RuntimeError: as ``segloss.monai.DiceLoss``.
+
+    Example:
+        >>> import torch
+        >>> from segloss.monai import TverskyLoss
+        >>> logits = torch.tensor([[[[0.12, 0.36], [0.22, 0.66]], [[0.13, 0.34], [0.52, -0.96]]]])
+        >>> labels = torch.tensor([[[[1, 0], [0, 1]]]], dtype=torch.uint8)
+        >>> TverskyLoss(to_onehot_y=True, softmax=True, alpha=0.3, beta=0.7)(logits, labels)
+        tensor(0.6024)
+
+    See also:
+        * ``segloss.TverskyLoss``: the same loss with segloss's keywords
+    """
+
+    alpha: float
+    beta: float
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: OtherActivation | None = None,
+        alpha: float = 0.5,
+        beta: float = 0.5,
+        reduction: str = "mean",
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        batch: bool = False,
+        soft_label: bool = False,
+        ignore_index: int | None = None,
+    ) -> None:
+        super().__init__(**_keywords(locals()))
+
+    def _of_activated(self, input: Tensor, target: Tensor, activation: Activation | None) -> Tensor:
+        options = self._options_of(input, target, activation)
+        return region.tversky_loss(**options, alpha=self.alpha, beta=self.beta)
+
+
+class FocalLoss(_ClassLoss):
+    """``monai.losses.FocalLoss``, with a sigmoid or a softmax; ``segloss.FocalLoss`` has the formulas.
+
+    Each voxel and class has a term; with a softmax only that of the voxel's class is not 0. The mean is over all terms;
+    with ``ignore_index`` it is their sum divided by the number of voxels that count. The sum is that of the means which
+    each sample and class has over its voxels.
+
+    Args:
+        include_background: whether class 0 has a term; without one, the softmax is over the other classes. Default:
+            True.
+        to_onehot_y: accepted as in MONAI; the target's shape says whether it holds labels. Default: False.
+        gamma: the exponent, 0 or more. Default: 2.
+        alpha: a number in [0, 1]: with sigmoid the factor of target 1, as 1 - alpha is that of target 0; with softmax
+            the factor of all classes but the first, as 1 - alpha is that of the first, and ignored with a UserWarning
+            if ``include_background=False``. Or a sequence, the factor of each class that has a term (with sigmoid
+            where the target is 1). Default: None.
+        weight: a number, or one for each class that has a term, if there are several. It is a buffer, ``class_weight``.
+            Default: None.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``, or MONAI's ``LossReduction``. Default: ``"mean"``.
+        use_softmax: whether classes exclude each other; else each is a binary problem of its own. Default: False.
+        ignore_index: label of the voxels to ignore, as in ``segloss.monai.DiceLoss``. Default: None.
+
+    Call:
+        ``loss(input, target)``, where
+
+        * input: logits ``[N, C, *]``; float64, float32, float16 or bfloat16.
+        * target: labels ``[N, *]`` or ``[N, 1, *]``, integer or floating with integral values; or masks ``[N, C, *]``
+          of 0 and 1, of any dtype, for a softmax with at most one 1 in each voxel.
+
+    Returns:
+        A tensor of input's dtype (float32 for half types), 0-dim; with ``reduction="none"`` ``[N, C', *]``, where C'
+        classes have terms.
+
+    Raises:
+        ValueError: a softmax over one channel, or a mask that is not of 0 and 1; ``gamma`` is below 0, ``alpha`` is
+            outside [0, 1], or there is not one for each class; ``reduction`` and ``weight`` as in
+            ``segloss.monai.DiceLoss``, and a ``weight`` for each class of one.
+        TypeError, IndexError, RuntimeError: as ``segloss.focal_loss``.
+
+    Example:
+        >>> import torch
+        >>> from segloss.monai import FocalLoss
+        >>> logits = torch.tensor([[[[0.12, 0.36], [0.22, 0.66]], [[0.13, 0.34], [0.52, -0.96]]]])
+        >>> labels = torch.tensor([[[[1, 0], [0, 1]]]], dtype=torch.uint8)
+        >>> FocalLoss(to_onehot_y=True)(logits, labels)
+        tensor(0.2979)
+
+    See also:
+        * ``segloss.FocalLoss``: has a softmax by default, and another mean
+    """
+
+    gamma: float
+    alpha: float | Tensor | None
+    use_softmax: bool
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        gamma: float = 2.0,
+        alpha: float | Sequence[float] | None = None,
+        weight: ClassWeight | None = None,
+        reduction: str = "mean",
+        use_softmax: bool = False,
+        ignore_index: int | None = None,
+    ) -> None:
+        options = _keywords(locals())
+        if not (alpha is None or isinstance(alpha, float | int)):
+            options["alpha"] = torch.as_tensor(alpha, dtype=torch.get_default_dtype())
+        super().__init__(**options)
+
+    def _loss(self, input: Tensor, target: Tensor) -> Tensor:
+        if self.use_softmax and input.shape[1] - self._first_class(input.shape[1]) == 1:
+            raise ValueError(
+                f"FocalLoss: expected several classes with use_softmax=True, got one of input {list(input.shape)}, "
+                "whose softmax is 1: the loss would be 0 without gradient. Use use_softmax=False"
+            )
+        counts = None
+        if self.ignore_index is not None:
+            target, counts = _without_ignored(self, input, target)
+        if not _holds_labels(input, target):
+            target = _zeros_and_ones(self, target)
+        voxel_weight, divisor = self._voxel_weight_and_divisor(input, counts)
+        options = {
+            "gamma": self.gamma,
+            "ignore_index": (),
+            "voxel_weight": voxel_weight,
+            "reduction": "none" if self.reduction == "none" else "sum",
+        }
+        terms = self._of_softmax if self.use_softmax else self._of_sigmoid
+        loss = terms(input, target, **options)
+        return loss if divisor is None else loss / divisor
+
+    def _voxel_weight_and_divisor(
+        self, input: Tensor, counts: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | int | None]:
+        """What makes MONAI's mean, or sum of means over voxels, of a sum over voxels and classes."""
+        num_samples, num_channels, *sizes = input.shape
+        if self.reduction == "none":
+            return counts, None
+        if self.reduction == "mean":
+            num_terms = num_samples * (num_channels - self._first_class(num_channels)) * math.prod(sizes)
+            return counts, num_terms if counts is None else counts.sum().clamp(min=1)
+        if counts is None:
+            return None, math.prod(sizes)
+        of_samples = counts.flatten(1).sum(1).clamp(min=1).view(-1, *[1] * (counts.dim() - 1))
+        return counts.to(input.dtype) / of_samples, None
+
+    def _weight(self, input: Tensor) -> Tensor | None:
+        num_classes = input.shape[1] - self._first_class(input.shape[1])
+        if num_classes == 1 and self.class_weight is not None and self.class_weight.dim() > 0:
+            raise ValueError(
+                f"FocalLoss: expected a number as weight of a single class, got {list(self.class_weight.shape)}"
+            )
+        return super()._weight(input)
+
+    def _of_sigmoid(self, input: Tensor, target: Tensor, **options: Any) -> Tensor:
+        first = self._first_class(input.shape[1])
+        weight = self._weight(input)
+        if weight is None and first == 1:
+            weight = pad(input.new_ones(input.shape[1] - 1), (1, 0))
+
+        def terms(alpha: float | None, weight: Tensor | None) -> Tensor:
+            loss = functional.focal_loss(input, target, alpha=alpha, weight=weight, activation="sigmoid", **options)
+            return loss[:, first:] if self.reduction == "none" else loss
+
+        if not isinstance(self.alpha, Tensor):
+            return terms(self.alpha, weight)
+        of_ones = pad(self._alpha_of_classes(self.alpha, input), (first, 0))
+        return terms(1.0, of_ones if weight is None else of_ones * weight) + terms(0.0, weight)
+
+    def _of_softmax(self, input: Tensor, target: Tensor, **options: Any) -> Tensor:
+        first = self._first_class(input.shape[1])
+        factors = self._factors_of_softmax(input)
+        if not _holds_labels(input, target):
+            target, is_shifted = _labels_above_0(target[:, first:]), True
+        else:
+            target, is_shifted = target if target.dim() == input.dim() else target.unsqueeze(1), first == 1
+        input = input[:, first:]
+        label_map: LabelMap | None = None
+        if is_shifted:
+            label_map = {label: label - 1 if label > 0 else None for label in range(input.shape[1] + 1)}
+        terms = functional.focal_loss(input, target, alpha=factors, label_map=label_map, **options)
+        if self.reduction != "none":
+            return terms
+        classes = (target.long() - int(is_shifted)).clamp(min=0)  # the term of a label without a class is 0
+        return terms.new_zeros(input.shape).scatter(1, classes, terms)
+
+    def _factors_of_softmax(self, input: Tensor) -> Tensor | None:
+        """Alpha times weight of each class that has a term."""
+        first = self._first_class(input.shape[1])
+        weight = self._weight(input)
+        weight = None if weight is None else weight[first:]
+        if self.alpha is None:
+            return weight
+        if isinstance(self.alpha, Tensor):
+            alpha = self._alpha_of_classes(self.alpha, input)
+        elif first == 1:
+            if not torch.compiler.is_compiling():
+                text = "FocalLoss: a single alpha is ignored with use_softmax=True and include_background=False"
+                warnings.warn(text, UserWarning, stacklevel=3)
+            return weight
+        else:
+            alpha = input.new_tensor([1 - self.alpha] + [self.alpha] * (input.shape[1] - 1))
+        return alpha if weight is None else alpha * weight
+
+    def _alpha_of_classes(self, alpha: Tensor, input: Tensor) -> Tensor:
+        num_classes = input.shape[1] - self._first_class(input.shape[1])
+        if alpha.shape != (num_classes,):
+            raise ValueError(
+                f"FocalLoss: expected alpha to be a number or one for each of {num_classes} classes, got "
+                f"{list(alpha.shape)} for input {list(input.shape)} with include_background={self.include_background}"
+            )
+        return alpha.to(input.device)
+
+
+def _labels_above_0(masks: Tensor) -> Tensor:
+    """Labels [N, 1, *] of masks of 0 and 1: a class's number and one, 0 where there is none."""
+    without_class = (masks == 0).all(1, keepdim=True).to(masks.dtype)
+    advice = "Keep monai.losses.FocalLoss for several classes in a voxel"
+    one_hot = torch.cat([without_class, masks], 1)
+    return functional._one_hot_labels("FocalLoss", one_hot, 1, advice).unsqueeze(1)
+
+
+class DiceCELoss(nn.Module):
+    """``monai.losses.DiceCELoss``: Dice plus cross entropy, with ``softmax=True`` computed together.
+
+    The second term is the cross entropy of a softmax, with one channel binary cross entropy, whatever the activation of
+    the Dice term is::
+
+        loss = lambda_dice * DiceLoss(...)(input, target) + lambda_ce * cross_entropy(input, target, weight)
+
+    Args:
+        weight: one for each class, ``[C]``, of the cross entropy and, but for class 0 if ``include_background=False``,
+            of Dice; with one channel the weight of target 1 in the cross entropy. Default: None.
+        lambda_dice, lambda_ce: the factors of the two terms, 0 or more. Default: 1.
+        label_smoothing: of the cross entropy of several channels, in [0, 1]. Default: 0.
+        reduction: ``"mean"`` or ``"sum"``. Default: ``"mean"``.
+        others: as in ``segloss.monai.DiceLoss``.
+
+    Call:
+        ``loss(input, target)``, as in ``segloss.monai.DiceLoss``.
+
+    Returns:
+        A 0-dim tensor of input's dtype (float32 for half types).
+
+    Raises:
+        ValueError: a factor is negative.
+        TypeError, IndexError, ValueError, RuntimeError: as ``segloss.monai.DiceLoss`` and ``segloss.cross_entropy``.
+
+    Example:
+        >>> import torch
+        >>> from segloss.monai import DiceCELoss
+        >>> loss = DiceCELoss(to_onehot_y=True, softmax=True, weight=[1.0, 2.0, 2.0])
+        >>> logits = torch.randn(2, 3, 8, 8, 8, requires_grad=True)
+        >>> loss(logits, torch.ones(2, 1, 8, 8, 8, dtype=torch.uint8)).backward()
+
+    See also:
+        * ``segloss.DiceCELoss``: takes ``ignore_index``, too
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: OtherActivation | None = None,
+        squared_pred: bool = False,
+        jaccard: bool = False,
+        reduction: str = "mean",
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        batch: bool = False,
+        weight: Sequence[float] | Tensor | None = None,
+        lambda_dice: float = 1.0,
+        lambda_ce: float = 1.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        _check_activation("DiceCELoss", sigmoid, softmax, other_act)
+        _check_factors("DiceCELoss", lambda_dice=lambda_dice, lambda_ce=lambda_ce)
+        reduced: Reduction = _choice("DiceCELoss", "reduction", reduction, ("mean", "sum"))
+        of_classes = None if weight is None else _class_weight("DiceCELoss", weight)
+        self.dice = DiceLoss(
+            include_background,
+            to_onehot_y,
+            sigmoid,
+            softmax,
+            other_act,
+            squared_pred,
+            jaccard,
+            reduced,
+            smooth_nr,
+            smooth_dr,
+            batch,
+            weight=of_classes if of_classes is None or include_background else of_classes[1:],
+        )
+        self.cross_entropy = losses.CrossEntropyLoss(
+            of_classes, ignore_index=NO_LABEL, reduction=reduced, label_smoothing=label_smoothing
+        )
+        self.binary_cross_entropy = losses.BCEWithLogitsLoss(
+            pos_weight=of_classes, ignore_index=NO_LABEL, reduction=reduced
+        )
+        self.lambda_dice = lambda_dice
+        self.lambda_ce = lambda_ce
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Computes the loss of ``input`` and ``target``; see the class."""
+        input, target = _read(self.dice, input, target)
+        if target.shape == input.shape and not target.is_floating_point():
+            target = target.to(input.dtype)  # integers would be one-hot labels, whose weighted mean is another
+        has_one_channel = input.shape[1] == 1
+        activation = self.dice._activation(input)
+        if activation == ("sigmoid" if has_one_channel else "softmax") and not self._has_two_weights(input):
+            weight, pos_weight = self.cross_entropy.weight, self.binary_cross_entropy.pos_weight
+            return region.dice_ce_loss(
+                **self.dice._options_of(input, target, activation),
+                weight=None if has_one_channel else weight,
+                pos_weight=pos_weight if has_one_channel else None,
+                label_smoothing=0.0 if has_one_channel else self.cross_entropy.label_smoothing,
+                lambda_dice=self.lambda_dice,
+                lambda_ce=self.lambda_ce,
+            )
+        cross_entropy = self.binary_cross_entropy if has_one_channel else self.cross_entropy
+        dice = self.dice._of_activated(input, target, activation)
+        loss: Tensor = self.lambda_dice * dice + self.lambda_ce * cross_entropy(input, target)
+        return loss
+
+    def _has_two_weights(self, input: Tensor) -> bool:
+        """Whether the terms differ in their weights: Dice of a single class has none."""
+        is_single = not self.dice.include_background and input.shape[1] == 2
+        return is_single and self.cross_entropy.weight is not None
+
+
+class DiceFocalLoss(nn.Module):
+    """``monai.losses.DiceFocalLoss``: Dice plus focal loss, which has a sigmoid whatever the activation of Dice is.
+
+    The sum of ``segloss.monai.DiceLoss`` and ``segloss.monai.FocalLoss``::
+
+        loss = lambda_dice * DiceLoss(...)(input, target) + lambda_focal * FocalLoss(...)(input, target)
+
+    Args:
+        gamma, alpha: of the focal loss. Default: 2 and None.
+        include_background, reduction, weight: as in ``segloss.monai.DiceLoss``, of both terms.
+        lambda_dice, lambda_focal: the factors of the two terms, 0 or more. Default: 1.
+        others: as in ``segloss.monai.DiceLoss``.
+
+    Call:
+        ``loss(input, target)``, as in ``segloss.monai.FocalLoss``.
+
+    Returns:
+        A tensor of input's dtype (float32 for half types), 0-dim; with ``reduction="none"`` the terms of both losses,
+        added with broadcasting, ``[N, C', *]``.
+
+    Raises:
+        ValueError: a factor is negative.
+        TypeError, IndexError, ValueError, RuntimeError: as ``segloss.monai.DiceLoss`` and ``segloss.monai.FocalLoss``.
+
+    Example:
+        >>> import torch
+        >>> from segloss.monai import DiceFocalLoss
+        >>> loss = DiceFocalLoss(to_onehot_y=True, softmax=True)
+        >>> logits = torch.randn(2, 3, 8, 8, 8, requires_grad=True)
+        >>> loss(logits, torch.ones(2, 1, 8, 8, 8, dtype=torch.uint8)).backward()
+
+    See also:
+        * ``segloss.DiceFocalLoss``: one activation for both terms
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: OtherActivation | None = None,
+        squared_pred: bool = False,
+        jaccard: bool = False,
+        reduction: str = "mean",
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        batch: bool = False,
+        gamma: float = 2.0,
+        weight: ClassWeight | None = None,
+        lambda_dice: float = 1.0,
+        lambda_focal: float = 1.0,
+        alpha: float | None = None,
+    ) -> None:
+        super().__init__()
+        _check_activation("DiceFocalLoss", sigmoid, softmax, other_act)
+        _check_factors("DiceFocalLoss", lambda_dice=lambda_dice, lambda_focal=lambda_focal)
+        self.dice = DiceLoss(
+            include_background,
+            to_onehot_y,
+            sigmoid,
+            softmax,
+            other_act,
+            squared_pred,
+            jaccard,
+            reduction,
+            smooth_nr,
+            smooth_dr,
+            batch,
+            weight,
+        )
+        self.focal = FocalLoss(include_background, to_onehot_y, gamma, alpha, weight, reduction)
+        self.lambda_dice = lambda_dice
+        self.lambda_focal = lambda_focal
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Computes the loss of ``input`` and ``target``; see the class."""
+        loss: Tensor = self.lambda_dice * self.dice(input, target) + self.lambda_focal * self.focal(input, target)
+        return loss
+
+
+class GeneralizedDiceFocalLoss(nn.Module):
+    """``monai.losses.GeneralizedDiceFocalLoss``: generalized Dice plus focal loss, which always has a sigmoid.
+
+    The sum of ``segloss.monai.GeneralizedDiceLoss`` and ``segloss.monai.FocalLoss``::
+
+        loss = lambda_gdl * GeneralizedDiceLoss(...)(input, target) + lambda_focal * FocalLoss(...)(input, target)
+
+    Args:
+        gamma, weight: of the focal loss. Default: 2 and None.
+        include_background, reduction: of both terms.
+        lambda_gdl, lambda_focal: the factors of the two terms, 0 or more. Default: 1.
+        others: as in ``segloss.monai.GeneralizedDiceLoss``.
+
+    Call:
+        ``loss(input, target)``, as in ``segloss.monai.FocalLoss``.
+
+    Returns:
+        A tensor as of ``segloss.monai.DiceFocalLoss``.
+
+    Raises:
+        ValueError: a factor is negative.
+        TypeError, IndexError, ValueError, RuntimeError: as ``segloss.monai.GeneralizedDiceLoss`` and
+            ``segloss.monai.FocalLoss``.
+
+    Example:
+        >>> import torch
+        >>> from segloss.monai import GeneralizedDiceFocalLoss
+        >>> loss = GeneralizedDiceFocalLoss(to_onehot_y=True, softmax=True)
+        >>> logits = torch.randn(2, 3, 8, 8, 8, requires_grad=True)
+        >>> loss(logits, torch.ones(2, 1, 8, 8, 8, dtype=torch.uint8)).backward()
+
+    See also:
+        * ``segloss.GeneralizedDiceLoss``, ``segloss.FocalLoss``: the terms with segloss's keywords
+    """
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: OtherActivation | None = None,
+        w_type: str = "square",
+        reduction: str = "mean",
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        batch: bool = False,
+        gamma: float = 2.0,
+        weight: ClassWeight | None = None,
+        lambda_gdl: float = 1.0,
+        lambda_focal: float = 1.0,
+    ) -> None:
+        super().__init__()
+        _check_activation("GeneralizedDiceFocalLoss", sigmoid, softmax, other_act)
+        _check_factors("GeneralizedDiceFocalLoss", lambda_gdl=lambda_gdl, lambda_focal=lambda_focal)
+        self.generalized_dice = GeneralizedDiceLoss(
+            include_background, to_onehot_y, sigmoid, softmax, other_act, w_type, reduction, smooth_nr, smooth_dr, batch
+        )
+        self.focal = FocalLoss(include_background, to_onehot_y, gamma, weight=weight, reduction=reduction)
+        self.lambda_gdl = lambda_gdl
+        self.lambda_focal = lambda_focal
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Computes the loss of ``input`` and ``target``; see the class."""
+        generalized_dice, focal = self.generalized_dice(input, target), self.focal(input, target)
+        loss: Tensor = self.lambda_gdl * generalized_dice + self.lambda_focal * focal
+        return loss
+
+
+class DeepSupervisionLoss(losses.DeepSupervisionLoss):
+    """``monai.losses.DeepSupervisionLoss``: the weighted sum of one loss over outputs at several resolutions.
+
+    As ``segloss.DeepSupervisionLoss`` with ``mode="nearest-exact"`` and MONAI's weights::
+
+        loss = sum_i weights[i] * loss(x[i], y[i])
+
+    Args:
+        loss: a loss of this module, or any called as ``loss(input, target)``.
+        weight_mode: ``"exp"`` for the weights 1, 1/2, 1/4, 1/8, 1/16, 1/16, ..., ``"same"`` for 1, ``"two"`` for 1,
+            1/2, 1/2, ... Default: ``"exp"``.
+        weights: a weight for each resolution. As in MONAI, those beyond the number of resolutions are not used, and
+            ``weight_mode`` applies if there are more resolutions than weights. Default: None.
+
+    Call:
+        ``loss(input, target)``, where
+
+        * input: logits ``[N, C, *]``, or a list or tuple of them at several resolutions.
+        * target: as the loss takes it, of any dtype, at full resolution.
+
+    Returns:
+        A tensor of the dtype and shape of the inner loss.
+
+    Raises:
+        TypeError, ValueError: as ``segloss.DeepSupervisionLoss``; a ValueError also for an unknown ``weight_mode``.
+
+    Example:
+        >>> import torch
+        >>> from segloss.monai import DeepSupervisionLoss, DiceLoss
+        >>> loss = DeepSupervisionLoss(DiceLoss(to_onehot_y=True, softmax=True))
+        >>> logits = [torch.randn(2, 3, size, size, requires_grad=True) for size in (16, 8, 4)]
+        >>> loss(logits, torch.ones(2, 1, 16, 16, dtype=torch.uint8)).backward()
+
+    See also:
+        * ``segloss.DeepSupervisionLoss``: takes voxel weights, and can interpolate the logits instead
+    """
+
+    def __init__(
+        self, loss: Callable[..., Tensor], weight_mode: str = "exp", weights: Sequence[float] | None = None
+    ) -> None:
+        functional._check_choice("DeepSupervisionLoss", "weight_mode", weight_mode, ("same", "exp", "two"))
+        super().__init__(loss, weights, mode="nearest-exact")
+        self.weight_mode = weight_mode
+
+    def forward(  # type: ignore[override]  # MONAI has no voxel weights
+        self, input: Tensor | Sequence[Tensor], target: Tensor
+    ) -> Tensor:
+        """Calls the inner loss at each resolution; see the class."""
+        if not isinstance(input, list | tuple):
+            return self.loss(input, target)
+        return super().forward([_plain(each) for each in input], _plain(target))
+
+    def _weights_for(self, inputs: Sequence[Tensor]) -> Sequence[float]:
+        levels = range(len(inputs))
+        if self.weights is not None and len(self.weights) >= len(inputs):
+            return self.weights[: len(inputs)]
+        if self.weight_mode == "exp":
+            return [max(0.5**level, 0.0625) for level in levels]
+        return [1.0 if level == 0 or self.weight_mode == "same" else 0.5 for level in levels]
+
+    def extra_repr(self) -> str:
+        return f"weight_mode={self.weight_mode!r}, {super().extra_repr()}"
