@@ -3,10 +3,12 @@
 import inspect
 import pickle
 import random
+import runpy
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -689,3 +691,20 @@ def test_each_step_of_a_training_has_monais_loss(name):
     actual, expected = (losses_of_training(package, name) for package in (ours, theirs))
     assert expected.unique().numel() == len(expected)
     assert_close(actual, expected, torch.float32)
+
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.cpu_only
+def test_a_script_of_monai_changes_one_import():
+    """The example has MONAI's losses before and after; the documentation shows its two imports."""
+    before, after = runpy.run_path(str(ROOT / "examples/monai_unet.py"))["main"](["--steps", "3", "--size", "16"])
+    assert len(before) == 3
+    assert_close(torch.tensor(after), torch.tensor(before), torch.float32)
+    imports = [
+        f"from {package} import DeepSupervisionLoss, DiceCELoss\n" for package in ("monai.losses", "segloss.monai")
+    ]
+    for path in ("examples/monai_unet.py", "docs/coming-from/monai.md"):
+        text = (ROOT / path).read_text(encoding="utf-8")
+        assert all(line in text for line in imports)
