@@ -184,15 +184,10 @@ def _check_factors(op: str, **factors: float) -> None:
             raise ValueError(f"{op}: expected {name} to be 0 or more, got {factor}")
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    """A MetaTensor as the tensor that it is: torch.compile has no rules for it."""
-    return cast(Tensor, tensor.as_tensor()) if hasattr(tensor, "as_tensor") else tensor
-
-
 def _read(loss: nn.Module, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Both as plain tensors, half types as float32 unless autocast makes a float32 loss of them anyway."""
     op = type(loss).__name__
-    input, target = _plain(input), _plain(target)
+    input, target = functional._plain(input), functional._plain(target)
     functional._check_types(op, input, target, None, None, NO_LABEL, 1)
     if input.dim() < 2 or not input.is_floating_point():
         raise ValueError(f"{op}: expected floating input [N, C, ...], got {input.dtype} {list(input.shape)}")
@@ -391,7 +386,7 @@ class MaskedDiceLoss(DiceLoss):
                 warnings.warn("MaskedDiceLoss: got no mask, every voxel counts", UserWarning, stacklevel=2)
             return super().forward(input, target)
         input, target = _read(self, input, target)
-        mask = _plain(mask)
+        mask = functional._plain(mask)
         if mask.dim() != input.dim() or mask.shape[0] not in (1, input.shape[0]) or mask.shape[1] != 1:
             raise ValueError(
                 f"MaskedDiceLoss: expected a mask [N, 1, ...] or [1, 1, ...] for input {list(input.shape)}, got "
@@ -1023,7 +1018,7 @@ class DeepSupervisionLoss(losses.DeepSupervisionLoss):
         """Calls the inner loss at each resolution; see the class."""
         if not isinstance(input, list | tuple):
             return self.loss(input, target)
-        return super().forward([_plain(each) for each in input], _plain(target))
+        return super().forward([functional._plain(each) for each in input], functional._plain(target))
 
     def _weights_for(self, inputs: Sequence[Tensor]) -> Sequence[float]:
         levels = range(len(inputs))

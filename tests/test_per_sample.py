@@ -335,7 +335,7 @@ def test_a_confusion_matrix_of_each_mask():
 @every_metric
 def test_decollated_lists_are_to_be_stacked(metric):
     logits, labels = batch(size=(6,))
-    with pytest.raises(TypeError, match=r"expected input to be a torch\.Tensor, got list\. Use torch\.stack\(input\)"):
+    with pytest.raises(TypeError, match=r"expected input to be a torch.Tensor, got list. Use torch.stack\(input\)"):
         metric(list(logits), list(labels))
-    with pytest.raises(TypeError, match=r"expected target to be a torch\.Tensor, got list\. Use torch\.stack\(target\)"):
+    with pytest.raises(TypeError, match=r"expected target to be a torch.Tensor, got list. Use torch.stack\(target\)"):
         metric(logits, list(labels))
