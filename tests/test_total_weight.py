@@ -101,7 +101,7 @@ def test_opcheck():
     ("arguments", "error", "message"),
     [
         (([0, 1],), TypeError, "expected target to be a torch.Tensor, got list"),
-        ((LABELS, [1.0, 2.0]), TypeError, "expected weight to be a torch.Tensor, got list"),
+        ((LABELS, 2.0), TypeError, "expected weight to be a torch.Tensor, got float"),
         ((LABELS, WEIGHT), IndexError, r"Target 7 is out of bounds: 2 labels are outside \[0, 3\)"),
         ((LABELS + 0.5,), RuntimeError, "expected integral labels"),
         ((LABELS, WEIGHT.view(1, 3)), RuntimeError, r"expected weight of shape \[3\]"),
