@@ -285,6 +285,12 @@ def test_a_threshold_of_labels_that_a_table_maps(metric):
     assert_equal(actual, metric(logits, mapped, ignore_index=255, **options))
 
 
+@pytest.mark.parametrize("options", [{}, {"upsample": "nearest"}])
+def test_a_logit_that_is_the_threshold_is_not_above_it(options):
+    logits = torch.tensor([[[0.5, 0.75]]])
+    assert segloss.accuracy(logits, torch.tensor([[[0, 1]]]), threshold=0.5, **options).item() == 1
+
+
 def test_nan_is_above_no_threshold():
     logits = torch.tensor([[[float("nan"), 1.0]]])
     assert segloss.accuracy(logits, torch.tensor([[[0, 1]]]), threshold=0.0).item() == 1
