@@ -30,7 +30,8 @@ tensor(1.6096)
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from inspect import signature
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,7 @@ __all__ = [
 
 ClassWeight = Sequence[float] | float | Tensor
 OtherActivation = Callable[[Tensor], Tensor]
+_Term = TypeVar("_Term", bound=nn.Module)
 
 
 # ---- what all losses share -------------------------------------------------------------------------------------------
@@ -83,26 +85,34 @@ class _ClassLoss(losses._Loss):
     def _loss(self, input: Tensor, target: Tensor) -> Tensor:
         raise NotImplementedError
 
-    def _first_class(self, num_channels: int) -> int:
+    def _first_class(self, input: Tensor) -> int:
         """The first class that has a term."""
-        return 0 if self.include_background or num_channels == 1 else 1
+        return 0 if self.include_background or input.shape[1] == 1 else 1
+
+    def _num_classes(self, input: Tensor) -> int:
+        """How many classes have a term."""
+        return input.shape[1] - self._first_class(input)
 
     def _weight(self, input: Tensor) -> Tensor | None:
-        """The weights, [C], 0 for a background without a term."""
-        if self.class_weight is None:
-            return None
-        num_channels = input.shape[1]
-        first = self._first_class(num_channels)
-        weight = self.class_weight.to(input.device)
-        if weight.dim() == 0:
-            weight = weight.expand(num_channels - first)
-        if weight.shape != (num_channels - first,):
+        """The weights of the classes that have a term."""
+        weight = self.class_weight
+        if weight is not None and weight.dim() == 0:
+            weight = weight.expand(self._num_classes(input))
+        return None if weight is None else self._checked("weight", weight, input)
+
+    def _checked(self, name: str, numbers: Tensor, input: Tensor) -> Tensor:
+        """Numbers on input's device, one for each class that has a term."""
+        num_classes = self._num_classes(input)
+        if numbers.shape != (num_classes,):
             raise ValueError(
-                f"{type(self).__name__}: expected a weight for each of {num_channels - first} classes, got "
-                f"{list(weight.shape)} for input {list(input.shape)} with include_background="
-                f"{self.include_background}, without which class 0 has none"
+                f"{type(self).__name__}: expected {name} to be a number or one for each of {num_classes} classes, got "
+                f"{list(numbers.shape)} for input {list(input.shape)}. With include_background=False leave out class 0"
             )
-        return pad(weight, (first, 0))
+        return numbers.to(input.device)
+
+    def _with_background(self, numbers: Tensor | None, input: Tensor) -> Tensor | None:
+        """A number for each channel, [C]: 0 for a background without a term."""
+        return None if numbers is None else pad(numbers, (self._first_class(input), 0))
 
 
 class _RegionLoss(_ClassLoss):
@@ -145,7 +155,7 @@ class _RegionLoss(_ClassLoss):
             "input": input,
             "target": target,
             "activation": activation,
-            "include_background": self._first_class(input.shape[1]) == 0,
+            "include_background": self._first_class(input) == 0,
             "batch": self.batch,
             "soft_label": self.soft_label,
             "smooth_nr": self.smooth_nr,
@@ -177,13 +187,6 @@ def _check_activation(op: str, sigmoid: bool, softmax: bool, other_act: OtherAct
         raise ValueError(f"{op}: expected one of sigmoid=True and softmax=True, got both")
 
 
-def _check_factors(op: str, **factors: float) -> None:
-    for name, factor in factors.items():
-        functional._check_number(op, name, factor)
-        if factor < 0:
-            raise ValueError(f"{op}: expected {name} to be 0 or more, got {factor}")
-
-
 def _read(loss: nn.Module, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Both as plain tensors, half types as float32 unless autocast makes a float32 loss of them anyway."""
     op = type(loss).__name__
@@ -192,16 +195,20 @@ def _read(loss: nn.Module, input: Tensor, target: Tensor) -> tuple[Tensor, Tenso
     if input.dim() < 2 or not input.is_floating_point():
         raise ValueError(f"{op}: expected floating input [N, C, ...], got {input.dtype} {list(input.shape)}")
     if input.shape[1] == 1 and not torch.compiler.is_compiling():
-        unused = {"softmax": True, "to_onehot_y": True, "include_background": False}
-        names = [f"{name}={value}" for name, value in unused.items() if getattr(loss, name, not value) == value]
-        if names:
-            text = f"{op}: ignored {', '.join(names)}, as input {list(input.shape)} has one channel"
-            warnings.warn(text, UserWarning, stacklevel=3)
+        _warn_of_unused_options(loss, input)
     if torch.finfo(functional._result_dtype(input)).bits < 32:
         input = input.float()
     if target.dtype in (torch.uint16, torch.uint32, torch.uint64):
         target = target.long()  # torch can hardly compute with these
     return input, target
+
+
+def _warn_of_unused_options(loss: nn.Module, input: Tensor) -> None:
+    unused = {"softmax": True, "to_onehot_y": True, "include_background": False}
+    names = [f"{name}={value}" for name, value in unused.items() if getattr(loss, name, None) == value]
+    if names:
+        text = f"{type(loss).__name__}: ignored {', '.join(names)}, as input {list(input.shape)} has one channel"
+        warnings.warn(text, UserWarning, stacklevel=4)
 
 
 def _holds_labels(input: Tensor, target: Tensor) -> bool:
@@ -318,8 +325,7 @@ class DiceLoss(_RegionLoss):
         super().__init__(**_keywords(locals()))
 
     def _of_activated(self, input: Tensor, target: Tensor, activation: Activation | None) -> Tensor:
-        has_several = input.shape[1] - self._first_class(input.shape[1]) > 1
-        weight = self._weight(input) if has_several else None
+        weight = self._with_background(self._weight(input), input) if self._num_classes(input) > 1 else None
         terms = region.dice_loss(**self._options_of(input, target, activation), weight=weight)
         return _with_ones(terms, input) if self.reduction == "none" else terms
 
@@ -462,7 +468,7 @@ class GeneralizedDiceLoss(_RegionLoss):
 
     def _has_class(self, input: Tensor, target: Tensor) -> Tensor:
         """Whether a sample, or the batch, has a voxel of a class that has a term."""
-        first = self._first_class(input.shape[1])
+        first = self._first_class(input)
         is_class = target >= first if _holds_labels(input, target) else target.reshape(input.shape)[:, first:] != 0
         return is_class.any() if self.batch else is_class.flatten(1).any(1)
 
@@ -595,7 +601,7 @@ class FocalLoss(_ClassLoss):
         super().__init__(**options)
 
     def _loss(self, input: Tensor, target: Tensor) -> Tensor:
-        if self.use_softmax and input.shape[1] - self._first_class(input.shape[1]) == 1:
+        if self.use_softmax and self._num_classes(input) == 1:
             raise ValueError(
                 f"FocalLoss: expected several classes with use_softmax=True, got one of input {list(input.shape)}, "
                 "whose softmax is 1: the loss would be 0 without gradient. Use use_softmax=False"
@@ -620,11 +626,11 @@ class FocalLoss(_ClassLoss):
         self, input: Tensor, counts: Tensor | None
     ) -> tuple[Tensor | None, Tensor | int | None]:
         """What makes MONAI's mean, or sum of means over voxels, of a sum over voxels and classes."""
-        num_samples, num_channels, *sizes = input.shape
+        num_samples, _, *sizes = input.shape
         if self.reduction == "none":
             return counts, None
         if self.reduction == "mean":
-            num_terms = num_samples * (num_channels - self._first_class(num_channels)) * math.prod(sizes)
+            num_terms = num_samples * self._num_classes(input) * math.prod(sizes)
             return counts, num_terms if counts is None else counts.sum().clamp(min=1)
         if counts is None:
             return None, math.prod(sizes)
@@ -632,18 +638,18 @@ class FocalLoss(_ClassLoss):
         return counts.to(input.dtype) / of_samples, None
 
     def _weight(self, input: Tensor) -> Tensor | None:
-        num_classes = input.shape[1] - self._first_class(input.shape[1])
-        if num_classes == 1 and self.class_weight is not None and self.class_weight.dim() > 0:
+        if self._num_classes(input) == 1 and self.class_weight is not None and self.class_weight.dim() > 0:
             raise ValueError(
                 f"FocalLoss: expected a number as weight of a single class, got {list(self.class_weight.shape)}"
             )
         return super()._weight(input)
 
     def _of_sigmoid(self, input: Tensor, target: Tensor, **options: Any) -> Tensor:
-        first = self._first_class(input.shape[1])
+        first = self._first_class(input)
         weight = self._weight(input)
         if weight is None and first == 1:
-            weight = pad(input.new_ones(input.shape[1] - 1), (1, 0))
+            weight = input.new_ones(self._num_classes(input))
+        weight = self._with_background(weight, input)
 
         def terms(alpha: float | None, weight: Tensor | None) -> Tensor:
             loss = functional.focal_loss(input, target, alpha=alpha, weight=weight, activation="sigmoid", **options)
@@ -651,11 +657,11 @@ class FocalLoss(_ClassLoss):
 
         if not isinstance(self.alpha, Tensor):
             return terms(self.alpha, weight)
-        of_ones = pad(self._alpha_of_classes(self.alpha, input), (first, 0))
+        of_ones = pad(self._checked("alpha", self.alpha, input), (first, 0))
         return terms(1.0, of_ones if weight is None else of_ones * weight) + terms(0.0, weight)
 
     def _of_softmax(self, input: Tensor, target: Tensor, **options: Any) -> Tensor:
-        first = self._first_class(input.shape[1])
+        first = self._first_class(input)
         factors = self._factors_of_softmax(input)
         if not _holds_labels(input, target):
             target, is_shifted = _labels_above_0(target[:, first:]), True
@@ -673,14 +679,12 @@ class FocalLoss(_ClassLoss):
 
     def _factors_of_softmax(self, input: Tensor) -> Tensor | None:
         """Alpha times weight of each class that has a term."""
-        first = self._first_class(input.shape[1])
         weight = self._weight(input)
-        weight = None if weight is None else weight[first:]
         if self.alpha is None:
             return weight
         if isinstance(self.alpha, Tensor):
-            alpha = self._alpha_of_classes(self.alpha, input)
-        elif first == 1:
+            alpha = self._checked("alpha", self.alpha, input)
+        elif self._first_class(input) == 1:
             if not torch.compiler.is_compiling():
                 text = "FocalLoss: a single alpha is ignored with use_softmax=True and include_background=False"
                 warnings.warn(text, UserWarning, stacklevel=3)
@@ -688,15 +692,6 @@ class FocalLoss(_ClassLoss):
         else:
             alpha = input.new_tensor([1 - self.alpha] + [self.alpha] * (input.shape[1] - 1))
         return alpha if weight is None else alpha * weight
-
-    def _alpha_of_classes(self, alpha: Tensor, input: Tensor) -> Tensor:
-        num_classes = input.shape[1] - self._first_class(input.shape[1])
-        if alpha.shape != (num_classes,):
-            raise ValueError(
-                f"FocalLoss: expected alpha to be a number or one for each of {num_classes} classes, got "
-                f"{list(alpha.shape)} for input {list(input.shape)} with include_background={self.include_background}"
-            )
-        return alpha.to(input.device)
 
 
 def _labels_above_0(masks: Tensor) -> Tensor:
@@ -707,7 +702,26 @@ def _labels_above_0(masks: Tensor) -> Tensor:
     return functional._one_hot_labels("FocalLoss", one_hot, 1, advice).unsqueeze(1)
 
 
-class DiceCELoss(nn.Module):
+class _CompoundLoss(nn.Module):
+    """A loss of two terms, with MONAI's options of both. The factors of the terms are attributes."""
+
+    def __init__(self, options: dict[str, Any], **factors: float) -> None:
+        super().__init__()
+        op = type(self).__name__
+        _check_activation(op, options["sigmoid"], options["softmax"], options["other_act"])
+        for name, factor in factors.items():
+            functional._check_number(op, name, factor)
+            if factor < 0:
+                raise ValueError(f"{op}: expected {name} to be 0 or more, got {factor}")
+            setattr(self, name, factor)
+
+
+def _term(loss: Callable[..., _Term], options: dict[str, Any]) -> _Term:
+    """A term of a compound loss, with the options that both have."""
+    return loss(**{name: options[name] for name in signature(loss).parameters if name in options})
+
+
+class DiceCELoss(_CompoundLoss):
     """``monai.losses.DiceCELoss``: Dice plus cross entropy, with ``softmax=True`` computed together.
 
     The second term is the cross entropy of a softmax, with one channel binary cross entropy, whatever the activation of
@@ -744,6 +758,9 @@ class DiceCELoss(nn.Module):
         * ``segloss.DiceCELoss``: takes ``ignore_index``, too
     """
 
+    lambda_dice: float
+    lambda_ce: float
+
     def __init__(
         self,
         include_background: bool = True,
@@ -762,33 +779,18 @@ class DiceCELoss(nn.Module):
         lambda_ce: float = 1.0,
         label_smoothing: float = 0.0,
     ) -> None:
-        super().__init__()
-        _check_activation("DiceCELoss", sigmoid, softmax, other_act)
-        _check_factors("DiceCELoss", lambda_dice=lambda_dice, lambda_ce=lambda_ce)
+        options = _keywords(locals())
+        super().__init__(options, lambda_dice=lambda_dice, lambda_ce=lambda_ce)
         reduced: Reduction = _choice("DiceCELoss", "reduction", reduction, ("mean", "sum"))
         of_classes = None if weight is None else _class_weight("DiceCELoss", weight)
-        self.dice = DiceLoss(
-            include_background,
-            to_onehot_y,
-            sigmoid,
-            softmax,
-            other_act,
-            squared_pred,
-            jaccard,
-            reduced,
-            smooth_nr,
-            smooth_dr,
-            batch,
-            weight=of_classes if of_classes is None or include_background else of_classes[1:],
-        )
+        of_terms = of_classes if of_classes is None or include_background else of_classes[1:]
+        self.dice = _term(DiceLoss, options | {"weight": of_terms})
         self.cross_entropy = losses.CrossEntropyLoss(
             of_classes, ignore_index=NO_LABEL, reduction=reduced, label_smoothing=label_smoothing
         )
         self.binary_cross_entropy = losses.BCEWithLogitsLoss(
             pos_weight=of_classes, ignore_index=NO_LABEL, reduction=reduced
         )
-        self.lambda_dice = lambda_dice
-        self.lambda_ce = lambda_ce
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Computes the loss of ``input`` and ``target``; see the class."""
@@ -818,7 +820,7 @@ class DiceCELoss(nn.Module):
         return is_single and self.cross_entropy.weight is not None
 
 
-class DiceFocalLoss(nn.Module):
+class DiceFocalLoss(_CompoundLoss):
     """``monai.losses.DiceFocalLoss``: Dice plus focal loss, which has a sigmoid whatever the activation of Dice is.
 
     The sum of ``segloss.monai.DiceLoss`` and ``segloss.monai.FocalLoss``::
@@ -853,6 +855,9 @@ class DiceFocalLoss(nn.Module):
         * ``segloss.DiceFocalLoss``: one activation for both terms
     """
 
+    lambda_dice: float
+    lambda_focal: float
+
     def __init__(
         self,
         include_background: bool = True,
@@ -872,26 +877,10 @@ class DiceFocalLoss(nn.Module):
         lambda_focal: float = 1.0,
         alpha: float | None = None,
     ) -> None:
-        super().__init__()
-        _check_activation("DiceFocalLoss", sigmoid, softmax, other_act)
-        _check_factors("DiceFocalLoss", lambda_dice=lambda_dice, lambda_focal=lambda_focal)
-        self.dice = DiceLoss(
-            include_background,
-            to_onehot_y,
-            sigmoid,
-            softmax,
-            other_act,
-            squared_pred,
-            jaccard,
-            reduction,
-            smooth_nr,
-            smooth_dr,
-            batch,
-            weight,
-        )
-        self.focal = FocalLoss(include_background, to_onehot_y, gamma, alpha, weight, reduction)
-        self.lambda_dice = lambda_dice
-        self.lambda_focal = lambda_focal
+        options = _keywords(locals())
+        super().__init__(options, lambda_dice=lambda_dice, lambda_focal=lambda_focal)
+        self.dice = _term(DiceLoss, options)
+        self.focal = _term(FocalLoss, options)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Computes the loss of ``input`` and ``target``; see the class."""
@@ -899,7 +888,7 @@ class DiceFocalLoss(nn.Module):
         return loss
 
 
-class GeneralizedDiceFocalLoss(nn.Module):
+class GeneralizedDiceFocalLoss(_CompoundLoss):
     """``monai.losses.GeneralizedDiceFocalLoss``: generalized Dice plus focal loss, which always has a sigmoid.
 
     The sum of ``segloss.monai.GeneralizedDiceLoss`` and ``segloss.monai.FocalLoss``::
@@ -934,6 +923,9 @@ class GeneralizedDiceFocalLoss(nn.Module):
         * ``segloss.GeneralizedDiceLoss``, ``segloss.FocalLoss``: the terms with segloss's keywords
     """
 
+    lambda_gdl: float
+    lambda_focal: float
+
     def __init__(
         self,
         include_background: bool = True,
@@ -951,15 +943,10 @@ class GeneralizedDiceFocalLoss(nn.Module):
         lambda_gdl: float = 1.0,
         lambda_focal: float = 1.0,
     ) -> None:
-        super().__init__()
-        _check_activation("GeneralizedDiceFocalLoss", sigmoid, softmax, other_act)
-        _check_factors("GeneralizedDiceFocalLoss", lambda_gdl=lambda_gdl, lambda_focal=lambda_focal)
-        self.generalized_dice = GeneralizedDiceLoss(
-            include_background, to_onehot_y, sigmoid, softmax, other_act, w_type, reduction, smooth_nr, smooth_dr, batch
-        )
-        self.focal = FocalLoss(include_background, to_onehot_y, gamma, weight=weight, reduction=reduction)
-        self.lambda_gdl = lambda_gdl
-        self.lambda_focal = lambda_focal
+        options = _keywords(locals())
+        super().__init__(options, lambda_gdl=lambda_gdl, lambda_focal=lambda_focal)
+        self.generalized_dice = _term(GeneralizedDiceLoss, options)
+        self.focal = _term(FocalLoss, options)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Computes the loss of ``input`` and ``target``; see the class."""
