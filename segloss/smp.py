@@ -171,7 +171,24 @@ class _RegionLoss(_ModeLoss):
         return region.SoftStats(*(torch.cat(each) for each in zip(*of_channels, strict=True)))
 
 
-class DiceLoss(_RegionLoss):
+class _FixedWeightsLoss(_RegionLoss):
+    """Base of the losses whose weights of false positives and negatives are fixed."""
+
+    def __init__(
+        self,
+        mode: str,
+        classes: "Numbers | None" = None,
+        log_loss: bool = False,
+        from_logits: bool = True,
+        smooth: float = 0.0,
+        ignore_index: int | None = None,
+        eps: float = 1e-7,
+        class_weights: "Numbers | None" = None,
+    ) -> None:
+        super().__init__(**_keywords(locals()))
+
+
+class DiceLoss(_FixedWeightsLoss):
     """SMP's ``DiceLoss``: the soft Dice loss of each class over the whole batch.
 
     With the sums over the batch I = sum min(p, g), P = sum p and T = sum g of a class, p the activated logits and g the
@@ -228,21 +245,8 @@ class DiceLoss(_RegionLoss):
     alpha = beta = 0.5
     gamma = 1.0
 
-    def __init__(
-        self,
-        mode: str,
-        classes: "Numbers | None" = None,
-        log_loss: bool = False,
-        from_logits: bool = True,
-        smooth: float = 0.0,
-        ignore_index: int | None = None,
-        eps: float = 1e-7,
-        class_weights: "Numbers | None" = None,
-    ) -> None:
-        super().__init__(**_keywords(locals()))
 
-
-class JaccardLoss(_RegionLoss):
+class JaccardLoss(_FixedWeightsLoss):
     """SMP's ``JaccardLoss``: the soft Jaccard loss, 1 - IoU, of each class over the whole batch.
 
     With the sums I, P and T of ``segloss.smp.DiceLoss``::
@@ -267,19 +271,6 @@ class JaccardLoss(_RegionLoss):
     """
 
     alpha = beta = gamma = 1.0
-
-    def __init__(
-        self,
-        mode: str,
-        classes: "Numbers | None" = None,
-        log_loss: bool = False,
-        from_logits: bool = True,
-        smooth: float = 0.0,
-        ignore_index: int | None = None,
-        eps: float = 1e-7,
-        class_weights: "Numbers | None" = None,
-    ) -> None:
-        super().__init__(**_keywords(locals()))
 
 
 class TverskyLoss(_RegionLoss):
@@ -420,8 +411,9 @@ class FocalLoss(_ModeLoss):
                 for x, y in _one_by_one(input, y_true)
             ]
             return losses[0] if self.mode == BINARY_MODE else self._mean_over_classes(torch.stack(losses))
-        weight = None if self.class_weights is None else self.class_weights.double()
-        weight = None if weight is None else weight / weight.mean()
+        weight = self.class_weights
+        if weight is not None:
+            weight = weight.double() / weight.double().mean()
         loss = self._loss(input, y_true, weight, _no_label_if_none(self.ignore_index), voxel_weight)
         return loss / input.shape[1] if self.reduction == "sum" else loss
 
