@@ -12,6 +12,7 @@ from torch import Tensor
 
 from segloss._labels import IgnoreIndex, LabelMap, _ignored_labels
 from segloss._upsample import Upsample
+from segloss.functional import _check_choice
 from segloss.metrics import confusion_matrix
 
 try:
@@ -79,7 +80,7 @@ class _Counts(Metric):
         self._ignored = () if ignore_index is None else _ignored_labels(name, ignore_index)
         self._options: dict[str, Any] = {
             "ignore_index": self._ignored,
-            # A tensor's labels as numbers, which are good on every device.
+            # A tensor would stay on its device when the metric moves, and a long one has a shortened repr (_add_sums).
             "label_map": dict(enumerate(label_map.tolist())) if isinstance(label_map, Tensor) else label_map,
             "dim": dim,
             "upsample": upsample,
@@ -168,10 +169,7 @@ class ConfusionMatrix(_Counts):
         self, num_classes: int, *, normalize: Literal["true", "pred", "all", "none"] | None = None, **kwargs: Any
     ) -> None:
         super().__init__(num_classes, **kwargs)
-        if normalize not in (None, "none", "true", "pred", "all"):
-            raise ValueError(
-                f"ConfusionMatrix: expected normalize to be None, 'none', 'true', 'pred' or 'all', got {normalize!r}"
-            )
+        _check_choice("ConfusionMatrix", "normalize", normalize, (None, "none", "true", "pred", "all"))
         self.normalize = normalize
         self._add_confmat()
 
@@ -209,11 +207,7 @@ class _Score(_Counts):
         samplewise: bool = False,
     ) -> None:
         super().__init__(num_classes, **options)
-        if average not in ("micro", "macro", "weighted", "none", None):
-            raise ValueError(
-                f"{type(self).__name__}: expected average to be 'micro', 'macro', 'weighted', 'none' or None, got "
-                f"{average!r}"
-            )
+        _check_choice(type(self).__name__, "average", average, ("micro", "macro", "weighted", "none", None))
         self.average = average
         self.include_background = background
         self._samplewise = samplewise
@@ -309,7 +303,12 @@ class Accuracy(_Score):
         return super().compute().nan_to_num(0)
 
 
-class JaccardIndex(_Score):
+class _IntersectionOverUnion(_Score):
+    def _terms(self, tp: Tensor, predicted: Tensor, actual: Tensor) -> tuple[Tensor, Tensor]:
+        return tp, predicted + actual - tp
+
+
+class JaccardIndex(_IntersectionOverUnion):
     """Jaccard index, intersection over union (IoU), over all batches.
 
     With the true positives TP, false positives FP and false negatives FN of a class over the voxels of all batches that
@@ -357,9 +356,6 @@ class JaccardIndex(_Score):
     ) -> None:
         super().__init__(num_classes, kwargs, average=average, background=include_background)
         self.zero_division = zero_division
-
-    def _terms(self, tp: Tensor, predicted: Tensor, actual: Tensor) -> tuple[Tensor, Tensor]:
-        return tp, predicted + actual - tp
 
     def compute(self) -> Tensor:
         """The score of all batches since the last reset."""
@@ -421,10 +417,7 @@ class DiceScore(_Score):
         include_background: bool = True,
         **kwargs: Any,
     ) -> None:
-        if aggregation_level not in ("samplewise", "global"):
-            raise ValueError(
-                f"DiceScore: expected aggregation_level to be 'samplewise' or 'global', got {aggregation_level!r}"
-            )
+        _check_choice("DiceScore", "aggregation_level", aggregation_level, ("samplewise", "global"))
         samplewise = aggregation_level == "samplewise"
         super().__init__(num_classes, kwargs, average=average, background=include_background, samplewise=samplewise)
         self.aggregation_level = aggregation_level
@@ -433,7 +426,7 @@ class DiceScore(_Score):
         return 2 * tp, predicted + actual
 
 
-class MeanIoU(_Score):
+class MeanIoU(_IntersectionOverUnion):
     """Intersection over union (IoU) of each sample and class, averaged.
 
     With the true positives TP, false positives FP and false negatives FN of a class in a sample over the voxels that
@@ -482,9 +475,6 @@ class MeanIoU(_Score):
             num_classes, kwargs, average="none", background=include_background, ignored=per_class, samplewise=True
         )
         self.per_class = per_class
-
-    def _terms(self, tp: Tensor, predicted: Tensor, actual: Tensor) -> tuple[Tensor, Tensor]:
-        return tp, predicted + actual - tp
 
     def compute(self) -> Tensor:
         """The score of all batches since the last reset."""
