@@ -256,15 +256,15 @@ class TopKLoss(segloss.TopKLoss):
 
 
 class _DiceAnd(nn.Module):
-    """weight_ce * ce + weight_dice * dc, each of them a loss of this module."""
+    """weight_ce * ce + weight_dice * dc."""
 
     dc: MemoryEfficientSoftDiceLoss
     ce: "RobustCrossEntropyLoss | TopKLoss | segloss.BCEWithLogitsLoss"
 
-    def __init__(self, dc: nn.Module, ce: nn.Module, weight_ce: float, weight_dice: float) -> None:
+    def __init__(self, dc: MemoryEfficientSoftDiceLoss, ce: Any, weight_ce: float, weight_dice: float) -> None:
         super().__init__()
         self.weight_dice, self.weight_ce = weight_dice, weight_ce
-        self.dc, self.ce = dc, ce  # type: ignore[assignment]
+        self.dc, self.ce = dc, ce
 
     def _value(self, x: Tensor, y: Tensor, voxel_weight: Tensor | None = None, factor: int = 1) -> Tensor:
         """The sum of the terms; `factor` multiplies the second. A term of weight 0 is left out, as in nnU-Net."""
