@@ -1,30 +1,16 @@
 """The examples of regions, of ids, of partial labels, of small logits and of an export run, and give what they say."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 import torch
+from example_scripts import load_example
 
 import segloss
 
 pytestmark = pytest.mark.cpu_only
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
-
-
-def example(name, monkeypatch):
-    monkeypatch.syspath_prepend(str(EXAMPLES))  # as where a script runs
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, name, module)  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
 
 def test_regions_of_brats(monkeypatch, capsys):
-    brats = example("brats_regions", monkeypatch)
+    brats = load_example("brats_regions", monkeypatch)
     losses, scores = brats.train(steps=6)
     assert losses[-1] < losses[0]
     assert scores.shape == (3,)
@@ -34,7 +20,7 @@ def test_regions_of_brats(monkeypatch, capsys):
 
 
 def test_the_volumes_of_the_example_have_the_labels_of_brats(monkeypatch):
-    brats = example("brats_regions", monkeypatch)
+    brats = load_example("brats_regions", monkeypatch)
     _, labels = brats.volumes(2, torch.Generator().manual_seed(0))
     assert labels.unique().tolist() == [0, 1, 2, 4]
     masks = [torch.isin(labels[:, 0], torch.tensor(values)) for values in ((1, 2, 4), (1, 4), (4,))]
@@ -45,7 +31,7 @@ def test_the_volumes_of_the_example_have_the_labels_of_brats(monkeypatch):
 
 
 def test_ids_of_cityscapes(monkeypatch, capsys):
-    cityscapes = example("cityscapes_ids", monkeypatch)
+    cityscapes = load_example("cityscapes_ids", monkeypatch)
     losses, score = cityscapes.train(steps=10)
     assert losses[-1] < losses[0]
     assert 0 < score < 1
@@ -54,7 +40,7 @@ def test_ids_of_cityscapes(monkeypatch, capsys):
 
 
 def test_the_table_of_the_example_is_that_of_cityscapes(monkeypatch):
-    cityscapes = example("cityscapes_ids", monkeypatch)
+    cityscapes = load_example("cityscapes_ids", monkeypatch)
     assert [label for label, c in cityscapes.LABEL_MAP.items() if c is None] == [
         *range(7), 9, 10, 14, 15, 16, 18, 29, 30
     ]  # fmt: skip
@@ -63,7 +49,7 @@ def test_the_table_of_the_example_is_that_of_cityscapes(monkeypatch):
 
 def test_two_partially_labelled_data_sets(monkeypatch, capsys):
     pytest.importorskip("nilearn")
-    partial = example("partial_labels", monkeypatch)
+    partial = load_example("partial_labels", monkeypatch)
     settings = partial.Settings(batch=2, patch=16)
     left, _, _ = partial.load_hemispheres()
     _, labels, data_set = partial.batch_of_both(left, settings, torch.Generator().manual_seed(0))
@@ -76,14 +62,14 @@ def test_two_partially_labelled_data_sets(monkeypatch, capsys):
 
 
 def test_a_quarter_of_the_labels_resolution_with_and_without_interpolation(monkeypatch, capsys):
-    before, after = example("segformer", monkeypatch).main(["--steps", "3"])
+    before, after = load_example("segformer", monkeypatch).main(["--steps", "3"])
     assert after == pytest.approx(before, rel=1e-5)
     printed = capsys.readouterr().out.splitlines()
     assert [line[:28].strip() for line in printed[-2:]] == ["interpolate, cross entropy", "upsample='bilinear'"]
 
 
 def test_an_exported_prediction_is_the_argmax_of_resampled_logits(monkeypatch, capsys):
-    export = example("export", monkeypatch)
+    export = load_example("export", monkeypatch)
     for share, distance in export.main([]).values():
         assert share < 1e-5
         assert distance < 1e-5

@@ -3,7 +3,6 @@
 import inspect
 import pickle
 import random
-import runpy
 import subprocess
 import sys
 import warnings
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from example_scripts import load_example
 from tolerances import assert_close
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -58,11 +58,6 @@ VALUES = {
 }
 HAVE_WEIGHT = {"DiceLoss", "MaskedDiceLoss", "FocalLoss", "DiceCELoss", "DiceFocalLoss", "GeneralizedDiceFocalLoss"}
 HAVE_IGNORE_INDEX = {"DiceLoss", "TverskyLoss", "FocalLoss"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread(num_threads):
-    num_threads(1)  # for tensors this small threads wait for each other only
 
 
 class Draw:
@@ -697,9 +692,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.cpu_only
-def test_a_script_of_monai_changes_one_import():
+def test_a_script_of_monai_changes_one_import(monkeypatch):
     """The example has MONAI's losses before and after; the documentation shows its two imports."""
-    before, after = runpy.run_path(str(ROOT / "examples/monai_unet.py"))["main"](["--steps", "3", "--size", "16"])
+    before, after = load_example("monai_unet", monkeypatch).main(["--steps", "3", "--size", "16"])
     assert len(before) == 3
     assert_close(torch.tensor(after), torch.tensor(before), torch.float32)
     imports = [

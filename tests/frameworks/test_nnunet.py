@@ -1,7 +1,7 @@
 """segloss.nnunet against nnunetv2 itself: its losses, values and gradients, and its trainer, step by step."""
 
 import copy
-import importlib.util
+import importlib
 import inspect
 import json
 import multiprocessing
@@ -14,7 +14,6 @@ from datetime import timedelta
 from functools import partial
 from itertools import product
 from multiprocessing.pool import ThreadPool
-from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -23,6 +22,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from example_scripts import load_example
 from tolerances import assert_close
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -52,11 +52,6 @@ SHAPE, CLASSES, IGNORED = (2, 7, 6), 4, 9
 WEIGHT = torch.tensor([0.3, 1.0, 2.5, 0.7])
 OF_TRAINER = {"batch_dice": False, "do_bg": False, "smooth": 1e-5, "ddp": False}
 OVER_BATCH = {"batch_dice": True, "do_bg": False, "smooth": 0, "ddp": False}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(num_threads):
-    num_threads(1)  # the tensors are tiny
 
 
 # ---- data, and the comparison ----------------------------------------------------------------------------------------
@@ -730,12 +725,8 @@ def test_without_smoothing_a_class_without_a_voxel_has_a_dice_of_0():
 # ---- the example -----------------------------------------------------------------------------------------------------
 
 
-def test_a_script_of_nnunet_changes_one_import(capsys):
-    path = Path(__file__).parents[2] / "examples" / "nnunet_loss.py"
-    spec = importlib.util.spec_from_file_location("nnunet_loss", path)
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
-    before, after = example.main(["--steps", "3"])
+def test_a_script_of_nnunet_changes_one_import(capsys, monkeypatch):
+    before, after = load_example("nnunet_loss", monkeypatch).main(["--steps", "3"])
     assert after == pytest.approx(before, rel=1e-5)
     assert [line.split(" loss ")[0].strip() for line in capsys.readouterr().out.splitlines()] == [
         "nnunetv2",

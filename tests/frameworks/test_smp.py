@@ -9,11 +9,11 @@ import importlib.util
 import inspect
 import pickle
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from example_scripts import load_example
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from tolerances import assert_close
@@ -28,17 +28,8 @@ if importlib.util.find_spec("segmentation_models_pytorch") is None:
 
 pytestmark = pytest.mark.cpu_only
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "smp_unet.py"
-
-
-def load_example():
-    spec = importlib.util.spec_from_file_location("smp_unet", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-theirs = load_example().losses_of_smp()
+with pytest.MonkeyPatch.context() as patch:
+    theirs = load_example("smp_unet", patch).losses_of_smp()
 
 MODES = [ours.BINARY_MODE, ours.MULTICLASS_MODE, ours.MULTILABEL_MODE]
 REGION_LOSSES = ["DiceLoss", "JaccardLoss", "TverskyLoss"]
@@ -534,8 +525,8 @@ def test_a_dictionary_in_place_of_logits_is_an_error(name):
 # ---- the example ----
 
 
-def test_a_script_of_smp_changes_one_import(capsys):
+def test_a_script_of_smp_changes_one_import(capsys, monkeypatch):
     """SMP adds up its differences of probabilities and targets in float32."""
-    before, after = load_example().main(["--steps", "3"])
+    before, after = load_example("smp_unet", monkeypatch).main(["--steps", "3"])
     assert after == pytest.approx(before, rel=2e-4)
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["SMP", "segloss.smp"]

@@ -2,7 +2,6 @@
 
 import copy
 import importlib
-import importlib.util
 import pickle
 import sys
 from datetime import timedelta
@@ -12,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from example_scripts import load_example
 from tolerances import assert_close
 
 pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
@@ -636,16 +636,11 @@ def test_each_rank_gets_the_score_of_all_ranks(name, ranks):
 
 # ---- in Lightning ----------------------------------------------------------------------------------------------------
 
-EXAMPLE = Path(__file__).parent.parent.parent / "examples" / "lightning_module.py"
-
 
 @pytest.fixture
 def example(monkeypatch):
     pytest.importorskip("lightning", reason="lightning is not installed")
-    spec = importlib.util.spec_from_file_location("lightning_module", EXAMPLE)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "lightning_module", module)
-    spec.loader.exec_module(module)
+    module = load_example("lightning_module", monkeypatch)
     monkeypatch.setattr(module, "SIZE", 12)
     return module
 

@@ -1,15 +1,14 @@
 """segloss.transformers beside transformers itself: tiny models of random weights, and real runs of Trainer."""
 
 import copy
-import importlib.util
 import re
-import sys
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from example_scripts import load_example
 from tolerances import RTOL, assert_close
 from torch import nn
 
@@ -103,12 +102,6 @@ def assert_close_as_a_whole(actual, expected):
     """Gradients, of which many are too small to be exact by themselves."""
     assert actual.shape == expected.shape
     assert (actual - expected).norm() < RTOL[torch.float32] * expected.norm()
-
-
-@pytest.fixture(autouse=True)
-def _one_thread(num_threads):
-    """Networks as small as these are no faster with more, and wait for them where others use the machine."""
-    num_threads(1)
 
 
 # ---- values and gradients --------------------------------------------------------------------------------------------
@@ -438,19 +431,8 @@ def test_a_model_can_be_copied_between_its_forward_pass_and_the_loss():
 # ---- the example and the page ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def example(monkeypatch):
-    folder = ROOT / "examples"
-    monkeypatch.syspath_prepend(str(folder))  # as where a script runs
-    spec = importlib.util.spec_from_file_location("hf_trainer", folder / "hf_trainer.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    sys.modules.pop("segformer", None)
-
-
-def test_a_script_of_transformers_adds_one_argument(example, capsys):
-    before, after = example.main(["--steps", "3"])
+def test_a_script_of_transformers_adds_one_argument(capsys, monkeypatch):
+    before, after = load_example("hf_trainer", monkeypatch).main(["--steps", "3"])
     assert len(before) == 3
     assert after == pytest.approx(before, rel=1e-5)
     assert [line[:17].strip() for line in capsys.readouterr().out.splitlines()] == ["the model's loss", "segloss"]
