@@ -118,8 +118,8 @@ $(VENV)/.installed: requirements-dev.txt
 $(VENV)/.peers: $(VENV)/.installed
 	-@$(PIP) --no-deps segmentation-models-pytorch==0.6.0 && touch $@
 
-# The packages in the second line would bring torchvision, for parts of theirs that no test uses, and with it a torch of
-# several gigabytes.
+# The packages without their dependencies would bring torchvision, for parts of theirs that no test uses, and with it a
+# torch of several gigabytes.
 $(FRAMEWORKS)/.installed: requirements-frameworks.txt $(VENV)/.installed
 	@echo "Setting up $(FRAMEWORKS): one to two minutes"
 	@$(PYTHON) -m venv $(FRAMEWORKS)

@@ -4,7 +4,7 @@
     python examples/hf_trainer.py              # a few steps both ways: one minute on two cores
     python examples/hf_trainer.py --steps 2    # does it run at all?
 
-Before and after differ by one argument of Trainer. The losses of each step, which are printed, are the same.
+Before and after differ by one argument of Trainer. It prints the losses of each step, which are the same.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     python examples/lightning_module.py --steps 2     # does it run at all?
 
 Before: cross entropy and Dice by hand, and three metrics that each make label maps of the logits. After: one loss, and
-metrics that count together. Losses and scores are the same; printed are both, and the seconds that they took.
+metrics that count together. Losses and scores are the same; it prints both, and the seconds that they took.
 """
 
 from __future__ import annotations

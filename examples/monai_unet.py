@@ -5,7 +5,7 @@
     python examples/monai_unet.py --steps 2     # does it run at all?
 
 The script is as MONAI's users write them: dictionaries and transforms, so that images and labels are MetaTensors, a
-U-Net, and deep supervision. The volumes are made here: nested balls in noise. Printed are the losses and their time.
+U-Net, and deep supervision. The volumes are made here: nested balls in noise. It prints the losses and their time.
 """
 
 import argparse

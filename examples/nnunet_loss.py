@@ -4,7 +4,7 @@
     python examples/nnunet_loss.py             # a few steps both ways: half a minute on two cores
     python examples/nnunet_loss.py --steps 2   # does it run at all?
 
-A 3-D U-Net with deep supervision finds balls in noise; a tenth of the voxels are unlabelled. Printed are the losses,
+A 3-D U-Net with deep supervision finds balls in noise; a tenth of the voxels are unlabelled. It prints the losses,
 which are the same, and the time that the loss and its gradient take.
 """
 

@@ -5,7 +5,7 @@
     python examples/smp_unet.py --steps 2      # does it run at all?
 
 Before: ``from segmentation_models_pytorch import losses``. After: ``from segloss import smp as losses``. Nothing else
-changes: the losses are the same numbers, up to the rounding of SMP's float32 sums. Printed are those of both, and the
+changes: the losses are the same numbers, up to the rounding of SMP's float32 sums. It prints those of both, and the
 time of a loss and its gradient.
 """
 

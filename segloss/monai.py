@@ -4,16 +4,16 @@
 
 Parameters, values, gradients, shapes of results, and the names of buffers are MONAI's. MONAI itself is not imported.
 
-More than in MONAI: labels may be ``[N, *]`` or ``[N, 1, *]``, of any integer dtype, whatever ``to_onehot_y`` says; the
+Beyond MONAI, labels may be ``[N, *]`` or ``[N, 1, *]``, of any integer dtype, whatever ``to_onehot_y`` says; the
 weights of ``DiceCELoss`` may be a list; ``torch.compile(fullgraph=True)`` works.
 
 What differs:
 
-* What has no kernel is a ValueError that names MONAI's class: ``other_act``, and in the focal losses masks that are not
-  of 0 and 1. A focal loss of a softmax over one class, which is 1 whatever the logits are, is an error, too.
+* ``other_act``, and masks with values other than 0 and 1 in the focal losses, have no kernel. The ValueError names the
+  class of MONAI to keep. A focal loss of a softmax over one class, which is always 1, is an error, too.
 * Values are checked: labels are classes, a target ``[N, C, *]`` lies in [0, 1], and so does the input if there is
   neither ``sigmoid`` nor ``softmax``. MONAI computes a number from any.
-* Of a term 0 / 0 (``smooth_nr=0, smooth_dr=0``) MONAI makes nan, segloss 0.
+* A term 0 / 0 (``smooth_nr=0, smooth_dr=0``) is nan in MONAI, 0 here.
 * Results have input's dtype, float32 for half types. MONAI casts float64 to float32 in focal losses and deep
   supervision.
 * A MetaTensor is read as the tensor that it is, and the loss is a plain tensor. ``torch.compile`` reads it outside its
@@ -695,7 +695,7 @@ class FocalLoss(_ClassLoss):
 
 
 def _labels_above_0(masks: Tensor) -> Tensor:
-    """Labels [N, 1, *] of masks of 0 and 1: a class's number and one, 0 where there is none."""
+    """Labels [N, 1, *] of masks of 0 and 1: c + 1 for class c, 0 for a voxel without a class."""
     without_class = (masks == 0).all(1, keepdim=True).to(masks.dtype)
     advice = "Keep monai.losses.FocalLoss for several classes in a voxel"
     one_hot = torch.cat([without_class, masks], 1)

@@ -155,8 +155,8 @@ class SoftDiceLoss(MemoryEfficientSoftDiceLoss):
 class RobustCrossEntropyLoss(segloss.CrossEntropyLoss):
     """Cross entropy of labels, with the keywords and values of nnU-Net's ``RobustCrossEntropyLoss``.
 
-    ``segloss.CrossEntropyLoss`` itself, which does not mind what nnU-Net's is robust against: a channel of the labels,
-    and labels in floating point. Its formula is that of ``segloss.cross_entropy``.
+    This is ``segloss.CrossEntropyLoss``, which takes labels with a channel and labels in floating point anyway. Its
+    formula is that of ``segloss.cross_entropy``.
 
     Args:
         others: as in ``segloss.cross_entropy``.
@@ -609,7 +609,7 @@ def _dice_of(
 
 
 def _cross_entropy_of(ce_class: type, options: Mapping[str, Any], ignore_label: int | None) -> Any:
-    """Without a label to ignore none is ignored, as in the Dice, unless the options name one."""
+    """A cross entropy that ignores the label, or else the label in the options, or else none, as the Dice."""
     if ignore_label is None:
         return ce_class(**{"ignore_index": (), **options})
     return ce_class(**{**options, "ignore_index": ignore_label})

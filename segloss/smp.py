@@ -91,7 +91,7 @@ class _ModeLoss(_SMPLoss):
         self._store("class_weights", class_weights, torch.float32)
 
     def _store(self, name: str, values: "Numbers | None", dtype: torch.dtype) -> None:
-        """Stores what a binary loss does not have. As in SMP, it is not in the state_dict."""
+        """Stores a tensor that a binary loss does not take. As in SMP, it is not in the state_dict."""
         if values is not None and self.mode == BINARY_MODE:
             raise ValueError(f"{type(self).__name__}: expected no {name} with mode='binary', got {values!r}")
         tensor = None if values is None else torch.as_tensor(values, dtype=dtype)
@@ -203,8 +203,8 @@ class DiceLoss(_FixedWeightsLoss):
         log_loss: whether a term is ``-log(max(score, eps))``. Default: False.
         from_logits: whether y_pred holds logits; else probabilities, each in [0, 1]. Default: True.
         smooth: added to numerator and denominator. Default: 0.
-        ignore_index: label of the voxels to ignore; in masks of several classes what holds it is ignored in its class
-            alone. Default: None, every voxel counts.
+        ignore_index: label of the voxels to ignore. In masks of several classes, a voxel is ignored in the classes
+            whose masks hold it. Default: None, every voxel counts.
         eps: the least denominator. Default: 1e-7.
         class_weights: a weight for each class, which need not be normalized. Default: None, every weight is 1.
 
@@ -336,8 +336,9 @@ class FocalLoss(_ModeLoss):
         from_logits: whether y_pred holds logits; else probabilities. These are clamped to [eps, 1 - eps]; their logit,
             of a multiclass loss their logarithm, takes the place of x. Default: True.
         eps: the least probability, without ``from_logits``. Default: 1e-7.
-        reduction: ``"mean"`` or ``"sum"`` over the voxels, or ``"none"``: of a binary loss the losses of the voxels
-            that count, one after the other; else as ``"mean"``, and not with ``class_weights``. None is ``"none"``.
+        reduction: ``"mean"`` or ``"sum"`` over the voxels, or ``"none"``, or None, which is the same. With ``"none"`` a
+            binary loss returns the losses of the voxels that count, one after the other. Losses of other modes return
+            the mean, and take no ``class_weights``.
         normalized, reduced_threshold: must have their defaults: keep SMP's class for others.
         class_weights: a weight for each class, which need not be normalized. Default: None, every weight is 1.
 
@@ -351,12 +352,11 @@ class FocalLoss(_ModeLoss):
     Raises:
         ValueError: an option has a value that it must not have.
         TypeError, IndexError, ValueError, RuntimeError: as ``segloss.smp.DiceLoss`` and ``segloss.focal_loss``. A
-            RuntimeError also for a floating mask with other values than 0 and 1, of which SMP's formula makes something
-            else.
+            RuntimeError also for a floating mask with other values than 0 and 1, for which SMP's formula is another.
 
     Equivalent to:
         ``segmentation_models_pytorch.losses.FocalLoss``, which raises an IndexError for ``ignore_index`` with
-        ``mode="multilabel"``. Here what holds it is ignored in its class alone.
+        ``mode="multilabel"``. Here a voxel is ignored in the classes whose masks hold it.
 
     Example:
         >>> import segloss.smp, torch
@@ -402,7 +402,7 @@ class FocalLoss(_ModeLoss):
         """The loss of the batch; see the class."""
         input = self._logits(self._channels(y_pred, y_true))
         if self.mode != MULTICLASS_MODE and y_true.is_floating_point():
-            # Checks that the masks hold 0 and 1: of values between them, SMP's formula makes something else.
+            # Checks that the masks hold 0 and 1: for values between them SMP's formula is another.
             ignore_index = _no_label_if_none(self.ignore_index)
             functional._total_weight("FocalLoss", y_true.detach(), None, None, 2, ignore_index, None)
         if self._ignores_by_channel(y_true):
@@ -531,11 +531,11 @@ class SoftBCEWithLogitsLoss(_SMPLoss):
         loss = weight * (pos_weight * g * -log(p) + (1 - g) * -log(1 - p))
 
     Args:
-        weight: a weight for each class, ``[C]``, or of a shape that broadcasts to y_pred's. In torch and SMP one of one
-            dimension belongs to the last dimension of y_pred; so it does here where it fits there. Default: None, every
+        weight: a weight for each class, ``[C]``, or of a shape that broadcasts to y_pred's. As in torch and SMP, a
+            weight of one dimension belongs to the last dimension of y_pred if it has that length. Default: None, every
             weight is 1. It is a buffer and moves with the module.
-        ignore_index: what marks the voxels to ignore; in masks of several classes what holds it is ignored in its class
-            alone; None: every voxel counts. Default: -100.
+        ignore_index: label of the voxels to ignore. In masks of several classes, a voxel is ignored in the classes
+            whose masks hold it. None: every voxel counts. Default: -100.
         reduction: ``"mean"`` divides by the number of all voxels and classes, of ignored ones, too (with voxel weights
             by their sum times C), ``"sum"`` adds, ``"none"`` returns each loss. Default: ``"mean"``.
         smooth_factor: s in the formula, in [0, 0.5]. Default: None, 0.
@@ -650,8 +650,8 @@ def _one_by_one(input: Tensor, target: Tensor) -> Iterator[tuple[Tensor, Tensor]
 
 
 def _left_out(target: Tensor, ignore_index: int | None, voxel_weight: Tensor | None) -> tuple[int, Tensor | None]:
-    """What leaves voxels of a mask out: the value that marks them, or, where segloss takes no such value, in floating
-    masks or of 0 and 1, weights of 0."""
+    """The ignore_index and voxel weights that leave voxels of a mask out. segloss takes no ignore_index in floating
+    masks, nor 0 or 1 in any: there the voxels have a weight of 0."""
     if ignore_index is None or (not target.is_floating_point() and ignore_index not in (0, 1)):
         return _no_label_if_none(ignore_index), voxel_weight
     counts = target != ignore_index
@@ -668,8 +668,8 @@ def _one_share(input: Tensor, shape: torch.Size, dim: int, voxel_weight: Tensor 
 
 
 def _aligned(weight: Tensor | None, shape: torch.Size) -> Tensor | None:
-    """A weight in float64 with the dimensions of the logits. One of one dimension belongs to the last one, as in torch,
-    or to the classes if it does not fit there."""
+    """A weight in float64 with the dimensions of the logits. A weight of one dimension belongs to the last of them, as
+    in torch, or to the classes if it has another length."""
     if weight is None:
         return None
     is_of_classes = weight.dim() == 1 and len(weight) not in (1, shape[-1])

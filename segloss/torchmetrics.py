@@ -1,7 +1,7 @@
 """Metrics of torchmetrics, 1.9, that count with segloss: for a ``MetricCollection``, several ranks, and Lightning.
 
-Classes, keywords and values are those of torchmetrics; the file imports it, and ``import segloss`` does not import this
-file. Logits and labels are counted as they come, in one walk.
+Classes, keywords and values are those of torchmetrics. This module imports it; ``import segloss`` does not import this
+module. Logits and labels are counted as they come, in one walk.
 """
 
 import zlib

@@ -126,7 +126,7 @@ class SemanticSegmentationLoss(nn.Module):
         return self.__dict__ | {"_auxiliary_logits": None}
 
     def _taken_auxiliary_logits(self) -> list[Tensor]:
-        """Each once: those of an earlier call would be those of other labels."""
+        """The logits of the last forward pass, once: in a later call they would meet the labels of another batch."""
         if not self._has_auxiliary_head:
             return []
         logits, self._auxiliary_logits = self._auxiliary_logits, None
@@ -140,7 +140,7 @@ class SemanticSegmentationLoss(nn.Module):
 
 
 class _Tied(torch.autograd.Function):
-    """The logits; in the graph behind them are the auxiliary ones, too, with no gradient from here."""
+    """The logits, with a graph that also leads to the auxiliary ones, and brings them no gradient."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, auxiliary_logits: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ class _Tied(torch.autograd.Function):
 
 def _own_loss(config: Any) -> nn.Module:
     """The loss of the model itself, which also ignores what Trainer does not count."""
-    ignored = getattr(config, "semantic_loss_ignore_index", None)  # UperNet calls it otherwise
+    ignored = getattr(config, "semantic_loss_ignore_index", None)  # UperNet: loss_ignore_index
     ignore_index = (config.loss_ignore_index if ignored is None else ignored, _NOT_AN_ITEM)
     if config.num_labels == 1:
         return BCEWithLogitsLoss(ignore_index=ignore_index, regions=[(1,)])

@@ -1,6 +1,6 @@
 """The lines of docs/coming-from/others.md against Ultralytics, MMSegmentation and timm, and Detectron2's own two lines.
 
-Of each package only the modules of its losses are imported, without what the package itself would import first.
+Only the modules of the losses are imported, without what the package itself would import first.
 """
 
 import importlib
