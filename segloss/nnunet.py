@@ -255,7 +255,7 @@ class TopKLoss(segloss.TopKLoss):
         return (total / num_kept).to(losses.dtype)
 
 
-class _DiceAnd(nn.Module):
+class _CompoundLoss(nn.Module):
     """weight_ce * ce + weight_dice * dc."""
 
     dc: MemoryEfficientSoftDiceLoss
@@ -297,7 +297,7 @@ class _DiceAnd(nn.Module):
         return f"weight_ce={self.weight_ce}, weight_dice={self.weight_dice}"
 
 
-class DC_and_CE_loss(_DiceAnd):
+class DC_and_CE_loss(_CompoundLoss):
     """Dice and cross entropy of labels, with the keywords and values of nnU-Net's ``DC_and_CE_loss``.
 
     With the losses ``segloss.nnunet.RobustCrossEntropyLoss`` and ``dice_class``, over the voxels whose label is not
@@ -360,7 +360,7 @@ class DC_and_CE_loss(_DiceAnd):
         return self._value(net_output, _labels("DC_and_CE_loss", net_output, target))
 
 
-class DC_and_BCE_loss(_DiceAnd):
+class DC_and_BCE_loss(_CompoundLoss):
     """Dice and binary cross entropy of regions, with the keywords and values of nnU-Net's ``DC_and_BCE_loss``.
 
     With ``segloss.BCEWithLogitsLoss`` and ``dice_class``, over the voxels that count::
@@ -453,7 +453,7 @@ class DC_and_BCE_loss(_DiceAnd):
         return self._value(net_output, target, voxel_weight, factor=net_output.shape[1] if self.ignores else 1)
 
 
-class DC_and_topk_loss(_DiceAnd):
+class DC_and_topk_loss(_CompoundLoss):
     """Dice and the largest cross entropies, with the keywords and values of nnU-Net's ``DC_and_topk_loss``.
 
     With ``segloss.nnunet.TopKLoss``, which counts ignored voxels as losses of 0, and ``segloss.nnunet.SoftDiceLoss``::
