@@ -37,7 +37,7 @@ UNSANITIZED := $(patsubst %,--ignore=tests/test_%.py,kernels cuda_kernels compil
 UNSANITIZED += -k "not peak_memory and not beside_that_of_the_logits and not loads_no_library \
 	and not another_instruction_set and not stack_of_a_small_thread"
 
-.PHONY: demo test test-fast test-isas test-arm test-torch test-torches fuzz sanitize lint docs bench bench-full wheel test-wheel clean
+.PHONY: demo test test-fast test-frameworks test-isas test-arm test-torch test-torches fuzz sanitize lint docs bench bench-full wheel test-wheel clean
 
 demo: $(VENV)/.built
 	$(BIN)/python examples/mni152.py
@@ -49,7 +49,7 @@ test: $(VENV)/.built
 test-fast: $(VENV)/.built
 	$(PYTEST) $(SLOW:%=--ignore=tests/test_%.py)
 
-# Scripts of MONAI, nnU-Net, SMP, torchmetrics, Lightning and transformers, before and after.
+# Scripts of MONAI, nnU-Net, SMP, torchmetrics, Lightning and transformers, before and after; lines for some others.
 test-frameworks: $(VENV)/.built $(FRAMEWORKS)/.installed
 	$(call PYTEST_IN,$(FRAMEWORKS)) $(or $(TESTS),tests/frameworks)
 

@@ -343,7 +343,7 @@ def test_the_mean_f1_score_counts_the_ignored_class_as_0():
     assert_close(mine * 3, theirs * 4)  # the classes 1 to 3 occur
 
 
-def test_label_maps_of_two_dimensions_are_samples_of_which_torchmetrics_mean_iou_makes_one():
+def test_label_maps_of_two_dimensions_are_several_samples_and_one_in_torchmetrics():
     predicted, labels = torch.randint(3, (4, 20)), torch.randint(3, (4, 20))
     peer = segmentation.MeanIoU(3, input_format="index")
     assert_close(ours.MeanIoU(3)(predicted[None], labels[None]), peer(predicted, labels))

@@ -153,7 +153,7 @@ def test_a_model_may_return_a_tuple():
     assert_close(loss, model(images, labels=labels).loss)
 
 
-def test_of_one_channel_transformers_divides_by_the_ignored_voxels_too():
+def test_transformers_divides_by_the_ignored_voxels_too_with_one_channel():
     model, (images, labels) = model_of("Segformer", num_labels=1), batch()
     labels = labels.eq(1).long().masked_fill(labels == 255, 255)
     of_transformers = model(images, labels=labels).loss
@@ -162,7 +162,7 @@ def test_of_one_channel_transformers_divides_by_the_ignored_voxels_too():
     assert_close(of_transformers, loss * (labels != 255).float().mean())
 
 
-def test_of_one_channel_minus_100_is_ignored_as_well():
+def test_minus_100_is_ignored_as_well_with_one_channel():
     model, (images, labels) = model_of("Segformer", num_labels=1), batch(unlabelled=-100)
     labels = labels.eq(1).long().masked_fill(labels == -100, -100)
     loss = SemanticSegmentationLoss(model)(model(images), labels)
