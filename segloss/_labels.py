@@ -59,6 +59,8 @@ def read_labels(
     num_channels = _num_classes(input, dim)
     if not isinstance(target, Tensor) or (label_sets is not None and num_channels is None):
         return NO_LABEL, None  # the caller raises the error
+    if needs_no_table and num_channels == 1 and activation != "softmax" and not target.is_floating_point():
+        regions = ((1,),)  # the one channel is the foreground's, as without a table
     meaning = _Meaning(ignored, occurring, None, num_channels)
     if regions is not None:
         meaning = meaning._replace(regions=_label_sets.checked_regions(op, regions, num_channels))

@@ -5,7 +5,7 @@ import reprlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ Reduction = Literal["mean", "sum", "none"]
 Empty = Literal["nan", "zero"]
 Activation = Literal["softmax", "sigmoid"]
 ClassWeight: TypeAlias = Tensor | Sequence[float]
+_Given = TypeVar("_Given", Tensor, Tensor | None)
 
 _binary_cross_entropy: Callable[..., tuple[Tensor, Tensor]] = torch.ops.segloss.binary_cross_entropy.default
 _cross_entropy: Callable[..., Tensor] = torch.ops.segloss.cross_entropy.default
@@ -88,7 +89,7 @@ def cross_entropy(
             * class labels ``[N, *]`` or ``[N, 1, *]``: any integer dtype, bool, or floating with integral values;
             * class probabilities, floating, of input's shape, each in [0, 1];
             * exact one-hot labels, integer, of input's shape.
-        weight: a weight for each class, ``[C]``, a tensor of any floating dtype or a sequence of numbers. Default:
+        weight: a weight for each class, ``[C]``, a tensor of any floating dtype or a list of numbers. Default:
             None, every weight is 1.
         size_average: deprecated, use ``reduction``.
         ignore_index: label of the voxels to ignore, or a sequence of labels, as they are in target; they add nothing to
@@ -168,7 +169,7 @@ def cross_entropy(
         * ``segloss.total_weight``: the denominator of the mean
     """
     op = "cross_entropy"
-    input, target = _plain(input), _plain(target)
+    input, target, voxel_weight = _plain(input), _plain(target), _plain(voxel_weight)
     weight = _of_classes(weight, input)
     of_labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
     ignore_index, label_table = read_labels(op, input, target, dim, of_labels, "softmax")
@@ -250,7 +251,7 @@ def nll_loss(
         * ``segloss.cross_entropy``: for logits
     """
     op = "nll_loss"
-    input, target = _plain(input), _plain(target)
+    input, target, voxel_weight = _plain(input), _plain(target), _plain(voxel_weight)
     weight = _of_classes(weight, input)
     of_labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
     ignore_index, label_table = read_labels(op, input, target, dim, of_labels, "softmax")
@@ -355,7 +356,7 @@ def focal_loss(
         * ``segloss.dice_focal_loss``: with a Dice loss
     """
     op = "focal_loss"
-    input, target = _plain(input), _plain(target)
+    input, target, voxel_weight = _plain(input), _plain(target), _plain(voxel_weight)
     weight = _of_classes(weight, input)
     of_labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
     ignore_index, label_table = read_labels(op, input, target, dim, of_labels, activation)
@@ -425,7 +426,7 @@ def binary_cross_entropy_with_logits(
         target: a mask for each class, of input's shape, integer or bool of 0 and 1 or floating in [0, 1]; or class
             labels ``[N, *]`` or ``[N, 1, *]``, any integer dtype, bool, or floating with integral values. With one
             channel a map of 0 and 1 of any shape and dtype is the mask of the foreground.
-        weight: a weight for each class, ``[C]``, a tensor of any floating dtype or a sequence of numbers; or a tensor
+        weight: a weight for each class, ``[C]``, a tensor of any floating dtype or a list of numbers; or a tensor
             of a shape that broadcasts to input's, as ``[C, 1, 1]``, or input's own. Default: None, every weight is 1.
             ``[C]`` runs along ``dim``, also where torch would take it for the last dimension. Weights that vary from
             voxel to voxel take a slower path.
@@ -469,7 +470,7 @@ def binary_cross_entropy_with_logits(
         * ``segloss.dice_ce_loss``: with ``activation="sigmoid"`` it adds a Dice loss
     """
     op = "binary_cross_entropy_with_logits"
-    input, target = _plain(input), _plain(target)
+    input, target, voxel_weight = _plain(input), _plain(target), _plain(voxel_weight)
     weight = _of_classes(weight, input)
     pos_weight = _of_classes(pos_weight, input)
     ignore_index, label_table = read_labels(op, input, target, dim, LabelOptions(ignore_index, label_map, regions))
@@ -507,19 +508,21 @@ def binary_cross_entropy_with_logits(
     return _binary_loss(op, process_group, input, code, empty_zero, of_this_rank)
 
 
-def _plain(tensor: Tensor) -> Tensor:
+def _plain(tensor: _Given) -> _Given:
     """A MetaTensor of MONAI as the tensor that it is: torch.compile has no rules for it, and it is slow."""
     if type(tensor) is not Tensor and hasattr(tensor, "as_tensor"):
-        return tensor.as_tensor()  # type: ignore[no-any-return]
+        return tensor.as_tensor()  # type: ignore[union-attr,no-any-return]
     return tensor
 
 
-def _of_classes(values: object, like: object = None) -> Tensor | None:
-    """A sequence of numbers, one for each class, as a tensor where `like` is; a tensor or None as it is."""
+def _of_classes(values: Any, like: Any = None) -> Tensor | None:
+    """Numbers, one for each class, as a tensor where `like` is, with its digits; a tensor or None as it is."""
     if not isinstance(values, list | tuple) or not all(isinstance(value, _REAL) for value in values):
-        return values  # type: ignore[return-value]  # the caller raises the error for anything else
-    device = like.device if isinstance(like, Tensor) else None
-    return torch.tensor(values, dtype=torch.get_default_dtype(), device=device)
+        return _plain(values)  # type: ignore[no-any-return]  # the caller raises the error for anything else
+    is_tensor = isinstance(like, Tensor)
+    dtype = like.dtype if is_tensor and like.is_floating_point() else torch.get_default_dtype()
+    wide = torch.promote_types(dtype, torch.float32)
+    return torch.tensor(values, dtype=wide, device=like.device if is_tensor else None)
 
 
 def _by_class(op: str, name: str, weight: Tensor | None, shape: torch.Size, dim: int) -> Tensor | None:
@@ -668,7 +671,7 @@ def topk_loss(
         * ``segloss.focal_loss``: stresses hard voxels without dropping any
     """
     op = "topk_loss"
-    input, target = _plain(input), _plain(target)
+    input, target, voxel_weight = _plain(input), _plain(target), _plain(voxel_weight)
     weight = _of_classes(weight, input)
     of_labels = LabelOptions(ignore_index, label_map, regions, label_sets, label_set_index)
     ignore_index, label_table = read_labels(op, input, target, dim, of_labels, "softmax")
@@ -708,7 +711,7 @@ def total_weight(
 
     Args:
         target: class labels of any shape: any integer dtype, bool, or floating with integral values.
-        weight: a weight for each class, ``[C]``, a tensor of any floating dtype or a sequence of numbers. Default:
+        weight: a weight for each class, ``[C]``, a tensor of any floating dtype or a list of numbers. Default:
             None, every weight is 1, for labels up to 2**31 - 2.
         ignore_index: label of the voxels to ignore, or a sequence of labels, as they are in target.
         voxel_weight: a weight for each voxel, of target's shape. Default: None, every weight is 1.
@@ -740,7 +743,7 @@ def total_weight(
         * ``segloss.cross_entropy``, ``segloss.nll_loss``, ``segloss.focal_loss``: ``reduction="sum"`` is the numerator
     """
     op = "total_weight"
-    target = _plain(target)
+    target, voxel_weight = _plain(target), _plain(voxel_weight)
     weight = _of_classes(weight, target)
     ignore_index, label_table = read_labels(op, None, target, 0, LabelOptions(ignore_index, label_map))
     _check_tensor(op, "target", target)
@@ -921,7 +924,7 @@ def _advice_for(name: str, value: object) -> str:
     if isinstance(value, Mapping):
         names = [key for key, each in value.items() if isinstance(each, Tensor)]
         return f"Pass a tensor that is in it: {reprlib.repr(names)}"
-    if isinstance(value, list | tuple) and any(isinstance(each, Tensor) for each in value):
+    if name != "weight" and isinstance(value, list | tuple) and any(isinstance(each, Tensor) for each in value):
         several = ", or DeepSupervisionLoss where they are outputs of several resolutions"
         return f"Use torch.stack({name}) where its tensors are samples" + (several if name == "input" else "")
     return "Use torch.tensor(weight, dtype=torch.float32)" if name == "weight" else f"Use torch.as_tensor({name})"
@@ -979,6 +982,15 @@ def _check_choice(op: str, name: str, value: object, choices: tuple[object, ...]
         expected = f"{', '.join(others)} or {last}"
         got = reprlib.repr(value)
         raise ValueError(f"{op}: expected {name} to be {expected}, got {got}" + (advice and f". {advice}"))
+
+
+def _checked_threshold(op: str, threshold: object) -> float | None:
+    """A threshold as a float; None as it is. It is no tensor, whose value the host would wait for."""
+    if threshold is None:
+        return None
+    if isinstance(threshold, bool) or not isinstance(threshold, _REAL):
+        raise TypeError(f"{op}: expected threshold to be a float, a raw logit, got {reprlib.repr(threshold)}")
+    return float(threshold)
 
 
 def _check_gamma(op: str, gamma: float) -> None:

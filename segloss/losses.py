@@ -812,7 +812,7 @@ class MultiClassDiceLoss(_Loss):
     Segmentation", arXiv:1606.04797, without its squares.
 
     Args:
-        weight: a weight for each class, ``[C]``, a tensor of any floating dtype or a sequence of numbers. It is a
+        weight: a weight for each class, ``[C]``, a tensor of any floating dtype or a list of numbers. It is a
             buffer and moves with the module. Default: None, every weight is 1.
         ignore_index: label of the voxels to ignore, or a sequence of labels; None: every voxel counts. Default: None.
         smooth: added to numerator and denominator. Default: 1.
@@ -991,7 +991,8 @@ class DeepSupervisionLoss(nn.Module):
     def _at_resolution(self, name: str, given: Tensor | Sequence[Tensor], i: int, input: Tensor) -> Tensor:
         """The target, or the voxel weights, of the i-th input."""
         is_list = isinstance(given, list | tuple)
-        tensor = functional._plain(given[i] if is_list else given)  # type: ignore[arg-type]
+        each: Any = given[i] if is_list else given
+        tensor: Tensor = functional._plain(each)
         if self.upsample is not None:
             return tensor
         dim = _keyword_of(self.loss, "dim", 1)
@@ -1071,6 +1072,11 @@ def _spatial_dims(tensor: Tensor, input: Tensor, dim: int) -> list[tuple[int, in
     functional._check_types("DeepSupervisionLoss", input, tensor, None, None, NO_LABEL, dim)
     if input.dim() == 0:
         raise ValueError("DeepSupervisionLoss: expected logits [N, C, ...] of each resolution, got a 0-dim tensor")
+    if not -input.dim() <= dim < input.dim():
+        raise IndexError(
+            f"DeepSupervisionLoss: expected dim, the class dimension, in [{-input.dim()}, {input.dim() - 1}] for input "
+            f"{list(input.shape)}, got {dim}"
+        )
     class_dim = dim % input.dim()
     lost_dims = input.dim() - tensor.dim()  # 1 where target has no class dimension
     if lost_dims not in (0, 1):
@@ -1081,6 +1087,7 @@ def _spatial_dims(tensor: Tensor, input: Tensor, dim: int) -> list[tuple[int, in
 
 def _check_resolution(name: str, tensor: Tensor, input: Tensor, dim: int) -> None:
     """Raises unless a tensor of a list has the resolution of its input."""
+    functional._check_tensor("DeepSupervisionLoss", name, tensor)
     dims = _spatial_dims(tensor, input, dim)
     if dims is None or any(input.shape[d] != tensor.shape[position] for d, position in dims):
         raise ValueError(

@@ -10,7 +10,7 @@ from segloss._docs import documented
 from segloss._label_sets import Regions
 from segloss._labels import IgnoreIndex, LabelMap, LabelOptions, check_no_regions, num_classes_of, read_labels
 from segloss._upsample import Upsample, Upsampling, full_shape, resized_dims, upsampling_code
-from segloss.functional import _check_flags, _check_integer, _check_number, _check_options, _check_types, _plain
+from segloss.functional import _check_flags, _check_integer, _check_options, _check_types, _checked_threshold, _plain
 from segloss.region import _sums, _Walk
 
 _OPERATORS: dict[str, Callable[..., Tensor]] = {
@@ -332,18 +332,25 @@ def _score(op: str, input: Tensor, target: Tensor, options: _Options) -> Tensor:
 
 def _score_of_channels(op: str, input: Tensor, target: Tensor, options: _Options) -> Tensor:
     """The score of each channel or region, which may overlap: of masks, or from the classes of label maps."""
-    num_classes, labels, dim, resize, masks, threshold, _ = options
+    num_classes, labels, dim, resize, masks, threshold, per_sample = options
     _check_types(op, input, target, None, None, 0, dim)
-    if threshold is not None:
-        _check_number(op, "threshold", threshold)
-    if masks or num_classes not in (None, _num_channels(input, options)):
+    level = _checked_threshold(op, threshold)
+    num_channels = _num_channels(input, options)
+    if masks or (num_channels is not None and num_classes not in (None, num_channels)):
         given = "threshold" if labels.regions is None else "regions"
-        raise ValueError(f"{op}: expected masks=False and no num_classes with {given}, got {masks} and {num_classes}")
+        raise ValueError(
+            f"{op}: expected masks=False and no other num_classes than {num_channels} with {given}, got masks={masks} "
+            f"and num_classes={num_classes}"
+        )
     upsample = upsampling_code(op, input, resize)
     if not input.is_floating_point():
         return _score_of_pairs(op, input, target, options, upsample)
-    above = _above(0.0 if threshold is None else float(threshold), input, target, dim, upsample)
-    target = _without_soft_masks(op, above, target)
+    if per_sample and input.dim() < 2:
+        raise RuntimeError(
+            f"{op}: expected a batch with per_sample=True, got one sample, input {list(input.shape)}. Use "
+            "input.unsqueeze(0) and target.unsqueeze(0)"
+        )
+    above = _above(level or 0.0, input, target, dim, upsample)
     tp, predicted, actual = _counts(op, above, target, options)
     if op == "dice_score":
         return _quotient(2 * tp, predicted + actual)
@@ -389,27 +396,13 @@ def _num_channels(input: Tensor, options: _Options) -> int | None:
 
 
 def _above(threshold: float, input: Tensor, target: Tensor, dim: int, upsample: int) -> Tensor:
-    """Where the logits, taken to the target's size, are above the threshold."""
+    """Where the logits, taken to the target's size, are above the threshold, which is not rounded to a half type."""
     if upsample == 0:
-        return input.detach() > threshold
+        return input.detach().to(torch.promote_types(input.dtype, torch.float32)) > threshold
     along, shape = dim % input.dim(), full_shape(input, target, dim, upsample)
     size = [shape[d] for d in resized_dims(input.dim(), along, upsample)]
     above: Tensor = torch.ops.segloss.predict(input.detach(), size, upsample, threshold, torch.bool, along)
     return above
-
-
-def _without_soft_masks(op: str, above: Tensor, target: Tensor) -> Tensor:
-    """Floating masks as integers, which the kernels check to be 0, 1 or ignored."""
-    if not target.is_floating_point() or target.shape != above.shape:
-        return target
-    integers = target.to(torch.int64)
-    is_soft = integers != target
-    if is_soft.any():
-        raise RuntimeError(
-            f"{op}: expected masks of 0 and 1, got {target[is_soft][0].item():g} in target {list(target.shape)}. Use "
-            "target > 0.5 for masks of probabilities"
-        )
-    return integers
 
 
 def _counts(op: str, above: Tensor, target: Tensor, options: _Options) -> tuple[Tensor, Tensor, Tensor]:
@@ -417,9 +410,48 @@ def _counts(op: str, above: Tensor, target: Tensor, options: _Options) -> tuple[
 
     These are the sums of a region loss whose probabilities are 0 and 1; they are exact.
     """
-    walk = _Walk(options.dim, Upsampling(), None, options.labels, batch=not options.per_sample)
-    with torch.no_grad():
-        return _sums(op, above.to(torch.bfloat16), target, None, None, walk)[0]
+    p, labels = above.to(torch.bfloat16), options.labels
+    if labels.regions is None and target.shape == above.shape and _num_channels(p, options) != 1:
+        _check_masks(op, p, target, options)
+    walk = _Walk(options.dim, Upsampling(), None, labels, batch=not options.per_sample)
+    try:
+        with torch.no_grad():
+            return _sums(op, p, _as_integers(target), None, None, walk)[0]
+    except (IndexError, RuntimeError):
+        _check_integral(op, target)
+        raise
+
+
+def _check_masks(op: str, p: Tensor, target: Tensor, options: _Options) -> None:
+    """Raises if the masks would need a table of labels."""
+    _, table = read_labels(op, p, target, options.dim, options.labels)
+    if table is not None:
+        raise ValueError(
+            f"{op}: expected one ignore_index and no label_map with a mask for each class, a target "
+            f"{list(target.shape)} of input's shape, got several labels or a label_map. Use class labels, or masks of "
+            "0, 1 and one other value"
+        )
+
+
+# No label or mask, so that the kernels refuse it.
+_NO_INTEGER = -(2**62)
+
+
+def _as_integers(target: Tensor) -> Tensor:
+    """Floating labels or masks as integers: a region loss would take fractions."""
+    if not target.is_floating_point():
+        return target
+    integers = target.to(torch.int64)
+    return torch.where(integers == target, integers, _NO_INTEGER)
+
+
+def _check_integral(op: str, target: Tensor) -> None:
+    is_fraction = target != target.floor() if target.is_floating_point() else target.new_zeros((), dtype=torch.bool)
+    if is_fraction.any():
+        raise RuntimeError(
+            f"{op}: expected integral labels, or masks of 0 and 1, got {target[is_fraction][0].item():g} in target "
+            f"{list(target.shape)}. Use target.round() for labels, target > 0.5 for masks of probabilities"
+        ) from None
 
 
 def _quotient(above: Tensor, below: Tensor) -> Tensor:

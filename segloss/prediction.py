@@ -1,15 +1,13 @@
 """Predictions: label maps and masks from logits."""
 
-import reprlib
 from collections.abc import Callable, Sequence
-from numbers import Real
 
 import torch
 from torch import Tensor
 
 from segloss._docs import documented
 from segloss._upsample import Upsample, Upsampling, resized_dims, upsampling_code
-from segloss.functional import _check_integer, _check_tensor, cross_entropy
+from segloss.functional import _check_integer, _check_tensor, _checked_threshold, _plain, cross_entropy
 
 _predict: Callable[..., Tensor] = torch.ops.segloss.predict.default
 _predict_into: Callable[..., None] = torch.ops.segloss.predict_into.default
@@ -75,10 +73,10 @@ def predict(
         * ``segloss.confusion_matrix``, ``segloss.dice_score``: compare a prediction, or logits, with labels
     """
     op = "predict"
+    logits = _plain(logits)
     _check_tensor(op, "logits", logits)
     _check_integer(op, "dim", dim)
-    if isinstance(threshold, bool) or not (threshold is None or isinstance(threshold, float | Real)):
-        raise TypeError(f"{op}: expected threshold to be a float, a raw logit, got {reprlib.repr(threshold)}")
+    threshold = _checked_threshold(op, threshold)
     if logits.dim() < 2 or not -logits.dim() <= dim < logits.dim():
         raise IndexError(
             f"{op}: expected logits [N, C, ...] and dim, their class dimension, in [{-logits.dim()}, "
@@ -86,7 +84,6 @@ def predict(
         )
     along = dim % logits.dim()
     code = upsampling_code(op, logits, Upsampling(upsample, align_corners))
-    threshold = None if threshold is None else float(threshold)
     logits = logits.detach()
     if out is not None:
         _check_tensor(op, "out", out)

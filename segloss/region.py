@@ -262,7 +262,7 @@ def dice_loss(
             Losses: Optimizing the Dice Score with Soft Labels", arXiv:2303.16296.
         batch: whether a class has one term for the whole batch, from sums over all samples, instead of one for each
             sample.
-        weight: a weight for each class, ``[C]``, a tensor of any floating dtype or a sequence of numbers; it multiplies
+        weight: a weight for each class, ``[C]``, a tensor of any floating dtype or a list of numbers; it multiplies
             the terms of the class, if there are any. Default: None, every weight is 1.
         smooth_nr, smooth_dr: added to the numerator and to the denominator. A sample without a voxel that counts has
             the terms ``1 - smooth_nr / smooth_dr``. A term whose numerator and denominator are both 0 is 0, with zero
@@ -533,7 +533,7 @@ def dice_ce_loss(
             input without a voxel: ``"nan"`` as in torch, or ``"zero"``. The gradient is 0 in both cases.
         activation: ``"softmax"`` or ``"sigmoid"``, for both terms; None is an error, as the second term needs logits.
         include_background: whether class 0 has a Dice term; it is always part of the second term.
-        weight: a weight for each class, ``[C]``, a tensor of any floating dtype or a sequence of numbers, for both
+        weight: a weight for each class, ``[C]``, a tensor of any floating dtype or a list of numbers, for both
             terms. Default: None, every weight is 1.
         pos_weight: with sigmoid, a weight for each class, ``[C]``, of target 1 in the second term; a tensor or numbers.
             Default: None, every weight is 1.
@@ -740,7 +740,7 @@ def _sums(
 
     The kernels return float64 for any dtype of input, so that a loss is rounded once, when it is finished.
     """
-    input, target = _plain(input), _plain(target)
+    input, target, voxel_weight = _plain(input), _plain(target), _plain(voxel_weight)
     dim, resize, activation, labels, include_background, batch, process_group, *flags = walk
     soft_label, squared, any_finite = flags
     ignore_index, label_table = read_labels(op, input, target, dim, labels, activation)

@@ -338,7 +338,11 @@ Tensor mask_counts_composite(const Comparison& masks) {
     if (masks.per_sample) {
         voxel_dims.erase(voxel_dims.begin());
     }
-    const auto count = [&](const Tensor& where) { return where.unsqueeze(-1).sum(voxel_dims); };
+    const bool is_transposed = masks.per_sample && masks.dim == 0; // classes come before samples
+    const auto count = [&](const Tensor& where) {
+        const auto sums = where.unsqueeze(-1).sum(voxel_dims);
+        return is_transposed ? sums.t() : sums;
+    };
     const auto predicted = count(p.logical_and(valid));
     const auto actual = count(t.logical_and_(valid));
     const auto both = count(t.logical_and(p));
@@ -359,15 +363,15 @@ Tensor mask_counts_meta(const Comparison& masks) {
 // These give the function `count` the arguments of its operator's schema.
 
 template <Tensor (*count)(const Comparison&, std::optional<int64_t> mask_dim)>
-Tensor equal_label_counts_by(c10::string_view op, const Tensor& input, const Tensor& target, int64_t ignore_index,
-                             std::optional<int64_t> dim, const OptionalTensor& label_table, bool per_sample) {
-    return count({std::string(op), input, target, {ignore_index, label_table}, 0, std::nullopt, per_sample}, dim);
+Tensor num_label_classes_by(c10::string_view op, const Tensor& input, const Tensor& target, int64_t ignore_index,
+                            std::optional<int64_t> dim, const OptionalTensor& label_table) {
+    return count({std::string(op), input, target, {ignore_index, label_table}, 0}, dim);
 }
 
 template <Tensor (*count)(const Comparison&, std::optional<int64_t> mask_dim)>
-Tensor num_label_classes_by(c10::string_view op, const Tensor& input, const Tensor& target, int64_t ignore_index,
-                            std::optional<int64_t> dim, const OptionalTensor& label_table) {
-    return equal_label_counts_by<count>(op, input, target, ignore_index, dim, label_table, /*per_sample=*/false);
+Tensor equal_label_counts_by(c10::string_view op, const Tensor& input, const Tensor& target, int64_t ignore_index,
+                             std::optional<int64_t> dim, const OptionalTensor& label_table, bool per_sample) {
+    return count({std::string(op), input, target, {ignore_index, label_table}, 0, std::nullopt, per_sample}, dim);
 }
 
 template <Tensor (*count)(const Comparison&)>

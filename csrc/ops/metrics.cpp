@@ -53,6 +53,20 @@ Comparison in_one_shape(const Comparison& given) {
     return maps;
 }
 
+// Two label maps of one shape. If each sample has counts of its own, samples are in the first dimension: a class
+// dimension that both keep there is dropped.
+Comparison maps_of_samples(const Comparison& given) {
+    auto maps = in_one_shape(given);
+    const auto num_dims = maps.input.dim();
+    const bool both_keep = num_dims > 1 && num_dims == given.input.dim() && num_dims == given.target.dim();
+    if (maps.per_sample && both_keep && maps.input.sym_size(0) == 1 && (given.dim == 0 || given.dim == -num_dims)) {
+        maps.input = maps.input.squeeze(0);
+        maps.target = maps.target.squeeze(0);
+    }
+    check_samples(maps, 0);
+    return maps;
+}
+
 // The dimension along which two maps of one shape may hold a mask for each class instead of labels, if there is one.
 // RuntimeError if both are bool, as masks are.
 std::optional<int64_t> dim_of_masks(const Comparison& maps) {
@@ -72,7 +86,8 @@ std::optional<int64_t> dim_of_masks(const Comparison& maps) {
 // The number of classes, by the labels of two maps. RuntimeError if huge: one stray label must not take gigabytes.
 int64_t classes_of_maps(const Comparison& maps, std::optional<int64_t> mask_dim, bool per_class) {
     const auto classes = num_label_classes(maps, mask_dim);
-    const auto num_cells = (per_class ? 3 : classes) * classes;
+    const auto samples = maps.per_sample ? maps.input.sym_size(0).guard_int(__FILE__, __LINE__) : 1;
+    const auto num_cells = samples * (per_class ? 3 : classes) * classes;
     if (num_cells <= kMaxCells) {
         return classes;
     }
@@ -90,9 +105,8 @@ int64_t classes_of_maps(const Comparison& maps, std::optional<int64_t> mask_dim,
 }
 
 Tensor counts_of_maps(const Comparison& given, const OptionalSymInt& num_classes, bool per_class) {
-    auto maps = in_one_shape(given);
+    auto maps = maps_of_samples(given);
     maps.dim = 0;
-    check_samples(maps, 0);
     const auto classes = num_classes ? *num_classes : classes_of_maps(maps, dim_of_masks(given), per_class);
     return confusion_counts(maps, classes, per_class);
 }
@@ -206,8 +220,7 @@ Tensor accuracy(const Tensor& input, const Tensor& target, OptionalSymInt num_cl
     const Comparison given{"accuracy", input, target, {ignore_index, label_table}, dim, std::nullopt, per_sample};
     const bool are_maps = is_integer(input) && !masks && upsample == 0;
     if (are_maps && !num_classes) { // any two labels can be compared, however many classes there are
-        const auto maps = in_one_shape(given);
-        check_samples(maps, 0);
+        const auto maps = maps_of_samples(given);
         const auto n = equal_label_counts(maps, dim_of_masks(given));
         return quotient(n[0], n[1]);
     }
