@@ -6,6 +6,9 @@
 >>> segloss.cross_entropy(logits, labels, ignore_index=255).backward()
 """
 
+import importlib
+from types import ModuleType
+
 from segloss._extension import get_isa  # isort: skip  first: it registers the operators
 from segloss import _vmap  # noqa: F401  registers the batching rules
 from segloss.functional import (
@@ -44,6 +47,16 @@ from segloss.region import (
 )
 
 __version__ = "0.1.0"
+
+_FOR_OTHER_PACKAGES = ("monai", "nnunet", "smp", "torchmetrics", "transformers")
+
+
+def __getattr__(name: str) -> ModuleType:
+    """Imports a module for another package when it is asked for, so that ``import segloss`` does not."""
+    if name in _FOR_OTHER_PACKAGES:
+        return importlib.import_module(f"segloss.{name}")
+    raise AttributeError(f"module 'segloss' has no attribute {name!r}")
+
 
 __all__ = [
     "BCEWithLogitsLoss",

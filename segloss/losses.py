@@ -1072,7 +1072,7 @@ def _spatial_dims(tensor: Tensor, input: Tensor, dim: int) -> list[tuple[int, in
     functional._check_types("DeepSupervisionLoss", input, tensor, None, None, NO_LABEL, dim)
     if input.dim() == 0:
         raise ValueError("DeepSupervisionLoss: expected logits [N, C, ...] of each resolution, got a 0-dim tensor")
-    if not -input.dim() <= dim < input.dim():
+    if input.dim() > 1 and not -input.dim() <= dim < input.dim():
         raise IndexError(
             f"DeepSupervisionLoss: expected dim, the class dimension, in [{-input.dim()}, {input.dim() - 1}] for input "
             f"{list(input.shape)}, got {dim}"

@@ -380,7 +380,7 @@ def test_a_target_of_another_resolution_than_its_input_is_refused(shape):
 
 
 def test_a_target_in_a_list_that_is_no_tensor_is_refused():
-    with pytest.raises(TypeError, match=r"expected target to be a torch\.Tensor, got int"):
+    with pytest.raises(TypeError, match=r"expected target\[0\] to be a torch\.Tensor, got int"):
         segloss.DeepSupervisionLoss(segloss.DiceLoss())(logits_of([(4, 6)]), [3])
 
 
@@ -442,3 +442,10 @@ def test_the_class_dimension_of_a_partial_function_was_ignored():
     expected = segloss.DeepSupervisionLoss(segloss.CrossEntropyLoss(dim=-1))(inputs, target)
     assert_close(segloss.DeepSupervisionLoss(loss)(inputs, target), expected)
     assert_close(segloss.DeepSupervisionLoss(partial(loss, label_smoothing=0.0))(inputs, target), expected)
+
+
+@pytest.mark.parametrize("is_list", [False, True])
+def test_a_class_dimension_that_no_input_has_is_refused(is_list):
+    labels = labels_of((4, 6))
+    with pytest.raises(IndexError, match=r"expected dim, the class dimension, in \[-4, 3\] for input .*, got 7"):
+        segloss.DeepSupervisionLoss(segloss.DiceLoss(dim=7))(logits_of([(4, 6)]), [labels] if is_list else labels)

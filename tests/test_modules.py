@@ -367,6 +367,20 @@ def test_a_function_takes_weights_of_classes_as_numbers(function):
     assert torch.equal(function(SQUARE_INPUT, SQUARE_LABELS, **values, **options), expected)
 
 
+def test_numbers_keep_the_digits_of_float64_logits():
+    x, numbers = SQUARE_INPUT.double(), [0.1, 0.6, 0.3]
+    expected = segloss.cross_entropy(x, SQUARE_LABELS, torch.tensor(numbers, dtype=torch.float64))
+    assert segloss.cross_entropy(x, SQUARE_LABELS, numbers) == expected
+
+
+def test_numbers_are_not_rounded_to_a_half_type_that_is_torchs_default():
+    torch.set_default_dtype(torch.float16)
+    try:
+        assert segloss.CrossEntropyLoss([1e5, 1.0]).weight.tolist() == [1e5, 1.0]
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_alpha_of_a_softmax_and_the_total_weight_take_numbers():
     numbers, tensor = [0.1, 0.6, 0.3], torch.tensor([0.1, 0.6, 0.3])
     expected = segloss.focal_loss(SQUARE_INPUT, SQUARE_LABELS, alpha=tensor)

@@ -305,7 +305,7 @@ def test_a_threshold_needs_logits(metric):
 @every_metric
 @pytest.mark.parametrize("threshold", ["half", [0.5]])
 def test_a_threshold_is_a_number(metric, threshold):
-    with pytest.raises(TypeError, match="expected threshold to be a float, got"):
+    with pytest.raises(TypeError, match="expected threshold to be a float, a raw logit, got"):
         metric(torch.randn(2, 3, 4), torch.zeros(2, 4, dtype=torch.long), threshold=threshold)
 
 
@@ -319,7 +319,7 @@ def test_a_label_that_is_no_channel(metric):
 def test_a_mask_of_other_values_than_0_and_1(metric):
     with pytest.raises(RuntimeError, match="expected 0 and 1 in an integer target"):
         metric(torch.randn(2, 3, 4), torch.full((2, 3, 4), 2), threshold=0.0)
-    with pytest.raises(RuntimeError, match=r"expected masks of 0 and 1, got 0\.5 in target"):
+    with pytest.raises(RuntimeError, match=r"expected integral labels, or masks of 0 and 1, got 0\.5 in target"):
         metric(torch.randn(2, 3, 4), torch.full((2, 3, 4), 0.5), threshold=0.0)
 
 
@@ -345,3 +345,90 @@ def test_decollated_lists_are_to_be_stacked(metric):
         metric(list(logits), list(labels))
     with pytest.raises(TypeError, match=r"expected target to be a torch.Tensor, got list. Use torch.stack\(target\)"):
         metric(logits, list(labels))
+
+
+# ---- what a review found ----
+
+
+@every_metric
+@pytest.mark.parametrize("dim", [0, 2, -1])
+def test_samples_of_masks_whose_classes_are_in_another_dimension(metric, dim):
+    predicted, masks = torch.rand(2, 3, 7) > 0.5, torch.rand(2, 3, 7) > 0.5
+    moved = [each.movedim(1, dim) for each in (predicted, masks)]
+    options = {"masks": True, "per_sample": True}
+    expected = metric(predicted, masks, **options)
+    assert_equal(metric(*moved, dim=dim, **options), expected)
+    assert metric(*(each.to("meta") for each in moved), dim=dim, **options).shape == expected.shape
+
+
+@every_metric
+def test_samples_of_maps_that_both_keep_the_first_dimension_for_classes(metric):
+    predicted, labels = torch.randint(3, (1, 2, 5)), torch.randint(3, (1, 2, 5))
+    expected = metric(predicted[0], labels[0], 3, per_sample=True)
+    assert_equal(metric(predicted, labels, 3, dim=0, per_sample=True), expected)
+    assert_equal(metric(predicted, labels[0], 3, dim=0, per_sample=True), expected)
+
+
+@every_metric
+@pytest.mark.parametrize("shape", [(1, 4), (1, 1, 4)])
+def test_fractions_of_one_channel_are_no_mask(metric, shape):
+    with pytest.raises(RuntimeError, match=r"expected integral labels, or masks of 0 and 1, got 0\.5 in target"):
+        metric(torch.randn(1, 1, 4), torch.full(shape, 0.5), threshold=0.0)
+
+
+@every_score
+def test_one_region_of_floating_labels(score):
+    logits, labels = torch.randn(2, 1, 6), torch.randint(2, (2, 6))
+    expected = score(logits, labels, regions=[(1,)])
+    for target in (labels.float(), labels.unsqueeze(1).half()):
+        assert_equal(score(logits, target, regions=[(1,)]), expected)
+    labels[:, 0] = 255
+    expected = score(logits, labels, threshold=0.0, ignore_index=255)
+    assert_equal(score(logits, labels.float(), threshold=0.0, ignore_index=255), expected)
+
+
+@every_metric
+def test_one_channel_with_several_labels_to_ignore(metric):
+    logits, labels = torch.randn(2, 1, 6), torch.tensor([[0, 1, 0, 255, 1, 0], [0, 0, 0, 254, 0, 0]])
+    expected = metric(logits, labels.where(labels < 2, 255), threshold=0.0, ignore_index=255)
+    assert_equal(metric(logits, labels, threshold=0.0, ignore_index=[254, 255]), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_threshold_is_not_rounded_to_half_precision(dtype):
+    logits = torch.full((1, 1, 4), 0.1, dtype=dtype)  # a little more, or less
+    masks = (logits.double() > 0.1).long()
+    assert segloss.accuracy(logits, masks, threshold=0.1).item() == 1
+    assert segloss.accuracy(logits, masks, threshold=0.1, upsample="nearest").item() == 1
+
+
+@every_metric
+def test_floating_masks_are_compiled_and_mapped(metric):
+    logits, masks = torch.randn(2, 2, 3, 4), torch.randint(2, (2, 2, 3, 4)).float()
+    call = lambda x, y: metric(x, y, threshold=0.0)  # noqa: E731
+    compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
+    assert_equal(compiled(logits[0], masks[0]), call(logits[0], masks[0]))
+    expected = torch.stack([call(x, y) for x, y in zip(logits, masks, strict=True)])
+    assert_equal(torch.func.vmap(call)(logits, masks), expected)
+
+
+@every_metric
+@pytest.mark.parametrize("options", [{"ignore_index": [254, 255]}, {"label_map": {0: 0, 1: 1}}], ids=str)
+def test_masks_have_no_table_of_labels(metric, options):
+    with pytest.raises(ValueError, match="expected one ignore_index and no label_map with a mask for each class"):
+        metric(torch.randn(2, 3, 4), torch.full((2, 3, 4), 255), threshold=0.0, **options)
+
+
+@every_metric
+def test_one_sample_has_no_samples_of_channels_either(metric):
+    with pytest.raises(RuntimeError, match="expected a batch with per_sample=True"):
+        metric(torch.randn(3), torch.tensor(1), threshold=0.0, per_sample=True)
+
+
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_labels_that_ask_for_gigabytes_of_counts(per_sample):
+    predicted = torch.zeros(8, 1, dtype=torch.long)
+    labels = predicted.clone()
+    labels[0] = 2**11 if per_sample else 2**13
+    with pytest.raises(RuntimeError, match=r"expected num_classes where labels ask for more than 2\^24 counts"):
+        segloss.confusion_matrix(predicted, labels, per_sample=per_sample)

@@ -324,3 +324,24 @@ def test_another_distribution_of_this_name_is_warned_of(tmp_path):
     done = run(code)
     assert "UserWarning: segloss: the distribution segloss 9.1, of another project, is installed" in done.stderr
     assert "pip uninstall --yes segloss torch-segloss, then pip install torch-segloss" in done.stderr
+
+
+# ---- modules for other packages ----
+
+
+@pytest.mark.cpu_only
+def test_import_segloss_loads_no_module_for_another_package_until_it_is_named():
+    done = run("""
+        import sys, segloss
+        names = ("monai", "nnunetv2", "torchmetrics", "transformers", "segmentation_models_pytorch")
+        own = ("monai", "nnunet", "smp", "torchmetrics", "transformers")
+        print([name for name in (*names, *(f"segloss.{each}" for each in own)) if name in sys.modules])
+        print(segloss.nnunet.TopKLoss.__name__, "nnunetv2" in sys.modules)
+        try:
+            segloss.keras
+        except AttributeError as error:
+            print(error)
+    """)
+    assert done.stdout.splitlines() == ["[]", "TopKLoss False", "module 'segloss' has no attribute 'keras'"], (
+        done.stderr
+    )

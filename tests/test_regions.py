@@ -267,7 +267,7 @@ def test_masks_and_probabilities_are_no_labels_of_regions():
 def test_a_score_of_regions_takes_no_masks_or_number_of_classes():
     x, labels, _ = case()
     for options in ({"masks": True}, {"num_classes": 4}):
-        with pytest.raises(ValueError, match="masks=False and no num_classes with regions"):
+        with pytest.raises(ValueError, match="masks=False and no other num_classes than 3 with regions"):
             segloss.dice_score(x.detach(), labels, regions=BRATS, ignore_index=255, **options)
 
 

@@ -451,3 +451,17 @@ def test_a_weight_in_float64_was_rounded_beside_a_pos_weight_in_float32():
     options = {"weight": weight.view(3, 1), "pos_weight": pos_weight.double().view(3, 1)}
     expected = torch.nn.functional.binary_cross_entropy_with_logits(x, masks.double(), **options)
     torch.testing.assert_close(actual, expected, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("loss", ["dice_loss", "focal_loss", "binary_cross_entropy_with_logits"])
+def test_one_channel_took_label_0_for_its_foreground_where_several_labels_are_ignored(loss):
+    x, labels = torch.tensor([[[1.0, -1, 2, -3, 0.5]]]), torch.tensor([[0, 1, 0, 254, 255]])
+    sigmoid = {} if loss.startswith("binary") else {"activation": "sigmoid"}
+    expected = getattr(segloss, loss)(x, labels.clamp_max(254), ignore_index=254, **sigmoid)
+    for target in (labels, labels.unsqueeze(1), labels.to(torch.uint8)):
+        assert getattr(segloss, loss)(x, target, ignore_index=[254, 255], **sigmoid) == expected
+
+
+def test_an_error_named_an_ignore_index_that_nobody_gave():
+    with pytest.raises(IndexError, match=r"Expected labels 0 to 2\. "):
+        segloss.cross_entropy(torch.randn(1, 3, 2), torch.tensor([[0, 255]]), ignore_index=())

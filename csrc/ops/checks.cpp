@@ -452,10 +452,12 @@ void check_label_values(const std::string& op, const Tensor& target, int64_t num
     const auto values = target.to(wide);
     const auto bad = is_outside(values, num_classes).logical_and_(is_ignored(target, labels).logical_not_());
     const auto num_bad = bad.sum().item<int64_t>();
+    const bool none_is_ignored = labels.ignore_index == INT64_MIN; // no dtype but int64 can hold it
+    const auto or_ignored = none_is_ignored ? "" : c10::str(" or ignore_index=", labels.ignore_index);
     TORCH_CHECK_INDEX(num_bad == 0, op, ": Target ", first_value(target, bad), " is out of bounds: ", num_bad,
                       num_bad == 1 ? " label is" : " labels are", " outside [0, ", num_classes, "), the first ",
                       first_place("target", bad), values_between(target, bad), ". Expected labels 0 to ",
-                      std::max<int64_t>(num_classes - 1, 0), " or ignore_index=", labels.ignore_index, ". ",
+                      std::max<int64_t>(num_classes - 1, 0), or_ignored, ". ",
                       num_classes == 1 ? kSingleLogit : label_advice(values, bad, num_classes, labels.ignore_index));
 }
 
