@@ -102,7 +102,7 @@ class _ModeLoss(_SMPLoss):
         op = type(self).__name__
         functional._check_types(op, input, target, None, None, NO_LABEL, dim=1)
         if self.mode == BINARY_MODE:
-            return input if input.dim() > 1 and input.shape[1] == 1 else input.unsqueeze(1)
+            return self._one_channel(input, target)
         if input.dim() < 2 or (self.mode == MULTICLASS_MODE and input.shape[1] == 1):
             least = "two channels or more" if self.mode == MULTICLASS_MODE else "a channel for each class"
             raise ValueError(
@@ -115,6 +115,19 @@ class _ModeLoss(_SMPLoss):
                 f"mode='multilabel', got {list(target.shape)}. Use mode='multiclass' for labels"
             )
         return input
+
+    def _one_channel(self, input: Tensor, target: Tensor) -> Tensor:
+        """The input [N, 1, *]; one without a channel is told from one with several by the target's size."""
+        if input.dim() > 1 and input.shape[1] == 1:
+            return input
+        shape = target.shape if target.shape[1:2] != (1,) else target.shape[:1] + target.shape[2:]
+        if len(shape) != input.dim() or (self.upsample is None and shape != input.shape):
+            raise ValueError(
+                f"{type(self).__name__}: expected y_pred of one channel with mode='binary', or logits [N, *] of the "
+                f"labels' size, got y_pred {list(input.shape)} and y_true {list(target.shape)}. Use another mode for "
+                "several channels, the attribute upsample for logits of another size"
+            )
+        return input.unsqueeze(1)
 
     def _ignores_by_channel(self, target: Tensor) -> bool:
         return self.mode != MULTICLASS_MODE and _can_hold(target, self.ignore_index)
@@ -222,8 +235,8 @@ class DiceLoss(_FixedWeightsLoss):
         A 0-dim tensor of y_pred's dtype (float32 for half types under autocast).
 
     Raises:
-        ValueError: an unknown mode, ``classes`` or ``class_weights`` of a binary loss, one channel of a multiclass one,
-            or a mask for each class is missing.
+        ValueError: an unknown mode, ``classes``, ``class_weights`` or several channels of a binary loss, one channel of
+            a multiclass one, or a mask for each class is missing.
         IndexError: a label is neither ignored nor a class, or one of ``classes`` is not a channel.
         TypeError, IndexError, ValueError, RuntimeError: as ``segloss.dice_loss``.
 

@@ -8,6 +8,7 @@ import copy
 import importlib.util
 import inspect
 import pickle
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -363,6 +364,13 @@ def test_float32_sums_are_those_of_float64_where_smp_is_off():
     assert (theirs.DiceLoss("multiclass")(x, y) - exact).abs() > 1e-5
 
 
+def test_float32_sums_of_six_pixels_are_enough_where_smp_takes_the_logarithm_of_a_score_near_0():
+    x, y = torch.tensor([[[-13.0, 5, 5, 5, 5, 5]]]), torch.tensor([[1, 0, 0, 0, 0, 0]])
+    exact = theirs.DiceLoss("binary", log_loss=True)(x.double(), y)
+    assert_close(ours.DiceLoss("binary", log_loss=True)(x, y), exact.float())
+    assert (theirs.DiceLoss("binary", log_loss=True)(x, y) - exact).abs() > 0.05
+
+
 def test_the_gradient_of_tversky_loss_is_0_where_its_mean_is_0():
     x, y = torch.randn(1, 1, 4, 5), torch.zeros(1, 4, 5, dtype=torch.int64)
     assert value_and_gradient(theirs.TverskyLoss("binary", gamma=0.5), x.double(), y)[1].isnan().all()
@@ -499,6 +507,35 @@ def test_shapes_that_do_not_fit_the_mode_are_an_error(name, mode, x_shape, y_sha
         getattr(ours, name)(mode)(torch.randn(x_shape), torch.zeros(y_shape, dtype=torch.int64))
 
 
+@pytest.mark.parametrize("name", [*REGION_LOSSES, "FocalLoss"])
+@pytest.mark.parametrize(
+    ("x_shape", "y_shape", "upsample"),
+    [
+        ((2, 2, 4, 4), (2, 4, 4), None),
+        ((2, 2, 4, 4), (2, 1, 4, 4), None),
+        ((2, 4, 4), (2, 8, 8), None),
+        ((2, 4, 4), (2, 2, 4, 4), None),
+        ((2, 2, 4, 4), (2, 8, 8), "bilinear"),
+        ((2, 2, 4, 4), (2, 1, 8, 8), "nearest"),
+    ],
+    ids=str,
+)
+def test_several_channels_or_another_size_are_an_error_with_mode_binary(name, x_shape, y_shape, upsample):
+    loss = getattr(ours, name)("binary")
+    loss.upsample = upsample
+    shapes = re.escape(f"got y_pred {list(x_shape)} and y_true {list(y_shape)}")
+    with pytest.raises(ValueError, match=f"{name}: expected y_pred of one channel with mode='binary', .*, {shapes}"):
+        loss(torch.randn(x_shape), torch.zeros(y_shape, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("y_shape", [(2, 8, 8), (2, 1, 8, 8)], ids=str)
+def test_binary_logits_without_a_channel_are_upsampled(y_shape):
+    x, y = torch.randn(2, 4, 4), torch.randint(2, y_shape)
+    loss = ours.DiceLoss("binary")
+    loss.upsample = "bilinear"
+    assert_close(loss(x, y), loss(x.unsqueeze(1), y))
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_logits_without_a_class_dimension_are_an_error(name):
     with pytest.raises(ValueError, match=rf"{name}: expected y_pred \[N, C, ...\]"):
@@ -529,4 +566,7 @@ def test_a_script_of_smp_changes_one_import(capsys, monkeypatch):
     """SMP adds up its differences of probabilities and targets in float32."""
     before, after = load_example("smp_unet", monkeypatch).main(["--steps", "3"])
     assert after == pytest.approx(before, rel=2e-4)
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["SMP", "segloss.smp"]
+    difference = max(abs(a - b) for a, b in zip(before, after, strict=True))
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == ["SMP", "segloss.smp"]
+    assert last == f"The losses differ by at most {difference:.1e}, by the rounding of SMP's float32 sums"
