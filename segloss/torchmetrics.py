@@ -1,10 +1,11 @@
 """Metrics of torchmetrics, 1.9, that count with segloss: for a ``MetricCollection``, several ranks, and Lightning.
 
-Classes, keywords and values are those of torchmetrics. This module imports it; ``import segloss`` does not import this
-module. Logits and labels are counted as they come, in one walk.
+Keywords and values are those of the torchmetrics class that each class names. This module imports torchmetrics;
+``import segloss`` does not import this module. Logits and labels are counted as they come, in one walk.
 """
 
 import zlib
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,10 +18,11 @@ from segloss.metrics import confusion_matrix
 
 try:
     from torchmetrics import Metric
+    from torchmetrics.utilities.plot import plot_confusion_matrix
 except ModuleNotFoundError as error:
     raise ImportError(
         "segloss.torchmetrics: expected torchmetrics 1.9 or newer to be installed, got none. Use "
-        "`pip install torch-segloss[torchmetrics]`"
+        '`pip install "torchmetrics>=1.9"`'
     ) from error
 
 __all__ = ["Accuracy", "ConfusionMatrix", "DiceScore", "JaccardIndex", "MeanIoU"]
@@ -32,8 +34,11 @@ _NOT_TAKEN = {
     "input_format": "Drop it: logits and label maps are told apart. For masks keep torchmetrics.segmentation",
     "multidim_average": "For a score of each sample keep torchmetrics.classification.MulticlassAccuracy",
     "per_class": "Use average='none', or MeanIoU",
+    "task": "Drop it, and pass average='micro' where Accuracy or F1Score had it by default; for binary or multilabel "
+    "keep the class of torchmetrics",
     "top_k": "Keep torchmetrics.classification.MulticlassAccuracy",
     "validate_args": "Drop it: labels are checked while they are counted",
+    "zero_division": "Only JaccardIndex has it. For Dice keep torchmetrics.classification.MulticlassF1Score",
 }
 
 
@@ -182,6 +187,10 @@ class ConfusionMatrix(_Counts):
         shares: Tensor = matrix / matrix.sum(dims, keepdim=True)
         return shares.nan_to_num(0).to(torch.get_default_dtype())
 
+    def plot(self, val: Tensor | None = None, ax: Any = None, **options: Any) -> Any:
+        """Draws the matrix, or val, as ``MulticlassConfusionMatrix.plot`` does, with its options."""
+        return plot_confusion_matrix(self.compute() if val is None else val, ax=ax, **options)
+
 
 class _Score(_Counts):
     """A quotient of each class's counts, averaged over classes: of all batches, or of each sample and then averaged.
@@ -258,6 +267,10 @@ class _Score(_Counts):
         """The score of all batches since the last reset."""
         score = self.total / self.num_scores if self._samplewise else self._scores(self.confmat)
         return score.to(torch.get_default_dtype())
+
+    def plot(self, val: Tensor | Sequence[Tensor] | None = None, ax: Any = None) -> Any:
+        """Draws the score, or one or several values of it, as the metrics of torchmetrics do."""
+        return self._plot(val, ax)
 
 
 class Accuracy(_Score):
@@ -372,7 +385,8 @@ class DiceScore(_Score):
 
     The values are those of ``torchmetrics.segmentation.DiceScore``, which has no ``ignore_index``. With
     ``aggregation_level="global"`` they are those of ``torchmetrics.classification.MulticlassF1Score``, too, except that
-    a class without a voxel has 0 there.
+    it has 0 where segloss has nan, and its "macro" and "micro" count what is predicted as a class that is
+    ``ignore_index``.
 
     Args:
         average: "macro": the mean over the classes that are labelled or predicted. "micro": TP, FP and FN are summed

@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import logging
 import pickle
 import sys
 from datetime import timedelta
@@ -303,6 +304,8 @@ LINES = [
 DIFFERENCES = {
     "A class that is neither labelled nor predicted has 0 in torchmetrics, nan in segloss.",
     "segloss's mean leaves out the ignored class, torchmetrics' counts it as 0 if it is predicted.",
+    "segloss leaves out the ignored class, torchmetrics counts what is predicted as it as false positives.",
+    "If only the ignored class is labelled, any average is 0 in torchmetrics, nan in segloss.",
     "torchmetrics takes label maps of two dimensions for one sample.",
 }
 
@@ -341,6 +344,24 @@ def test_the_mean_f1_score_counts_the_ignored_class_as_0():
     theirs = classification.MulticlassF1Score(CLASSES, **options)(logits, labels[:, 0])
     mine = ours.DiceScore(CLASSES, aggregation_level="global", **options)(logits, labels)
     assert_close(mine * 3, theirs * 4)  # the classes 1 to 3 occur
+
+
+def test_the_micro_f1_score_counts_what_is_predicted_as_the_ignored_class():
+    (logits, labels), options = batches()[0], {"average": "micro", "ignore_index": 0}
+    theirs = classification.MulticlassF1Score(CLASSES, **options)(logits, labels[:, 0])
+    mine = ours.DiceScore(CLASSES, aggregation_level="global", **options)(logits, labels)
+    matrix = ours.ConfusionMatrix(CLASSES, ignore_index=0)(logits, labels)
+    twice_tp, predicted, actual = 2 * matrix.diag().sum(), matrix.sum(), matrix.sum()
+    assert_close(theirs, twice_tp / (predicted + actual))
+    assert_close(mine, twice_tp / (predicted - matrix[:, 0].sum() + actual))
+
+
+@pytest.mark.parametrize("average", ["micro", "macro", "weighted"])
+def test_where_only_the_ignored_class_is_labelled_the_f1_score_is_0_and_the_dice_score_nan(average):
+    (logits, labels), options = batches()[0], {"average": average, "ignore_index": 0}
+    labels.zero_()
+    assert classification.MulticlassF1Score(CLASSES, **options)(logits, labels[:, 0]) == 0
+    assert ours.DiceScore(CLASSES, aggregation_level="global", **options)(logits, labels).isnan()
 
 
 def test_label_maps_of_two_dimensions_are_several_samples_and_one_in_torchmetrics():
@@ -382,6 +403,8 @@ def test_masks_are_refused(kind):
         (lambda: ours.DiceScore(4, input_format="index"), "expected no input_format. Drop it"),
         (lambda: ours.JaccardIndex(4, validate_args=False), "expected no validate_args. Drop it"),
         (lambda: ours.JaccardIndex(4, per_class=True), "expected no per_class. Use average='none', or MeanIoU"),
+        (lambda: ours.Accuracy(num_classes=3, task="multiclass"), "no task. Drop it, and pass average='micro' where"),
+        (lambda: ours.DiceScore(4, zero_division=1), "no zero_division. Only JaccardIndex .*MulticlassF1Score"),
         (lambda: ours.MeanIoU(4, average="none"), "Unexpected keyword arguments: `average`"),
         (lambda: ours.Accuracy(4, include_background=False), "Unexpected keyword arguments: `include_background`"),
     ],
@@ -404,7 +427,7 @@ def test_keywords_are_not_taken_by_position():
 def test_a_missing_torchmetrics_is_an_error_that_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchmetrics", None)
     monkeypatch.delitem(sys.modules, "segloss.torchmetrics")
-    with pytest.raises(ImportError, match=r"pip install torch-segloss\[torchmetrics\]"):
+    with pytest.raises(ImportError, match=r'`pip install "torchmetrics>=1\.9"`'):
         importlib.import_module("segloss.torchmetrics")
 
 
@@ -634,6 +657,45 @@ def test_each_rank_gets_the_score_of_all_ranks(name, ranks):
         torch.testing.assert_close(in_a_collection[name], expected, equal_nan=True)
 
 
+# ---- plots -----------------------------------------------------------------------------------------------------------
+
+
+def points_of(ax):
+    return [line.get_xydata().tolist() for line in ax.get_lines()]
+
+
+@pytest.fixture
+def pyplot(monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    pyplot = pytest.importorskip("matplotlib.pyplot", reason="matplotlib is not installed")
+    yield pyplot
+    pyplot.close("all")
+
+
+@pytest.mark.parametrize("average", ["macro", "none"])
+@pytest.mark.usefixtures("pyplot")
+def test_a_score_is_drawn_as_torchmetrics_draws_it(average):
+    metric = ours.JaccardIndex(CLASSES, average=average)
+    peer = classification.MulticlassJaccardIndex(CLASSES, average=average)
+    values = [metric(*batch) for batch in batches()]
+    peer.update(*as_classification(*batches()[0]))
+    for value in (None, values):
+        ax, expected = metric.plot(value)[1], peer.plot(metric.compute() if value is None else value)[1]
+        assert points_of(ax) == points_of(expected) != []
+        assert ax.get_ylim() == expected.get_ylim()
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")  # torchmetrics' tensor
+def test_a_confusion_matrix_is_drawn_as_torchmetrics_draws_it(pyplot):
+    metric, labels = ours.ConfusionMatrix(CLASSES), list("abcde")
+    metric.update(*batches()[0])
+    _, ax = metric.plot(ax=pyplot.subplots()[1], labels=labels)
+    _, expected = classification.MulticlassConfusionMatrix(CLASSES).plot(metric.compute(), labels=labels)
+    assert ax.images[0].get_array().tolist() == metric.compute().tolist()
+    assert [text.get_text() for text in ax.texts] == [text.get_text() for text in expected.texts]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == labels
+
+
 # ---- in Lightning ----------------------------------------------------------------------------------------------------
 
 
@@ -645,16 +707,22 @@ def example(monkeypatch):
     return module
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_a_lightning_module_trains_the_same_with_segloss(example, capsys, tmp_path, monkeypatch):
+    """Its lines are not lost among Lightning's tips and warnings."""
+    handler, logged = logging.Handler(), []
+    handler.emit = logged.append
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "handlers", [handler])
     monkeypatch.chdir(tmp_path)
     before, after = example.main(["--steps", "3"])
     assert after["losses"] == pytest.approx(before["losses"], rel=1e-5)
     assert after["scores"] == pytest.approx(before["scores"], rel=1e-5)
     assert len(before["losses"]) == len(before["scores"]) == 3
     assert not list(tmp_path.iterdir())
-    printed = capsys.readouterr().out.splitlines()
-    assert [line[:24].strip() for line in printed] == ["torch and torchmetrics", "segloss"]
+    assert not logged
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert [line[:24].strip() for line in lines] == ["torch and torchmetrics", "segloss"]
+    difference = max(abs(a - b) for a, b in zip(before["losses"], after["losses"], strict=True))
+    assert last == f"The losses differ by at most {difference:.1e}"
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
