@@ -53,7 +53,8 @@ class SemanticSegmentationLoss(nn.Module):
         A 0-dim tensor of the dtype of the loss, of at least float32 with num_items_in_batch.
 
     Raises:
-        TypeError: the model has no config; outputs have no logits, as those of MaskFormer and Mask2Former.
+        TypeError: the model has no config; the loss is a module without ``upsample``; outputs have no logits, as those
+            of MaskFormer and Mask2Former.
         ValueError: labels is None.
         RuntimeError: the model has an auxiliary head, but outputs are those of another model.
         TypeError, IndexError, ValueError, RuntimeError: as the loss; without ``loss`` as ``segloss.cross_entropy``.
@@ -81,6 +82,12 @@ class SemanticSegmentationLoss(nn.Module):
             raise TypeError(
                 "SemanticSegmentationLoss: expected a model of transformers, with a config, got "
                 f"{type(model).__name__}. Pass the model itself, before it is wrapped"
+            )
+        if isinstance(loss, nn.Module) and not hasattr(loss, "upsample"):
+            raise TypeError(
+                "SemanticSegmentationLoss: expected a loss of segloss with upsample, got "
+                f"{type(loss).__module__}.{type(loss).__name__}. Use a loss of segloss itself, such as "
+                "segloss.CrossEntropyLoss, or a function that takes upsample and align_corners"
             )
         config: Any = model.config
         loss = _own_loss(config) if loss is None else loss

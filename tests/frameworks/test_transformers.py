@@ -13,6 +13,7 @@ from tolerances import RTOL, assert_close
 from torch import nn
 
 import segloss
+import segloss.monai
 from segloss.transformers import SemanticSegmentationLoss
 
 transformers = pytest.importorskip("transformers", reason="needs transformers, to compare with its models and Trainer")
@@ -181,17 +182,18 @@ def test_without_a_labelled_voxel_the_loss_is_nan_and_the_gradient_0_as_in_trans
 # ---- another loss ----------------------------------------------------------------------------------------------------
 
 LOSSES = {
-    "module": segloss.DiceCELoss(ignore_index=255),
-    "function": partial(segloss.dice_ce_loss, ignore_index=255),
+    "module": segloss.DiceCELoss(ignore_index=(255, -100)),
+    "function": partial(segloss.dice_ce_loss, ignore_index=(255, -100)),
 }
 
 
 @pytest.mark.parametrize("kind", LOSSES)
 def test_any_loss_of_segloss_takes_the_place_of_cross_entropy(kind):
     model, (images, labels) = model_of("Segformer"), batch()
-    loss = SemanticSegmentationLoss(model, LOSSES[kind])(model(images), labels)
     expected = segloss.dice_ce_loss(model(images).logits, labels, ignore_index=255, upsample="bilinear")
-    assert_close(loss, expected)
+    labels[1, :10] = -100  # were 255
+    assert_close(SemanticSegmentationLoss(model, LOSSES[kind])(model(images), labels), expected)
+    assert "`segloss.DiceCELoss(ignore_index=(255, -100))`" in PAGE
 
 
 def test_another_loss_has_an_auxiliary_term_too():
@@ -287,6 +289,20 @@ def test_accumulated_gradients_are_those_of_the_batch_where_unlabelled_voxels_ar
     accumulated = one_step(tmp_path, batch(4, unlabelled=-100), **options)
     assert_close(accumulated[0], whole[0])
     assert_close_as_a_whole(accumulated[1], whole[1])
+
+
+def test_batch_norm_normalizes_each_micro_batch_by_itself():
+    """The page says so: accumulated losses are that of the whole batch, but for it."""
+    model, (images, labels) = model_of("Segformer"), batch(4, unlabelled=-100)
+    criterion, count = SemanticSegmentationLoss(model), labels.ne(-100).sum()
+
+    def of_halves():
+        halves = zip(images.split(2), labels.split(2), strict=True)
+        return sum(criterion(model(x), y, num_items_in_batch=count) for x, y in halves)
+
+    assert_close(of_halves(), criterion(model(images), labels))
+    model.decode_head.batch_norm.train()
+    assert abs(of_halves() - criterion(model(images), labels)) > 1e-3
 
 
 def test_accumulated_losses_are_weighted_by_all_labels_where_unlabelled_voxels_are_255(tmp_path):
@@ -416,9 +432,11 @@ def test_auxiliary_logits_are_used_once():
         criterion(outputs, labels)
 
 
-def test_a_loss_that_cannot_upsample_raises_an_error():
-    with pytest.raises(TypeError, match="expected a loss with upsample and align_corners, got CrossEntropyLoss"):
-        SemanticSegmentationLoss(model_of("Segformer"), nn.CrossEntropyLoss())
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), segloss.monai.DiceLoss()], ids=["torch", "segloss.monai"])
+def test_a_loss_that_cannot_upsample_raises_an_error(loss):
+    message = "SemanticSegmentationLoss: expected a loss of segloss with upsample, got "
+    with pytest.raises(TypeError, match=f"{message}{type(loss).__module__}.{type(loss).__name__}. Use a loss of seg"):
+        SemanticSegmentationLoss(model_of("Segformer"), loss)
 
 
 def test_a_model_can_be_copied_between_its_forward_pass_and_the_loss():
@@ -435,7 +453,9 @@ def test_a_script_of_transformers_adds_one_argument(capsys, monkeypatch):
     before, after = load_example("hf_trainer", monkeypatch).main(["--steps", "3"])
     assert len(before) == 3
     assert after == pytest.approx(before, rel=1e-5)
-    assert [line[:17].strip() for line in capsys.readouterr().out.splitlines()] == ["the model's loss", "segloss"]
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert [line[:17].strip() for line in lines] == ["the model's loss", "segloss"]
+    assert last == f"The losses differ by at most {max(abs(a - b) for a, b in zip(before, after, strict=True)):.1e}"
 
 
 def test_the_page_has_the_lines_of_the_example():
