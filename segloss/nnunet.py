@@ -14,6 +14,7 @@ module does not import nnunetv2; asking it for ``nnUNetTrainerSegloss`` does.
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -31,6 +32,10 @@ if TYPE_CHECKING:
 # This much in the denominator makes it 0, and is too little to change any other.
 _LEAST_SMOOTH = 1e-8
 _NEXT_TO_NOTHING = 1e-30
+
+# Attributes of nnU-Net's losses that would change nothing here: segloss's have other names, or were read by then.
+_FIXED = frozenset({"apply_nonlin", "batch_dice", "clip_tp", "do_bg", "smooth"})
+_FIXED_IN_COMPOUND = frozenset({"ignore_label", "use_ignore_label"})
 
 
 class MemoryEfficientSoftDiceLoss(segloss.DiceLoss):
@@ -62,6 +67,7 @@ class MemoryEfficientSoftDiceLoss(segloss.DiceLoss):
     Raises:
         ValueError: apply_nonlin is another function, or smooth another number; or ``ddp`` and ``batch_dice`` need a
             default process group, and there is none.
+        AttributeError: an attribute ``apply_nonlin``, ``batch_dice``, ``do_bg`` or ``smooth`` is set.
         TypeError, IndexError, ValueError, RuntimeError: as ``segloss.dice_loss``.
 
     Example:
@@ -100,6 +106,10 @@ class MemoryEfficientSoftDiceLoss(segloss.DiceLoss):
         )
         self.ddp = ddp
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        _check_not_fixed(self, name, _FIXED)
+        super().__setattr__(name, value)
+
     @property
     def sums_over_ranks(self) -> bool:
         return self.ddp and self.batch
@@ -123,7 +133,8 @@ class SoftDiceLoss(MemoryEfficientSoftDiceLoss):
 
     Raises:
         ValueError: clip_tp is a number.
-        TypeError, IndexError, ValueError, RuntimeError: as ``segloss.nnunet.MemoryEfficientSoftDiceLoss``.
+        AttributeError, TypeError, IndexError, ValueError, RuntimeError: as
+            ``segloss.nnunet.MemoryEfficientSoftDiceLoss``.
 
     Example:
         >>> import torch
@@ -255,6 +266,10 @@ class TopKLoss(segloss.TopKLoss):
         return (total / num_kept).to(losses.dtype)
 
 
+# The cross entropy that segloss.dice_ce_loss has besides a Dice of the activation.
+_IN_ONE_WALK = {None: None, "softmax": RobustCrossEntropyLoss, "sigmoid": segloss.BCEWithLogitsLoss}
+
+
 class _CompoundLoss(nn.Module):
     """weight_ce * ce + weight_dice * dc."""
 
@@ -265,6 +280,10 @@ class _CompoundLoss(nn.Module):
         super().__init__()
         self.weight_dice, self.weight_ce = weight_dice, weight_ce
         self.dc, self.ce = dc, ce
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        _check_not_fixed(self, name, _FIXED_IN_COMPOUND & vars(self).keys())  # __init__ sets them
+        super().__setattr__(name, value)
 
     def _value(self, x: Tensor, y: Tensor, voxel_weight: Tensor | None = None, factor: int = 1) -> Tensor:
         """The sum of the terms; `factor` multiplies the second. A term of weight 0 is left out, as in nnU-Net."""
@@ -286,12 +305,15 @@ class _CompoundLoss(nn.Module):
         return loss
 
     def _is_one_walk(self) -> bool:
-        """Whether ``segloss.dice_ce_loss`` has both terms: without weights of classes, over the same voxels."""
-        dc, ce = self.dc, self.ce
-        has_weights = next(ce.buffers(), None) is not None
-        is_mean = getattr(ce, "reduction", None) == "mean"  # top-k has none
-        is_same = dc.ignore_index == ce.ignore_index and not dc.sums_over_ranks
-        return is_mean and is_same and not has_weights and 0 not in (self.weight_dice, self.weight_ce)
+        """Whether ``segloss.dice_ce_loss`` has both terms: segloss's own, with the same options and without weights."""
+        dc, ce = getattr(self.dc, "_orig_mod", self.dc), self.ce  # nnU-Net's trainers compile the Dice
+        if type(dc) not in (SoftDiceLoss, MemoryEfficientSoftDiceLoss) or type(ce) is not _IN_ONE_WALK[dc.activation]:
+            return False
+        if next(ce.buffers(), None) is not None or ce.reduction != "mean" or dc.sums_over_ranks:
+            return False
+        of_dc, of_ce = dc._options(), ce._options()
+        is_same = all(of_dc[name] == of_ce[name] for name in of_dc.keys() & of_ce.keys())
+        return is_same and 0 not in (self.weight_dice, self.weight_ce)
 
     def extra_repr(self) -> str:
         return f"weight_ce={self.weight_ce}, weight_dice={self.weight_dice}"
@@ -305,8 +327,9 @@ class DC_and_CE_loss(_CompoundLoss):
 
         loss = weight_ce * cross_entropy + weight_dice * dice
 
-    The logits are read once for both, as by ``segloss.dice_ce_loss``. Only with class weights, an ``ignore_index`` or a
-    ``reduction`` in ``ce_kwargs``, or a Dice that sums over ranks, they are read twice, for two terms that differ.
+    The logits are read once for both, as by ``segloss.dice_ce_loss``. With class weights or another keyword than
+    ``label_smoothing`` and ``empty`` in ``ce_kwargs``, a Dice that sums over ranks, or ``ce`` or ``dc`` replaced by
+    another module, they are read twice, for two terms that differ.
 
     Args:
         soft_dice_kwargs: keywords of ``dice_class``, apart from ``apply_nonlin``.
@@ -326,6 +349,7 @@ class DC_and_CE_loss(_CompoundLoss):
 
     Raises:
         ValueError: dice_class is another class, or target has several channels.
+        AttributeError: the attribute ``ignore_label`` is set.
         TypeError, IndexError, ValueError, RuntimeError: as the two losses.
 
     Example:
@@ -368,8 +392,8 @@ class DC_and_BCE_loss(_CompoundLoss):
         loss = weight_ce * binary_cross_entropy + weight_dice * dice
 
     As in nnU-Net, the cross entropy is summed over the C channels where ``use_ignore_label`` or ``ignore_label`` is
-    given, and averaged over them otherwise. The logits are read once for both terms, unless they differ by weights, a
-    ``reduction`` or a Dice that sums over ranks.
+    given, and averaged over them otherwise. The logits are read once for both terms, unless they differ as in
+    ``segloss.nnunet.DC_and_CE_loss``.
 
     Args:
         bce_kwargs: keywords of ``torch.nn.BCEWithLogitsLoss``; weights ``[C]`` are those of the channels.
@@ -396,6 +420,7 @@ class DC_and_BCE_loss(_CompoundLoss):
     Raises:
         ValueError: dice_class is another class, ``use_ignore_label`` is given with ``regions``, or ``ignore_label``
             without; or target has another number of channels.
+        AttributeError: an attribute ``ignore_label`` or ``use_ignore_label`` is set.
         TypeError, IndexError, ValueError, RuntimeError: as the two losses.
 
     Example:
@@ -434,7 +459,7 @@ class DC_and_BCE_loss(_CompoundLoss):
         if ignores:
             ce.reduction, ce.empty = "mean", "zero"  # nnU-Net takes no other reduction either
         super().__init__(_dice_of(self, dice_class, torch.sigmoid, soft_dice_kwargs), ce, weight_ce, weight_dice)
-        self.use_ignore_label, self.ignores = use_ignore_label, ignores
+        self.use_ignore_label, self.ignore_label, self.ignores = use_ignore_label, ignore_label, ignores
         self.dc.ignore_index = ce.ignore_index
         self.dc.regions = ce.regions = None if regions is None else _collections(regions)
 
@@ -444,7 +469,7 @@ class DC_and_BCE_loss(_CompoundLoss):
         if self.use_ignore_label:
             voxel_weight, target = target[:, -1:] != 1, target[:, :-1]
         if self.dc.regions is not None:
-            target = _labels("DC_and_BCE_loss", net_output, target)
+            target = _labels("DC_and_BCE_loss", net_output, target, _NO_MASKS)
         elif target.shape != net_output.shape:
             raise ValueError(
                 f"DC_and_BCE_loss: expected masks {list(net_output.shape)} as target, got {list(target.shape)}"
@@ -473,6 +498,7 @@ class DC_and_topk_loss(_CompoundLoss):
         A 0-dim tensor of net_output's dtype (float32 for half types under autocast).
 
     Raises:
+        AttributeError: the attribute ``ignore_label`` is set.
         TypeError, IndexError, ValueError, RuntimeError: as the two losses.
 
     Example:
@@ -517,10 +543,12 @@ class DeepSupervisionWrapper(segloss.DeepSupervisionLoss):
             says so, too, but raises a TypeError).
 
     Call:
-        ``loss(outputs, targets)`` as ``segloss.DeepSupervisionLoss``, where
+        ``loss(outputs, targets, voxel_weight=None)`` as ``segloss.DeepSupervisionLoss``, where
 
         * outputs, targets: lists or tuples, one entry for each resolution. A single target is subsampled by
           ``mode="nearest-exact"``, as nnU-Net's data loader does it.
+        * voxel_weight: voxel weights, which ``loss`` takes by this keyword. Default: None, every weight is 1. nnU-Net's
+          wrapper takes any number of lists instead, and passes their entries by position.
 
     Returns:
         The weighted sum of what ``loss`` returns.
@@ -575,6 +603,15 @@ def _activation(name: str, apply_nonlin: Callable[[Tensor], Tensor] | None) -> L
     )
 
 
+def _check_not_fixed(loss: nn.Module, name: str, fixed: Collection[str]) -> None:
+    if name in fixed:
+        kind = type(loss).__name__
+        raise AttributeError(
+            f"{kind}: expected {name} when the loss is made, got a new value for the attribute, which would have no "
+            f"effect. Make a new {kind}"
+        )
+
+
 def _default_group(name: str) -> "ProcessGroup | None":
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         raise ValueError(
@@ -584,14 +621,20 @@ def _default_group(name: str) -> "ProcessGroup | None":
     return torch.distributed.group.WORLD
 
 
-def _labels(name: str, input: Tensor, target: Tensor) -> Tensor:
+_NO_MASKS = (
+    "With regions, pass labels, not masks. A trainer that makes masks names nnUNetTrainerSegloss as its first base: "
+    "class My(nnUNetTrainerSegloss, nnUNetTrainerDA5)"
+)
+
+
+def _labels(name: str, input: Tensor, target: Tensor, advice: str = "Take the argmax of one-hot labels") -> Tensor:
     """Labels [N, 1, *] or [N, *] as [N, *]."""
     if target.dim() != input.dim():
         return target
     if target.shape[1:2] != (1,):
         raise ValueError(
             f"{name}: expected labels [N, 1, ...] or [N, ...] for input {list(input.shape)}, got {list(target.shape)}. "
-            "Take the argmax of one-hot labels"
+            f"{advice}"
         )
     return target[:, 0]
 
@@ -615,8 +658,8 @@ def _cross_entropy_of(ce_class: type, options: Mapping[str, Any], ignore_label: 
     return ce_class(**{**options, "ignore_index": ignore_label})
 
 
-def _collections(regions: Sequence[int | Collection[int]]) -> list[Collection[int]]:
-    return [(region,) if isinstance(region, int) else tuple(dict.fromkeys(region)) for region in regions]
+def _collections(regions: Sequence[Any]) -> list[Collection[int]]:
+    return [(int(region),) if isinstance(region, Integral) else tuple(dict.fromkeys(region)) for region in regions]
 
 
 # ---- the trainer -----------------------------------------------------------------------------------------------------
@@ -625,7 +668,8 @@ def _collections(regions: Sequence[int | Collection[int]]) -> list[Collection[in
 class _SeglossTrainer:
     """nnU-Net's trainer with segloss's loss. It has nnU-Net's own values at every step.
 
-    Regions are trained from label maps: the data loader makes no masks.
+    Regions are trained from label maps: the data loader makes no masks, unless a subclass has another loss. A subclass
+    of several trainers has the loss of the first that makes one; name this one first.
     """
 
     def _build_loss(self: Any) -> nn.Module:
@@ -644,19 +688,27 @@ class _SeglossTrainer:
             loss = DC_and_CE_loss(dice, {}, ignore_label=labels.ignore_label)
         return DeepSupervisionWrapper(loss, theirs.weight_factors) if self.enable_deep_supervision else loss
 
-    @classmethod
-    def get_training_transforms(cls, *args: Any, **options: Any) -> Any:
-        return super().get_training_transforms(*args, **options | {"regions": None})  # type: ignore[misc]
+    def _takes_label_maps(self: Any) -> bool:
+        """Whether the loss is segloss's of regions; a subclass may have another, which wants nnU-Net's masks."""
+        loss = getattr(self.loss, "loss", self.loss)  # of a deep supervision
+        return isinstance(loss, DC_and_BCE_loss) and loss.dc.regions is not None
 
-    @classmethod
-    def get_validation_transforms(cls, *args: Any, **options: Any) -> Any:
-        return super().get_validation_transforms(*args, **options | {"regions": None})  # type: ignore[misc]
+    def _without_masks(self, options: dict[str, Any]) -> dict[str, Any]:
+        return options | {"regions": None} if self._takes_label_maps() else options
+
+    # These two are static in nnU-Net, which calls them on the trainer once it has its loss.
+
+    def get_training_transforms(self, *args: Any, **options: Any) -> Any:
+        return super().get_training_transforms(*args, **self._without_masks(options))  # type: ignore[misc]
+
+    def get_validation_transforms(self, *args: Any, **options: Any) -> Any:
+        return super().get_validation_transforms(*args, **self._without_masks(options))  # type: ignore[misc]
 
     def validation_step(self: Any, batch: dict[str, Any]) -> dict[str, Any]:
         """As nnU-Net's, which expects masks of the regions."""
-        labels = self.label_manager
-        if not labels.has_regions:
+        if not self._takes_label_maps():
             return super().validation_step(batch)  # type: ignore[misc,no-any-return]
+        labels = self.label_manager
         data, target = batch["data"].to(self.device, non_blocking=True), batch["target"]
         is_list = isinstance(target, list)
         targets = [each.to(self.device, non_blocking=True) for each in (target if is_list else [target])]

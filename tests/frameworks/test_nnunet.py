@@ -219,6 +219,24 @@ def test_a_dice_over_ranks_without_a_group_is_an_error_as_in_nnunet():
             package.SoftDiceLoss(softmax, batch_dice=True)(logits(), labels())
 
 
+@pytest.mark.filterwarnings("ignore:dice_loss. include_background=False is ignored:UserWarning")
+@pytest.mark.parametrize("name", DICE)
+def test_one_channel_counts_without_background_where_nnunets_dice_is_nan(name):
+    x, y = logits()[:, :1], masks()[:, :1]
+    assert getattr(theirs, name)(torch.sigmoid, do_bg=False)(x, y).isnan()
+    assert getattr(ours, name)(torch.sigmoid, do_bg=False)(x, y) == getattr(ours, name)(torch.sigmoid)(x, y)
+
+
+@pytest.mark.parametrize("name", DICE)
+@pytest.mark.parametrize(
+    "attribute", [("smooth", 0), ("do_bg", True), ("batch_dice", True), ("apply_nonlin", nn.Sigmoid())]
+)
+def test_an_option_of_the_dice_is_not_set_afterwards(name, attribute):
+    loss = ours.DC_and_CE_loss({}, {}, dice_class=getattr(ours, name))
+    with pytest.raises(AttributeError, match=rf"{name}: expected {attribute[0]} when .* Make a new {name}"):
+        setattr(loss.dc, *attribute)
+
+
 # ---- cross entropy ---------------------------------------------------------------------------------------------------
 
 
@@ -348,11 +366,61 @@ def test_a_compiled_dice_as_in_nnunets_trainers_changes_no_value():
     expected = loss(logits(), labels())
     loss.dc = torch.compile(loss.dc, backend="eager")
     assert loss(logits(), labels()) == expected
+    assert operators_of(loss, logits(), labels()) == ONE_WALK
 
 
 def test_the_state_dict_has_nnunets_keys():
     states = [package.DC_and_CE_loss({}, {"weight": WEIGHT}).state_dict() for package in (ours, theirs)]
     assert states[0].keys() == states[1].keys() == {"ce.weight"}
+
+
+@pytest.mark.parametrize(
+    "make", [ours.DC_and_CE_loss, ours.DC_and_topk_loss, partial(ours.DC_and_BCE_loss, regions=[1, 2])]
+)
+def test_an_ignore_label_is_not_set_afterwards(make):
+    loss = make({}, {}, ignore_label=IGNORED)
+    assert loss.ignore_label == IGNORED
+    for other in (1, None):
+        with pytest.raises(AttributeError, match=r"DC_and_.*: expected ignore_label when .* Make a new DC_and_"):
+            loss.ignore_label = other
+
+
+def test_whether_there_is_a_mask_of_ignored_voxels_is_not_set_afterwards():
+    loss = ours.DC_and_BCE_loss({}, {})
+    with pytest.raises(AttributeError, match="DC_and_BCE_loss: expected use_ignore_label when"):
+        loss.use_ignore_label = True
+
+
+def test_a_term_may_be_one_of_nnunet():
+    """Class 3 has a Dice, and no cross entropy."""
+
+    def make(package, replaced):
+        loss = package.DC_and_CE_loss(OF_TRAINER, {}, dice_class=package.MemoryEfficientSoftDiceLoss)
+        for name, term in replaced.items():
+            setattr(loss, name, term)
+        return loss
+
+    ce, dc = theirs.RobustCrossEntropyLoss(ignore_index=3), theirs.SoftDiceLoss(softmax, smooth=0)
+    for replaced in ({"ce": ce}, {"dc": dc}, {"ce": ce, "dc": dc}):
+        assert_same(partial(make, replaced=replaced), labels())
+
+
+def test_a_term_may_be_a_subclass_of_ones_own():
+    class Twice(ours.SoftDiceLoss):
+        def forward(self, *args):
+            return 2 * super().forward(*args)
+
+    loss = ours.DC_and_CE_loss({}, {})
+    loss.dc = Twice(softmax)
+    assert_close(loss(logits(), labels()), ours.DC_and_CE_loss({}, {}, weight_dice=2)(logits(), labels()))
+
+
+def test_a_label_map_of_the_cross_entropy_alone():
+    swapped = {0: 0, 1: 2, 2: 1, 3: 3}
+    loss = ours.DC_and_CE_loss({}, {"label_map": swapped})
+    expected = ours.SoftDiceLoss(softmax)(logits(), labels())
+    expected = expected + segloss.cross_entropy(logits(), labels(), label_map=swapped)
+    assert_close(loss(logits(), labels()), expected)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda loss: pickle.loads(pickle.dumps(loss))])
@@ -458,6 +526,21 @@ def test_labels_in_place_of_masks_are_an_error():
         ours.DC_and_BCE_loss({}, {}, use_ignore_label=True)(logits(), masks())
 
 
+def test_masks_in_place_of_labels_are_an_error_that_says_so():
+    loss = ours.DC_and_BCE_loss({}, {}, regions=REGIONS)
+    with pytest.raises(ValueError, match=r"got \[2, 4, 7, 6\]\. With regions, pass labels, not masks\."):
+        loss(logits(), masks())
+
+
+def test_regions_are_integers_of_any_type():
+    x, y = logits()[:, :2], labels()
+    values = [
+        ours.DC_and_BCE_loss({}, {}, regions=regions)(x, y)
+        for regions in ([1, (2, 3)], [np.int64(1), np.array([2, 3], np.uint8)])
+    ]
+    assert values[0] == values[1]
+
+
 @pytest.mark.parametrize("options", [{"use_ignore_label": True, "regions": REGIONS}, {"ignore_label": IGNORED}])
 def test_two_ways_to_ignore_do_not_mix(options):
     with pytest.raises(ValueError, match="expected use_ignore_label with masks, or ignore_label with regions"):
@@ -493,6 +576,16 @@ def test_deep_supervision_without_factors_adds_up_where_nnunet_raises_a_type_err
     loss = ours.DeepSupervisionWrapper(ours.RobustCrossEntropyLoss())
     x, y = logits(), labels()
     assert_close(loss([x, x], [y, y]), 2 * segloss.cross_entropy(x, y))
+
+
+def test_a_third_list_of_deep_supervision_holds_voxel_weights():
+    x, y = logits(), labels()
+    weights = torch.rand(y.shape, generator=torch.Generator().manual_seed(3))
+    loss = ours.DeepSupervisionWrapper(ours.RobustCrossEntropyLoss(), [1])
+    assert loss([x], [y], [weights]) == segloss.cross_entropy(x, y, voxel_weight=weights)
+    takes_three = ours.DeepSupervisionWrapper(lambda x, y, z: x.sum(), [1])  # in nnU-Net's, z is an entry of the list
+    with pytest.raises(TypeError, match="voxel_weight"):
+        takes_three([x], [y], [weights])
 
 
 # ---- several processes -----------------------------------------------------------------------------------------------
@@ -559,6 +652,23 @@ CONFIGURATION = {
 }
 
 
+TRAINERS = """
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5 import nnUNetTrainerDA5
+from nnunetv2.training.nnUNetTrainer.variants.loss.nnUNetTrainerDiceLoss import nnUNetTrainerDiceLoss
+from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerNoDeepSupervision import (
+    nnUNetTrainerNoDeepSupervision,
+)
+from segloss.nnunet import nnUNetTrainerSegloss
+
+class DiceOnly(nnUNetTrainerDiceLoss, nnUNetTrainerSegloss): pass
+class LossOfNNUNet(nnUNetTrainerSegloss): _build_loss = nnUNetTrainer._build_loss
+class SeglossDA5(nnUNetTrainerSegloss, nnUNetTrainerDA5): pass
+class SeglossFlat(nnUNetTrainerSegloss, nnUNetTrainerNoDeepSupervision): pass
+class WrongOrder(nnUNetTrainerDA5, nnUNetTrainerSegloss): pass
+"""
+
+
 def write_cases(folder, size=16):
     """Ten noisy balls with a core; the first slices are label 3."""
     import nibabel
@@ -619,7 +729,7 @@ def preprocessed(tmp_path_factory):
         patch.setenv("nnUNet_n_proc_DA", "0")  # augments in this process, so that a seed gives the same batches
         trainers = root / "trainers"
         trainers.mkdir()
-        (trainers / "segloss_trainers.py").write_text("from segloss.nnunet import nnUNetTrainerSegloss\n")
+        (trainers / "segloss_trainers.py").write_text(TRAINERS)
         patch.setenv("nnUNet_extTrainer", str(trainers))
         edited(root / "preprocessed" / DATA_SET / "nnUNetPlans.json", make_small)
         yield root / "preprocessed" / DATA_SET
@@ -667,18 +777,47 @@ def results_of(preprocessed, monkeypatch):
     return results
 
 
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("data_set", DATA_SETS)
-def test_the_trainer_has_nnunets_losses_and_scores_at_each_step(results_of, data_set):
-    expected, got = (results_of(data_set, trainer) for trainer in ("nnUNetTrainer", "nnUNetTrainerSegloss"))
+def assert_same_steps(got, expected):
     assert len(got["train"]) == 4
     np.testing.assert_allclose(got["train"], expected["train"], rtol=1e-5)
     for of_ours, of_theirs in zip(got["validation"], expected["validation"], strict=True):
         assert of_ours.keys() == of_theirs.keys()
         for name in of_theirs:
             np.testing.assert_allclose(of_ours[name], of_theirs[name], rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("data_set", DATA_SETS)
+def test_the_trainer_has_nnunets_losses_and_scores_at_each_step(results_of, data_set):
+    expected, got = (results_of(data_set, trainer) for trainer in ("nnUNetTrainer", "nnUNetTrainerSegloss"))
+    assert_same_steps(got, expected)
     assert [each.dtype for each in got["targets"]] == 3 * [torch.int16]  # label maps, no masks
     assert all(each.shape[1] == 1 for each in got["targets"])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("data_set", "of_nnunet", "trainer"),
+    [
+        ("regions", "nnUNetTrainerDiceLoss", "DiceOnly"),
+        ("regions, ignore label", "nnUNetTrainer", "LossOfNNUNet"),
+        ("regions", "nnUNetTrainerDA5", "SeglossDA5"),
+        ("regions, ignore label", "nnUNetTrainerNoDeepSupervision", "SeglossFlat"),
+    ],
+)
+def test_a_trainer_of_ones_own_has_nnunets_losses_and_scores_at_each_step(results_of, data_set, of_nnunet, trainer):
+    expected, got = results_of(data_set, of_nnunet), results_of(data_set, trainer)
+    assert_same_steps(got, expected)
+    target = got["targets"] if trainer == "SeglossFlat" else got["targets"][0]
+    assert (target.shape[1] == 1) == trainer.startswith("Segloss")  # label maps, or with nnU-Net's loss masks
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_trainer_whose_first_base_makes_masks_is_an_error_that_names_the_right_order(results_of):
+    with pytest.raises(
+        ValueError, match=r"names nnUNetTrainerSegloss as its first base: class My\(nnUNetTrainerSegloss"
+    ):
+        results_of("regions", "WrongOrder")
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -728,7 +867,7 @@ def test_without_smoothing_a_class_without_a_voxel_has_a_dice_of_0():
 def test_a_script_of_nnunet_changes_one_import(capsys, monkeypatch):
     before, after = load_example("nnunet_loss", monkeypatch).main(["--steps", "3"])
     assert after == pytest.approx(before, rel=1e-5)
-    assert [line.split(" loss ")[0].strip() for line in capsys.readouterr().out.splitlines()] == [
-        "nnunetv2",
-        "segloss.nnunet",
-    ]
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert [line.split(" loss ")[0].strip() for line in lines] == ["nnunetv2", "segloss.nnunet"]
+    largest = max(abs(a - b) for a, b in zip(before, after, strict=True))
+    assert last == f"largest difference of the losses: {largest:.1e}"
