@@ -4,15 +4,16 @@
 
 Parameters, values, gradients, shapes of results, and the names of buffers are MONAI's. MONAI itself is not imported.
 
-Beyond MONAI, labels may be ``[N, *]`` or ``[N, 1, *]``, of any integer dtype, whatever ``to_onehot_y`` says; the
-weights of ``DiceCELoss`` may be a list; ``torch.compile(fullgraph=True)`` works.
+Beyond MONAI, labels may be ``[N, *]`` or ``[N, 1, *]``, of any integer dtype; with a softmax they need no
+``to_onehot_y=True``; the weights of ``DiceCELoss`` may be a list; ``torch.compile(fullgraph=True)`` works.
 
 What differs:
 
-* ``other_act``, and masks with values other than 0 and 1 in the focal losses, have no kernel. The ValueError names the
-  class of MONAI to keep. A focal loss of a softmax over one class, which is always 1, is an error, too.
+* ``other_act``, masks with values other than 0 and 1 in the focal losses, and several classes in a voxel in a focal
+  loss of a softmax have no kernel. The ValueError names the class of MONAI to keep. A focal loss of a softmax over one
+  class, which is always 1, is an error, too.
 * Values are checked: labels are classes, a target ``[N, C, *]`` lies in [0, 1], and so does the input if there is
-  neither ``sigmoid`` nor ``softmax``. MONAI computes a number from any.
+  neither ``sigmoid`` nor ``softmax``, which has no effect on one channel. MONAI computes a number from any.
 * A term 0 / 0 (``smooth_nr=0, smooth_dr=0``) is nan in MONAI, 0 here.
 * Results have input's dtype, float32 for half types. MONAI casts float64 to float32 in focal losses and deep
   supervision.
@@ -27,10 +28,10 @@ What differs:
 tensor(1.6096)
 """
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from inspect import signature
 from typing import Any, TypeVar, cast
 
 import torch
@@ -80,7 +81,30 @@ class _ClassLoss(losses._Loss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]  # MONAI has no voxel weights
         """Computes the loss of ``input`` and ``target``; see the class."""
-        return self._loss(*_read(self, input, target))
+        return self._loss(*self._read(input, target))
+
+    def _read(self, input: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        input, target = _read(self, input, target)
+        self._check_use(input, target)
+        return input, target
+
+    def _check_use(self, input: Tensor, target: Tensor) -> None:
+        """Refuses labels where MONAI does, without an option that asks for classes. Warns of options without effect."""
+        if _holds_labels(input, target) and not self._reads_labels():
+            raise ValueError(
+                f"{type(self).__name__}: expected a target of input's shape {list(input.shape)}, with a mask for each "
+                f"class, got {list(target.shape)}. Pass to_onehot_y=True if it holds labels"
+            )
+        if input.shape[1] > 1:
+            return
+        unused = {"softmax": True, "to_onehot_y": True, "include_background": False}
+        names = [f"{name}={value}" for name, value in unused.items() if getattr(self, name, None) == value]
+        if names:
+            _warn(f"{type(self).__name__}: ignored {', '.join(names)}, as input {list(input.shape)} has one channel")
+
+    def _reads_labels(self) -> bool:
+        """Whether a target of another shape than input's holds labels."""
+        raise NotImplementedError
 
     def _loss(self, input: Tensor, target: Tensor) -> Tensor:
         raise NotImplementedError
@@ -129,8 +153,27 @@ class _RegionLoss(_ClassLoss):
         _check_activation(type(self).__name__, sigmoid, softmax, other_act)
         super().__init__(sigmoid=sigmoid, softmax=softmax, **options)
 
+    def _reads_labels(self) -> bool:
+        return self.to_onehot_y or self.softmax
+
     def _loss(self, input: Tensor, target: Tensor) -> Tensor:
-        return self._of_activated(input, target, self._activation(input))
+        return self._of_read(input, target, self._activation(input))
+
+    def _of_read(self, input: Tensor, target: Tensor, activation: Activation | None) -> Tensor:
+        """The loss; the error of logits without an activation has the options of this class, not segloss's."""
+        try:
+            return self._of_activated(input, target, activation)
+        except RuntimeError as error:
+            _, is_range, got = str(error).partition(" as input with activation=None, got ")
+            if not is_range:
+                raise
+            advice = "sigmoid=True" if input.shape[1] == 1 else "sigmoid=True or softmax=True"
+            if self.softmax:
+                advice += ": softmax=True has no effect on one channel, as in MONAI"
+            raise RuntimeError(
+                f"{type(self).__name__}: expected probabilities in [0, 1] as input without an activation, got "
+                f"{got.partition('. For logits')[0]}. For logits use {advice}"
+            ) from None
 
     def _of_activated(self, input: Tensor, target: Tensor, activation: Activation | None) -> Tensor:
         raise NotImplementedError
@@ -194,8 +237,6 @@ def _read(loss: nn.Module, input: Tensor, target: Tensor) -> tuple[Tensor, Tenso
     functional._check_types(op, input, target, None, None, NO_LABEL, 1)
     if input.dim() < 2 or not input.is_floating_point():
         raise ValueError(f"{op}: expected floating input [N, C, ...], got {input.dtype} {list(input.shape)}")
-    if input.shape[1] == 1 and not torch.compiler.is_compiling():
-        _warn_of_unused_options(loss, input)
     if torch.finfo(functional._result_dtype(input)).bits < 32:
         input = input.float()
     if target.dtype in (torch.uint16, torch.uint32, torch.uint64):
@@ -203,12 +244,14 @@ def _read(loss: nn.Module, input: Tensor, target: Tensor) -> tuple[Tensor, Tenso
     return input, target
 
 
-def _warn_of_unused_options(loss: nn.Module, input: Tensor) -> None:
-    unused = {"softmax": True, "to_onehot_y": True, "include_background": False}
-    names = [f"{name}={value}" for name, value in unused.items() if getattr(loss, name, None) == value]
-    if names:
-        text = f"{type(loss).__name__}: ignored {', '.join(names)}, as input {list(input.shape)} has one channel"
-        warnings.warn(text, UserWarning, stacklevel=4)
+def _warn(text: str) -> None:
+    """A UserWarning at the line that called the loss, which is in neither torch nor segloss."""
+    if torch.compiler.is_compiling():
+        return
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] in ("segloss", "torch"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, UserWarning, stacklevel=level)
 
 
 def _holds_labels(input: Tensor, target: Tensor) -> bool:
@@ -260,8 +303,10 @@ class DiceLoss(_RegionLoss):
 
     Args:
         include_background: whether class 0 has a term. Default: True.
-        to_onehot_y: accepted as in MONAI; the target's shape says whether it holds labels. Default: False.
-        sigmoid, softmax: the activation; without one, input holds probabilities in [0, 1]. Default: False.
+        to_onehot_y: whether a target of another shape than input's holds labels; with ``softmax=True`` it does in any
+            case. Default: False.
+        sigmoid, softmax: the activation; without one, input holds probabilities in [0, 1]. ``softmax=True`` has no
+            effect on one channel. Default: False.
         other_act: has no kernel; any but None is an error.
         squared_pred: whether the denominator has sums of squares. Default: False.
         jaccard: whether to compute the Jaccard loss instead. Default: False.
@@ -278,8 +323,8 @@ class DiceLoss(_RegionLoss):
         ``loss(input, target)``, where
 
         * input: logits or probabilities ``[N, C, *]``; float64, float32, float16 or bfloat16.
-        * target: labels ``[N, *]`` or ``[N, 1, *]``, integer or floating with integral values; or masks or class
-          probabilities ``[N, C, *]`` in [0, 1], of any dtype.
+        * target: masks or class probabilities ``[N, C, *]`` in [0, 1], of any dtype; or, with ``to_onehot_y=True`` or
+          ``softmax=True``, labels ``[N, *]`` or ``[N, 1, *]``, integer or floating with integral values.
 
     Returns:
         A tensor of input's dtype (float32 for half types), 0-dim; with ``reduction="none"`` of the shape
@@ -287,7 +332,8 @@ class DiceLoss(_RegionLoss):
 
     Raises:
         ValueError: ``other_act`` is given, ``sigmoid`` and ``softmax`` are both True, ``reduction`` has an unknown
-            value, a weight is negative, or there is not one for each class that has a term.
+            value, a weight is negative, or there is not one for each class that has a term; or target has not input's
+            shape with neither ``to_onehot_y`` nor ``softmax``.
         TypeError, IndexError, RuntimeError: as ``segloss.dice_loss``.
 
     Example:
@@ -388,10 +434,9 @@ class MaskedDiceLoss(DiceLoss):
     def forward(self, input: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Computes the loss of ``input`` and ``target``, both multiplied by ``mask``; see the class."""
         if mask is None:
-            if not torch.compiler.is_compiling():
-                warnings.warn("MaskedDiceLoss: got no mask, every voxel counts", UserWarning, stacklevel=2)
+            _warn("MaskedDiceLoss: got no mask, every voxel counts")
             return super().forward(input, target)
-        input, target = _read(self, input, target)
+        input, target = self._read(input, target)
         mask = functional._plain(mask)
         if mask.dim() != input.dim() or mask.shape[0] not in (1, input.shape[0]) or mask.shape[1] != 1:
             raise ValueError(
@@ -401,7 +446,7 @@ class MaskedDiceLoss(DiceLoss):
         activation = self._activation(input)
         p = input.softmax(1) if activation == "softmax" else input.sigmoid() if activation == "sigmoid" else input
         labels_with_channel = target.unsqueeze(1) if target.dim() < input.dim() else target
-        return self._of_activated(p * mask, labels_with_channel * mask, None)
+        return self._of_read(p * mask, labels_with_channel * mask, None)
 
 
 class GeneralizedDiceLoss(_RegionLoss):
@@ -539,7 +584,8 @@ class FocalLoss(_ClassLoss):
     Args:
         include_background: whether class 0 has a term; without one, the softmax is over the other classes. Default:
             True.
-        to_onehot_y: accepted as in MONAI; the target's shape says whether it holds labels. Default: False.
+        to_onehot_y: whether a target of another shape than input's holds labels; with ``use_softmax=True`` it does in
+            any case. Default: False.
         gamma: the exponent, 0 or more. Default: 2.
         alpha: a number in [0, 1]: with sigmoid the factor of target 1, as 1 - alpha is that of target 0; with softmax
             the factor of all classes but the first, as 1 - alpha is that of the first, and ignored with a UserWarning
@@ -555,17 +601,18 @@ class FocalLoss(_ClassLoss):
         ``loss(input, target)``, where
 
         * input: logits ``[N, C, *]``; float64, float32, float16 or bfloat16.
-        * target: labels ``[N, *]`` or ``[N, 1, *]``, integer or floating with integral values; or masks ``[N, C, *]``
-          of 0 and 1, of any dtype, for a softmax with at most one 1 in each voxel.
+        * target: masks ``[N, C, *]`` of 0 and 1, of any dtype, for a softmax with at most one 1 in each voxel; or, with
+          ``to_onehot_y=True`` or ``use_softmax=True``, labels ``[N, *]`` or ``[N, 1, *]``, integer or floating with
+          integral values.
 
     Returns:
         A tensor of input's dtype (float32 for half types), 0-dim; with ``reduction="none"`` ``[N, C', *]``, where C'
         classes have terms.
 
     Raises:
-        ValueError: a softmax over one channel, or a mask that is not of 0 and 1; ``gamma`` is below 0, ``alpha`` is
-            outside [0, 1], or there is not one for each class; ``reduction`` and ``weight`` as in
-            ``segloss.monai.DiceLoss``, and a ``weight`` for each class of one.
+        ValueError: a softmax over one channel, or of several classes in a voxel; a mask that is not of 0 and 1;
+            ``gamma`` is below 0, ``alpha`` is outside [0, 1], or there is not one for each class; ``reduction``,
+            ``weight`` and target's shape as in ``segloss.monai.DiceLoss``, and a ``weight`` for each class of one.
         TypeError, IndexError, RuntimeError: as ``segloss.focal_loss``.
 
     Example:
@@ -583,6 +630,7 @@ class FocalLoss(_ClassLoss):
     gamma: float
     alpha: float | Tensor | None
     use_softmax: bool
+    _is_beside_softmax = False  # as a term of a compound loss whose other term has a softmax
 
     def __init__(
         self,
@@ -599,6 +647,9 @@ class FocalLoss(_ClassLoss):
         if not (alpha is None or isinstance(alpha, float | int)):
             options["alpha"] = torch.as_tensor(alpha, dtype=torch.get_default_dtype())
         super().__init__(**options)
+
+    def _reads_labels(self) -> bool:
+        return self.to_onehot_y or self.use_softmax or self._is_beside_softmax
 
     def _loss(self, input: Tensor, target: Tensor) -> Tensor:
         if self.use_softmax and self._num_classes(input) == 1:
@@ -685,9 +736,7 @@ class FocalLoss(_ClassLoss):
         if isinstance(self.alpha, Tensor):
             alpha = self._checked("alpha", self.alpha, input)
         elif self._first_class(input) == 1:
-            if not torch.compiler.is_compiling():
-                text = "FocalLoss: a single alpha is ignored with use_softmax=True and include_background=False"
-                warnings.warn(text, UserWarning, stacklevel=3)
+            _warn("FocalLoss: a single alpha is ignored with use_softmax=True and include_background=False")
             return weight
         else:
             alpha = input.new_tensor([1 - self.alpha] + [self.alpha] * (input.shape[1] - 1))
@@ -699,7 +748,16 @@ def _labels_above_0(masks: Tensor) -> Tensor:
     without_class = (masks == 0).all(1, keepdim=True).to(masks.dtype)
     advice = "Keep monai.losses.FocalLoss for several classes in a voxel"
     one_hot = torch.cat([without_class, masks], 1)
-    return functional._one_hot_labels("FocalLoss", one_hot, 1, advice).unsqueeze(1)
+    try:
+        return functional._one_hot_labels("FocalLoss", one_hot, 1, advice).unsqueeze(1)
+    except RuntimeError:
+        is_wrong = ((masks != 0) & (masks != 1)).any(1) | (masks.sum(1) > 1)
+        if not is_wrong.any():
+            raise
+        raise ValueError(
+            "FocalLoss: expected masks of 0 and 1 with at most one 1 in each voxel for use_softmax=True, got "
+            f"{masks.movedim(1, -1)[is_wrong][0].long().tolist()} at index {is_wrong.nonzero()[0].tolist()}. {advice}"
+        ) from None
 
 
 class _CompoundLoss(nn.Module):
@@ -718,16 +776,21 @@ class _CompoundLoss(nn.Module):
 
 def _term(loss: Callable[..., _Term], options: dict[str, Any]) -> _Term:
     """A term of a compound loss, with the options that both have."""
-    return loss(**{name: options[name] for name in signature(loss).parameters if name in options})
+    return loss(**{name: options[name] for name in inspect.signature(loss).parameters if name in options})
 
 
 class DiceCELoss(_CompoundLoss):
-    """``monai.losses.DiceCELoss``: Dice plus cross entropy, with ``softmax=True`` computed together.
+    """``monai.losses.DiceCELoss``: Dice plus cross entropy.
 
     The second term is the cross entropy of a softmax, with one channel binary cross entropy, whatever the activation of
     the Dice term is::
 
         loss = lambda_dice * DiceLoss(...)(input, target) + lambda_ce * cross_entropy(input, target, weight)
+
+    As in MONAI, the terms are the modules ``dice`` and ``cross_entropy``, with one channel ``binary_cross_entropy``,
+    and may be changed or replaced. With ``softmax=True``, with one channel ``sigmoid=True``, the logits are read once
+    for both terms. They are read twice if the terms were changed to differ in their voxels, weights or reduction, and
+    with weights of several classes also on a GPU and in compiled code.
 
     Args:
         weight: one for each class, ``[C]``, of the cross entropy and, but for class 0 if ``include_background=False``,
@@ -794,30 +857,58 @@ class DiceCELoss(_CompoundLoss):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Computes the loss of ``input`` and ``target``; see the class."""
-        input, target = _read(self.dice, input, target)
-        if target.shape == input.shape and not target.is_floating_point():
-            target = target.to(input.dtype)  # integers would be one-hot labels, whose weighted mean is another
-        has_one_channel = input.shape[1] == 1
-        activation = self.dice._activation(input)
-        if activation == ("sigmoid" if has_one_channel else "softmax") and not self._has_two_weights(input):
-            weight, pos_weight = self.cross_entropy.weight, self.binary_cross_entropy.pos_weight
-            return region.dice_ce_loss(
-                **self.dice._options_of(input, target, activation),
-                weight=None if has_one_channel else weight,
-                pos_weight=pos_weight if has_one_channel else None,
-                label_smoothing=0.0 if has_one_channel else self.cross_entropy.label_smoothing,
-                lambda_dice=self.lambda_dice,
-                lambda_ce=self.lambda_ce,
-            )
-        cross_entropy = self.binary_cross_entropy if has_one_channel else self.cross_entropy
-        dice = self.dice._of_activated(input, target, activation)
-        loss: Tensor = self.lambda_dice * dice + self.lambda_ce * cross_entropy(input, target)
+        x, y = _read(self, input, target)
+        if y.shape == x.shape and not y.is_floating_point():
+            y = y.to(x.dtype)  # integers would be one-hot labels, whose weighted mean is another
+        dice, ce = self.dice, self.binary_cross_entropy if x.shape[1] == 1 else self.cross_entropy
+        if not self._is_one_walk(x, dice, ce):
+            loss: Tensor = self.lambda_dice * dice(x, y) + self.lambda_ce * self._cross_entropy(ce, x, y)
+            return loss
+        dice._check_use(x, y)
+        return region.dice_ce_loss(
+            **dice._options_of(x, y, dice._activation(x)),
+            weight=ce.weight,
+            pos_weight=getattr(ce, "pos_weight", None),
+            label_smoothing=ce.label_smoothing,
+            lambda_dice=self.lambda_dice,
+            lambda_ce=self.lambda_ce,
+        )
+
+    @staticmethod
+    def _cross_entropy(ce: nn.Module, input: Tensor, target: Tensor) -> Tensor:
+        """The second term by itself, of a module that may be torch's."""
+        if _holds_labels(input, target):
+            target = target.squeeze(1) if target.dim() == input.dim() else target
+            target = target if isinstance(ce, losses.CrossEntropyLoss) else target.long()
+        loss: Tensor = ce(input, target)
         return loss
 
-    def _has_two_weights(self, input: Tensor) -> bool:
-        """Whether the terms differ in their weights: Dice of a single class has none."""
-        is_single = not self.dice.include_background and input.shape[1] == 2
-        return is_single and self.cross_entropy.weight is not None
+    @staticmethod
+    def _is_one_walk(input: Tensor, dice: nn.Module, ce: nn.Module) -> bool:
+        """Whether ``dice_ce_loss`` has both terms: modules that were not replaced, of one activation, and with the same
+        voxels, reduction and weights."""
+        has_one_channel = input.shape[1] == 1
+        if type(dice) is not DiceLoss or type(ce) is not (_BCE if has_one_channel else _CE):
+            return False
+        own = {"reduction": dice.reduction, "label_smoothing": ce.label_smoothing}
+        is_same = dice.ignore_index is None and ce._options() == _OPTIONS_OF_CE[type(ce)] | own
+        is_same = is_same and dice._activation(input) == ("sigmoid" if has_one_channel else "softmax")
+        return is_same and (_have_one_weight(input, dice, ce) if isinstance(ce, _CE) else ce.weight is None)
+
+
+_CE, _BCE = losses.CrossEntropyLoss, losses.BCEWithLogitsLoss
+_OPTIONS_OF_CE = {each: each(ignore_index=NO_LABEL)._options() for each in (_CE, _BCE)}
+
+
+def _have_one_weight(input: Tensor, dice: DiceLoss, ce: losses.CrossEntropyLoss) -> bool:
+    """Whether the terms have the same weights. Weights on a GPU are not compared, which would wait for it, nor those in
+    compiled code, which has no branches that depend on numbers."""
+    of_dice = dice.class_weight if dice._num_classes(input) > 1 else None  # a single class has none
+    of_ce = ce.weight
+    if of_dice is None or of_ce is None:
+        return of_dice is of_ce
+    is_readable = of_dice.device.type == of_ce.device.type == "cpu" and not torch.compiler.is_compiling()
+    return is_readable and torch.equal(of_dice, of_ce[dice._first_class(input) :])
 
 
 class DiceFocalLoss(_CompoundLoss):
@@ -834,7 +925,8 @@ class DiceFocalLoss(_CompoundLoss):
         others: as in ``segloss.monai.DiceLoss``.
 
     Call:
-        ``loss(input, target)``, as in ``segloss.monai.FocalLoss``.
+        ``loss(input, target)``, as in ``segloss.monai.FocalLoss``; labels need ``to_onehot_y=True`` or
+        ``softmax=True``.
 
     Returns:
         A tensor of input's dtype (float32 for half types), 0-dim; with ``reduction="none"`` the terms of both losses,
@@ -881,6 +973,7 @@ class DiceFocalLoss(_CompoundLoss):
         super().__init__(options, lambda_dice=lambda_dice, lambda_focal=lambda_focal)
         self.dice = _term(DiceLoss, options)
         self.focal = _term(FocalLoss, options)
+        self.focal._is_beside_softmax = softmax
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Computes the loss of ``input`` and ``target``; see the class."""
@@ -902,7 +995,8 @@ class GeneralizedDiceFocalLoss(_CompoundLoss):
         others: as in ``segloss.monai.GeneralizedDiceLoss``.
 
     Call:
-        ``loss(input, target)``, as in ``segloss.monai.FocalLoss``.
+        ``loss(input, target)``, as in ``segloss.monai.FocalLoss``; labels need ``to_onehot_y=True`` or
+        ``softmax=True``.
 
     Returns:
         A tensor as of ``segloss.monai.DiceFocalLoss``.
@@ -947,6 +1041,7 @@ class GeneralizedDiceFocalLoss(_CompoundLoss):
         super().__init__(options, lambda_gdl=lambda_gdl, lambda_focal=lambda_focal)
         self.generalized_dice = _term(GeneralizedDiceLoss, options)
         self.focal = _term(FocalLoss, options)
+        self.focal._is_beside_softmax = softmax
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Computes the loss of ``input`` and ``target``; see the class."""

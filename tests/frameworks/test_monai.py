@@ -3,6 +3,7 @@
 import inspect
 import pickle
 import random
+import re
 import subprocess
 import sys
 import warnings
@@ -16,6 +17,7 @@ from tolerances import assert_close
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from segloss import losses
 from segloss import monai as ours
 
 theirs = pytest.importorskip("monai.losses", reason="MONAI is not installed")
@@ -249,7 +251,7 @@ def logits_and_labels(*sizes: int, num_classes: int = 3) -> tuple[Tensor, Tensor
 @pytest.mark.filterwarnings("ignore:MaskedDiceLoss")
 @pytest.mark.parametrize("name", LABELLED)
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.uint16, torch.int32, torch.float32])
-def test_labels_need_neither_a_channel_nor_to_onehot_y(name, dtype):
+def test_labels_need_neither_a_channel_nor_with_a_softmax_to_onehot_y(name, dtype):
     x, y = logits_and_labels(4, 5)
     expected = getattr(ours, name)(**LABELLED[name])(x, y)
     loss = getattr(ours, name)(**LABELLED[name] | {"to_onehot_y": False})
@@ -309,6 +311,134 @@ def test_state_dicts_are_monais(name):
         assert_close(value, state[key])
 
 
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        ("DiceLoss", "class_weight", torch.tensor([1.0, 2.0, 3.0])),
+        ("DiceLoss", "squared_pred", True),
+        ("MaskedDiceLoss", "jaccard", True),
+        ("GeneralizedDiceLoss", "batch", True),
+        ("TverskyLoss", "alpha", 0.2),
+        ("FocalLoss", "include_background", False),
+        ("FocalLoss", "gamma", 0.5),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:MaskedDiceLoss", "ignore:No mask")
+def test_an_option_of_a_loss_of_one_term_may_be_changed(name, option, value):
+    x, y = logits_and_labels(4, 5)
+    loss, their_loss = (getattr(package, name)(**LABELLED[name]) for package in (ours, theirs))
+    before = loss(x, y)
+    for each in (loss, their_loss):
+        setattr(each, option, value)
+    assert loss(x, y) != before
+    assert_close(loss(x, y), their_loss(x, y))
+
+
+# ---- the terms of DiceCELoss, which may be changed -------------------------------------------------------------------
+
+WEIGHT = torch.tensor([1.0, 2.0, 3.0])
+
+
+CHANGES = {
+    "cross_entropy.weight": WEIGHT * 2,
+    "dice.class_weight": WEIGHT * 2,
+    "dice.ignore_index": 0,
+    "dice.reduction": "sum",
+    "dice.softmax": False,
+    "dice.squared_pred": True,
+    "dice": theirs.DiceLoss(to_onehot_y=True, softmax=True, squared_pred=True),
+    "cross_entropy.ignore_index": 0,
+    "cross_entropy.reduction": "sum",
+    "cross_entropy.label_smoothing": 0.2,
+    "cross_entropy": nn.CrossEntropyLoss(WEIGHT * 2, ignore_index=1),
+}
+
+
+def changed(loss: nn.Module, name: str, value: object) -> nn.Module:
+    *path, attribute = name.split(".")
+    setattr(loss.get_submodule(".".join(path)), attribute, value)
+    return loss.to(torch.get_default_device())
+
+
+@pytest.mark.parametrize("weight", [None, WEIGHT])
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_changed_term_of_dice_ce_loss_has_monais_value(name, weight):
+    x, y = logits_and_labels(4, 5)
+    x = x.softmax(1) if name == "dice.softmax" else x
+    loss, their_loss = (
+        changed(package.DiceCELoss(to_onehot_y=True, softmax=True, weight=weight), name, CHANGES[name])
+        for package in (ours, theirs)
+    )
+    expected = value_and_gradient(lambda x: their_loss(x, y), x)
+    for labels in (y, y.to(torch.int16)):
+        assert_equal(value_and_gradient(lambda x, labels=labels: loss(x, labels), x), expected, torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("binary_cross_entropy.pos_weight", torch.tensor([3.0])),
+        ("binary_cross_entropy.weight", torch.tensor([3.0])),
+        ("binary_cross_entropy.reduction", "sum"),
+        ("binary_cross_entropy", nn.BCEWithLogitsLoss(pos_weight=torch.tensor([3.0]))),
+        ("dice.class_weight", torch.tensor([3.0])),
+        ("dice.reduction", "sum"),
+    ],
+)
+def test_a_changed_term_of_dice_ce_loss_of_one_channel_has_monais_value(name, value):
+    x, y = logits_and_labels(4, 5, num_classes=1)
+    y = (x > 0.3).long()
+    loss, their_loss = (changed(package.DiceCELoss(sigmoid=True), name, value) for package in (ours, theirs))
+    assert_close(loss(x, y), their_loss(x, y))
+
+
+@pytest.mark.parametrize(
+    "replacement",
+    [
+        losses.CrossEntropyLoss(label_map={0: 1, 1: 0, 2: 2}),
+        losses.CrossEntropyLoss(label_map=torch.tensor([1, 0, 2])),
+        losses.BCEWithLogitsLoss(),
+        losses.TopKLoss(),
+    ],
+    ids=str,
+)
+def test_another_loss_of_segloss_as_cross_entropy_keeps_its_value(replacement):
+    x, y = logits_and_labels(4, 5)
+    loss = changed(ours.DiceCELoss(softmax=True, lambda_dice=0), "cross_entropy", replacement)
+    assert_close(loss(x, y), replacement(x, y))
+
+
+@pytest.mark.cpu_only
+@pytest.mark.parametrize(
+    ("options", "num_classes"),
+    [
+        ({"softmax": True}, 3),
+        ({"softmax": True, "weight": WEIGHT}, 3),
+        ({"softmax": True, "weight": WEIGHT, "include_background": False}, 3),
+        ({"softmax": True, "label_smoothing": 0.1, "reduction": "sum"}, 3),
+        ({"softmax": True, "include_background": False}, 2),
+        ({"sigmoid": True, "weight": WEIGHT[:1]}, 1),
+    ],
+)
+def test_the_terms_of_dice_ce_loss_are_computed_together(options, num_classes, monkeypatch):
+    x, y = logits_and_labels(4, 5, num_classes=num_classes)
+    loss = ours.DiceCELoss(**options)
+    expected = loss(x, y)
+    monkeypatch.setattr(loss, "_cross_entropy", None)
+    assert_close(loss(x, y), expected)
+
+
+@pytest.mark.cpu_only
+def test_a_compiled_loss_sees_a_changed_weight():
+    x, y = logits_and_labels(4, 5)
+    loss, their_loss = (each.DiceCELoss(to_onehot_y=True, softmax=True, weight=WEIGHT) for each in (ours, theirs))
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for factor in (1, 2):
+        for each in (loss, their_loss):
+            each.dice.class_weight = WEIGHT * factor
+        assert_close(compiled(x, y), their_loss(x, y))
+
+
 def test_repr_has_monais_keywords():
     expected = "TverskyLoss(reduction='mean', sigmoid=False, softmax=True, include_background=True, to_onehot_y=False"
     assert repr(ours.TverskyLoss(softmax=True)).startswith(expected)
@@ -341,7 +471,7 @@ def test_a_mask_and_the_outputs_of_deep_supervision_may_be_metatensors():
 
     x, y = logits_and_labels(4, 6)
     mask = torch.randint(2, (2, 1, 4, 6))
-    loss = ours.MaskedDiceLoss(sigmoid=True)
+    loss = ours.MaskedDiceLoss(softmax=True)
     assert_close(loss(x, y, MetaTensor(mask)), loss(x, y, mask))
     loss, xs = ours.DeepSupervisionLoss(ours.DiceLoss(softmax=True)), [x, x[..., ::2]]
     assert_close(loss([MetaTensor(each) for each in xs], MetaTensor(y)), loss(xs, y))
@@ -360,8 +490,8 @@ def test_the_loss_of_half_logits_is_float32(name, dtype):
 
 def test_a_sum_of_float16_does_not_overflow():
     x, y = torch.full((1, 2, 300, 300), -20.0, dtype=torch.float16), torch.ones(1, 1, 300, 300, dtype=torch.uint8)
-    options = {"gamma": 0.0, "ignore_index": 255}
-    assert_close(ours.FocalLoss(**options)(x, y), theirs.FocalLoss(to_onehot_y=True, **options)(x, y))
+    options = {"to_onehot_y": True, "gamma": 0.0, "ignore_index": 255}
+    assert_close(ours.FocalLoss(**options)(x, y), theirs.FocalLoss(**options)(x, y))
 
 
 @pytest.mark.filterwarnings("ignore:MaskedDiceLoss")
@@ -463,10 +593,40 @@ def test_alpha_needs_one_number_for_each_class_as_in_monai():
                 package.FocalLoss(to_onehot_y=True, use_softmax=softmax, alpha=[0.5, 0.5])(x, y)
 
 
-def test_input_without_activation_must_be_probabilities():
-    x, y = logits_and_labels(4, 5)
-    with pytest.raises(RuntimeError, match=r"expected probabilities in \[0, 1\]"):
-        ours.DiceLoss(to_onehot_y=True)(x, y)
+MASKED = [name for name in LABELLED if name != "FocalLoss"]  # the losses with sigmoid and softmax
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", None])
+@pytest.mark.parametrize("name", LABELLED)
+def test_a_target_of_another_shape_is_refused_as_in_monai_without_softmax_and_to_onehot_y(name, activation):
+    mask = [torch.ones(2, 1, 6, 6)] if name == "MaskedDiceLoss" else []
+    options = {"sigmoid": True} if activation and name != "FocalLoss" else {}
+    p, y = torch.rand(2, 3, 6, 6), torch.randint(2, (2, 1, 6, 6))
+    with pytest.raises((AssertionError, ValueError)):
+        getattr(theirs, name)(**options)(p, y.float(), *mask)
+    for target in (y, y.float(), y[:, 0], y.expand(2, 2, 6, 6)):
+        with pytest.raises(ValueError, match=r"with a mask for each class, got .* Pass to_onehot_y=True if it holds"):
+            getattr(ours, name)(**options)(p, target, *mask)
+    labelled = getattr(ours, name)(**options, to_onehot_y=True)
+    assert_close(labelled(p, y[:, 0], *mask), labelled(p, y, *mask))
+
+
+@pytest.mark.parametrize("name", MASKED)
+@pytest.mark.parametrize(("num_classes", "advice"), [(3, "sigmoid=True or softmax=True"), (1, "sigmoid=True")])
+def test_input_without_activation_must_be_probabilities(name, num_classes, advice):
+    x, mask = torch.randn(2, num_classes, 6, 6), [torch.ones(2, 1, 6, 6)] if name == "MaskedDiceLoss" else []
+    expected = r"Loss: expected probabilities in \[0, 1\] as input without an activation, got -?\d.* of input \[2, "
+    with pytest.raises(RuntimeError, match=rf"{expected}.*\. For logits use {advice}$"):
+        getattr(ours, name)()(x, (x > 0).long(), *mask)
+
+
+@pytest.mark.parametrize("name", MASKED)
+@pytest.mark.filterwarnings("ignore:.*ignored softmax=True")
+def test_logits_of_one_channel_need_a_sigmoid(name):
+    x, mask = torch.randn(2, 1, 6, 6), [torch.ones(2, 1, 6, 6)] if name == "MaskedDiceLoss" else []
+    expected = "For logits use sigmoid=True: softmax=True has no effect on one channel, as in MONAI$"
+    with pytest.raises(RuntimeError, match=expected):
+        getattr(ours, name)(softmax=True)(x, (x > 0).long(), *mask)
 
 
 def test_masks_must_lie_in_0_to_1():
@@ -504,8 +664,23 @@ def test_soft_labels_have_no_class_to_ignore(name):
 
 def test_focal_loss_of_a_softmax_refuses_several_classes_in_a_voxel():
     x, _ = logits_and_labels(4, 5)
-    with pytest.raises(RuntimeError, match=r"Keep monai\.losses\.FocalLoss for several classes in a voxel"):
-        ours.FocalLoss(use_softmax=True)(x, torch.ones_like(x))
+    masks = torch.zeros_like(x)
+    masks[1, :2, 2, 3] = 1
+    expected = (
+        "FocalLoss: expected masks of 0 and 1 with at most one 1 in each voxel for use_softmax=True, got [1, 1, 0] at "
+        "index [1, 2, 3]. Keep monai.losses.FocalLoss for several classes in a voxel"
+    )
+    for dtype in (torch.uint8, torch.bool, torch.float32):
+        with pytest.raises(ValueError, match=rf"^{re.escape(expected)}$"):
+            ours.FocalLoss(use_softmax=True)(x, masks.to(dtype))
+
+
+def test_focal_loss_of_a_softmax_refuses_a_mask_of_other_integers():
+    x, _ = logits_and_labels(4, 5)
+    masks = torch.zeros(x.shape, dtype=torch.uint8)
+    masks[1, 0, 2, 3] = 255
+    with pytest.raises(ValueError, match=r"expected masks of 0 and 1 .* got \[255, 0, 0\] at index \[1, 2, 3\]"):
+        ours.FocalLoss(use_softmax=True)(x, masks)
 
 
 @pytest.mark.filterwarnings("ignore:single channel", "ignore:FocalLoss")
@@ -560,6 +735,16 @@ def test_what_one_channel_does_without_is_named_in_a_warning(options, names):
     with pytest.warns(UserWarning, match=f"^DiceLoss: ignored {names}, as input .* has one channel"):
         loss = ours.DiceLoss(**options)(p, y)
     assert_close(loss, theirs.DiceLoss()(p, y))
+
+
+@pytest.mark.parametrize("name", ["DiceLoss", "DiceCELoss", "DiceFocalLoss", "DeepSupervisionLoss"])
+def test_a_warning_is_at_the_line_that_calls_the_loss(name):
+    p, y = torch.rand(2, 1, 4, 5), torch.randint(2, (2, 1, 4, 5))
+    is_outer = name == "DeepSupervisionLoss"
+    loss = ours.DeepSupervisionLoss(ours.DiceLoss(softmax=True)) if is_outer else getattr(ours, name)(softmax=True)
+    with pytest.warns(UserWarning, match="ignored softmax=True") as warned:
+        line, _ = inspect.currentframe().f_lineno, loss([p] if is_outer else p, y)
+    assert [(each.filename, each.lineno) for each in warned] == [(__file__, line)]
 
 
 def test_masked_dice_without_a_mask_warns():
@@ -692,11 +877,13 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.cpu_only
-def test_a_script_of_monai_changes_one_import(monkeypatch):
+def test_a_script_of_monai_changes_one_import(monkeypatch, capsys):
     """The example has MONAI's losses before and after; the documentation shows its two imports."""
     before, after = load_example("monai_unet", monkeypatch).main(["--steps", "3", "--size", "16"])
     assert len(before) == 3
     assert_close(torch.tensor(after), torch.tensor(before), torch.float32)
+    difference = max(abs(a - b) for a, b in zip(after, before, strict=True))
+    assert capsys.readouterr().out.splitlines()[-1] == f"largest difference of the losses: {difference:.1e}"
     imports = [
         f"from {package} import DeepSupervisionLoss, DiceCELoss\n" for package in ("monai.losses", "segloss.monai")
     ]
