@@ -35,12 +35,13 @@ struct FN(phases) {
 /* Makes vectors of one phase each of vectors of consecutive columns. Values are in another order then. */
 static inline __attribute__((always_inline)) void FN(sort_phases)(VEC* g, int count) {
     VEC sorted[FN(most_phases)];
+    const int half = count < FN(most_phases) ? count / 2 : FN(most_phases) / 2; /* so that compilers see the bounds */
     for (int step = 1; step < count; step *= 2) {
-        for (int k = 0; k < count / 2; ++k) {
+        for (int k = 0; k < half; ++k) {
             sorted[k] = FN(evens)(g[2 * k], g[2 * k + 1]);
-            sorted[count / 2 + k] = FN(odds)(g[2 * k], g[2 * k + 1]);
+            sorted[half + k] = FN(odds)(g[2 * k], g[2 * k + 1]);
         }
-        for (int k = 0; k < count; ++k) {
+        for (int k = 0; k < 2 * half; ++k) {
             g[k] = sorted[k];
         }
     }
