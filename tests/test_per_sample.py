@@ -347,7 +347,7 @@ def test_decollated_lists_are_to_be_stacked(metric):
         metric(logits, list(labels))
 
 
-# ---- what a review found ----
+# ---- other dimensions, fractions, several labels to ignore ----
 
 
 @every_metric
