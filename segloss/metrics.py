@@ -344,6 +344,8 @@ def _score_of_channels(op: str, input: Tensor, target: Tensor, options: _Options
         )
     upsample = upsampling_code(op, input, resize)
     if not input.is_floating_point():
+        if level is not None:
+            raise TypeError(f"{op}: expected floating logits with threshold, got {input.dtype} input")
         return _score_of_pairs(op, input, target, options, upsample)
     if per_sample and input.dim() < 2:
         raise RuntimeError(
@@ -366,9 +368,7 @@ def _score_of_channels(op: str, input: Tensor, target: Tensor, options: _Options
 
 def _score_of_pairs(op: str, input: Tensor, target: Tensor, options: _Options, upsample: int) -> Tensor:
     """The score of each region of a map of predicted classes."""
-    _, labels, dim, _, _, threshold, per_sample = options
-    if threshold is not None:
-        raise TypeError(f"{op}: expected floating logits with threshold, got {input.dtype} input")
+    _, labels, dim, _, _, _, per_sample = options
     if upsample != 0:
         raise ValueError(f"{op}: expected logits with upsample, got {input.dtype} input, a label map")
     assert labels.regions is not None
@@ -397,8 +397,8 @@ def _num_channels(input: Tensor, options: _Options) -> int | None:
 
 def _above(threshold: float, input: Tensor, target: Tensor, dim: int, upsample: int) -> Tensor:
     """Where the logits, taken to the target's size, are above the threshold, which is not rounded to a half type."""
-    if upsample == 0:
-        return input.detach().to(torch.promote_types(input.dtype, torch.float32)) > threshold
+    if input.dim() == 0:
+        return input.detach() > threshold  # what counts refuses it
     along, shape = dim % input.dim(), full_shape(input, target, dim, upsample)
     size = [shape[d] for d in resized_dims(input.dim(), along, upsample)]
     above: Tensor = torch.ops.segloss.predict(input.detach(), size, upsample, threshold, torch.bool, along)
