@@ -149,6 +149,20 @@ at::DimVector label_sizes(const VoxelArguments& voxels) {
     return voxels.reading.kind == Target::labels ? at::DimVector(voxels.arguments.target.sizes()) : voxels.sizes;
 }
 
+// Where the kernels put a loss and its total weight. An undefined loss is not reduced.
+template <class Options>
+segloss_cuda_sums reduced_into(const Tensor& loss, const Tensor& total_weight, const Options& options) {
+    segloss_cuda_sums sums{};
+    if (loss.defined()) {
+        const auto view = view_of(loss, /*num_dims=*/0, /*dim=*/0);
+        sums.loss = view.data;
+        sums.loss_dtype = view.dtype;
+        sums.reduction = !options.is_mean() ? SEGLOSS_SUM : options.empty_zero ? SEGLOSS_MEAN_OR_ZERO : SEGLOSS_MEAN;
+    }
+    sums.weight = total_weight.mutable_data_ptr<double>();
+    return sums;
+}
+
 // ---- cross entropy --------------------------------------------------------------------------------------------------
 
 CrossEntropy::Results cross_entropy_forward(const Arguments& arguments, CrossEntropy::Options options,
@@ -160,20 +174,15 @@ CrossEntropy::Results cross_entropy_forward(const Arguments& arguments, CrossEnt
     auto results = CrossEntropy::shapes(arguments, options, reading);
     auto& [loss, total_weight, gradient] = results;
     const auto losses = options.is_reduced() ? Tensor() : loss;
-    const auto sums = at::empty({2}, total_weight.options());
     VoxelArguments voxels(arguments, reading, options.of_voxels());
     auto& args = voxels.args;
     voxels.describe_with({{&losses, &args.loss}});
     Launches launches(arguments.op, arguments.input);
     const auto call = launches.call(args, label_sizes(voxels), reading.dtype);
-    launches.check(
-        segloss_cuda_cross_entropy_forward(&args, &call, static_cast<segloss_sums*>(sums.mutable_data_ptr())));
+    const auto sums = reduced_into(options.is_reduced() ? loss : Tensor(), total_weight, options);
+    launches.check(segloss_cuda_cross_entropy_forward(&args, &call, /*total_weight=*/nullptr, &sums));
     if (launches.refused_at_once()) {
         raise_refused(arguments, reading);
-    }
-    total_weight = sums.select(0, 1).clone();
-    if (options.is_reduced()) {
-        loss = CrossEntropy::finish({sums.select(0, 0), total_weight, gradient}, options)[0];
     }
     return results;
 }
@@ -191,7 +200,7 @@ Tensor cross_entropy_backward(const CrossEntropy::Handed& handed, const Argument
     Launches launches(arguments.op, arguments.input);
     const auto call = launches.call(args, label_sizes(voxels), reading.dtype);
     const auto* denominator = options.is_mean() ? total_weight.const_data_ptr<double>() : nullptr;
-    launches.check(segloss_cuda_cross_entropy_backward(&args, &call, denominator));
+    launches.check(segloss_cuda_cross_entropy_backward(&args, &call, denominator, /*unless_one=*/0));
     if (launches.refused_at_once()) {
         raise_refused(arguments, reading);
     }
@@ -209,6 +218,18 @@ Tensor of_voxels(const Tensor& of_samples, at::IntArrayRef sizes) {
     return of_samples.view(first).expand(sizes);
 }
 
+segloss_cuda_sums sums_into(const SoftStats::Results& results) {
+    const auto& [intersection, prediction, target, loss, weight] = results;
+    segloss_cuda_sums sums{};
+    sums.loss = loss.mutable_data_ptr();
+    sums.loss_dtype = SEGLOSS_FLOAT64;
+    sums.weight = weight.mutable_data_ptr<double>();
+    sums.intersection = intersection.mutable_data_ptr<double>();
+    sums.prediction = prediction.mutable_data_ptr<double>();
+    sums.target = target.mutable_data_ptr<double>();
+    return sums;
+}
+
 SoftStats::Results soft_stats_forward(const Arguments& arguments, const SoftStats::Options& options,
                                       const Reading& reading) {
     if (takes_composite(arguments, reading)) {
@@ -218,21 +239,17 @@ SoftStats::Results soft_stats_forward(const Arguments& arguments, const SoftStat
     voxels.describe_with({});
     auto args = kernel_arguments(voxels, options);
     const auto samples = num_samples(arguments.input, options.dim).expect_int();
-    const auto doubles = arguments.input.options().dtype(at::kDouble);
-    const auto stats = at::zeros({samples, 3, voxels.args.num_classes}, doubles);
-    const auto sums = at::zeros({samples, 2}, doubles);
+    auto results = SoftStats::shapes(arguments, options, reading);
+    const auto sums = sums_into(results);
     Launches launches(arguments.op, arguments.input);
     if (samples > 0) {
         const auto call = launches.call(args.voxels, label_sizes(voxels), reading.dtype, samples, true);
-        launches.check(segloss_cuda_soft_stats_forward(&args, &call, stats.mutable_data_ptr<double>(),
-                                                       static_cast<segloss_sums*>(sums.mutable_data_ptr())));
+        launches.check(segloss_cuda_soft_stats_forward(&args, &call, /*total_weight=*/nullptr, &sums));
     }
     if (launches.refused_at_once()) {
         raise_refused(arguments, reading);
     }
-    const auto of_statistics = stats.transpose(0, 1).contiguous();
-    return {of_statistics[0].clone(), of_statistics[1].clone(), of_statistics[2].clone(), sums.select(1, 0).clone(),
-            sums.select(1, 1).clone()};
+    return results;
 }
 
 Tensor soft_stats_backward(const SoftStats::Handed& handed, const Arguments& arguments,
@@ -254,7 +271,7 @@ Tensor soft_stats_backward(const SoftStats::Handed& handed, const Arguments& arg
     Launches launches(arguments.op, arguments.input);
     if (samples > 0) {
         const auto call = launches.call(args.voxels, label_sizes(voxels), reading.dtype, samples);
-        launches.check(segloss_cuda_soft_stats_backward(&args, &call, nullptr));
+        launches.check(segloss_cuda_soft_stats_backward(&args, &call, /*total_weight=*/nullptr, /*unless_one=*/0));
     }
     if (launches.refused_at_once()) {
         raise_refused(arguments, reading);

@@ -36,39 +36,35 @@ static int64_t end_call(const struct segloss_cuda_call* call, int error) {
     return refusal.count > 0 ? refusal.position : -1;
 }
 
+static struct segloss_cuda_sums results_in(struct segloss_sums* sums) {
+    return (struct segloss_cuda_sums){.loss = &sums->loss, .loss_dtype = SEGLOSS_FLOAT64, .weight = &sums->weight};
+}
+
+/* Also writes the gradient, if the arguments have one. */
 static int64_t run_forward(enum segloss_real real, const struct segloss_cross_entropy* args, int64_t begin, int64_t end,
                            struct segloss_sums* sums) {
     const struct segloss_cuda_call call = begin_call(real, begin, end, args->num_classes);
-    return end_call(&call, segloss_cuda_cross_entropy_forward(args, &call, sums));
+    const struct segloss_cuda_sums results = results_in(sums);
+    return end_call(&call, segloss_cuda_cross_entropy_forward(args, &call, NULL, &results));
 }
 
 static int64_t run_backward(enum segloss_real real, const struct segloss_cross_entropy* args, int64_t begin,
                             int64_t end) {
     const struct segloss_cuda_call call = begin_call(real, begin, end, args->num_classes);
-    return end_call(&call, segloss_cuda_cross_entropy_backward(args, &call, NULL));
-}
-
-/* Like the CPU's forward, which also writes the gradient. */
-static int64_t run_both(enum segloss_real real, const struct segloss_cross_entropy* args, int64_t begin, int64_t end,
-                        struct segloss_sums* sums) {
-    const int64_t refused = args->grad_logits.data ? run_backward(real, args, begin, end) : -1;
-    const int64_t position = run_forward(real, args, begin, end, sums);
-    if (args->grad_logits.data && position != refused) {
-        fail("forward refused position %lld, backward %lld", (long long)position, (long long)refused);
-    }
-    return position;
+    return end_call(&call, segloss_cuda_cross_entropy_backward(args, &call, NULL, 0));
 }
 
 static int64_t run_soft_sums(enum segloss_real real, const struct segloss_soft_stats* args, int64_t begin, int64_t end,
                              double* const* stats, struct segloss_sums* sums) {
     const int64_t num_classes = args->voxels.num_classes;
     const struct segloss_cuda_call call = begin_call(real, begin, end, num_classes);
-    double* all = malloc((size_t)(SEGLOSS_STATISTICS * num_classes) * sizeof *all);
-    const int error = segloss_cuda_soft_stats_forward(args, &call, all, sums);
-    for (int k = 0; k < SEGLOSS_STATISTICS; ++k) {
-        memcpy(stats[k], all + k * num_classes, (size_t)num_classes * sizeof *all);
-    }
-    free(all);
+    struct segloss_soft_stats without_grad = *args;
+    struct segloss_cuda_sums results = results_in(sums);
+    without_grad.voxels.grad_logits.data = NULL;
+    results.intersection = stats[SEGLOSS_INTERSECTION];
+    results.prediction = stats[SEGLOSS_PREDICTION];
+    results.target = stats[SEGLOSS_TARGET];
+    const int error = segloss_cuda_soft_stats_forward(&without_grad, &call, NULL, &results);
     if (!args->with_loss) {
         sums->loss = sums->weight = 0;
     }
@@ -78,7 +74,14 @@ static int64_t run_soft_sums(enum segloss_real real, const struct segloss_soft_s
 static int64_t run_soft_backward(enum segloss_real real, const struct segloss_soft_stats* args, int64_t begin,
                                  int64_t end) {
     const struct segloss_cuda_call call = begin_call(real, begin, end, args->voxels.num_classes);
-    return end_call(&call, segloss_cuda_soft_stats_backward(args, &call, NULL));
+    return end_call(&call, segloss_cuda_soft_stats_backward(args, &call, NULL, 0));
+}
+
+static int64_t run_weight(enum segloss_real real, const struct segloss_cross_entropy* args, int64_t begin, int64_t end,
+                          struct segloss_sums* sums) {
+    const struct segloss_cuda_call call = begin_call(real, begin, end, args->num_classes);
+    const struct segloss_cuda_sums results = results_in(sums);
+    return end_call(&call, segloss_cuda_cross_entropy_weight(args, &call, &results));
 }
 
 static int64_t run_confusion(enum segloss_real real, const struct segloss_confusion* args, int64_t begin, int64_t end,
@@ -92,22 +95,14 @@ static int64_t run_confusion(enum segloss_real real, const struct segloss_confus
 static int64_t position_entry(enum segloss_real real, const struct segloss_cross_entropy* args, int64_t begin,
                               int64_t end, struct segloss_sums* sums) {
     struct segloss_cross_entropy without_outputs = *args;
-    without_outputs.loss.data = NULL;
+    without_outputs.loss.data = without_outputs.grad_logits.data = NULL;
     return run_forward(real, &without_outputs, begin, end, sums);
-}
-
-/* The weight alone does not check ranges. */
-static int64_t weight_entry(enum segloss_real real, const struct segloss_cross_entropy* args, int64_t begin,
-                            int64_t end, struct segloss_sums* sums) {
-    struct segloss_cross_entropy without_range = *args;
-    without_range.target_range = (struct segloss_range){0, 0};
-    return position_entry(real, &without_range, begin, end, sums);
 }
 
 static int64_t forward_entry(enum segloss_real real, const struct segloss_cross_entropy* args, int64_t begin,
                              int64_t end, struct segloss_sums* sums) {
     const int64_t refused = position_entry(real, args, begin, end, sums);
-    return refused >= 0 ? refused : run_both(real, args, begin, end, sums);
+    return refused >= 0 ? refused : run_forward(real, args, begin, end, sums);
 }
 
 static int64_t backward_entry(enum segloss_real real, const struct segloss_cross_entropy* args, int64_t begin,
@@ -140,12 +135,12 @@ static int64_t forward_double(const struct segloss_cross_entropy* args, int64_t 
 
 static int64_t weight_float(const struct segloss_cross_entropy* args, int64_t begin, int64_t end,
                             struct segloss_sums* sums) {
-    return weight_entry(SEGLOSS_REAL_FLOAT, args, begin, end, sums);
+    return run_weight(SEGLOSS_REAL_FLOAT, args, begin, end, sums);
 }
 
 static int64_t weight_double(const struct segloss_cross_entropy* args, int64_t begin, int64_t end,
                              struct segloss_sums* sums) {
-    return weight_entry(SEGLOSS_REAL_DOUBLE, args, begin, end, sums);
+    return run_weight(SEGLOSS_REAL_DOUBLE, args, begin, end, sums);
 }
 
 static int64_t backward_float(const struct segloss_cross_entropy* args, int64_t begin, int64_t end) {

@@ -172,12 +172,32 @@ static void* repeated(const struct memory* of_classes, enum segloss_real real) {
     return bytes;
 }
 
+/* By statistic, then by sample. */
+struct sums_of_samples {
+    double stats[SEGLOSS_STATISTICS][SAMPLES][SAMPLE_CLASSES];
+    double loss[SAMPLES], weight[SAMPLES];
+};
+
+static void sum_samples(const struct segloss_soft_stats* args, const struct segloss_cuda_call* call, int first,
+                        struct sums_of_samples* sums) {
+    const struct segloss_cuda_sums results = {
+        .loss = &sums->loss[first],
+        .loss_dtype = SEGLOSS_FLOAT64,
+        .weight = &sums->weight[first],
+        .intersection = sums->stats[SEGLOSS_INTERSECTION][first],
+        .prediction = sums->stats[SEGLOSS_PREDICTION][first],
+        .target = sums->stats[SEGLOSS_TARGET][first],
+    };
+    struct segloss_soft_stats without_grad = *args;
+    without_grad.voxels.grad_logits.data = NULL;
+    segloss_cuda_soft_stats_forward(&without_grad, call, NULL, &results);
+}
+
 static void check_samples(const struct soft_case* s, const struct soft_inputs* in) {
     const enum segloss_real real = s->voxels.numbers.real;
     const size_t real_size = real == SEGLOSS_REAL_DOUBLE ? sizeof(double) : sizeof(float);
     const size_t grad_size = (size_t)(SAMPLES * SAMPLE_SIZE * SAMPLE_CLASSES);
-    double stats[SAMPLES][3 * SAMPLE_CLASSES], expected[3 * SAMPLE_CLASSES];
-    struct segloss_sums sums[SAMPLES], expected_sums;
+    struct sums_of_samples all, expected;
     struct soft_outputs whole, alone;
     create_soft_outputs(s, &whole);
     create_soft_outputs(s, &alone);
@@ -190,18 +210,17 @@ static void check_samples(const struct soft_case* s, const struct soft_inputs* i
     call.num_samples = SAMPLES;
     free(call.workspace);
     call.workspace = malloc(segloss_cuda_workspace(call.end, SAMPLES, SAMPLE_CLASSES));
-    segloss_cuda_soft_stats_forward(&args, &call, stats[0], sums);
-    check_accepted(end_call(&call, segloss_cuda_soft_stats_backward(&args, &call, NULL)));
+    sum_samples(&args, &call, 0, &all);
+    check_accepted(end_call(&call, segloss_cuda_soft_stats_backward(&args, &call, NULL, 0)));
     for (int n = 0; n < SAMPLES; ++n) {
         struct segloss_cuda_call single = begin_call(real, n * SAMPLE_SIZE, (n + 1) * SAMPLE_SIZE, SAMPLE_CLASSES);
         one.grad_intersection = by_intersection + (size_t)n * SAMPLE_CLASSES * real_size;
         one.grad_prediction = by_prediction + (size_t)n * SAMPLE_CLASSES * real_size;
-        segloss_cuda_soft_stats_forward(&one, &single, expected, &expected_sums);
-        check_accepted(end_call(&single, segloss_cuda_soft_stats_backward(&one, &single, NULL)));
-        if (memcmp(stats[n], expected, sizeof expected) != 0 ||
-            memcmp(&sums[n], &expected_sums, sizeof expected_sums) != 0) {
-            fail("sample %d has other sums than alone", n);
-        }
+        sum_samples(&one, &single, n, &expected);
+        check_accepted(end_call(&single, segloss_cuda_soft_stats_backward(&one, &single, NULL, 0)));
+    }
+    if (memcmp(&all, &expected, sizeof all) != 0) {
+        fail("samples have other sums than alone");
     }
     for (size_t i = 0; i < grad_size; ++i) {
         const int64_t p = (int64_t)i / SAMPLE_CLASSES, c = (int64_t)i % SAMPLE_CLASSES;
@@ -318,7 +337,7 @@ static void check_mean_gradient(const struct test_case* t, const struct inputs* 
     struct segloss_cross_entropy scaled = arguments_of(t, in, &by_scale);
     scaled.grad_scale = total_weight == 0 ? 0 : args.grad_scale / total_weight;
     const struct segloss_cuda_call call = begin_call(t->numbers.real, 0, t->num_positions, t->num_classes);
-    check_accepted(end_call(&call, segloss_cuda_cross_entropy_backward(&args, &call, &total_weight)));
+    check_accepted(end_call(&call, segloss_cuda_cross_entropy_backward(&args, &call, &total_weight, 0)));
     check_accepted(run_backward(t->numbers.real, &scaled, 0, t->num_positions));
     for (int64_t p = 0; p < t->num_positions; ++p) {
         for (int64_t c = 0; c < t->num_classes; ++c) {
@@ -373,9 +392,10 @@ static void check_report(int64_t count, int64_t position, int64_t label, double 
 /* A second refusal does not overwrite the report of the first. */
 static void check_first_report_stays(const struct segloss_cross_entropy* args, enum segloss_real real, int64_t end) {
     struct segloss_sums sums;
-    struct segloss_cuda_call call = begin_call(real, 0, end, args->num_classes);
+    const struct segloss_cuda_sums results = results_in(&sums);
+    const struct segloss_cuda_call call = begin_call(real, 0, end, args->num_classes);
     refusal = (struct segloss_refusal){.count = 1, .position = 5};
-    end_call(&call, segloss_cuda_cross_entropy_forward(args, &call, &sums));
+    end_call(&call, segloss_cuda_cross_entropy_forward(args, &call, NULL, &results));
     if (refusal.count != 1 || refusal.position != 5) {
         fail("a report was overwritten");
     }
@@ -397,7 +417,7 @@ static void test_refused_label(enum segloss_dtype dtype, double value, int64_t l
     set(&in.target, FIRST, 0, value);
     set(&in.target, SECOND, 0, value);
     const struct segloss_cross_entropy args = arguments_of(&t, &in, &out);
-    run_both(t.numbers.real, &args, 0, POSITIONS, &sums);
+    run_forward(t.numbers.real, &args, 0, POSITIONS, &sums);
     check_report(2, FIRST, label, value);
     if (!isnan(sums.loss) || !isnan(sums.weight)) {
         fail("the sums are %g and %g, expected nan", sums.loss, sums.weight);

@@ -6,16 +6,40 @@
 
 namespace {
 
-template <typename V> __device__ void add_voxel(const V& v, Totals* mine) {
+template <typename V>
+__device__ void write_loss_grad(const V& v, const typename V::Softmax& s, const double* total_weight) {
     using Real = typename V::Number;
+    const LossGrad<V> grad(v, s, v.grad_scale(total_weight));
+    grad.for_each([&](int64_t c, Real value) { v.write_grad(c, value); });
+}
+
+// The gradient of a voxel that does not count, or is refused.
+template <typename V> __device__ void fill_loss_grad(const V& v) {
+    using Real = typename V::Number;
+    if (v.exists && v.weight == 0) {
+        v.fill_grad(v.is_refused() ? static_cast<Real>(NAN) : 0);
+    }
+}
+
+// With the gradient, if it is wanted.
+template <typename V> __device__ void add_voxel(const V& v, const double* total_weight, Totals* mine) {
+    using Real = typename V::Number;
+    const bool has_grad = v.a->grad_logits.data;
     Real loss = 0;
     if (v.is_refused()) {
         mine->refuse(v.position);
         loss = static_cast<Real>(NAN);
         mine->weight = NAN;
     } else if (v.weight != 0) {
-        loss = v.loss(v.read_softmax(v.has_factors()));
+        const auto softmax = v.read_softmax(v.has_factors());
+        loss = v.loss(softmax);
         mine->weight += static_cast<double>(v.share_of_mean());
+        if (has_grad) {
+            write_loss_grad(v, softmax, total_weight);
+        }
+    }
+    if (has_grad) {
+        fill_loss_grad(v);
     }
     mine->loss += static_cast<double>(loss);
     if (v.exists && v.a->loss.data) {
@@ -24,62 +48,115 @@ template <typename V> __device__ void add_voxel(const V& v, Totals* mine) {
 }
 
 template <typename Real, typename T, bool TILED>
-__global__ void __launch_bounds__(THREADS)
-    forward(const __grid_constant__ segloss_cross_entropy a, int64_t begin, int64_t end, Totals* of_blocks) {
+__global__ void __launch_bounds__(THREADS) forward(const __grid_constant__ segloss_cross_entropy a, int64_t begin,
+                                                   int64_t end, const double* total_weight, Totals* of_blocks) {
     Totals mine;
-    for_each_voxel<false, Voxel<Real, T, TILED>, T>(a, begin, end, [&](const auto& v) { add_voxel(v, &mine); });
+    for_each_voxel<Voxel<Real, T, TILED>, T>(a, begin, end, [&](const auto& v) { add_voxel(v, total_weight, &mine); });
     write_totals(mine, of_blocks + blockIdx.x);
 }
 
 template <typename V> __device__ void write_voxel_grad(const V& v, const double* total_weight, Totals* mine) {
-    using Real = typename V::Number;
     if (v.is_refused()) {
         mine->refuse(v.position);
-        v.fill_grad(static_cast<Real>(NAN));
     } else if (v.weight != 0) {
-        const auto softmax = v.read_softmax(v.has_factors());
-        const LossGrad<V> grad(v, softmax, v.grad_scale(total_weight));
-        grad.for_each([&](int64_t c, Real value) { v.write_grad(c, value); });
-    } else if (v.exists) {
-        v.fill_grad(0);
+        write_loss_grad(v, v.read_softmax(v.has_factors()), total_weight);
     }
+    fill_loss_grad(v);
 }
 
 template <typename Real, typename T, bool TILED>
-__global__ void __launch_bounds__(THREADS) backward(const __grid_constant__ segloss_cross_entropy a, int64_t begin,
-                                                    int64_t end, const double* total_weight, Totals* of_blocks) {
+__global__ void __launch_bounds__(THREADS)
+    backward(const __grid_constant__ segloss_cross_entropy a, int64_t begin, int64_t end, const double* total_weight,
+             int unless_one, Totals* of_blocks) {
+    if (is_written<Real>(a, unless_one)) {
+        return;
+    }
     Totals mine;
-    for_each_voxel<true, Voxel<Real, T, TILED>, T>(a, begin, end,
-                                                   [&](const auto& v) { write_voxel_grad(v, total_weight, &mine); });
+    for_each_voxel<Voxel<Real, T, TILED>, T>(a, begin, end,
+                                             [&](const auto& v) { write_voxel_grad(v, total_weight, &mine); });
     write_totals(mine, of_blocks + blockIdx.x);
+}
+
+// The denominator of the mean, from the targets and the voxels' weights; of binary losses it counts classes as well.
+template <typename Real, bool IS_BINARY>
+__global__ void __launch_bounds__(THREADS)
+    add_weights(const __grid_constant__ segloss_cross_entropy a, int64_t begin, int64_t end, Totals* of_blocks) {
+    Totals mine;
+    for_each_tile(walk_of(a), begin, end, [&](const VoxelWalk& at, int count) {
+        const Voxel<Real, Real, false> v(a, at, static_cast<int>(threadIdx.x) < count); // without logits
+        if (v.is_refused()) {
+            mine.refuse(v.position);
+            mine.weight = NAN;
+        } else if (v.weight != 0) {
+            const Real share = IS_BINARY ? v.weight * static_cast<Real>(a.num_classes) : v.share_of_mean();
+            mine.weight += static_cast<double>(share);
+        }
+    });
+    write_totals(mine, of_blocks + blockIdx.x);
+}
+
+template <typename Real, bool IS_BINARY>
+cudaError_t launch_weight(const segloss_cross_entropy& args, const segloss_cuda_call& call,
+                          const segloss_cuda_sums& sums) {
+    const int blocks = num_blocks(call.end - call.begin, 1);
+    const auto totals = static_cast<Totals*>(call.workspace);
+    const double* const unknown = nullptr;
+    auto without_ranges = args; // forward checks them
+    without_ranges.target_range = {};
+    const auto error =
+        launch(call, {blocks}, add_weights<Real, IS_BINARY>, without_ranges, call.begin, call.end, totals);
+    return error != cudaSuccess ? error
+                                : launch(call, {}, finish<Real>, without_ranges, call, totals, blocks, unknown, sums);
+}
+
+template <bool IS_BINARY>
+cudaError_t launch_weight(const segloss_cross_entropy& args, const segloss_cuda_call& call,
+                          const segloss_cuda_sums& sums) {
+    return call.real == SEGLOSS_REAL_DOUBLE ? launch_weight<double, IS_BINARY>(args, call, sums)
+                                            : launch_weight<float, IS_BINARY>(args, call, sums);
 }
 
 } // namespace
 
-extern "C" int segloss_cuda_cross_entropy_forward(const segloss_cross_entropy* args, const segloss_cuda_call* call,
-                                                  segloss_sums* sums) {
-    const int blocks = num_blocks(call->end - call->begin, 1);
-    const auto totals = static_cast<Totals*>(call->workspace);
-    return with_types(call->real, args->logits.dtype, args->num_classes, 0, [&](auto real, auto element, auto tiled) {
-        using Real = decltype(real);
-        using T = decltype(element);
-        const Grid grid{blocks, 1, tiled() ? tile_bytes<T>(args->num_classes) : 0};
-        const auto error = launch(*call, grid, forward<Real, T, tiled()>, *args, call->begin, call->end, totals);
-        return error != cudaSuccess ? error : launch(*call, {}, finish<Real>, *args, *call, totals, blocks, sums);
-    });
+extern "C" int segloss_cuda_cross_entropy_weight(const segloss_cross_entropy* args, const segloss_cuda_call* call,
+                                                 const segloss_cuda_sums* sums) {
+    return launch_weight<false>(*args, *call, *sums);
 }
 
-extern "C" int segloss_cuda_cross_entropy_backward(const segloss_cross_entropy* args, const segloss_cuda_call* call,
-                                                   const double* total_weight) {
+extern "C" int segloss_cuda_binary_weight(const segloss_cross_entropy* args, const segloss_cuda_call* call,
+                                          const segloss_cuda_sums* sums) {
+    return launch_weight<true>(*args, *call, *sums);
+}
+
+extern "C" int segloss_cuda_cross_entropy_forward(const segloss_cross_entropy* args, const segloss_cuda_call* call,
+                                                  const double* total_weight, const segloss_cuda_sums* sums) {
     const int blocks = num_blocks(call->end - call->begin, 1);
     const auto totals = static_cast<Totals*>(call->workspace);
-    segloss_sums* const no_sums = nullptr;
     return with_types(call->real, args->logits.dtype, args->num_classes, 0, [&](auto real, auto element, auto tiled) {
         using Real = decltype(real);
         using T = decltype(element);
         const Grid grid{blocks, 1, tiled() ? tile_bytes<T>(args->num_classes) : 0};
         const auto error =
-            launch(*call, grid, backward<Real, T, tiled()>, *args, call->begin, call->end, total_weight, totals);
-        return error != cudaSuccess ? error : launch(*call, {}, finish<Real>, *args, *call, totals, blocks, no_sums);
+            launch(*call, grid, forward<Real, T, tiled()>, *args, call->begin, call->end, total_weight, totals);
+        return error != cudaSuccess
+                   ? error
+                   : launch(*call, {}, finish<Real>, *args, *call, totals, blocks, total_weight, *sums);
+    });
+}
+
+extern "C" int segloss_cuda_cross_entropy_backward(const segloss_cross_entropy* args, const segloss_cuda_call* call,
+                                                   const double* total_weight, int unless_one) {
+    const int blocks = num_blocks(call->end - call->begin, 1);
+    const auto totals = static_cast<Totals*>(call->workspace);
+    const segloss_cuda_sums no_sums{};
+    return with_types(call->real, args->logits.dtype, args->num_classes, 0, [&](auto real, auto element, auto tiled) {
+        using Real = decltype(real);
+        using T = decltype(element);
+        const Grid grid{blocks, 1, tiled() ? tile_bytes<T>(args->num_classes) : 0};
+        const auto error = launch(*call, grid, backward<Real, T, tiled()>, *args, call->begin, call->end, total_weight,
+                                  unless_one, totals);
+        return error != cudaSuccess || unless_one
+                   ? error
+                   : launch(*call, {}, finish<Real>, *args, *call, totals, blocks, total_weight, no_sums);
     });
 }

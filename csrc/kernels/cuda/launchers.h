@@ -51,17 +51,43 @@ struct segloss_cuda_call {
 
 size_t segloss_cuda_workspace(int64_t num_positions, int64_t num_samples, int64_t num_classes);
 
-/* `sums`, `stats` and `total_weight` are in device memory. Soft statistics have per sample: `sums` [N], `stats`, double
- * [N][3][C], and the arguments' grad_intersection and grad_prediction, [N][C]. Backward divides the gradient of the
- * losses by total_weight, if given; if it is 0, that gradient is 0. Forward writes no gradient. */
+/* A mean divides the sum of the losses by its denominator. If that is 0, the mean is nan, or 0. */
+enum segloss_reduction { SEGLOSS_SUM, SEGLOSS_MEAN, SEGLOSS_MEAN_OR_ZERO };
+
+/* Where a launcher's results go, each of them overwritten; NULL if not wanted. Only soft statistics have samples, and
+ * the sums of each class, which are wanted or not together. */
+struct segloss_cuda_sums {
+    void* loss; /* [N], of loss_dtype, reduced */
+    enum segloss_dtype loss_dtype;
+    enum segloss_reduction reduction;
+    double* weight; /* [N], the mean's denominator */
+
+    double* intersection; /* [N][C] */
+    double* prediction;
+    double* target;
+};
+
+/* The sums and `total_weight` are in device memory; so are the arguments' grad_intersection and grad_prediction of soft
+ * statistics, [N][C].
+ *
+ * `total_weight` is the mean's denominator if it is known before, else NULL: the gradient is divided by it; if it is 0,
+ * the gradient is 0. An absent grad_loss is 1. Forward also writes the gradient of the losses to grad_logits, if given:
+ * that of cross entropy, and of the losses of sigmoids. The weight alone does not read the logits.
+ *
+ * `unless_one` is for a gradient that forward has written with a grad_loss of 1: backward then writes nothing if
+ * grad_loss, which is a single number, is 1. It reports nothing, as forward did. */
+int segloss_cuda_cross_entropy_weight(const struct segloss_cross_entropy* args, const struct segloss_cuda_call* call,
+                                      const struct segloss_cuda_sums* sums);
 int segloss_cuda_cross_entropy_forward(const struct segloss_cross_entropy* args, const struct segloss_cuda_call* call,
-                                       struct segloss_sums* sums);
+                                       const double* total_weight, const struct segloss_cuda_sums* sums);
 int segloss_cuda_cross_entropy_backward(const struct segloss_cross_entropy* args, const struct segloss_cuda_call* call,
-                                        const double* total_weight);
+                                        const double* total_weight, int unless_one);
+int segloss_cuda_binary_weight(const struct segloss_cross_entropy* args, const struct segloss_cuda_call* call,
+                               const struct segloss_cuda_sums* sums);
 int segloss_cuda_soft_stats_forward(const struct segloss_soft_stats* args, const struct segloss_cuda_call* call,
-                                    double* stats, struct segloss_sums* sums);
+                                    const double* total_weight, const struct segloss_cuda_sums* sums);
 int segloss_cuda_soft_stats_backward(const struct segloss_soft_stats* args, const struct segloss_cuda_call* call,
-                                     const double* total_weight);
+                                     const double* total_weight, int unless_one);
 int segloss_cuda_confusion(const struct segloss_confusion* args, const struct segloss_cuda_call* call, int64_t* counts);
 
 #ifdef __cplusplus

@@ -60,6 +60,21 @@ template <typename V> struct Activated {
     }
 };
 
+template <typename V> __device__ void write_binary_grad(const Activated<V>& voxel, typename V::Number scale) {
+    using Real = typename V::Number;
+    const V& v = voxel.v;
+    if (v.weight == 0) {
+        if (v.exists) {
+            v.fill_grad(v.is_refused() ? static_cast<Real>(NAN) : 0);
+        }
+        return;
+    }
+    for (int64_t c = 0; c < v.a->num_classes; ++c) {
+        const Real gamma = static_cast<Real>(v.a->gamma);
+        v.write_grad(c, scale * binary_grad(v.logit(c), voxel.of_one(c), voxel.of_zero(c), gamma));
+    }
+}
+
 template <typename V> __device__ void add_losses(const segloss_soft_stats& s, const Activated<V>& voxel, Totals* mine) {
     if (voxel.v.is_refused()) {
         mine->refuse(voxel.v.position);
@@ -99,32 +114,36 @@ __device__ void add_class(const segloss_soft_stats& s, const Activated<V>& voxel
 }
 
 // The sums of each class for each warp of a block: in shared memory behind the tile or, without a tile, in one row of
-// `rows` per warp.
+// `rows` per warp. The first `num_summed` classes have such sums: all or none.
 template <typename Real, typename T, bool TILED>
-__device__ void add_sample(const segloss_soft_stats& s, int64_t begin, int64_t end, ClassSums* rows, Totals* totals) {
+__device__ void add_sample(const segloss_soft_stats& s, int64_t begin, int64_t end, int64_t num_summed,
+                           const double* total_weight, ClassSums* rows, Totals* totals) {
     using V = Voxel<Real, T, TILED>;
     const int thread = static_cast<int>(threadIdx.x);
-    const int64_t num_classes = s.voxels.num_classes;
-    const auto shared = reinterpret_cast<unsigned char*>(segloss_shared) + (TILED ? tile_bytes<T>(num_classes) : 0);
+    const auto tile = TILED ? tile_bytes<T>(s.voxels.num_classes) : 0;
+    const auto shared = reinterpret_cast<unsigned char*>(segloss_shared) + tile;
     ClassSums* const of_warps = TILED ? reinterpret_cast<ClassSums*>(shared) : rows;
-    ClassSums* const of_warp = of_warps + thread / LANES * num_classes;
-    for (int64_t i = thread; i < WARPS * num_classes; i += THREADS) {
+    ClassSums* const of_warp = of_warps + thread / LANES * num_summed;
+    for (int64_t i = thread; i < WARPS * num_summed; i += THREADS) {
         of_warps[i] = {};
     }
     __syncthreads();
     Totals mine;
-    for_each_voxel<false, V, T>(s.voxels, begin, end, [&](const V& v) {
+    for_each_voxel<V, T>(s.voxels, begin, end, [&](const V& v) {
         const Activated<V> voxel(s, v);
         add_losses(s, voxel, &mine);
-        for (int64_t c = 0; c < num_classes; ++c) {
+        for (int64_t c = 0; c < num_summed; ++c) {
             add_class(s, voxel, c, of_warp + c);
+        }
+        if (s.voxels.grad_logits.data) {
+            write_binary_grad(voxel, v.grad_scale(total_weight));
         }
     });
     write_totals(mine, totals); // also waits for all warps
-    for (int64_t c = thread; TILED && c < num_classes; c += THREADS) {
+    for (int64_t c = thread; TILED && c < num_summed; c += THREADS) {
         ClassSums sum;
         for (int warp = 0; warp < WARPS; ++warp) {
-            sum.add(of_warps[warp * num_classes + c]);
+            sum.add(of_warps[warp * num_summed + c]);
         }
         rows[c] = sum;
     }
@@ -135,34 +154,60 @@ __device__ void add_sample(const segloss_soft_stats& s, int64_t begin, int64_t e
 template <typename Real, typename T, bool TILED>
 __global__ void __launch_bounds__(THREADS)
     forward(const __grid_constant__ segloss_soft_stats s, int64_t begin, int64_t sample_size, int64_t num_samples,
-            ClassSums* rows, Totals* totals) {
-    const int64_t row_size = s.voxels.num_classes * (TILED ? 1 : WARPS);
+            int64_t num_summed, const double* total_weight, ClassSums* rows, Totals* totals) {
+    const int64_t row_size = num_summed * (TILED ? 1 : WARPS);
     for (int64_t n = blockIdx.y; n < num_samples; n += gridDim.y) {
         const int64_t block = n * gridDim.x + blockIdx.x, first = begin + n * sample_size;
-        add_sample<Real, T, TILED>(s, first, first + sample_size, rows + block * row_size, totals + block);
+        add_sample<Real, T, TILED>(s, first, first + sample_size, num_summed, total_weight, rows + block * row_size,
+                                   totals + block);
     }
 }
 
-// For each sample, one block per class adds up the rows, and one more block adds up the totals.
-__global__ void add_rows(const ClassSums* rows, int64_t rows_per_sample, const Totals* totals,
-                         int64_t blocks_per_sample, int64_t num_samples, int64_t num_classes, double losses_per_voxel,
-                         double* stats, segloss_sums* sums) {
+// What the blocks of a walk over all samples wrote.
+struct Parts {
+    const ClassSums* rows; // for each sample rows_per_sample, each of num_summed classes
+    const Totals* totals;  // for each sample blocks_per_sample
+    int64_t num_samples, num_summed, rows_per_sample, blocks_per_sample;
+    double losses_per_voxel;
+};
+
+__device__ inline void add_rows(const Parts& parts, int64_t n, int64_t c, const segloss_cuda_sums& sums) {
+    const auto first = parts.rows + n * parts.rows_per_sample * parts.num_summed + c;
+    const ClassSums total = sum_of_blocks(first, parts.rows_per_sample, parts.num_summed);
+    if (threadIdx.x == 0) {
+        const int64_t i = n * parts.num_summed + c;
+        sums.intersection[i] = total.intersection;
+        sums.prediction[i] = total.prediction;
+        sums.target[i] = total.target;
+    }
+}
+
+__device__ inline void add_totals(const Parts& parts, int64_t n, const double* total_weight,
+                                  const segloss_cuda_sums& sums) {
+    const Totals total = sum_of_blocks(parts.totals + n * parts.blocks_per_sample, parts.blocks_per_sample, 1);
+    if (threadIdx.x == 0) {
+        write_sums(sums, n, total.loss, total.weight * parts.losses_per_voxel, total_weight);
+    }
+}
+
+// For each sample, one block per class adds up the rows, and one more block adds up the totals. A last block reports
+// what was refused.
+template <typename Real>
+__global__ void finish_stats(const __grid_constant__ segloss_cross_entropy a,
+                             const __grid_constant__ segloss_cuda_call call, const __grid_constant__ Parts parts,
+                             const double* total_weight, const __grid_constant__ segloss_cuda_sums sums) {
     const int64_t c = blockIdx.x;
-    for (int64_t n = blockIdx.y; n < num_samples; n += gridDim.y) {
-        if (c == num_classes) {
-            const Totals total = sum_of_blocks(totals + n * blocks_per_sample, blocks_per_sample, 1);
-            if (threadIdx.x == 0) {
-                sums[n] = {total.loss, total.weight * losses_per_voxel};
-            }
-            continue;
+    for (int64_t n = blockIdx.y; n < parts.num_samples && c <= parts.num_summed; n += gridDim.y) {
+        if (c < parts.num_summed) {
+            add_rows(parts, n, c, sums);
+        } else {
+            add_totals(parts, n, total_weight, sums);
         }
-        const ClassSums total =
-            sum_of_blocks(rows + n * rows_per_sample * num_classes + c, rows_per_sample, num_classes);
-        if (threadIdx.x == 0) {
-            double* const of_sample = stats + n * 3 * num_classes + c;
-            of_sample[0] = total.intersection;
-            of_sample[num_classes] = total.prediction;
-            of_sample[2 * num_classes] = total.target;
+    }
+    if (c > parts.num_summed && blockIdx.y == 0) {
+        const Totals total = sum_of_blocks(parts.totals, parts.num_samples * parts.blocks_per_sample, 1);
+        if (is_news(call, total)) {
+            report_refused<Real>(call, a, total);
         }
     }
 }
@@ -259,13 +304,16 @@ __device__ void write_voxel_grad(const segloss_soft_stats& s, const V& v, int64_
 template <typename Real, typename T, bool TILED>
 __global__ void __launch_bounds__(THREADS)
     backward(const __grid_constant__ segloss_soft_stats s, int64_t begin, int64_t sample_size, int64_t num_samples,
-             const double* total_weight, Totals* totals) {
+             const double* total_weight, int unless_one, Totals* totals) {
     using V = Voxel<Real, T, TILED>;
+    if (is_written<Real>(s.voxels, unless_one)) {
+        return;
+    }
     for (int64_t n = blockIdx.y; n < num_samples; n += gridDim.y) {
         const int64_t first = begin + n * sample_size;
         Totals mine;
-        for_each_voxel<true, V, T>(s.voxels, first, first + sample_size,
-                                   [&](const V& v) { write_voxel_grad(s, v, n, total_weight, &mine); });
+        for_each_voxel<V, T>(s.voxels, first, first + sample_size,
+                             [&](const V& v) { write_voxel_grad(s, v, n, total_weight, &mine); });
         write_totals(mine, totals + n * gridDim.x + blockIdx.x);
     }
 }
@@ -305,10 +353,11 @@ extern "C" size_t segloss_cuda_workspace(int64_t num_positions, int64_t num_samp
 }
 
 extern "C" int segloss_cuda_soft_stats_forward(const segloss_soft_stats* args, const segloss_cuda_call* call,
-                                               double* stats, segloss_sums* sums) {
+                                               const double* total_weight, const segloss_cuda_sums* sums) {
     const Samples samples(*call);
-    const int64_t num_classes = args->voxels.num_classes, sum_bytes = num_classes * WARPS * sizeof(ClassSums);
-    const int64_t blocks = num_stats_blocks(samples.size, samples.count, num_classes);
+    const int64_t num_classes = args->voxels.num_classes, num_summed = sums->intersection ? num_classes : 0;
+    const int64_t blocks = num_stats_blocks(samples.size, samples.count, num_summed);
+    const int64_t sum_bytes = num_summed * WARPS * static_cast<int64_t>(sizeof(ClassSums));
     const double losses_per_voxel = args->activation == SEGLOSS_SOFTMAX ? 1 : static_cast<double>(num_classes);
     const auto totals = static_cast<Totals*>(call->workspace);
     ClassSums* const rows = class_sums_of(*call, samples);
@@ -317,33 +366,30 @@ extern "C" int segloss_cuda_soft_stats_forward(const segloss_soft_stats* args, c
             using Real = decltype(real);
             using T = decltype(element);
             const int64_t shared_bytes = tiled() ? tile_bytes<T>(num_classes) + sum_bytes : 0;
-            auto error = launch(*call, {blocks, samples.rows, shared_bytes}, forward<Real, T, tiled()>, *args,
-                                call->begin, samples.size, samples.count, rows, totals);
-            if (error == cudaSuccess) {
-                error = launch(*call, {num_classes + 1, samples.rows}, add_rows, rows, blocks * (tiled() ? 1 : WARPS),
-                               totals, blocks, samples.count, num_classes, losses_per_voxel, stats, sums);
-            }
-            segloss_sums* const no_sums = nullptr;
-            return error != cudaSuccess
-                       ? error
-                       : launch(*call, {}, finish<Real>, args->voxels, *call, totals, blocks * samples.count, no_sums);
+            const Parts parts{rows,   totals,          samples.count, num_summed, blocks * (tiled() ? 1 : WARPS),
+                              blocks, losses_per_voxel};
+            const auto error = launch(*call, {blocks, samples.rows, shared_bytes}, forward<Real, T, tiled()>, *args,
+                                      call->begin, samples.size, samples.count, num_summed, total_weight, rows, totals);
+            return error != cudaSuccess ? error
+                                        : launch(*call, {num_summed + 2, samples.rows}, finish_stats<Real>,
+                                                 args->voxels, *call, parts, total_weight, *sums);
         });
 }
 
 extern "C" int segloss_cuda_soft_stats_backward(const segloss_soft_stats* args, const segloss_cuda_call* call,
-                                                const double* total_weight) {
+                                                const double* total_weight, int unless_one) {
     const Samples samples(*call);
     const int64_t num_classes = args->voxels.num_classes, blocks = num_blocks(samples.size, samples.count);
     const auto totals = static_cast<Totals*>(call->workspace);
+    const segloss_cuda_sums no_sums{};
     return with_types(call->real, args->voxels.logits.dtype, num_classes, 0, [&](auto real, auto element, auto tiled) {
         using Real = decltype(real);
         using T = decltype(element);
         const int64_t shared_bytes = tiled() ? tile_bytes<T>(num_classes) : 0;
         const auto error = launch(*call, {blocks, samples.rows, shared_bytes}, backward<Real, T, tiled()>, *args,
-                                  call->begin, samples.size, samples.count, total_weight, totals);
-        segloss_sums* const no_sums = nullptr;
-        return error != cudaSuccess
-                   ? error
-                   : launch(*call, {}, finish<Real>, args->voxels, *call, totals, blocks * samples.count, no_sums);
+                                  call->begin, samples.size, samples.count, total_weight, unless_one, totals);
+        return error != cudaSuccess || unless_one ? error
+                                                  : launch(*call, {}, finish<Real>, args->voxels, *call, totals,
+                                                           blocks * samples.count, total_weight, no_sums);
     });
 }

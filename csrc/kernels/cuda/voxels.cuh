@@ -105,11 +105,11 @@ template <typename Real, typename T, bool TILED> struct Voxel {
 
     // The factor of the losses' gradient for v = 1: grad_loss * grad_scale * v / total_weight.
     __device__ Real grad_scale(const double* total_weight) const {
-        if (!a->grad_loss.data || (total_weight && *total_weight == 0)) {
+        if (total_weight && *total_weight == 0) {
             return 0;
         }
         const Real factor = static_cast<Real>(total_weight ? a->grad_scale / *total_weight : a->grad_scale);
-        return load<Real>(a->grad_loss, grad_loss_at) * factor * weight;
+        return (a->grad_loss.data ? load<Real>(a->grad_loss, grad_loss_at) : 1) * factor * weight;
     }
 
     // ---- softmax losses: a label has one sharp factor; probabilities and smoothing have a factor for each class ----
@@ -197,9 +197,9 @@ private:
     }
 };
 
-// Calls visit(voxel) for this thread's voxels in [begin, end). With GRADIENT it then stores the gradients that a tile
-// holds. All threads of a block call it together, including those past the end.
-template <bool GRADIENT, typename V, typename T, typename Function>
+// Calls visit(voxel) for this thread's voxels in [begin, end), then stores the gradients that a tile holds, if they are
+// wanted. All threads of a block call it together, including those past the end.
+template <typename V, typename T, typename Function>
 __device__ void for_each_voxel(const segloss_cross_entropy& a, int64_t begin, int64_t end, const Function& visit) {
     Tile<T> tile(a.num_classes);
     for_each_tile(walk_of(a), begin, end, [&](const VoxelWalk& at, int count) {
@@ -214,7 +214,7 @@ __device__ void for_each_voxel(const segloss_cross_entropy& a, int64_t begin, in
         }
         voxel.check_logits();
         visit(voxel);
-        if constexpr (V::IS_TILED && GRADIENT) {
+        if (V::IS_TILED && a.grad_logits.data) {
             tile.store(a.grad_logits, at[5], count);
         }
     });
@@ -277,17 +277,37 @@ __device__ void report_refused(const segloss_cuda_call& call, const segloss_cros
     report(call, total, a.target, v.target_at + c * stride, SEGLOSS_OF_TARGET);
 }
 
-// Launched with one block. `sums` can be null.
+// One thread writes the sums of a sample.
+__device__ inline void write_sums(const segloss_cuda_sums& sums, int64_t sample, double loss, double weight,
+                                  const double* total_weight) {
+    const double denominator = total_weight ? *total_weight : weight;
+    if (sums.weight) {
+        sums.weight[sample] = denominator;
+    }
+    if (sums.loss) {
+        const double empty = sums.reduction == SEGLOSS_MEAN_OR_ZERO ? 0 : static_cast<double>(NAN);
+        const double mean = denominator == 0 ? empty : loss / denominator;
+        store({sums.loss, sums.loss_dtype, 0, {}}, sample, sums.reduction == SEGLOSS_SUM ? loss : mean);
+    }
+}
+
+// Launched with one block.
 template <typename Real>
 __global__ void finish(const __grid_constant__ segloss_cross_entropy a, const __grid_constant__ segloss_cuda_call call,
-                       const Totals* of_blocks, int64_t count, segloss_sums* sums) {
+                       const Totals* of_blocks, int64_t count, const double* total_weight,
+                       const __grid_constant__ segloss_cuda_sums sums) {
     const Totals total = sum_of_blocks(of_blocks, count, 1);
-    if (threadIdx.x == 0 && sums) {
-        *sums = {total.loss, total.weight};
+    if (threadIdx.x == 0) {
+        write_sums(sums, 0, total.loss, total.weight, total_weight);
     }
     if (is_news(call, total)) {
         report_refused<Real>(call, a, total);
     }
+}
+
+// Whether there is no gradient to compute: forward has written that for a grad_loss of 1.
+template <typename Real> __device__ bool is_written(const segloss_cross_entropy& a, int unless_one) {
+    return unless_one && load<Real>(a.grad_loss, 0) == 1;
 }
 
 } // namespace
