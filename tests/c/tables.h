@@ -33,6 +33,9 @@ enum { MAX_TABLES = sizeof isa_names / sizeof isa_names[0] };
 static const struct segloss_kernels* tables[MAX_TABLES];
 static int num_tables;
 
+/* Whether results have the same bits in any split of the positions. The CUDA kernels promise it for no split. */
+static int splits_freely(const struct segloss_kernels* table) { return strcmp(table->isa, "cuda") != 0; }
+
 static const int64_t counts[] = {1, SEGLOSS_BLOCK - 1, SEGLOSS_BLOCK, SEGLOSS_BLOCK + 1, 200};
 static const int64_t class_counts[] = {1, 2, 3, 57, 112, 113}; /* a chunk is 56 classes of double, 112 of float */
 

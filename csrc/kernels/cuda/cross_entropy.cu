@@ -1,7 +1,7 @@
 // Cross entropy, including focal loss, and its gradient; a thread owns a voxel. The formulas are in kernels.h and
 // voxel_tmpl.h.
 
-#include "launch.cuh"
+#include "tile_launch.cuh"
 #include "voxels.cuh"
 
 namespace {
@@ -116,6 +116,50 @@ cudaError_t launch_weight(const segloss_cross_entropy& args, const segloss_cuda_
                                             : launch_weight<float, IS_BINARY>(args, call, sums);
 }
 
+// Launches a kernel over blocks of voxels, and sets `blocks` to their number.
+int launch_forward(const segloss_cross_entropy& args, const segloss_cuda_call& call, const double* total_weight,
+                   int64_t* blocks) {
+    TileCall tiles;
+    if (describe_tiles(args, call, &tiles)) {
+        *blocks = tiles.grid.num_blocks;
+        return with_type_of_tiles(tiles, [&](auto element) {
+            return launch_cross_entropy_tiles<decltype(element)>(tiles, call, total_weight, 0);
+        });
+    }
+    *blocks = num_blocks(call.end - call.begin, 1);
+    return with_types(call.real, args.logits.dtype, args.num_classes, 0, [&](auto real, auto element, auto tiled) {
+        using T = decltype(element);
+        const Grid grid{*blocks, 1, tiled() ? tile_bytes<T>(args.num_classes) : 0};
+        return launch(call, grid, forward<decltype(real), T, tiled()>, args, call.begin, call.end, total_weight,
+                      static_cast<Totals*>(call.workspace));
+    });
+}
+
+int launch_backward(const segloss_cross_entropy& args, const segloss_cuda_call& call, const double* total_weight,
+                    int unless_one, int64_t* blocks) {
+    TileCall tiles;
+    if (describe_tiles(args, call, &tiles)) {
+        *blocks = tiles.grid.num_blocks;
+        return with_type_of_tiles(tiles, [&](auto element) {
+            return launch_cross_entropy_tiles<decltype(element)>(tiles, call, total_weight, unless_one);
+        });
+    }
+    *blocks = num_blocks(call.end - call.begin, 1);
+    return with_types(call.real, args.logits.dtype, args.num_classes, 0, [&](auto real, auto element, auto tiled) {
+        using T = decltype(element);
+        const Grid grid{*blocks, 1, tiled() ? tile_bytes<T>(args.num_classes) : 0};
+        return launch(call, grid, backward<decltype(real), T, tiled()>, args, call.begin, call.end, total_weight,
+                      unless_one, static_cast<Totals*>(call.workspace));
+    });
+}
+
+// Adds up what the blocks wrote.
+int launch_finish(const segloss_cross_entropy& args, const segloss_cuda_call& call, int64_t blocks,
+                  const double* total_weight, const segloss_cuda_sums& sums) {
+    const auto kernel = call.real == SEGLOSS_REAL_DOUBLE ? finish<double> : finish<float>;
+    return launch(call, {}, kernel, args, call, static_cast<const Totals*>(call.workspace), blocks, total_weight, sums);
+}
+
 } // namespace
 
 extern "C" int segloss_cuda_cross_entropy_weight(const segloss_cross_entropy* args, const segloss_cuda_call* call,
@@ -130,33 +174,14 @@ extern "C" int segloss_cuda_binary_weight(const segloss_cross_entropy* args, con
 
 extern "C" int segloss_cuda_cross_entropy_forward(const segloss_cross_entropy* args, const segloss_cuda_call* call,
                                                   const double* total_weight, const segloss_cuda_sums* sums) {
-    const int blocks = num_blocks(call->end - call->begin, 1);
-    const auto totals = static_cast<Totals*>(call->workspace);
-    return with_types(call->real, args->logits.dtype, args->num_classes, 0, [&](auto real, auto element, auto tiled) {
-        using Real = decltype(real);
-        using T = decltype(element);
-        const Grid grid{blocks, 1, tiled() ? tile_bytes<T>(args->num_classes) : 0};
-        const auto error =
-            launch(*call, grid, forward<Real, T, tiled()>, *args, call->begin, call->end, total_weight, totals);
-        return error != cudaSuccess
-                   ? error
-                   : launch(*call, {}, finish<Real>, *args, *call, totals, blocks, total_weight, *sums);
-    });
+    int64_t blocks = 0;
+    const int error = launch_forward(*args, *call, total_weight, &blocks);
+    return error != cudaSuccess ? error : launch_finish(*args, *call, blocks, total_weight, *sums);
 }
 
 extern "C" int segloss_cuda_cross_entropy_backward(const segloss_cross_entropy* args, const segloss_cuda_call* call,
                                                    const double* total_weight, int unless_one) {
-    const int blocks = num_blocks(call->end - call->begin, 1);
-    const auto totals = static_cast<Totals*>(call->workspace);
-    const segloss_cuda_sums no_sums{};
-    return with_types(call->real, args->logits.dtype, args->num_classes, 0, [&](auto real, auto element, auto tiled) {
-        using Real = decltype(real);
-        using T = decltype(element);
-        const Grid grid{blocks, 1, tiled() ? tile_bytes<T>(args->num_classes) : 0};
-        const auto error = launch(*call, grid, backward<Real, T, tiled()>, *args, call->begin, call->end, total_weight,
-                                  unless_one, totals);
-        return error != cudaSuccess || unless_one
-                   ? error
-                   : launch(*call, {}, finish<Real>, *args, *call, totals, blocks, total_weight, no_sums);
-    });
+    int64_t blocks = 0;
+    const int error = launch_backward(*args, *call, total_weight, unless_one, &blocks);
+    return error != cudaSuccess || unless_one ? error : launch_finish(*args, *call, blocks, total_weight, {});
 }

@@ -6,6 +6,8 @@
 #ifndef SEGLOSS_CUDA_LAUNCHERS_H
 #define SEGLOSS_CUDA_LAUNCHERS_H
 
+#include <stddef.h>
+
 #include "../kernels.h"
 
 #ifdef __cplusplus

@@ -1,22 +1,11 @@
 // Soft statistics, the losses summed in the same walk, and their gradient. The formulas are in kernels.h.
 
-#include "launch.cuh"
-#include "voxels.cuh"
+#include <algorithm>
+
+#include "class_sums.cuh"
+#include "tile_launch.cuh"
 
 namespace {
-
-// The sums of one class in one sample.
-struct ClassSums {
-    double intersection = 0;
-    double prediction = 0;
-    double target = 0;
-
-    __device__ void add(const ClassSums& other) {
-        intersection += other.intersection;
-        prediction += other.prediction;
-        target += other.target;
-    }
-};
 
 // A voxel and its activation, which give p_c.
 template <typename V> struct Activated {
@@ -163,55 +152,6 @@ __global__ void __launch_bounds__(THREADS)
     }
 }
 
-// What the blocks of a walk over all samples wrote.
-struct Parts {
-    const ClassSums* rows; // for each sample rows_per_sample, each of num_summed classes
-    const Totals* totals;  // for each sample blocks_per_sample
-    int64_t num_samples, num_summed, rows_per_sample, blocks_per_sample;
-    double losses_per_voxel;
-};
-
-__device__ inline void add_rows(const Parts& parts, int64_t n, int64_t c, const segloss_cuda_sums& sums) {
-    const auto first = parts.rows + n * parts.rows_per_sample * parts.num_summed + c;
-    const ClassSums total = sum_of_blocks(first, parts.rows_per_sample, parts.num_summed);
-    if (threadIdx.x == 0) {
-        const int64_t i = n * parts.num_summed + c;
-        sums.intersection[i] = total.intersection;
-        sums.prediction[i] = total.prediction;
-        sums.target[i] = total.target;
-    }
-}
-
-__device__ inline void add_totals(const Parts& parts, int64_t n, const double* total_weight,
-                                  const segloss_cuda_sums& sums) {
-    const Totals total = sum_of_blocks(parts.totals + n * parts.blocks_per_sample, parts.blocks_per_sample, 1);
-    if (threadIdx.x == 0) {
-        write_sums(sums, n, total.loss, total.weight * parts.losses_per_voxel, total_weight);
-    }
-}
-
-// For each sample, one block per class adds up the rows, and one more block adds up the totals. A last block reports
-// what was refused.
-template <typename Real>
-__global__ void finish_stats(const __grid_constant__ segloss_cross_entropy a,
-                             const __grid_constant__ segloss_cuda_call call, const __grid_constant__ Parts parts,
-                             const double* total_weight, const __grid_constant__ segloss_cuda_sums sums) {
-    const int64_t c = blockIdx.x;
-    for (int64_t n = blockIdx.y; n < parts.num_samples && c <= parts.num_summed; n += gridDim.y) {
-        if (c < parts.num_summed) {
-            add_rows(parts, n, c, sums);
-        } else {
-            add_totals(parts, n, total_weight, sums);
-        }
-    }
-    if (c > parts.num_summed && blockIdx.y == 0) {
-        const Totals total = sum_of_blocks(parts.totals, parts.num_samples * parts.blocks_per_sample, 1);
-        if (is_news(call, total)) {
-            report_refused<Real>(call, a, total);
-        }
-    }
-}
-
 // The gradient of the statistics, with d_c as in soft_stats_tmpl.h: v p_c (d_c - sum_k p_k d_k) for a softmax,
 // v p_c (1 - p_c) d_c for a sigmoid and v d_c for the identity. With a softmax and labels the d_c are taken relative to
 // the label's d_y, so that the gradient of a confident voxel keeps its digits.
@@ -337,59 +277,104 @@ struct Samples {
           rows(count < MAX_GRID_Y ? count : MAX_GRID_Y) {}
 };
 
-// In the workspace, behind all totals.
-ClassSums* class_sums_of(const segloss_cuda_call& call, const Samples& samples) {
-    const auto num_totals = num_blocks(samples.size, samples.count) * samples.count;
-    return reinterpret_cast<ClassSums*>(static_cast<Totals*>(call.workspace) + num_totals);
+// The workspace has room for that many totals and, behind them, rows of sums for each class.
+int64_t most_totals(int64_t num_positions, int64_t num_samples) {
+    return std::max(num_blocks(num_positions / num_samples, num_samples) * num_samples,
+                    most_tile_blocks(num_positions));
+}
+
+int64_t most_rows(int64_t num_positions, int64_t num_samples, int64_t num_classes) {
+    const int64_t blocks = num_stats_blocks(num_positions / num_samples, num_samples, num_classes);
+    return std::max(blocks * num_samples * WARPS, most_tile_blocks(num_positions));
+}
+
+ClassSums* class_sums_of(const segloss_cuda_call& call) {
+    const int64_t totals = most_totals(call.end - call.begin, call.num_samples);
+    return reinterpret_cast<ClassSums*>(static_cast<Totals*>(call.workspace) + totals);
+}
+
+// Whether the kernels over tiles can compute all that is wanted.
+bool describe_stats_tiles(const segloss_soft_stats& s, const segloss_cuda_call& call, bool wants_grad,
+                          TileCall* tiles) {
+    const bool has_form = s.activation == SEGLOSS_SOFTMAX && !s.soft_label && (!wants_grad || !s.squared);
+    return has_form && describe_tiles(s.voxels, call, tiles);
+}
+
+// Launches a kernel over blocks of voxels, and describes what they write.
+int launch_forward(const segloss_soft_stats& s, const segloss_cuda_call& call, const double* total_weight,
+                   int64_t num_summed, Parts* parts) {
+    const Samples samples(call);
+    const int64_t num_classes = s.voxels.num_classes;
+    ClassSums* const rows = class_sums_of(call);
+    const auto totals = static_cast<Totals*>(call.workspace);
+    const double losses_per_voxel = s.activation == SEGLOSS_SOFTMAX ? 1 : static_cast<double>(num_classes);
+    TileCall tiles;
+    if (num_summed > 0 && !s.voxels.grad_logits.data && describe_stats_tiles(s, call, false, &tiles)) {
+        const int64_t blocks = tiles.grid.num_blocks / samples.count;
+        *parts = {rows, totals, samples.count, num_summed, blocks, blocks, losses_per_voxel};
+        return with_type_of_tiles(
+            tiles, [&](auto element) { return launch_stats_tiles<decltype(element)>(tiles, s, call, rows); });
+    }
+    const int64_t blocks = num_stats_blocks(samples.size, samples.count, num_summed);
+    const int64_t sum_bytes = num_summed * WARPS * static_cast<int64_t>(sizeof(ClassSums));
+    return with_types(
+        call.real, s.voxels.logits.dtype, num_classes, sum_bytes, [&](auto real, auto element, auto tiled) {
+            using T = decltype(element);
+            const int64_t shared_bytes = tiled() ? tile_bytes<T>(num_classes) + sum_bytes : 0;
+            *parts = {rows,   totals,          samples.count, num_summed, blocks * (tiled() ? 1 : WARPS),
+                      blocks, losses_per_voxel};
+            return launch(call, {blocks, samples.rows, shared_bytes}, forward<decltype(real), T, tiled()>, s,
+                          call.begin, samples.size, samples.count, num_summed, total_weight, rows, totals);
+        });
+}
+
+int launch_backward(const segloss_soft_stats& s, const segloss_cuda_call& call, const double* total_weight,
+                    int unless_one, int64_t* num_totals) {
+    const Samples samples(call);
+    const int64_t num_classes = s.voxels.num_classes;
+    TileCall tiles;
+    if (describe_stats_tiles(s, call, true, &tiles)) {
+        *num_totals = tiles.grid.num_blocks;
+        return with_type_of_tiles(tiles, [&](auto element) {
+            return launch_stats_grad_tiles<decltype(element)>(tiles, s, call, total_weight, unless_one);
+        });
+    }
+    const int64_t blocks = num_blocks(samples.size, samples.count);
+    *num_totals = blocks * samples.count;
+    return with_types(call.real, s.voxels.logits.dtype, num_classes, 0, [&](auto real, auto element, auto tiled) {
+        using T = decltype(element);
+        const int64_t shared_bytes = tiled() ? tile_bytes<T>(num_classes) : 0;
+        return launch(call, {blocks, samples.rows, shared_bytes}, backward<decltype(real), T, tiled()>, s, call.begin,
+                      samples.size, samples.count, total_weight, unless_one, static_cast<Totals*>(call.workspace));
+    });
 }
 
 } // namespace
 
 extern "C" size_t segloss_cuda_workspace(int64_t num_positions, int64_t num_samples, int64_t num_classes) {
-    const int64_t size = num_positions / num_samples;
-    const auto num_totals = static_cast<size_t>(num_blocks(size, num_samples) * num_samples);
-    const auto num_rows = static_cast<size_t>(num_stats_blocks(size, num_samples, num_classes) * num_samples * WARPS);
-    return num_totals * sizeof(Totals) + num_rows * static_cast<size_t>(num_classes) * sizeof(ClassSums);
+    const auto totals = static_cast<size_t>(most_totals(num_positions, num_samples)) * sizeof(Totals);
+    const auto rows = static_cast<size_t>(most_rows(num_positions, num_samples, num_classes));
+    return totals + rows * static_cast<size_t>(num_classes) * sizeof(ClassSums);
 }
 
 extern "C" int segloss_cuda_soft_stats_forward(const segloss_soft_stats* args, const segloss_cuda_call* call,
                                                const double* total_weight, const segloss_cuda_sums* sums) {
-    const Samples samples(*call);
-    const int64_t num_classes = args->voxels.num_classes, num_summed = sums->intersection ? num_classes : 0;
-    const int64_t blocks = num_stats_blocks(samples.size, samples.count, num_summed);
-    const int64_t sum_bytes = num_summed * WARPS * static_cast<int64_t>(sizeof(ClassSums));
-    const double losses_per_voxel = args->activation == SEGLOSS_SOFTMAX ? 1 : static_cast<double>(num_classes);
-    const auto totals = static_cast<Totals*>(call->workspace);
-    ClassSums* const rows = class_sums_of(*call, samples);
-    return with_types(
-        call->real, args->voxels.logits.dtype, num_classes, sum_bytes, [&](auto real, auto element, auto tiled) {
-            using Real = decltype(real);
-            using T = decltype(element);
-            const int64_t shared_bytes = tiled() ? tile_bytes<T>(num_classes) + sum_bytes : 0;
-            const Parts parts{rows,   totals,          samples.count, num_summed, blocks * (tiled() ? 1 : WARPS),
-                              blocks, losses_per_voxel};
-            const auto error = launch(*call, {blocks, samples.rows, shared_bytes}, forward<Real, T, tiled()>, *args,
-                                      call->begin, samples.size, samples.count, num_summed, total_weight, rows, totals);
-            return error != cudaSuccess ? error
-                                        : launch(*call, {num_summed + 2, samples.rows}, finish_stats<Real>,
-                                                 args->voxels, *call, parts, total_weight, *sums);
-        });
+    const int64_t num_summed = sums->intersection ? args->voxels.num_classes : 0;
+    Parts parts;
+    const int error = launch_forward(*args, *call, total_weight, num_summed, &parts);
+    const auto kernel = call->real == SEGLOSS_REAL_DOUBLE ? finish_stats<double> : finish_stats<float>;
+    return error != cudaSuccess ? error
+                                : launch(*call, {num_summed + 2, Samples(*call).rows}, kernel, args->voxels, *call,
+                                         parts, total_weight, *sums);
 }
 
 extern "C" int segloss_cuda_soft_stats_backward(const segloss_soft_stats* args, const segloss_cuda_call* call,
                                                 const double* total_weight, int unless_one) {
-    const Samples samples(*call);
-    const int64_t num_classes = args->voxels.num_classes, blocks = num_blocks(samples.size, samples.count);
-    const auto totals = static_cast<Totals*>(call->workspace);
-    const segloss_cuda_sums no_sums{};
-    return with_types(call->real, args->voxels.logits.dtype, num_classes, 0, [&](auto real, auto element, auto tiled) {
-        using Real = decltype(real);
-        using T = decltype(element);
-        const int64_t shared_bytes = tiled() ? tile_bytes<T>(num_classes) : 0;
-        const auto error = launch(*call, {blocks, samples.rows, shared_bytes}, backward<Real, T, tiled()>, *args,
-                                  call->begin, samples.size, samples.count, total_weight, unless_one, totals);
-        return error != cudaSuccess || unless_one ? error
-                                                  : launch(*call, {}, finish<Real>, args->voxels, *call, totals,
-                                                           blocks * samples.count, total_weight, no_sums);
-    });
+    int64_t num_totals = 0;
+    const int error = launch_backward(*args, *call, total_weight, unless_one, &num_totals);
+    const auto kernel = call->real == SEGLOSS_REAL_DOUBLE ? finish<double> : finish<float>;
+    return error != cudaSuccess || unless_one
+               ? error
+               : launch(*call, {}, kernel, args->voxels, *call, static_cast<const Totals*>(call->workspace), num_totals,
+                        total_weight, segloss_cuda_sums{});
 }

@@ -10,6 +10,7 @@
 #include <ucontext.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -25,7 +26,8 @@
 #define __global__
 #define __shared__ thread_local // blocks run one after the other, in one thread
 #define __grid_constant__
-#define __launch_bounds__(threads)
+#define __launch_bounds__(...)
+#define __noinline__ __attribute__((noinline))
 
 struct dim3 {
     unsigned x, y, z = 1;
@@ -34,6 +36,12 @@ struct dim3 {
 
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
+};
+struct alignas(8) uint2 {
+    unsigned x, y;
+};
+struct alignas(8) float2 {
+    float x, y;
 };
 
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
@@ -57,6 +65,9 @@ inline size_t granted_shared_bytes = GRANTED_SHARED_BYTES;
 // Fill the dynamic shared memory of a block with garbage, and check that nothing was written past its end.
 void begin_block(size_t shared_bytes);
 void end_block(size_t shared_bytes);
+
+// Is called for each access to device memory.
+inline void note_access(const void* /*address*/, int /*bytes*/, bool /*is_store*/) {}
 
 [[noreturn]] inline void fail(const char* text) {
     std::printf("FAILED: %s\n", text);
@@ -226,6 +237,8 @@ inline int __syncthreads_and(int mine) {
     });
 }
 
+inline void __syncwarp() { emulation::Block::wait(emulation::Block::AT_WARP_BARRIER); }
+
 inline int __any_sync(unsigned /*all lanes*/, int mine) {
     return emulation::of_warp(mine, [](const auto& get) {
         const unsigned first = threadIdx.x / emulation::Block::WARP * emulation::Block::WARP;
@@ -242,6 +255,50 @@ template <typename T> T __shfl_xor_sync(unsigned /*all lanes*/, T mine, int lane
 }
 
 inline void __threadfence_system() {}
+
+template <typename T> T __ldg(const T* address) { return *address; }
+
+inline unsigned __float_as_uint(float x) {
+    unsigned bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return bits;
+}
+
+inline float __uint_as_float(unsigned bits) {
+    float x;
+    std::memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
+// ---- the special functions, with errors as large as a GPU's can be ----
+
+using emulation::note_access;
+
+namespace emulation {
+
+// x, or a neighbour up to 2^-22 away. Which one depends on its last bits, so that the same argument has the same
+// result.
+inline float with_error(double x) {
+    const auto rounded = static_cast<float>(x);
+    const int last_bits = static_cast<int>(__float_as_uint(rounded) * 2654435761u >> 30); // 0 to 3
+    const double error = (last_bits - 1.5) / 1.5 * 0x1p-22;
+    const auto result = static_cast<float>(x * (1 + error));
+    return std::isfinite(result) && std::fabs(result) < 0x1p-126f ? 0 : result; // denormal results are flushed
+}
+
+inline float without_denormal(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
+
+} // namespace emulation
+
+inline float fast_exp2(float x) { return emulation::with_error(std::exp2(static_cast<double>(x))); }
+inline float fast_log2(float x) {
+    const double y = std::log2(static_cast<double>(emulation::without_denormal(x)));
+    return std::fabs(y) < 1 ? static_cast<float>(y + (emulation::with_error(1 + std::fabs(y)) - (1 + std::fabs(y))) / 2)
+                            : emulation::with_error(y);
+}
+inline float fast_reciprocal(float x) {
+    return emulation::with_error(1 / static_cast<double>(emulation::without_denormal(x)));
+}
 
 template <typename T> T atomicAdd(T* address, T value) {
     const T before = *address;

@@ -1,0 +1,59 @@
+// The special functions of a GPU, a few times cheaper than those of its mathematics library. Their relative error is at
+// most 2^-22, that of log2 for results near 0 an absolute one. The emulation computes them with errors as large.
+#pragma once
+
+#include <cuda_runtime.h>
+
+namespace {
+
+constexpr float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
+
+#ifdef __CUDACC__
+
+// 2^x; 0 below 2^-126.
+__device__ inline float fast_exp2(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+__device__ inline float fast_log2(float x) {
+    float y;
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+__device__ inline float fast_reciprocal(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+#endif
+
+// log(1 + x) for x in [0, 0.5], with a relative error below 2e-7.
+__device__ inline float log1p_of_small(float x) {
+    float sum = 0.0386736095f;
+    sum = sum * x - 0.113697037f;
+    sum = sum * x + 0.184504747f;
+    sum = sum * x - 0.247519836f;
+    sum = sum * x + 0.333138078f;
+    sum = sum * x - 0.499994129f;
+    return sum * x * x + x;
+}
+
+// A sum in float and what rounding lost of it.
+struct CompensatedSum {
+    float sum = 0;
+    float lost = 0;
+
+    __device__ void add(float x) {
+        const float next = sum + x, added = next - sum;
+        lost += (sum - (next - added)) + (x - added);
+        sum = next;
+    }
+
+    __device__ double value() const { return static_cast<double>(sum) + static_cast<double>(lost); }
+};
+
+} // namespace

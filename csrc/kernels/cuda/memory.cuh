@@ -1,0 +1,115 @@
+// Accesses to device memory: each instruction moves one value of 1 to 16 bytes. The emulation counts them.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#include <stdint.h>
+
+// Before a loop whose number of turns the compiler knows, so that arrays become registers.
+#ifdef __CUDACC__
+#define UNROLL _Pragma("unroll")
+#else
+#define UNROLL
+#endif
+
+namespace {
+
+#ifdef __CUDACC__
+__device__ inline void note_access(const void* /*address*/, int /*bytes*/, bool /*is_store*/) {}
+#endif
+
+// Of memory that no thread of the kernel writes.
+template <typename Value> __device__ Value load_global(const Value* address) {
+    note_access(address, sizeof(Value), false);
+    return __ldg(address);
+}
+
+template <typename Value> __device__ void store_global(Value* address, const Value& value) {
+    note_access(address, sizeof(Value), true);
+    *address = value;
+}
+
+// The compiler may split an assignment of a vector that it has just packed into four.
+__device__ inline void store_global(uint4* address, const uint4& value) {
+    note_access(address, sizeof value, true);
+#ifdef __CUDACC__
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(address)), "r"(value.x),
+                 "r"(value.y), "r"(value.z), "r"(value.w)
+                 : "memory");
+#else
+    *address = value;
+#endif
+}
+
+// Copies 16 bytes to shared memory without passing through registers, where the device can. The copy has happened
+// after wait_for_copies(), for this thread alone.
+__device__ inline void copy_async(uint4* shared, const uint4* global) {
+    note_access(global, sizeof *global, false);
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    const auto address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
+#else
+    *shared = __ldg(global);
+#endif
+}
+
+__device__ inline void wait_for_copies() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_all;" ::: "memory");
+#endif
+}
+
+// ---- the numbers in a word of 4 bytes -------------------------------------------------------------------------------
+
+template <typename T> struct Packed;
+
+template <> struct Packed<float> {
+    static constexpr int COUNT = 1;
+    static __device__ void unpack(unsigned word, float* to) { to[0] = __uint_as_float(word); }
+    static __device__ unsigned pack(const float* from) { return __float_as_uint(from[0]); }
+};
+
+template <> struct Packed<__half> {
+    static constexpr int COUNT = 2;
+    static __device__ void unpack(unsigned word, float* to) {
+        const float2 both = __half22float2(*reinterpret_cast<const __half2*>(&word));
+        to[0] = both.x;
+        to[1] = both.y;
+    }
+    static __device__ unsigned pack(const float* from) {
+        const __half2 both = __floats2half2_rn(from[0], from[1]);
+        return *reinterpret_cast<const unsigned*>(&both);
+    }
+};
+
+template <> struct Packed<__nv_bfloat16> {
+    static constexpr int COUNT = 2;
+    static __device__ void unpack(unsigned word, float* to) {
+        to[0] = __uint_as_float(word << 16);
+        to[1] = __uint_as_float(word & 0xffff0000u);
+    }
+    static __device__ unsigned pack(const float* from) {
+        const __nv_bfloat162 both = __floats2bfloat162_rn(from[0], from[1]);
+        return *reinterpret_cast<const unsigned*>(&both);
+    }
+};
+
+// How many numbers 16 bytes hold.
+template <typename T> constexpr int PER_VECTOR = static_cast<int>(sizeof(uint4) / sizeof(T));
+
+template <typename T> __device__ void unpack(const uint4& vector, float (&to)[PER_VECTOR<T>]) {
+    constexpr int N = Packed<T>::COUNT;
+    Packed<T>::unpack(vector.x, to);
+    Packed<T>::unpack(vector.y, to + N);
+    Packed<T>::unpack(vector.z, to + 2 * N);
+    Packed<T>::unpack(vector.w, to + 3 * N);
+}
+
+template <typename T> __device__ uint4 pack(const float (&from)[PER_VECTOR<T>]) {
+    constexpr int N = Packed<T>::COUNT;
+    return {Packed<T>::pack(from), Packed<T>::pack(from + N), Packed<T>::pack(from + 2 * N),
+            Packed<T>::pack(from + 3 * N)};
+}
+
+} // namespace

@@ -1,0 +1,47 @@
+// Which calls the kernels over tiles take (warp_tiles.cuh), and how. All others take the general kernels.
+#pragma once
+
+#include "launchers.h"
+
+// What the host finds out for all tiles. The positions of the arguments have two dimensions, samples and voxels.
+struct TileGrid {
+    int num_blocks; // of all samples
+    int blocks_per_sample;
+    int log_groups;   // of lanes that share the classes of a voxel
+    int pitch;        // vectors of shared memory from column to column, if classes are contiguous
+    int ignore_index; // of labels of up to 32 bits
+    bool may_ignore;  // whether such a label can be ignore_index
+    bool has_voxel_weight;
+    bool simple_labels;  // aligned to vectors, of one of four dtypes, and without a table
+    bool aligned_logits; // to vectors in every column
+    bool aligned_grad;
+};
+
+struct TileCall {
+    segloss_cross_entropy args;
+    TileGrid grid;
+    int classes_per_lane;
+    bool is_planar;
+
+    // Bytes of shared memory for the tiles of a block.
+    int64_t shared_bytes() const;
+};
+
+// False if the general kernels must take the call.
+bool describe_tiles(const segloss_cross_entropy& args, const segloss_cuda_call& call, TileCall* tiles);
+
+// At most so many blocks, of any call with so many positions.
+int64_t most_tile_blocks(int64_t num_positions);
+
+// The kernels of each type of logits are compiled on their own. Each returns a cudaError_t; the totals of all blocks go
+// to the workspace.
+template <typename T>
+int launch_cross_entropy_tiles(const TileCall& tiles, const segloss_cuda_call& call, const double* total_weight,
+                               int unless_one);
+template <typename T>
+int launch_stats_tiles(const TileCall& tiles, const segloss_soft_stats& s, const segloss_cuda_call& call, void* rows);
+template <typename T>
+int launch_stats_grad_tiles(const TileCall& tiles, const segloss_soft_stats& s, const segloss_cuda_call& call,
+                            const double* total_weight, int unless_one);
+template <typename T>
+int launch_count_tiles(const TileCall& tiles, const segloss_cuda_call& call, int per_class, int64_t* counts);

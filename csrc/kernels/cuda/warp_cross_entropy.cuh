@@ -1,0 +1,75 @@
+// Cross entropy and the softmax focal loss over tiles in registers, and their gradient in the same walk.
+#pragma once
+
+#include "tile_launch.cuh"
+#include "warp_softmax.cuh"
+
+namespace {
+
+template <class Shape>
+__device__ void store_losses(const WarpTile<Shape>& tile, const segloss_tensor& to, const float (&losses)[Shape::U]) {
+    UNROLL for (int u = 0; u < Shape::U; ++u) {
+        if (u < tile.count && tile.group == 0) {
+            store_at(to, tile.offset(to, u), losses[u]);
+        }
+    }
+}
+
+// The gradient of the losses, in place of the exponentials.
+template <class Shape>
+__device__ void find_loss_grad(const TileSoftmax<Shape>& softmax, const float (&factors)[Shape::U],
+                               float (&x)[Shape::K][Shape::U]) {
+    UNROLL for (int u = 0; u < Shape::U; ++u) {
+        const float factor = factors[u] * softmax.share(u);
+        UNROLL for (int k = 0; k < Shape::K; ++k) {
+            x[k][u] = (k == softmax.index[u] ? -softmax.others[u] : x[k][u]) * factor;
+        }
+    }
+}
+
+template <class Shape, bool GRADIENT>
+__global__ void __launch_bounds__(THREADS)
+    warp_cross_entropy(const __grid_constant__ segloss_cross_entropy a, const __grid_constant__ TileGrid grid,
+                       const double* total_weight, int unless_one, Totals* of_blocks) {
+    if (is_written<float>(a, unless_one)) {
+        return;
+    }
+    constexpr int U = Shape::U;
+    WarpTile<Shape> tile(a, grid);
+    const LossScale scale(a, total_weight);
+    LossSums sums;
+    Totals refused;
+    const auto visit = [&] {
+        float x[Shape::K][U];
+        TileVoxels<U> voxels;
+        tile.load_logits(x);
+        tile.read_voxels(&voxels, x, &refused);
+        const TileSoftmax<Shape> softmax(tile, voxels.label, x);
+        TileLosses<U> losses(a, voxels, softmax);
+        sums.add(tile, losses);
+        if (__builtin_expect(a.loss.data != nullptr, 0)) {
+            store_losses(tile, a.loss, losses.loss);
+        }
+        if (GRADIENT) {
+            scale.multiply(tile, losses.factor);
+            find_loss_grad(softmax, losses.factor, x);
+            tile.store_grad(x);
+        }
+    };
+    tile.for_each(visit, [] {});
+    write_tile_totals(sums, refused, of_blocks + blockIdx.x);
+}
+
+} // namespace
+
+template <typename T>
+int launch_cross_entropy_tiles(const TileCall& tiles, const segloss_cuda_call& call, const double* total_weight,
+                               int unless_one) {
+    return with_shape<T>(tiles, [&](auto shape) {
+        using Shape = decltype(shape);
+        const auto kernel =
+            tiles.args.grad_logits.data ? warp_cross_entropy<Shape, true> : warp_cross_entropy<Shape, false>;
+        return launch_tiles(tiles, call, 0, kernel, tiles.args, tiles.grid, total_weight, unless_one,
+                            static_cast<Totals*>(call.workspace));
+    });
+}

@@ -1,0 +1,3 @@
+#include "warp_cross_entropy.cuh"
+
+template int launch_cross_entropy_tiles<__half>(const TileCall&, const segloss_cuda_call&, const double*, int);

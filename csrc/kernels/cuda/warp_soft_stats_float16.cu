@@ -1,0 +1,3 @@
+#include "warp_soft_stats.cuh"
+
+template int launch_stats_tiles<__half>(const TileCall&, const segloss_soft_stats&, const segloss_cuda_call&, void*);

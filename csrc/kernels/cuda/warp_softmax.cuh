@@ -1,0 +1,189 @@
+// The softmax of a tile in registers, and the losses of its voxels. The formulas are in kernels.h.
+#pragma once
+
+#include "fast_math.cuh"
+#include "voxels.cuh"
+#include "warp_tiles.cuh"
+
+namespace {
+
+struct Maximum {
+    __device__ float operator()(float a, float b) const { return fmaxf(a, b); }
+};
+struct Sum {
+    __device__ float operator()(float a, float b) const { return a + b; }
+};
+
+// Numbers of 2^16 and more would overflow, or lose what distinguishes them, when they are scaled.
+constexpr float MAX_SCALED = 65536;
+
+// Of each voxel: the sum of exp(x_c - max) over all classes but the label's, so that a confident voxel keeps its
+// digits, and log2 of the label's exp(x_y - max). All exponentials of a voxel may have a common factor near 1, which
+// cancels.
+template <class Shape> struct TileSoftmax {
+    static constexpr int K = Shape::K, U = Shape::U;
+
+    int index[U]; // of the label among this lane's classes
+    float others[U];
+    float log2_label[U];
+
+    // Replaces the logits by their exponentials.
+    __device__ TileSoftmax(const WarpTile<Shape>& tile, const int (&labels)[U], float (&x)[K][U]) {
+        float max[U];
+        UNROLL for (int u = 0; u < U; ++u) {
+            index[u] = tile.index_of(labels[u]);
+            others[u] = log2_label[u] = 0;
+            max[u] = x[0][u];
+            UNROLL for (int k = 1; k < K; ++k) { max[u] = fmaxf(max[u], x[k][u]); }
+        }
+        tile.reduce(max, Maximum());
+        bool is_ordinary = true;
+        UNROLL for (int u = 0; u < U; ++u) { is_ordinary = is_ordinary && fabsf(max[u]) < MAX_SCALED; }
+        if (__builtin_expect(!is_ordinary, 0)) {
+            subtract(&max, &x);
+        }
+        UNROLL for (int u = 0; u < U; ++u) {
+            const float scaled_max = max[u] * LOG2_E;
+            UNROLL for (int k = 0; k < K; ++k) {
+                const float power = fmaf(x[k][u], LOG2_E, -scaled_max);
+                x[k][u] = fast_exp2(power);
+                const bool is_label = k == index[u];
+                others[u] += is_label ? 0 : x[k][u];
+                log2_label[u] = is_label ? power : log2_label[u];
+            }
+        }
+        tile.reduce(others, Sum());
+        tile.reduce(log2_label, Sum());
+    }
+
+    __device__ float label(int u) const { return fast_exp2(log2_label[u]); }
+
+    // 1 / sum_c exp(x_c - max).
+    __device__ float share(int u) const { return fast_reciprocal(others[u] + label(u)); }
+
+    // -log p_y.
+    __device__ float loss(int u) const {
+        const float quotient = others[u] * fast_reciprocal(label(u));
+        const float of_large = LN_2 * (fast_log2(others[u] + label(u)) - log2_label[u]);
+        return quotient <= 0.5f ? log1p_of_small(quotient) : of_large;
+    }
+
+    // What focal multiplies -log p_y by, and its gradient; see focal_factor in voxel_tmpl.h.
+    __device__ float2 focal_factors(int u, float gamma) const {
+        const float sum = others[u] + label(u);
+        const float power = fast_exp2(gamma * (fast_log2(others[u]) - fast_log2(sum)));
+        const float quotient = label(u) != 0 && others[u] != 0 ? label(u) * loss(u) / others[u] : 0;
+        return {power, power * (1 + gamma * quotient)};
+    }
+
+private:
+    static __device__ void subtract(float (*max)[U], float (*x)[K][U]) {
+        UNROLL for (int u = 0; u < U; ++u) {
+            UNROLL for (int k = 0; k < K; ++k) { (*x)[k][u] -= (*max)[u]; }
+            (*max)[u] = 0;
+        }
+    }
+};
+
+// Of each voxel of a tile: the loss, its share of the mean's denominator, and the factor of its gradient, all weighted.
+template <int U> struct TileLosses {
+    float loss[U], share[U], factor[U];
+
+    template <class Shape>
+    __device__ TileLosses(const segloss_cross_entropy& a, const TileVoxels<U>& v, const TileSoftmax<Shape>& softmax) {
+        UNROLL for (int u = 0; u < U; ++u) {
+            loss[u] = softmax.loss(u);
+            share[u] = factor[u] = v.weight[u];
+        }
+        if (__builtin_expect(a.class_weight != nullptr, 0)) {
+            UNROLL for (int u = 0; u < U; ++u) {
+                const int label = v.label[u] < 0 ? 0 : v.label[u];
+                share[u] = factor[u] = v.weight[u] * load_global(static_cast<const float*>(a.class_weight) + label);
+            }
+        }
+        if (__builtin_expect(a.gamma != 0, 0)) {
+            UNROLL for (int u = 0; u < U; ++u) {
+                const float2 focal = softmax.focal_factors(u, static_cast<float>(a.gamma));
+                loss[u] = weighted(focal.x, loss[u]);
+                factor[u] *= focal.y;
+            }
+        }
+        UNROLL for (int u = 0; u < U; ++u) { loss[u] = weighted(share[u], loss[u]); }
+    }
+};
+
+template <int U> __device__ float sum_of_tile(const float (&values)[U]) {
+    float sums[U];
+    UNROLL for (int u = 0; u < U; ++u) { sums[u] = values[u]; }
+    UNROLL for (int half = U / 2; half > 0; half /= 2) {
+        UNROLL for (int u = 0; u < half; ++u) { sums[u] += sums[u + half]; }
+    }
+    return sums[0];
+}
+
+// The sums of a lane's losses. Only the first group has them.
+struct LossSums {
+    CompensatedSum loss, weight;
+
+    template <class Shape> __device__ void add(const WarpTile<Shape>& tile, const TileLosses<Shape::U>& losses) {
+        if (tile.group == 0) {
+            loss.add(sum_of_tile(losses.loss));
+            weight.add(sum_of_tile(losses.share));
+        }
+    }
+};
+
+// Writes the totals of a block. Most blocks have refused nothing.
+__device__ inline void write_tile_totals(const LossSums& sums, const Totals& refused, Totals* of_block) {
+    __shared__ double memory[WARPS * sizeof(Totals) / sizeof(double)];
+    const auto of_warps = reinterpret_cast<Totals*>(memory);
+    Totals mine = refused;
+    if (__any_sync(ALL_LANES, refused.num_refused > 0)) {
+        for (int lanes = LANES / 2; lanes > 0; lanes /= 2) {
+            mine.add(of_other_lane(mine, lanes));
+        }
+    }
+    mine.loss = sum_of_warp(sums.loss.value());
+    mine.weight = sum_of_warp(sums.weight.value());
+    if (threadIdx.x % LANES == 0) {
+        of_warps[threadIdx.x / LANES] = mine;
+    }
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        for (int warp = 1; warp < WARPS; ++warp) {
+            mine.add(of_warps[warp]);
+        }
+        *of_block = mine;
+    }
+}
+
+// The factor that the gradients of all losses have, or of those of one tile.
+class LossScale {
+public:
+    __device__ LossScale(const segloss_cross_entropy& args, const double* total_weight) : a_(args) {
+        const bool is_zero = total_weight && *total_weight == 0;
+        factor_ = is_zero ? 0 : static_cast<float>(total_weight ? a_.grad_scale / *total_weight : a_.grad_scale);
+        is_per_voxel_ = a_.grad_loss.data && (a_.grad_loss.strides[0] != 0 || a_.grad_loss.strides[1] != 0);
+        if (a_.grad_loss.data && !is_per_voxel_ && !is_zero) {
+            factor_ *= number_at(a_.grad_loss, 0);
+        }
+    }
+
+    template <class Shape> __device__ void multiply(const WarpTile<Shape>& tile, float (&factors)[Shape::U]) const {
+        UNROLL for (auto& factor : factors) { factor *= factor_; }
+        if (__builtin_expect(is_per_voxel_, 0)) {
+            UNROLL for (int u = 0; u < Shape::U; ++u) {
+                if (u < tile.count && factors[u] != 0) {
+                    factors[u] *= number_at(a_.grad_loss, tile.offset(a_.grad_loss, u));
+                }
+            }
+        }
+    }
+
+private:
+    const segloss_cross_entropy& a_;
+    float factor_;
+    bool is_per_voxel_;
+};
+
+} // namespace

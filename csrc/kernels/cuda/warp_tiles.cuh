@@ -1,0 +1,363 @@
+// Tiles: a warp reads some voxels into registers, all loads before any use, and writes a gradient from them.
+//
+// A lane owns as many neighbouring voxels as 16 bytes of logits hold, and K of their classes. For few classes a lane
+// has all of them; else `groups` lanes share the classes of the same voxels: lane = group * columns + column, and group
+// g has the classes g, g + groups, g + 2 groups and so on. Which lane adds what does not depend on the layout, so
+// results have the same bits in all layouts.
+#pragma once
+
+#include <type_traits>
+
+#include "memory.cuh"
+#include "sums.cuh"
+#include "tile_call.h"
+
+extern __shared__ uint4 segloss_shared[]; // sized by the launch
+
+namespace {
+
+constexpr unsigned ALL_LANES = ~0u;
+constexpr int64_t VOXELS_PER_BLOCK = 32 * THREADS; // of one sample
+
+// T: the type of the logits and of their gradient. K: the number of a lane's classes. GROUPED: whether lanes share the
+// classes of a voxel. PLANAR: whether the voxels of a class are contiguous, or the classes of a voxel.
+template <typename T_, int K_, bool GROUPED_, bool PLANAR_> struct TileShape {
+    using T = T_;
+    static constexpr int K = K_, U = PER_VECTOR<T>;
+    static constexpr bool GROUPED = GROUPED_, PLANAR = PLANAR_;
+};
+
+// The voxels of a lane. Those that do not count have weight 0 and no class; refused ones have weight nan.
+template <int U> struct TileVoxels {
+    int label[U];
+    float weight[U];
+    bool all_count; // whether each has weight 1
+};
+
+// What few voxels need is not inlined: it would make up most of the code.
+
+__device__ __noinline__ inline float number_at(const segloss_tensor& t, int64_t offset) {
+    return load<float>(t, offset);
+}
+
+__device__ __noinline__ inline void store_at(const segloss_tensor& t, int64_t offset, float value) {
+    store(t, offset, static_cast<double>(value));
+}
+
+__device__ __noinline__ inline int class_at(const segloss_cross_entropy& a, int64_t offset, int64_t position) {
+    return static_cast<int>(load_class(a.target, offset, a.labels, position, a.num_classes, a.ignore_index));
+}
+
+template <class Shape> class WarpTile {
+public:
+    using T = typename Shape::T;
+    static constexpr int K = Shape::K, U = Shape::U;
+    static constexpr bool GROUPED = Shape::GROUPED, PLANAR = Shape::PLANAR;
+    // After so many tiles a lane's sums are passed on, as long sums in float lose digits.
+    static constexpr int STEPS = 32 / U;
+
+    // The first tile of this warp in its block.
+    __device__ WarpTile(const segloss_cross_entropy& args, const TileGrid& of_call)
+        : a(args), grid(of_call), columns(GROUPED ? LANES >> of_call.log_groups : LANES),
+          column(lane() & (columns - 1)), group(GROUPED ? lane() >> (5 - of_call.log_groups) : 0) {
+        sample = static_cast<int>(blockIdx.x) / grid.blocks_per_sample;
+        const int block = static_cast<int>(blockIdx.x) % grid.blocks_per_sample;
+        begin_ = static_cast<int64_t>(block) * VOXELS_PER_BLOCK + warp() * (columns * U);
+        steps_ = GROUPED ? STEPS << grid.log_groups : STEPS;
+    }
+
+    // Calls visit() for each of this warp's tiles; after every STEPS of them, finish().
+    template <typename Visit, typename Finish> __device__ void for_each(const Visit& visit, const Finish& finish) {
+        const int64_t size = a.positions.sizes[1];
+        for (int rounds = steps_ / STEPS; rounds > 0 && begin_ < size; --rounds) {
+            for (int step = 0; step < STEPS && begin_ < size; ++step) {
+                first = begin_ + column * U;
+                const int64_t left = size - first;
+                count = left < U ? left < 0 ? 0 : static_cast<int>(left) : U;
+                visit();
+                begin_ += WARPS * columns * U;
+            }
+            finish();
+        }
+    }
+
+    static __device__ int lane() { return static_cast<int>(threadIdx.x % LANES); }
+    static __device__ int warp() { return static_cast<int>(threadIdx.x / LANES); }
+
+    // Only the last two of a lane's classes can be missing.
+    __device__ bool has_class(int k) const { return !GROUPED || k < K - 2 || class_of(k) < a.num_classes; }
+    __device__ int class_of(int k) const { return GROUPED ? (k << grid.log_groups) + group : k; }
+
+    // Which of this lane's classes a class is; another lane's class gives another number than 0 to K - 1.
+    __device__ int index_of(int label) const {
+        if (!GROUPED) {
+            return label;
+        }
+        const int others = label - group;
+        return (others & ((1 << grid.log_groups) - 1)) == 0 ? others >> grid.log_groups : -1;
+    }
+
+    // A reduction over the groups, returned to all of them.
+    template <typename Value, typename Function> __device__ void reduce(Value (&values)[U], const Function& f) const {
+        for (int lanes = columns; GROUPED && lanes < LANES; lanes *= 2) {
+            UNROLL for (auto& value : values) { value = f(value, __shfl_xor_sync(ALL_LANES, value, lanes)); }
+        }
+    }
+
+    // Missing classes are -inf. Voxels past the end are 0.
+    __device__ void load_logits(float (&x)[K][U]) const {
+        PLANAR ? load_planar(x) : load_interleaved(x);
+        if (GROUPED) {
+            UNROLL for (int k = K > 2 ? K - 2 : 0; k < K; ++k) {
+                UNROLL for (int u = 0; u < U; ++u) { x[k][u] = has_class(k) ? x[k][u] : -INFINITY; }
+            }
+        }
+        if (__builtin_expect(count < U, 0)) {
+            UNROLL for (int u = 0; u < U; ++u) { clear_voxel(x, u, u >= count); }
+        }
+    }
+
+    __device__ void store_grad(const float (&x)[K][U]) const { PLANAR ? store_planar(x) : store_interleaved(x); }
+
+    // The labels of this lane's voxels and their weights; the logits of voxels that do not count are set to 0. Refused
+    // ones are noted in `totals` by the first group.
+    __device__ void read_voxels(TileVoxels<U>* v, float (&x)[K][U], Totals* totals) const {
+        read_labels(v->label);
+        v->all_count = !grid.has_voxel_weight && count == U;
+        UNROLL for (int u = 0; u < U; ++u) {
+            v->weight[u] = 1;
+            v->all_count = v->all_count && v->label[u] >= 0;
+        }
+        if (__builtin_expect(!v->all_count, 0)) {
+            UNROLL for (int u = 0; u < U; ++u) {
+                weigh(v, u, totals);
+                clear_voxel(x, u, v->label[u] == NO_CLASS);
+            }
+        }
+    }
+
+    // The shared memory of all warps' tiles, in vectors. What else a kernel keeps there lies behind it.
+    __device__ int shared_vectors() const { return PLANAR ? 0 : WARPS * columns * grid.pitch; }
+
+    // The position of voxel u in all samples, and its offset in a tensor.
+    __device__ int64_t position(int u) const { return sample * a.positions.sizes[1] + first + u; }
+    __device__ int64_t offset(const segloss_tensor& t, int u) const {
+        return sample * t.strides[0] + (first + u) * t.strides[1];
+    }
+
+    const segloss_cross_entropy& a;
+    const TileGrid& grid;
+    const int columns, column, group;
+    int sample;
+    int64_t first; // this lane's first voxel in the sample
+    int count;     // of this lane's voxels that are in the sample
+
+private:
+    enum { NO_CLASS = static_cast<int>(IGNORED), REFUSED = static_cast<int>(BAD) };
+
+    static __device__ void clear_voxel(float (&x)[K][U], int u, bool is_cleared) {
+        UNROLL for (int k = 0; k < K; ++k) { x[k][u] = is_cleared ? 0 : x[k][u]; }
+    }
+
+    // ---- labels ----
+
+    template <typename Label> __device__ int class_of_label(Label label) const {
+        bool is_ignored, is_class;
+        if constexpr (sizeof label > sizeof(int)) {
+            is_ignored = label == a.ignore_index;
+            is_class = static_cast<uint64_t>(label) < static_cast<uint64_t>(a.num_classes);
+        } else {
+            const int number = static_cast<int>(label);
+            is_ignored = grid.may_ignore && number == grid.ignore_index;
+            is_class = static_cast<unsigned>(number) < static_cast<unsigned>(a.num_classes);
+        }
+        return is_ignored ? NO_CLASS : is_class ? static_cast<int>(label) : REFUSED;
+    }
+
+    template <typename Label> __device__ void read_labels_of(int (&classes)[U]) const {
+        constexpr int BYTES = U * static_cast<int>(sizeof(Label));
+        using Vector = std::conditional_t<BYTES % 16 == 0, uint4, std::conditional_t<BYTES == 8, uint2, unsigned>>;
+        constexpr int VECTORS = BYTES / static_cast<int>(sizeof(Vector));
+        union {
+            Vector vectors[VECTORS];
+            Label labels[U];
+        } v;
+        const auto from =
+            reinterpret_cast<const Vector*>(static_cast<const Label*>(a.target.data) + offset(a.target, 0));
+        UNROLL for (int i = 0; i < VECTORS; ++i) { v.vectors[i] = load_global(from + i); }
+        UNROLL for (int u = 0; u < U; ++u) { classes[u] = class_of_label(v.labels[u]); }
+    }
+
+    __device__ void read_labels(int (&classes)[U]) const {
+        if (__builtin_expect(count < U || !grid.simple_labels, 0)) {
+            UNROLL for (int u = 0; u < U; ++u) {
+                classes[u] = u < count ? class_at(a, offset(a.target, u), position(u)) : NO_CLASS;
+            }
+            return;
+        }
+        switch (a.target.dtype) {
+        case SEGLOSS_UINT8:
+            return read_labels_of<uint8_t>(classes);
+        case SEGLOSS_INT16:
+            return read_labels_of<int16_t>(classes);
+        case SEGLOSS_INT32:
+            return read_labels_of<int32_t>(classes);
+        default:
+            return read_labels_of<int64_t>(classes);
+        }
+    }
+
+    __device__ void weigh(TileVoxels<U>* v, int u, Totals* totals) const {
+        const bool exists = u < count;
+        const bool is_refused = exists && v->label[u] == REFUSED;
+        const bool has_class = exists && v->label[u] >= 0;
+        const bool is_weighted = has_class && a.voxel_weight.data;
+        const float weight = is_weighted ? number_at(a.voxel_weight, offset(a.voxel_weight, u)) : 1;
+        v->weight[u] = is_refused ? NAN : has_class ? weight : 0;
+        v->label[u] = has_class && weight != 0 ? v->label[u] : is_refused ? REFUSED : NO_CLASS;
+        if (is_refused && group == 0) {
+            totals->refuse(position(u));
+        }
+    }
+
+    // ---- planar logits ----
+
+    __device__ int64_t planar_offset(const segloss_tensor& t) const {
+        return sample * t.strides[0] + first + group * t.stride_class;
+    }
+
+    __device__ void load_planar(float (&x)[K][U]) const {
+        const T* const from = static_cast<const T*>(a.logits.data) + planar_offset(a.logits);
+        const int64_t step = GROUPED ? a.logits.stride_class << grid.log_groups : a.logits.stride_class;
+        if (__builtin_expect(count == U && grid.aligned_logits, 1)) {
+            uint4 vectors[K];
+            UNROLL for (int k = 0; k < K; ++k) {
+                vectors[k] = has_class(k) ? load_global(reinterpret_cast<const uint4*>(from + k * step)) : uint4{};
+            }
+            UNROLL for (int k = 0; k < K; ++k) { unpack<T>(vectors[k], x[k]); }
+            return;
+        }
+        UNROLL for (int k = 0; k < K; ++k) {
+            UNROLL for (int u = 0; u < U; ++u) {
+                x[k][u] = has_class(k) && u < count ? number(load_global(from + k * step + u)) : 0;
+            }
+        }
+    }
+
+    __device__ void store_planar(const float (&x)[K][U]) const {
+        T* const to = static_cast<T*>(a.grad_logits.data) + planar_offset(a.grad_logits);
+        const int64_t step = GROUPED ? a.grad_logits.stride_class << grid.log_groups : a.grad_logits.stride_class;
+        if (__builtin_expect(count == U && grid.aligned_grad, 1)) {
+            UNROLL for (int k = 0; k < K; ++k) {
+                if (has_class(k)) {
+                    store_global(reinterpret_cast<uint4*>(to + k * step), pack<T>(x[k]));
+                }
+            }
+            return;
+        }
+        UNROLL for (int k = 0; k < K; ++k) {
+            UNROLL for (int u = 0; u < U; ++u) {
+                if (has_class(k) && u < count) {
+                    T value;
+                    assign(value, static_cast<double>(x[k][u]));
+                    store_global(to + k * step + u, value);
+                }
+            }
+        }
+    }
+
+    // ---- contiguous classes: a tile is one piece of memory, copied to shared memory and from there ----
+
+    __device__ int num_classes() const { return GROUPED ? static_cast<int>(a.num_classes) : K; }
+    __device__ uint4* shared_tile() const { return segloss_shared + warp() * columns * grid.pitch; }
+    __device__ T* shared_column(int index) const { return reinterpret_cast<T*>(shared_tile() + index * grid.pitch); }
+    __device__ bool is_whole() const { return begin_ + columns * U <= a.positions.sizes[1]; }
+
+    // The tile's first element in a tensor.
+    __device__ T* tile_of(const segloss_tensor& t) const {
+        return static_cast<T*>(t.data) + sample * t.strides[0] + begin_ * t.strides[1];
+    }
+
+    // Calls f(shared, index) for each vector of the tile, in turn over the lanes.
+    template <typename Function> __device__ void for_each_vector(const Function& f) const {
+        const int rows = num_classes(); // vectors of a column
+        int index = lane(), at = index / rows, row = index % rows;
+        const int next = LANES / rows, next_row = LANES % rows;
+        for (; index < columns * rows; index += LANES) {
+            f(shared_tile() + at * grid.pitch + row, index);
+            row += next_row;
+            at += next + (row >= rows);
+            row -= row >= rows ? rows : 0;
+        }
+    }
+
+    // Likewise for each element of a tile that is not whole or not aligned.
+    template <typename Function> __device__ void for_each_element(const Function& f) const {
+        const int64_t voxels = a.positions.sizes[1] - begin_;
+        const int64_t most = columns * U, size = (voxels < most ? voxels : most) * num_classes();
+        for (int index = lane(); index < size; index += LANES) {
+            const int at = index / (U * num_classes());
+            f(shared_column(at) + (index - at * U * num_classes()), index);
+        }
+    }
+
+    __device__ void load_interleaved(float (&x)[K][U]) const {
+        const T* const from = tile_of(a.logits);
+        __syncwarp(); // all lanes are done with the previous tile
+        if (__builtin_expect(grid.aligned_logits && is_whole(), 1)) {
+            for_each_vector(
+                [&](uint4* shared, int index) { copy_async(shared, reinterpret_cast<const uint4*>(from) + index); });
+        } else {
+            for_each_element([&](T* shared, int index) { *shared = load_global(from + index); });
+        }
+        wait_for_copies();
+        __syncwarp();
+        if constexpr (GROUPED) {
+            const T* const own = shared_column(column) + group;
+            UNROLL for (int k = 0; k < K; ++k) {
+                UNROLL for (int u = 0; u < U; ++u) {
+                    x[k][u] = has_class(k) ? number(own[u * num_classes() + (k << grid.log_groups)]) : 0;
+                }
+            }
+        } else {
+            UNROLL for (int row = 0; row < K; ++row) {
+                float numbers[U];
+                unpack<T>(shared_tile()[column * grid.pitch + row], numbers);
+                UNROLL for (int i = 0; i < U; ++i) { x[(row * U + i) % K][(row * U + i) / K] = numbers[i]; }
+            }
+        }
+    }
+
+    __device__ void store_interleaved(const float (&x)[K][U]) const {
+        T* const to = tile_of(a.grad_logits);
+        __syncwarp(); // all lanes have read their logits
+        if constexpr (GROUPED) {
+            T* const own = shared_column(column) + group;
+            UNROLL for (int k = 0; k < K; ++k) {
+                UNROLL for (int u = 0; u < U; ++u) {
+                    if (has_class(k)) {
+                        assign(own[u * num_classes() + (k << grid.log_groups)], static_cast<double>(x[k][u]));
+                    }
+                }
+            }
+        } else {
+            UNROLL for (int row = 0; row < K; ++row) {
+                float numbers[U];
+                UNROLL for (int i = 0; i < U; ++i) { numbers[i] = x[(row * U + i) % K][(row * U + i) / K]; }
+                shared_tile()[column * grid.pitch + row] = pack<T>(numbers);
+            }
+        }
+        __syncwarp();
+        if (__builtin_expect(grid.aligned_grad && is_whole(), 1)) {
+            for_each_vector(
+                [&](const uint4* shared, int index) { store_global(reinterpret_cast<uint4*>(to) + index, *shared); });
+        } else {
+            for_each_element([&](const T* shared, int index) { store_global(to + index, *shared); });
+        }
+    }
+
+    int64_t begin_; // the tile's first voxel
+    int steps_;
+};
+
+} // namespace
