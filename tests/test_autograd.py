@@ -574,9 +574,12 @@ def test_opcheck_of_the_forward_and_backward_operators(reduction, with_gradient,
     options = options_of("cross_entropy", reduction=reduction, label_smoothing=0.1, with_gradient=with_gradient)
     forward = ("op", x, y, None, None, *options)
     torch.library.opcheck(torch.ops.segloss.cross_entropy_forward.default, forward)
-    loss, total_weight, _ = torch.ops.segloss.cross_entropy_forward(*forward)
+    loss, total_weight, gradient = torch.ops.segloss.cross_entropy_forward(*forward)
     backward = (torch.ones_like(loss), total_weight, *forward)
     torch.library.opcheck(torch.ops.segloss.cross_entropy_backward.default, backward)
+    if with_gradient:
+        rescale = (gradient, torch.tensor(0.3), *backward[1:])
+        torch.library.opcheck(torch.ops.segloss.cross_entropy_rescale.default, rescale)
 
 
 @ignores_warnings_of_opcheck

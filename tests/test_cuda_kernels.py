@@ -61,7 +61,7 @@ def library(tmp_path_factory):
 
 
 def run_python(library, script, *arguments, **environment):
-    load = f"import segloss, sys, torch; torch.ops.load_library({str(library)!r})\n"
+    load = f"import segloss, sys, torch; library = {str(library)!r}; torch.ops.load_library(library)\n"
     settings = os.environ | {"OMP_NUM_THREADS": "1"} | environment
     return run([sys.executable, "-c", load + script, *arguments], env=settings, cwd=ROOT / "tests")
 
@@ -75,6 +75,106 @@ def test_operators_of_an_emulated_gpu_equal_those_of_the_cpu(library):
     options = ["-q", "-n0", "-pno:cacheprovider", "test_devices.py", "-k", selected]
     output = run_python(library, script, *options, SEGLOSS_SYNC_CHECKS="1")
     assert " passed" in output  # pytest exits with 1 where one fails
+
+
+def test_gradients_made_with_the_loss(library):
+    """The tests of these gradients, on an emulated GPU."""
+    script = """
+import pytest
+from test_devices import without_kernels
+with without_kernels():
+    sys.exit(pytest.main(sys.argv[1:]))
+"""
+    selected = "made_with_the_loss or scaled_by_the_gradient or every_backward or without_a_copy or too_small or retain"
+    options = ["-q", "-n0", "-pno:cacheprovider", "test_autograd.py", "-k", selected]
+    assert " passed" in run_python(library, script, *options, SEGLOSS_SYNC_CHECKS="1")
+
+
+LAUNCHES = """
+import ctypes
+from test_devices import without_kernels
+gpu = ctypes.CDLL(library)
+def launches(call):
+    before = gpu.num_launches()
+    result = call()
+    return gpu.num_launches() - before, result
+x, labels = torch.randn(2, 3, 40, requires_grad=True), torch.randint(3, (2, 40))
+masks = torch.randint(2, (2, 3, 40), dtype=torch.uint8)
+def report(name, y, factor=1.0, dtype=torch.float32, **options):
+    with without_kernels():
+        logits = x.to(dtype)
+        forward, loss = launches(lambda: getattr(segloss, name)(logits, y, **options))
+        backward, _ = launches(lambda: torch.autograd.grad(loss, logits, torch.full_like(loss, factor)))
+        print(name, forward, backward)
+"""
+
+
+def test_the_number_of_launches(library):
+    """One kernel and one that adds its sums, for each walk; where the mean depends on the labels, two more."""
+    script = """
+report("cross_entropy", labels.byte())
+report("cross_entropy", labels)  # some may be ignored
+report("cross_entropy", labels, reduction="sum", factor=0.5)
+report("cross_entropy", labels.byte(), dtype=torch.float16)  # the gradient is computed in backward
+report("focal_loss", labels.byte(), activation="softmax")
+report("focal_loss", masks, activation="sigmoid", ignore_index=-100)
+report("focal_loss", masks, activation="sigmoid", ignore_index=255)
+report("dice_loss", labels)
+report("dice_ce_loss", labels)
+report("dice_focal_loss", labels)
+report("tversky_loss", masks, activation="sigmoid")
+"""
+    assert run_python(library, LAUNCHES + script).splitlines() == [
+        "cross_entropy 2 1",
+        "cross_entropy 4 1",
+        "cross_entropy 2 1",
+        "cross_entropy 2 2",
+        "focal_loss 2 1",
+        "focal_loss 2 1",
+        "focal_loss 4 1",
+        "dice_loss 2 2",
+        "dice_ce_loss 2 2",
+        "dice_focal_loss 2 2",
+        "tversky_loss 2 2",
+    ]
+
+
+ATEN = """
+from operators import options_of
+from torch.utils._python_dispatch import TorchDispatchMode
+class Calls(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        print(" ", func)
+        return func(*args, **(kwargs or {}))
+def report(name, *arguments, **options):
+    print(name)
+    packed = options_of(name.rsplit("_", 1)[0], **options)
+    operator = getattr(torch.ops.segloss, name).default
+    key = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    operator.redispatch(key, *arguments, *packed)  # the first call allocates the device's record of refusals
+    with Calls():
+        return operator.redispatch(key, *arguments, *packed)
+"""
+
+
+def test_the_operators_launch_no_kernel_of_torch(library):
+    """They allocate results and a workspace, and no more."""
+    script = """
+x, labels = torch.randn(2, 3, 40), torch.randint(3, (2, 40))
+masks, v = torch.randint(2, (2, 3, 40), dtype=torch.uint8), torch.rand(2, 40)
+one, stats = torch.ones(()), torch.ones(2, 3)
+for name, y in ("cross_entropy", labels), ("binary_cross_entropy", masks):
+    arguments = ("loss", x, y, torch.rand(3), v)
+    loss, total, gradient = report(name + "_forward", *arguments, with_gradient=True)
+    report(name + "_backward", one, total, *arguments)
+    report(name + "_rescale", gradient, one, total, *arguments)
+arguments = ("dice", x, labels, None, v)
+report("soft_stats_forward", *arguments, voxel_loss=True)
+report("soft_stats_backward", stats, stats, stats[:, 0], *arguments, voxel_loss=True)
+"""
+    calls = [line.strip() for line in run_python(library, ATEN + script).splitlines() if line.startswith(" ")]
+    views = {"aten.detach.default", "aten.view.default", "aten.expand.default"}
+    assert set(calls) - views == {"aten.empty.memory_format", "aten.empty_like.default"}
 
 
 REPORT = """

@@ -32,6 +32,7 @@ WITH_KERNELS = [
         for name in ("cross_entropy", "soft_stats", "binary_cross_entropy")
         for way in ("forward", "backward")
     ),
+    *("cross_entropy_rescale", "binary_cross_entropy_rescale"),
     *("total_weight", "one_hot_labels", "is_one_hot", "confusion_counts", "num_label_classes", "equal_label_counts"),
 ]
 

@@ -158,7 +158,7 @@ bool may_hold_results(const Tensor& input) {
     using c10::DispatchKey;
     const c10::DispatchKeySet tracing({DispatchKey::Python, DispatchKey::Functionalize});
     const bool is_traced = input.key_set().has_any(tracing) || c10::impl::TorchDispatchModeTLS::any_modes_set();
-    return input.is_cpu() && !is_traced && !at::SavedTensorDefaultHooks::get_hooks();
+    return (input.is_cpu() || input.is_cuda()) && !is_traced && !at::SavedTensorDefaultHooks::get_hooks();
 }
 
 Tensor take_gradient(torch::autograd::AutogradContext* ctx, const Tensor& grad) {
@@ -168,15 +168,22 @@ Tensor take_gradient(torch::autograd::AutogradContext* ctx, const Tensor& grad) 
     if (held == ctx->saved_data.end() || is_batched || is_differentiated) {
         return {};
     }
-    const auto gradient = held->second.toTensor();
+    auto gradient = held->second.toTensor();
     ctx->saved_data.erase(held);
+    return gradient;
+}
+
+bool scale_gradient(const Tensor& gradient, const Tensor& grad) {
     const double factor = grad.item<double>();
     int exponent = 0;
     const bool is_exact = std::abs(std::frexp(factor, &exponent)) == 0.5;
     if (!std::isfinite(factor) || (gradient.scalar_type() == at::kBFloat16 && !is_exact)) {
-        return {};
+        return false;
     }
-    return factor == 1 ? gradient : gradient.mul_(factor);
+    if (factor != 1) {
+        gradient.mul_(factor);
+    }
+    return true;
 }
 
 void record(const char* name, const variable_list& results, const variable_list& inputs, const variable_list& saved,

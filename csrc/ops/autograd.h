@@ -64,14 +64,18 @@ at::ScalarType dtype_of_loss(const Tensor& input);
 // True while a compiler traces a device without a segloss kernel: it can fuse the composite's ATen operators.
 bool is_compiled_from_composite(const Tensor& tensor);
 
-// The gradient that the forward pass saved as "gradient", times the gradient of the scalar result. It is used only
-// once, as it is scaled in place and given away. Returns an undefined tensor, and the caller computes the gradient
-// anew, if none is left, if gradients are batched (is_grads_batched) or differentiated themselves, or if the factor is
-// not finite or would round a bfloat16 gradient a second time.
+// The gradient that the forward pass saved as "gradient". It is used only once, as it is changed in place and given
+// away. Undefined if none is left, or if `grad`, the gradient of the scalar result, is batched (is_grads_batched) or
+// differentiated itself.
 Tensor take_gradient(torch::autograd::AutogradContext* ctx, const Tensor& grad);
 
-// Whether the forward pass may keep a result outside of save_for_backward: only on the CPU, not while operators are
-// traced (compiling, exporting), nor under hooks on saved tensors (checkpointing, offloading), which would not see it.
+// Multiplies this gradient by that of the scalar result. Returns false, and does nothing, if the factor is not finite
+// or would round a bfloat16 gradient a second time. Waits for the device.
+bool scale_gradient(const Tensor& gradient, const Tensor& grad);
+
+// Whether the forward pass may keep a result outside of save_for_backward: only where there may be kernels that compute
+// it, not while operators are traced (compiling, exporting), nor under hooks on saved tensors (checkpointing,
+// offloading), which would not see it.
 bool may_hold_results(const Tensor& input);
 
 // Computes the gradients of the inputs from those of the results and from the saved tensors.

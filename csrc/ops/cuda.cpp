@@ -163,48 +163,67 @@ segloss_cuda_sums reduced_into(const Tensor& loss, const Tensor& total_weight, c
     return sums;
 }
 
+// A launcher that adds weights alone.
+using WeightLauncher = int (*)(const segloss_cross_entropy*, const segloss_cuda_call*, const segloss_cuda_sums*);
+
+// Prepares a forward call that also writes the gradient. A total weight that is not known before goes to `sums`, and is
+// returned: forward divides by it.
+template <class Loss>
+const double* prepare_gradient(VoxelArguments& voxels, const typename Loss::Options& options, const Launches& launches,
+                               segloss_cuda_call call, segloss_cuda_sums& sums, WeightLauncher launch) {
+    const auto known = options.is_mean() ? Loss::known_total(voxels) : 1;
+    if (known) {
+        voxels.args.grad_scale = Loss::gradient_scale(*known, options);
+        return nullptr;
+    }
+    call.refusal = nullptr; // forward reports
+    segloss_cuda_sums of_weight{};
+    of_weight.weight = std::exchange(sums.weight, nullptr);
+    launches.check(launch(&voxels.args, &call, &of_weight));
+    return of_weight.weight;
+}
+
 // ---- cross entropy --------------------------------------------------------------------------------------------------
 
-CrossEntropy::Results cross_entropy_forward(const Arguments& arguments, CrossEntropy::Options options,
+CrossEntropy::Results cross_entropy_forward(const Arguments& arguments, const CrossEntropy::Options& options,
                                             const Reading& reading) {
-    options.with_gradient = false;
     if (takes_composite(arguments, reading)) {
         return Operator<CrossEntropy>::forward_slabs(arguments, options, reading);
     }
     auto results = CrossEntropy::shapes(arguments, options, reading);
-    auto& [loss, total_weight, gradient] = results;
+    const auto& [loss, total_weight, gradient] = results;
     const auto losses = options.is_reduced() ? Tensor() : loss;
     VoxelArguments voxels(arguments, reading, options.of_voxels());
     auto& args = voxels.args;
-    voxels.describe_with({{&losses, &args.loss}});
+    voxels.describe_with({{&losses, &args.loss}}, options.with_gradient ? gradient : Tensor());
     Launches launches(arguments.op, arguments.input);
     const auto call = launches.call(args, label_sizes(voxels), reading.dtype);
-    const auto sums = reduced_into(options.is_reduced() ? loss : Tensor(), total_weight, options);
-    launches.check(segloss_cuda_cross_entropy_forward(&args, &call, /*total_weight=*/nullptr, &sums));
+    auto sums = reduced_into(options.is_reduced() ? loss : Tensor(), total_weight, options);
+    const auto* const denominator =
+        options.with_gradient
+            ? prepare_gradient<CrossEntropy>(voxels, options, launches, call, sums, segloss_cuda_cross_entropy_weight)
+            : nullptr;
+    launches.check(segloss_cuda_cross_entropy_forward(&args, &call, denominator, &sums));
     if (launches.refused_at_once()) {
         raise_refused(arguments, reading);
     }
     return results;
 }
 
-Tensor cross_entropy_backward(const CrossEntropy::Handed& handed, const Arguments& arguments,
-                              const CrossEntropy::Options& options, const Reading& reading) {
-    if (takes_composite(arguments, reading)) {
-        return Operator<CrossEntropy>::backward_slabs(handed, arguments, options, reading);
-    }
+// Writes the gradient; with `unless_one` only if that of the loss is not 1.
+void write_gradient(const Tensor& gradient, const CrossEntropy::Handed& handed, const Arguments& arguments,
+                    const CrossEntropy::Options& options, const Reading& reading, bool unless_one) {
     const auto& [grad_loss, total_weight] = handed;
-    const auto grad_input = at::empty_like(arguments.input);
     VoxelArguments voxels(arguments, reading, options.of_voxels());
     auto& args = voxels.args;
-    voxels.describe_with({{&grad_loss, &args.grad_loss}}, grad_input);
+    voxels.describe_with({{&grad_loss, &args.grad_loss}}, gradient);
     Launches launches(arguments.op, arguments.input);
     const auto call = launches.call(args, label_sizes(voxels), reading.dtype);
     const auto* denominator = options.is_mean() ? total_weight.const_data_ptr<double>() : nullptr;
-    launches.check(segloss_cuda_cross_entropy_backward(&args, &call, denominator, /*unless_one=*/0));
+    launches.check(segloss_cuda_cross_entropy_backward(&args, &call, denominator, unless_one));
     if (launches.refused_at_once()) {
         raise_refused(arguments, reading);
     }
-    return grad_input;
 }
 
 // ---- soft statistics ------------------------------------------------------------------------------------------------
@@ -279,39 +298,74 @@ Tensor soft_stats_backward(const SoftStats::Handed& handed, const Arguments& arg
     return grad_input;
 }
 
-// ---- binary cross entropy: by the kernels of soft statistics, if it is reduced --------------------------------------
+// ---- binary cross entropy: by the kernels of soft statistics, as one sample -----------------------------------------
 
-SoftStats::Options as_soft_stats(const BinaryCrossEntropy::Options& options) {
-    SoftStats::Options of_stats;
-    of_stats.dim = options.dim;
-    of_stats.activation = SEGLOSS_SIGMOID;
-    of_stats.ignore_index = options.ignore_index;
-    of_stats.voxel_loss = true;
-    of_stats.gamma = options.gamma;
-    of_stats.label_smoothing = options.label_smoothing;
-    return of_stats;
+segloss_soft_stats as_soft_stats(const VoxelArguments& voxels) {
+    segloss_soft_stats args{};
+    args.voxels = voxels.args;
+    args.activation = SEGLOSS_SIGMOID;
+    args.with_loss = 1;
+    return args;
 }
 
-BinaryCrossEntropy::Results binary_forward(const Arguments& arguments, BinaryCrossEntropy::Options options,
+BinaryCrossEntropy::Results binary_forward(const Arguments& arguments, const BinaryCrossEntropy::Options& options,
                                            const Reading& reading) {
-    options.with_gradient = false;
-    if (!options.is_reduced() || takes_composite(arguments, reading)) {
+    if (takes_composite(arguments, reading)) {
         return Operator<BinaryCrossEntropy>::forward_slabs(arguments, options, reading);
     }
-    const auto sums = soft_stats_forward(arguments, as_soft_stats(options), reading);
-    return BinaryCrossEntropy::finish({sums[3].sum(), sums[4].sum(), at::empty({0}, arguments.input.options())},
-                                      options);
+    auto results = BinaryCrossEntropy::shapes(arguments, options, reading);
+    const auto& [loss, total_weight, gradient] = results;
+    const auto losses = options.is_reduced() ? Tensor() : loss;
+    VoxelArguments voxels(arguments, reading, options.of_voxels());
+    voxels.describe_with({{&losses, &voxels.args.loss}}, options.with_gradient ? gradient : Tensor());
+    Launches launches(arguments.op, arguments.input);
+    const auto call = launches.call(voxels.args, label_sizes(voxels), reading.dtype);
+    auto sums = reduced_into(options.is_reduced() ? loss : Tensor(), total_weight, options);
+    const auto* const denominator =
+        options.with_gradient
+            ? prepare_gradient<BinaryCrossEntropy>(voxels, options, launches, call, sums, segloss_cuda_binary_weight)
+            : nullptr;
+    const auto args = as_soft_stats(voxels);
+    launches.check(segloss_cuda_soft_stats_forward(&args, &call, denominator, &sums));
+    if (launches.refused_at_once()) {
+        raise_refused(arguments, reading);
+    }
+    return results;
 }
 
-Tensor binary_backward(const BinaryCrossEntropy::Handed& handed, const Arguments& arguments,
-                       const BinaryCrossEntropy::Options& options, const Reading& reading) {
-    if (!options.is_reduced() || takes_composite(arguments, reading)) {
-        return Operator<BinaryCrossEntropy>::backward_slabs(handed, arguments, options, reading);
+// As that of cross entropy.
+void write_gradient(const Tensor& gradient, const BinaryCrossEntropy::Handed& handed, const Arguments& arguments,
+                    const BinaryCrossEntropy::Options& options, const Reading& reading, bool unless_one) {
+    const auto& [grad_loss, total_weight] = handed;
+    VoxelArguments voxels(arguments, reading, options.of_voxels());
+    voxels.describe_with({{&grad_loss, &voxels.args.grad_loss}}, gradient);
+    const auto args = as_soft_stats(voxels);
+    Launches launches(arguments.op, arguments.input);
+    const auto call = launches.call(args.voxels, label_sizes(voxels), reading.dtype);
+    const auto* denominator = options.is_mean() ? total_weight.const_data_ptr<double>() : nullptr;
+    launches.check(segloss_cuda_soft_stats_backward(&args, &call, denominator, unless_one));
+    if (launches.refused_at_once()) {
+        raise_refused(arguments, reading);
     }
-    const auto samples = num_samples(arguments.input, options.dim).expect_int();
-    const auto of_loss = BinaryCrossEntropy::grads_of_parts(handed, options)[0].expand({samples});
-    const auto none = at::zeros({samples, arguments.input.size(options.dim)}, of_loss.options());
-    return soft_stats_backward({none, none, of_loss}, arguments, as_soft_stats(options), reading);
+}
+
+// ---- gradients of voxel losses --------------------------------------------------------------------------------------
+
+template <class Loss>
+Tensor backward(const typename Loss::Handed& handed, const Arguments& arguments, const typename Loss::Options& options,
+                const Reading& reading) {
+    if (takes_composite(arguments, reading)) {
+        return Operator<Loss>::backward_slabs(handed, arguments, options, reading);
+    }
+    const auto gradient = at::empty_like(arguments.input);
+    write_gradient(gradient, handed, arguments, options, reading, /*unless_one=*/false);
+    return gradient;
+}
+
+template <class Loss>
+void rescale(const Tensor& gradient, const typename Loss::Handed& handed, const Arguments& arguments,
+             const typename Loss::Options& options, const Reading& reading) {
+    write_gradient(gradient, handed, arguments, options, reading, /*unless_one=*/true);
 }
 
 // ---- counts ---------------------------------------------------------------------------------------------------------
@@ -335,8 +389,9 @@ Tensor confusion_counts_of_kernel(const Comparison& given, const c10::SymInt& nu
 } // namespace
 
 TORCH_LIBRARY_IMPL(segloss, CUDA, m) {
-    Operator<CrossEntropy>::implement<&cross_entropy_forward, &cross_entropy_backward>(m);
-    Operator<BinaryCrossEntropy>::implement<&binary_forward, &binary_backward>(m);
+    Operator<CrossEntropy>::implement<&cross_entropy_forward, &backward<CrossEntropy>, &rescale<CrossEntropy>>(m);
+    Operator<BinaryCrossEntropy>::implement<&binary_forward, &backward<BinaryCrossEntropy>,
+                                            &rescale<BinaryCrossEntropy>>(m);
     Operator<SoftStats>::implement<&soft_stats_forward, &soft_stats_backward>(m);
     m.impl("confusion_counts", TORCH_FN(confusion_counts_by<confusion_counts_of_kernel>));
 }

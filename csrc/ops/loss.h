@@ -37,6 +37,7 @@ struct Result {
 //   read              how the private operators read their arguments
 //   check_handed      the backward operator's checks of Handed
 //   forward_cpu, backward_cpu
+//   rewrite_gradient_cpu   backward in place of a gradient that forward has computed; only if there is such a result
 //   shapes            uninitialised results, of the right shapes and dtypes
 //   composite         the same results in differentiable ATen operators
 //

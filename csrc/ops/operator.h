@@ -1,9 +1,10 @@
-// Makes three operators of the struct that describes a loss (loss.h): schemas, autograd, shapes, and the composite in
+// Makes the operators of the struct that describes a loss (loss.h): schemas, autograd, shapes, and the composite in
 // slabs for devices without a kernel. binary_cross_entropy.cpp is the smallest example.
 //
 //   name            public: takes keywords; how it computes depends on the gradients needed
 //   name_forward    private: takes labels instead of one-hot targets, and options in two lists; returns all results
 //   name_backward   private: input's gradient, from the gradients of the results and from the kept results
+//   name_rescale    private, if forward can compute the gradient: makes that for a grad of 1 the gradient for another
 #pragma once
 
 #include <ATen/ATen.h>
@@ -74,6 +75,20 @@ public:
         }
     };
 
+    // Likewise for name_rescale.
+    template <auto implementation, typename = std::make_index_sequence<kNumHanded>> struct Rescale;
+    template <auto implementation, size_t... I> struct Rescale<implementation, std::index_sequence<I...>> {
+        template <size_t> using Handle = const Tensor&;
+        static void call(const Tensor& gradient, Handle<I>... handed, c10::string_view op, const Tensor& input,
+                         const Tensor& target, const OptionalTensor& weight, const OptionalTensor& voxel_weight,
+                         const OptionalTensor& label_table, int64_t dim, at::IntArrayRef options,
+                         at::ArrayRef<double> factors) {
+            const auto [arguments, unpacked] = unpacked_call(
+                {std::string(op), input, target, weight, voxel_weight, label_table}, dim, options, factors);
+            implementation(gradient, {handed...}, arguments, unpacked);
+        }
+    };
+
     // The public operator, whose keywords are the fields of the options.
     template <typename Fields = decltype(Options::keywords())> struct Public;
     template <typename... T> struct Public<std::tuple<Field<Options, T>...>> {
@@ -102,13 +117,31 @@ public:
         return implementation(handed, arguments, options, reading);
     }
 
+    template <auto implementation>
+    static void checked_rescale(const Tensor& gradient, const Handed& handed, const Arguments& arguments,
+                                const Options& options) {
+        const auto reading = read(arguments, options);
+        Loss::check_handed(handed, arguments, options);
+        const auto& logits = arguments.logits();
+        TORCH_CHECK(gradient.sizes() == logits.sizes() && gradient.scalar_type() == logits.scalar_type() &&
+                        gradient.device() == logits.device(),
+                    arguments.op, ": expected a gradient like the logits ", logits.sizes(), ", got ", gradient.sizes(),
+                    " of dtype ", gradient.scalar_type());
+        implementation(gradient, handed, arguments, options, reading);
+    }
+
     // Registers a device's implementations.
     template <auto forward, auto backward> static void implement(torch::Library& m) {
         m.impl(name("_forward").c_str(), TORCH_FN(Forward<&checked_forward<forward>>::call));
         m.impl(name("_backward").c_str(), TORCH_FN(Backward<&checked_backward<backward>>::call));
     }
+    template <auto forward, auto backward, auto rescale> static void implement(torch::Library& m) {
+        implement<forward, backward>(m);
+        m.impl(name("_rescale").c_str(), TORCH_FN(Rescale<&checked_rescale<rescale>>::call));
+    }
 
 private:
+    static constexpr bool kHasGradientAhead = count(Role::ahead) > 0;
     using CallForward = Forward<&checked_forward<&Loss::forward_cpu>>;
     using CallBackward = Backward<&checked_backward<&Loss::backward_cpu>>;
 
@@ -159,6 +192,16 @@ private:
                                packed.options, packed.factors);
         };
         return std::apply(call, handed);
+    }
+
+    static void call_rescale(const Tensor& gradient, const Handed& handed, const Arguments& a, const Options& options) {
+        static const auto handle = find_operator<&Rescale<&rescale_cpu>::call>(name("_rescale"));
+        const auto packed = pack(options);
+        const auto call = [&](const auto&... each) {
+            handle.call(gradient, each..., a.op, a.logits(), a.target, a.weight, a.voxel_weight, a.label_table,
+                        packed.dim, packed.options, packed.factors);
+        };
+        std::apply(call, handed);
     }
 
     // ---- checks -----------------------------------------------------------------------------------------------------
@@ -213,15 +256,21 @@ private:
         return tensors;
     }
 
-    // Input's gradient, from the gradients of the results and the saved tensors.
-    static Tensor gradient_of(variable_list grads, const variable_list& saved, const std::string& op,
-                              const Options& options) {
-        const auto arguments = arguments_of(op, saved, options);
+    // What backward is handed, from the gradients of the results and the saved tensors.
+    static Handed handed_of(variable_list grads, const variable_list& saved, const Arguments& arguments,
+                            const Options& options) {
         Loss::fill_in(grads, arguments, options);
         Handed handed;
         const auto kept = std::copy(grads.begin(), grads.end(), handed.begin());
         std::copy(saved.begin() + (saved.size() - (kNumHanded - kNumGrads)), saved.end(), kept);
-        return call_backward(handed, arguments, options);
+        return handed;
+    }
+
+    // Input's gradient, likewise.
+    static Tensor gradient_of(const variable_list& grads, const variable_list& saved, const std::string& op,
+                              const Options& options) {
+        const auto arguments = arguments_of(op, saved, options);
+        return call_backward(handed_of(grads, saved, arguments, options), arguments, options);
     }
 
     // name_forward as autograd sees it, if no Function has recorded the loss already.
@@ -262,7 +311,7 @@ private:
             auto options = call.second;
             take_full_size(arguments, options.dim, options.upsample);
             const at::AutoDispatchBelowADInplaceOrView below_autograd;
-            if constexpr (count(Role::ahead) > 0) {
+            if constexpr (kHasGradientAhead) {
                 options.with_gradient = Loss::computes_gradient_ahead(arguments, options);
                 *results = call_forward(arguments, options);
                 const auto gradient = select(*results, Role::ahead)[0];
@@ -292,7 +341,7 @@ private:
                 std::copy(gradients.begin(), gradients.end(), by_argument.begin());
                 return by_argument;
             }
-            by_argument[0] = take_gradient(ctx, grads[0]);
+            by_argument[0] = gradient_ahead(ctx, grads, saved, op, options);
             if (!by_argument[0].defined()) {
                 by_argument[0] = gradient_of(grads, saved, op, options);
             }
@@ -300,6 +349,22 @@ private:
         }
 
     private:
+        // The gradient that forward computed, for these gradients of the results; undefined if there is none.
+        static Tensor gradient_ahead(torch::autograd::AutogradContext* ctx, const variable_list& grads,
+                                     const variable_list& saved, const std::string& op, const Options& options) {
+            if constexpr (kHasGradientAhead) {
+                const auto gradient = take_gradient(ctx, grads[0]);
+                if (gradient.defined()) {
+                    const at::AutoDispatchBelowADInplaceOrView below_autograd;
+                    const auto arguments = arguments_of(op, saved, options);
+                    call_rescale(gradient, handed_of(grads, saved, arguments, options), arguments, options);
+                }
+                return gradient;
+            } else {
+                return {};
+            }
+        }
+
         static constexpr size_t kNumForwardArguments = kNumTensors + 2;
     };
 
@@ -339,13 +404,25 @@ private:
         return at::empty_like(arguments.logits());
     }
 
+    static void rescale_meta(const Tensor& /*gradient*/, const Handed& /*handed*/, const Arguments& /*arguments*/,
+                             const Options& /*options*/, const Reading& /*reading*/) {}
+
+    // ---- CPU --------------------------------------------------------------------------------------------------------
+
+    static void rescale_cpu(const Tensor& gradient, const Handed& handed, const Arguments& arguments,
+                            const Options& options) {
+        if (!scale_gradient(gradient, handed[0])) {
+            checked_rescale<&Loss::rewrite_gradient_cpu>(gradient, handed, arguments, options);
+        }
+    }
+
 public:
     // ---- devices without a kernel: the composite, slab by slab ------------------------------------------------------
 
     static Results forward_slabs(const Arguments& arguments, Options options, const Reading& reading) {
         check_values(arguments, reading);
         const at::NoGradGuard no_graph;
-        if constexpr (count(Role::ahead) > 0) {
+        if constexpr (kHasGradientAhead) {
             options.with_gradient = false;
         }
         auto results = Loss::shapes(arguments, options, reading);
@@ -426,6 +503,9 @@ private:
               tags);
         m.def((name("_forward(") + beneath + schema_of_results(false)).c_str(), tags);
         m.def((name("_backward(") + schema_of_handed() + beneath + "Tensor").c_str(), tags);
+        if constexpr (kHasGradientAhead) {
+            m.def((name("_rescale(") + "Tensor(a!) gradient, " + schema_of_handed() + beneath + "()").c_str(), tags);
+        }
     }
 
 public:
@@ -447,6 +527,10 @@ public:
             meta.impl(name("_forward").c_str(), TORCH_FN(Forward<&checked_forward<&Loss::shapes>>::call));
             meta.impl(name("_backward").c_str(), TORCH_FN(Backward<&backward_meta>::call));
             implement<&Loss::forward_cpu, &Loss::backward_cpu>(of(DispatchKey::CPU));
+            if constexpr (kHasGradientAhead) { // other devices compute none without kernels of their own
+                of(DispatchKey::CPU).impl(name("_rescale").c_str(), TORCH_FN(Rescale<&rescale_cpu>::call));
+                meta.impl(name("_rescale").c_str(), TORCH_FN(Rescale<&checked_rescale<&rescale_meta>>::call));
+            }
             implement<&forward_slabs, &backward_slabs>(of(DispatchKey::CompositeExplicitAutograd));
         }
 

@@ -102,15 +102,18 @@ template <class Loss, class LossOptions> struct VoxelLoss : LossDefaults<Loss> {
 
     static Tensor backward_cpu(const Handed& handed, const Arguments& arguments, const Options& options,
                                const Reading& reading) {
-        const auto& [grad_loss, total_weight] = handed;
         const auto gradient = empty_gradient(arguments, reading);
-        VoxelArguments voxels(arguments, reading, options.of_voxels());
-        auto& args = voxels.args;
-        args.grad_scale = gradient_scale(*total_weight.template const_data_ptr<double>(), options);
-        voxels.describe_with({{&grad_loss, &args.grad_loss}}, gradient);
-        args.stream_grad = !voxels.walk && exceeds_caches(gradient);
-        voxels.run(Loss::kernels_for(real_of(options.dtype)).backward);
+        write_gradient_cpu(gradient, handed, arguments, options, reading);
         return finished_gradient(gradient, arguments);
+    }
+
+    static void rewrite_gradient_cpu(const Tensor& gradient, const Handed& handed, const Arguments& arguments,
+                                     const Options& options, const Reading& reading) {
+        if (arguments.coarse) { // the kernels add to a gradient of the compute dtype
+            gradient.copy_(backward_cpu(handed, arguments, options, reading));
+        } else {
+            write_gradient_cpu(gradient, handed, arguments, options, reading);
+        }
     }
 
     // ---- shapes and dtypes only -------------------------------------------------------------------------------------
@@ -163,16 +166,27 @@ template <class Loss, class LossOptions> struct VoxelLoss : LossDefaults<Loss> {
                 total_weight, gradient};
     }
 
-private:
-    VoxelLoss() = default; // only for the loss itself
-    friend Loss;
-
-    static Tensor no_gradient(const Tensor& input) { return at::empty({0}, input.options()); }
-
     // The factor of the gradient: 1 / total_weight for a mean, but 0 if total_weight is 0.
     static double gradient_scale(double total_weight, const Options& options) {
         return !options.is_mean() ? 1 : total_weight == 0 ? 0 : 1 / total_weight;
     }
+
+private:
+    VoxelLoss() = default; // only for the loss itself
+    friend Loss;
+
+    static void write_gradient_cpu(const Tensor& gradient, const Handed& handed, const Arguments& arguments,
+                                   const Options& options, const Reading& reading) {
+        const auto& [grad_loss, total_weight] = handed;
+        VoxelArguments voxels(arguments, reading, options.of_voxels());
+        auto& args = voxels.args;
+        args.grad_scale = gradient_scale(*total_weight.template const_data_ptr<double>(), options);
+        voxels.describe_with({{&grad_loss, &args.grad_loss}}, gradient);
+        args.stream_grad = !voxels.walk && exceeds_caches(gradient);
+        voxels.run(Loss::kernels_for(real_of(options.dtype)).backward);
+    }
+
+    static Tensor no_gradient(const Tensor& input) { return at::empty({0}, input.options()); }
 
     // The reduced loss of the sums; mean_loss does the same for tensors.
     static double reduced_loss(const segloss_sums& total, const Options& options) {

@@ -13,6 +13,7 @@ constexpr unsigned char GARBAGE = 0xA5;
 thread_local uint4 segloss_shared[(MAX_SHARED_BYTES + GUARD_BYTES) / sizeof(uint4)];
 
 unsigned emulation::order;
+size_t emulation::num_launches;
 
 void emulation::begin_block(size_t shared_bytes) {
     if (shared_bytes > MAX_SHARED_BYTES) {
@@ -29,3 +30,5 @@ void emulation::end_block(size_t shared_bytes) {
 }
 
 extern "C" void set_order(unsigned order) { emulation::order = order; }
+
+extern "C" size_t num_launches() { return emulation::num_launches; }

@@ -84,6 +84,33 @@ static int64_t run_weight(enum segloss_real real, const struct segloss_cross_ent
     return end_call(&call, segloss_cuda_cross_entropy_weight(args, &call, &results));
 }
 
+/* Binary losses are soft statistics of a sigmoid, without sums of classes. */
+static struct segloss_soft_stats as_stats(const struct segloss_cross_entropy* args) {
+    return (struct segloss_soft_stats){.voxels = *args, .activation = SEGLOSS_SIGMOID, .with_loss = 1};
+}
+
+static int64_t run_binary_weight(enum segloss_real real, const struct segloss_cross_entropy* args, int64_t begin,
+                                 int64_t end, struct segloss_sums* sums) {
+    const struct segloss_cuda_call call = begin_call(real, begin, end, 0);
+    const struct segloss_cuda_sums results = results_in(sums);
+    return end_call(&call, segloss_cuda_binary_weight(args, &call, &results));
+}
+
+static int64_t run_binary_forward(enum segloss_real real, const struct segloss_cross_entropy* args, int64_t begin,
+                                  int64_t end, struct segloss_sums* sums) {
+    const struct segloss_cuda_call call = begin_call(real, begin, end, 0);
+    const struct segloss_soft_stats stats = as_stats(args);
+    const struct segloss_cuda_sums results = results_in(sums);
+    return end_call(&call, segloss_cuda_soft_stats_forward(&stats, &call, NULL, &results));
+}
+
+static int64_t run_binary_backward(enum segloss_real real, const struct segloss_cross_entropy* args, int64_t begin,
+                                   int64_t end) {
+    const struct segloss_cuda_call call = begin_call(real, begin, end, 0);
+    const struct segloss_soft_stats stats = as_stats(args);
+    return end_call(&call, segloss_cuda_soft_stats_backward(&stats, &call, NULL, 0));
+}
+
 static int64_t run_confusion(enum segloss_real real, const struct segloss_confusion* args, int64_t begin, int64_t end,
                              int64_t* counts) {
     const struct segloss_cuda_call call = begin_call(real, begin, end, args->num_classes);
@@ -110,6 +137,26 @@ static int64_t backward_entry(enum segloss_real real, const struct segloss_cross
     struct segloss_sums sums;
     const int64_t refused = position_entry(real, args, begin, end, &sums);
     return refused >= 0 ? refused : run_backward(real, args, begin, end);
+}
+
+static int64_t binary_position(enum segloss_real real, const struct segloss_cross_entropy* args, int64_t begin,
+                               int64_t end, struct segloss_sums* sums) {
+    struct segloss_cross_entropy without_outputs = *args;
+    without_outputs.loss.data = without_outputs.grad_logits.data = NULL;
+    return run_binary_forward(real, &without_outputs, begin, end, sums);
+}
+
+static int64_t binary_forward_entry(enum segloss_real real, const struct segloss_cross_entropy* args, int64_t begin,
+                                    int64_t end, struct segloss_sums* sums) {
+    const int64_t refused = binary_position(real, args, begin, end, sums);
+    return refused >= 0 ? refused : run_binary_forward(real, args, begin, end, sums);
+}
+
+static int64_t binary_backward_entry(enum segloss_real real, const struct segloss_cross_entropy* args, int64_t begin,
+                                     int64_t end) {
+    struct segloss_sums sums;
+    const int64_t refused = binary_position(real, args, begin, end, &sums);
+    return refused >= 0 ? refused : run_binary_backward(real, args, begin, end);
 }
 
 static int64_t soft_backward_entry(enum segloss_real real, const struct segloss_soft_stats* args, int64_t begin,
@@ -149,6 +196,34 @@ static int64_t backward_float(const struct segloss_cross_entropy* args, int64_t 
 
 static int64_t backward_double(const struct segloss_cross_entropy* args, int64_t begin, int64_t end) {
     return backward_entry(SEGLOSS_REAL_DOUBLE, args, begin, end);
+}
+
+static int64_t binary_forward_float(const struct segloss_cross_entropy* args, int64_t begin, int64_t end,
+                                    struct segloss_sums* sums) {
+    return binary_forward_entry(SEGLOSS_REAL_FLOAT, args, begin, end, sums);
+}
+
+static int64_t binary_forward_double(const struct segloss_cross_entropy* args, int64_t begin, int64_t end,
+                                     struct segloss_sums* sums) {
+    return binary_forward_entry(SEGLOSS_REAL_DOUBLE, args, begin, end, sums);
+}
+
+static int64_t binary_weight_float(const struct segloss_cross_entropy* args, int64_t begin, int64_t end,
+                                   struct segloss_sums* sums) {
+    return run_binary_weight(SEGLOSS_REAL_FLOAT, args, begin, end, sums);
+}
+
+static int64_t binary_weight_double(const struct segloss_cross_entropy* args, int64_t begin, int64_t end,
+                                    struct segloss_sums* sums) {
+    return run_binary_weight(SEGLOSS_REAL_DOUBLE, args, begin, end, sums);
+}
+
+static int64_t binary_backward_float(const struct segloss_cross_entropy* args, int64_t begin, int64_t end) {
+    return binary_backward_entry(SEGLOSS_REAL_FLOAT, args, begin, end);
+}
+
+static int64_t binary_backward_double(const struct segloss_cross_entropy* args, int64_t begin, int64_t end) {
+    return binary_backward_entry(SEGLOSS_REAL_DOUBLE, args, begin, end);
 }
 
 static int64_t soft_forward_float(const struct segloss_soft_stats* args, int64_t begin, int64_t end,
@@ -221,6 +296,9 @@ static const struct segloss_kernels cuda_table = {
     .cross_entropy_weight = {weight_float, weight_double},
     .cross_entropy_forward = {forward_float, forward_double},
     .cross_entropy_backward = {backward_float, backward_double},
+    .binary_weight = {binary_weight_float, binary_weight_double},
+    .binary_forward = {binary_forward_float, binary_forward_double},
+    .binary_backward = {binary_backward_float, binary_backward_double},
     .soft_stats_forward = {soft_forward_float, soft_forward_double},
     .soft_stats_backward = {soft_backward_float, soft_backward_double},
     .confusion = {confusion_float, confusion_double},

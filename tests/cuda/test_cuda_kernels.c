@@ -3,6 +3,7 @@
  *
  * Prints one line per group. Returns 1 at the first failure and prints its case. */
 
+#include "binary_tests.h"
 #include "label_table_tests.h"
 #include "soft_stats_tests.h"
 #include "table.h"
@@ -53,6 +54,27 @@ static void test_soft_stats_on_gpu(void) {
         }
     }
     printf("soft statistics: %d cases: ok\n", num_cases);
+}
+
+static void test_binary_on_gpu(void) {
+    static const int64_t few_class_counts[] = {1, 3, 129};
+    static const struct target_kind* const kinds[] = {&labels_kind, &probabilities_kind, &masks_kind};
+    int num_cases = 0;
+    for (int k = 0; k < 3; ++k) {
+        for (int i = 0; i < NUM_COUNTS * 3; ++i) {
+            random_state = (uint64_t)num_cases;
+            set_order((unsigned)num_cases);
+            const struct number_pair numbers = number_pairs[num_cases++ % NUM_PAIRS];
+            const struct test_case t = draw_binary_case(
+                draw_case(counts[i % NUM_COUNTS], few_class_counts[i / NUM_COUNTS], numbers, *kinds[k]));
+            struct inputs in;
+            create_binary_inputs(&t, &in);
+            check_binary_case(&t, &in);
+            free_inputs(&in);
+        }
+    }
+    test_bad_binary_targets();
+    printf("binary losses: %d cases: ok\n", num_cases);
 }
 
 /* ---- sums have the same bits in any order of blocks and threads ---- */
@@ -329,6 +351,122 @@ static void test_tail_of_many_classes_on_gpu(void) {
 
 /* ---- the gradient of a mean ---- */
 
+static void check_same_grad(const struct test_case* t, const struct outputs* a, const struct outputs* b,
+                            const char* what) {
+    for (int64_t p = 0; p < t->num_positions; ++p) {
+        for (int64_t c = 0; c < t->num_classes; ++c) {
+            if (get(&a->grad, p, c) != get(&b->grad, p, c)) {
+                fail("%s: grad %Lg at position %lld, class %lld, expected %Lg", what, get(&a->grad, p, c), (long long)p,
+                     (long long)c, get(&b->grad, p, c));
+            }
+        }
+    }
+}
+
+/* Forward writes the gradient of a mean for a grad_loss of 1. Backward leaves it alone if that is so, even if it is
+ * something else; it writes the gradient for any other grad_loss. */
+static void check_gradient_ahead(const struct test_case* t, const struct inputs* in, int is_binary,
+                                 double total_weight) {
+    static const double numbers[] = {1, 0.5, -3, INFINITY};
+    const enum segloss_real real = t->numbers.real;
+    struct outputs ahead, later;
+    struct segloss_sums sums;
+    create_outputs(t, &ahead);
+    create_outputs(t, &later);
+    struct segloss_soft_stats first = as_stats(&(struct segloss_cross_entropy){0}), second = first;
+    first.voxels = arguments_of(t, in, &ahead);
+    second.voxels = arguments_of(t, in, &later);
+    first.voxels.loss = second.voxels.loss = (struct segloss_tensor){0};
+    for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; ++i) {
+        const struct segloss_cuda_call call = begin_call(real, 0, t->num_positions, 0);
+        struct segloss_cuda_sums results = results_in(&sums);
+        float grad_loss = 1;
+        results.reduction = SEGLOSS_MEAN;
+        second.voxels.grad_loss = (struct segloss_tensor){.data = &grad_loss, .dtype = SEGLOSS_FLOAT32};
+        first.voxels.grad_loss.data = NULL;
+        is_binary ? segloss_cuda_soft_stats_forward(&first, &call, &total_weight, &results)
+                  : segloss_cuda_cross_entropy_forward(&first.voxels, &call, &total_weight, &results);
+        is_binary ? segloss_cuda_soft_stats_backward(&second, &call, &total_weight, 0)
+                  : segloss_cuda_cross_entropy_backward(&second.voxels, &call, &total_weight, 0);
+        check_same_grad(t, &ahead, &later, "ahead");
+        if (sums.weight != total_weight) {
+            fail("the denominator is %g, given was %g", sums.weight, total_weight);
+        }
+        set(&ahead.grad, 0, 0, 77);
+        first.voxels.grad_loss = second.voxels.grad_loss;
+        grad_loss = (float)numbers[i];
+        is_binary ? segloss_cuda_soft_stats_backward(&first, &call, &total_weight, 1)
+                  : segloss_cuda_cross_entropy_backward(&first.voxels, &call, &total_weight, 1);
+        if ((grad_loss == 1) != (get(&ahead.grad, 0, 0) == 77)) {
+            fail("grad_loss %g: grad %Lg", (double)grad_loss, get(&ahead.grad, 0, 0));
+        }
+        is_binary ? segloss_cuda_soft_stats_backward(&second, &call, &total_weight, 0)
+                  : segloss_cuda_cross_entropy_backward(&second.voxels, &call, &total_weight, 0);
+        set(&ahead.grad, 0, 0, get(&later.grad, 0, 0));
+        if (isfinite(grad_loss)) {
+            check_same_grad(t, &ahead, &later, "rescaled");
+        }
+        end_call(&call, 0);
+    }
+    free_outputs(&ahead);
+    free_outputs(&later);
+}
+
+static void test_gradients_ahead(void) {
+    static const double total_weights[] = {0.75, 3, 0};
+    for (int k = 0; k < 2 * NUM_PAIRS; ++k) {
+        random_state = (uint64_t)k;
+        struct test_case t = draw_case(2 * SEGLOSS_BLOCK + 1, 3, number_pairs[k / 2], labels_kind);
+        struct inputs in;
+        t.values = ORDINARY;
+        t.label_smoothing = 0;
+        t.is_reduced = 1;
+        describe_case(&t, "cuda");
+        create_inputs(&t, &in);
+        for (int i = 0; i < 3; ++i) {
+            check_gradient_ahead(&t, &in, k % 2, total_weights[i]);
+        }
+        free_inputs(&in);
+    }
+    printf("gradients with the loss, and their scaling: ok\n");
+}
+
+/* A mean is finished in the dtype of the loss; without a weight it is nan, or 0. */
+static void test_reductions(void) {
+    static const enum segloss_dtype dtypes[] = {SEGLOSS_FLOAT32, SEGLOSS_FLOAT64, SEGLOSS_BFLOAT16};
+    float logits[2] = {0, 0}, voxel_weight = 0.5F;
+    const int64_t label = 1;
+    const struct segloss_cross_entropy args = {
+        .positions = {1, {1}},
+        .num_classes = 2,
+        .logits = {.data = logits, .dtype = SEGLOSS_FLOAT32, .stride_class = 1},
+        .target = {.data = (void*)&label, .dtype = SEGLOSS_INT64},
+        .voxel_weight = {.data = &voxel_weight, .dtype = SEGLOSS_FLOAT32},
+    };
+    for (int i = 0; i < 3 * 2; ++i) {
+        voxel_weight = i < 3 ? 0.5F : 0;
+        for (int reduction = SEGLOSS_SUM; reduction <= SEGLOSS_MEAN_OR_ZERO; ++reduction) {
+            const struct segloss_cuda_call call = begin_call(SEGLOSS_REAL_FLOAT, 0, 1, 2);
+            const struct segloss_positions one = {1, {1}};
+            const struct memory loss = allocate_output(dtypes[i % 3], &one, 1, PLANAR);
+            const struct segloss_cuda_sums results = {
+                .loss = loss.view.data, .loss_dtype = dtypes[i % 3], .reduction = (enum segloss_reduction)reduction};
+            check_accepted(end_call(&call, segloss_cuda_cross_entropy_forward(&args, &call, NULL, &results)));
+            const long double actual = get(&loss, 0, 0), sum = voxel_weight * logl(2);
+            const long double expected = reduction == SEGLOSS_SUM            ? sum
+                                         : voxel_weight != 0                 ? logl(2)
+                                         : reduction == SEGLOSS_MEAN_OR_ZERO ? 0
+                                                                             : (long double)NAN;
+            if (!(fabsl(actual - expected) < 0.003L) && !(isnan(actual) && isnan(expected))) {
+                fail("reduction %d: %Lg, expected %Lg", reduction, actual, expected);
+            }
+            check_guards(&loss, "loss");
+            free(loss.bytes);
+        }
+    }
+    printf("sums and means: ok\n");
+}
+
 /* Dividing by a total_weight in device memory gives the same gradient as a grad_scale that is divided by it. */
 static void check_mean_gradient(const struct test_case* t, const struct inputs* in, double total_weight) {
     struct outputs by_weight, by_scale;
@@ -340,14 +478,7 @@ static void check_mean_gradient(const struct test_case* t, const struct inputs* 
     const struct segloss_cuda_call call = begin_call(t->numbers.real, 0, t->num_positions, t->num_classes);
     check_accepted(end_call(&call, segloss_cuda_cross_entropy_backward(&args, &call, &total_weight, 0)));
     check_accepted(run_backward(t->numbers.real, &scaled, 0, t->num_positions));
-    for (int64_t p = 0; p < t->num_positions; ++p) {
-        for (int64_t c = 0; c < t->num_classes; ++c) {
-            if (get(&by_weight.grad, p, c) != get(&by_scale.grad, p, c)) {
-                fail("total_weight %g: grad %Lg at position %lld, class %lld, expected %Lg", total_weight,
-                     get(&by_weight.grad, p, c), (long long)p, (long long)c, get(&by_scale.grad, p, c));
-            }
-        }
-    }
+    check_same_grad(t, &by_weight, &by_scale, "total_weight");
     free_outputs(&by_weight);
     free_outputs(&by_scale);
 }
@@ -450,6 +581,7 @@ int main(void) {
     test_voxels();
     test_cross_entropy_on_gpu();
     test_soft_stats_on_gpu();
+    test_binary_on_gpu();
     test_confusion();
     test_bad_labels();
     test_bad_predictions();
@@ -459,6 +591,8 @@ int main(void) {
     test_ranges();
     test_refusals();
     test_mean_gradients();
+    test_gradients_ahead();
+    test_reductions();
     test_bits_in_any_order();
     test_bits_in_any_layout();
     test_samples();

@@ -13,14 +13,6 @@ __device__ void write_loss_grad(const V& v, const typename V::Softmax& s, const 
     grad.for_each([&](int64_t c, Real value) { v.write_grad(c, value); });
 }
 
-// The gradient of a voxel that does not count, or is refused.
-template <typename V> __device__ void fill_loss_grad(const V& v) {
-    using Real = typename V::Number;
-    if (v.exists && v.weight == 0) {
-        v.fill_grad(v.is_refused() ? static_cast<Real>(NAN) : 0);
-    }
-}
-
 // With the gradient, if it is wanted.
 template <typename V> __device__ void add_voxel(const V& v, const double* total_weight, Totals* mine) {
     using Real = typename V::Number;
@@ -38,8 +30,8 @@ template <typename V> __device__ void add_voxel(const V& v, const double* total_
             write_loss_grad(v, softmax, total_weight);
         }
     }
-    if (has_grad) {
-        fill_loss_grad(v);
+    if (has_grad && v.weight == 0) {
+        v.fill_without_weight();
     }
     mine->loss += static_cast<double>(loss);
     if (v.exists && v.a->loss.data) {
@@ -58,10 +50,12 @@ __global__ void __launch_bounds__(THREADS) forward(const __grid_constant__ seglo
 template <typename V> __device__ void write_voxel_grad(const V& v, const double* total_weight, Totals* mine) {
     if (v.is_refused()) {
         mine->refuse(v.position);
-    } else if (v.weight != 0) {
-        write_loss_grad(v, v.read_softmax(v.has_factors()), total_weight);
     }
-    fill_loss_grad(v);
+    if (v.weight != 0) {
+        write_loss_grad(v, v.read_softmax(v.has_factors()), total_weight);
+    } else {
+        v.fill_without_weight();
+    }
 }
 
 template <typename Real, typename T, bool TILED>
@@ -77,43 +71,14 @@ __global__ void __launch_bounds__(THREADS)
     write_totals(mine, of_blocks + blockIdx.x);
 }
 
-// The denominator of the mean, from the targets and the voxels' weights; of binary losses it counts classes as well.
-template <typename Real, bool IS_BINARY>
-__global__ void __launch_bounds__(THREADS)
-    add_weights(const __grid_constant__ segloss_cross_entropy a, int64_t begin, int64_t end, Totals* of_blocks) {
-    Totals mine;
-    for_each_tile(walk_of(a), begin, end, [&](const VoxelWalk& at, int count) {
-        const Voxel<Real, Real, false> v(a, at, static_cast<int>(threadIdx.x) < count); // without logits
-        if (v.is_refused()) {
-            mine.refuse(v.position);
-            mine.weight = NAN;
-        } else if (v.weight != 0) {
-            const Real share = IS_BINARY ? v.weight * static_cast<Real>(a.num_classes) : v.share_of_mean();
-            mine.weight += static_cast<double>(share);
-        }
-    });
-    write_totals(mine, of_blocks + blockIdx.x);
-}
-
-template <typename Real, bool IS_BINARY>
+template <typename Real>
 cudaError_t launch_weight(const segloss_cross_entropy& args, const segloss_cuda_call& call,
                           const segloss_cuda_sums& sums) {
     const int blocks = num_blocks(call.end - call.begin, 1);
     const auto totals = static_cast<Totals*>(call.workspace);
     const double* const unknown = nullptr;
-    auto without_ranges = args; // forward checks them
-    without_ranges.target_range = {};
-    const auto error =
-        launch(call, {blocks}, add_weights<Real, IS_BINARY>, without_ranges, call.begin, call.end, totals);
-    return error != cudaSuccess ? error
-                                : launch(call, {}, finish<Real>, without_ranges, call, totals, blocks, unknown, sums);
-}
-
-template <bool IS_BINARY>
-cudaError_t launch_weight(const segloss_cross_entropy& args, const segloss_cuda_call& call,
-                          const segloss_cuda_sums& sums) {
-    return call.real == SEGLOSS_REAL_DOUBLE ? launch_weight<double, IS_BINARY>(args, call, sums)
-                                            : launch_weight<float, IS_BINARY>(args, call, sums);
+    const auto error = launch(call, {blocks}, add_weights<Real, false>, args, call.begin, call.end, totals);
+    return error != cudaSuccess ? error : launch(call, {}, finish<Real>, args, call, totals, blocks, unknown, sums);
 }
 
 // Launches a kernel over blocks of voxels, and sets `blocks` to their number.
@@ -164,12 +129,9 @@ int launch_finish(const segloss_cross_entropy& args, const segloss_cuda_call& ca
 
 extern "C" int segloss_cuda_cross_entropy_weight(const segloss_cross_entropy* args, const segloss_cuda_call* call,
                                                  const segloss_cuda_sums* sums) {
-    return launch_weight<false>(*args, *call, *sums);
-}
-
-extern "C" int segloss_cuda_binary_weight(const segloss_cross_entropy* args, const segloss_cuda_call* call,
-                                          const segloss_cuda_sums* sums) {
-    return launch_weight<true>(*args, *call, *sums);
+    const auto without_ranges = without_target_range(*args);
+    return call->real == SEGLOSS_REAL_DOUBLE ? launch_weight<double>(without_ranges, *call, *sums)
+                                             : launch_weight<float>(without_ranges, *call, *sums);
 }
 
 extern "C" int segloss_cuda_cross_entropy_forward(const segloss_cross_entropy* args, const segloss_cuda_call* call,

@@ -46,7 +46,7 @@ struct segloss_cuda_call {
     int64_t end;
     int64_t num_samples;             /* >= 1; samples of equal size in [begin, end), for soft statistics only */
     void* workspace;                 /* device memory of segloss_cuda_workspace() bytes */
-    struct segloss_refusal* refusal; /* memory that host and device see; written only if its count is 0 */
+    struct segloss_refusal* refusal; /* memory that host and device see; written only if its count is 0. NULL: none */
     struct segloss_origin origin;
     void* stream; /* a cudaStream_t */
 };
@@ -75,6 +75,9 @@ struct segloss_cuda_sums {
  * `total_weight` is the mean's denominator if it is known before, else NULL: the gradient is divided by it; if it is 0,
  * the gradient is 0. An absent grad_loss is 1. Forward also writes the gradient of the losses to grad_logits, if given:
  * that of cross entropy, and of the losses of sigmoids. The weight alone does not read the logits.
+ *
+ * The binary losses are soft statistics of one sample without sums of classes: with_loss of a sigmoid, where forward
+ * also writes the loss of each class to `loss`, if given, and backward takes an absent grad_intersection for 0.
  *
  * `unless_one` is for a gradient that forward has written with a grad_loss of 1: backward then writes nothing if
  * grad_loss, which is a single number, is 1. It reports nothing, as forward did. */

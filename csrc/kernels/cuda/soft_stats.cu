@@ -40,27 +40,62 @@ template <typename V> struct Activated {
     __device__ Real of_one(int64_t c) const { return v.weight_of_one(c) * smoothed(c); }
     __device__ Real of_zero(int64_t c) const { return v.class_weight(c) * (1 - smoothed(c)); }
 
+    // Their sum; each is written, if wanted.
     __device__ Real binary_losses() const {
         Real sum = 0;
         for (int64_t c = 0; c < v.a->num_classes; ++c) {
-            sum += binary_loss(v.logit(c), of_one(c), of_zero(c), static_cast<Real>(v.a->gamma));
+            const Real loss = v.weight * binary_loss(v.logit(c), of_one(c), of_zero(c), static_cast<Real>(v.a->gamma));
+            write_loss(c, loss);
+            sum += loss;
         }
-        return v.weight * sum;
+        return sum;
+    }
+
+    __device__ void fill_binary_losses(Real value) const {
+        for (int64_t c = 0; c < v.a->num_classes && v.exists; ++c) {
+            write_loss(c, value);
+        }
+    }
+
+private:
+    __device__ void write_loss(int64_t c, Real loss) const {
+        if (v.a->loss.data) {
+            store(v.a->loss, v.loss_at + c * v.a->loss.stride_class, static_cast<double>(loss));
+        }
     }
 };
 
-template <typename V> __device__ void write_binary_grad(const Activated<V>& voxel, typename V::Number scale) {
+// The gradient of binary losses, for v.weight != 0.
+template <typename V> struct BinaryGrad {
     using Real = typename V::Number;
+
+    const Activated<V>& voxel;
+    const double* total_weight;
+    bool has_classes; // a grad_loss for each class
+    Real of_all_classes;
+
+    __device__ BinaryGrad(const segloss_soft_stats& s, const Activated<V>& activated, const double* denominator)
+        : voxel(activated), total_weight(denominator),
+          has_classes(!s.grad_intersection && s.voxels.grad_loss.stride_class != 0),
+          of_all_classes(activated.v.grad_scale(denominator)) {}
+
+    __device__ Real operator()(int64_t c) const {
+        const V& v = voxel.v;
+        const Real scale = has_classes ? v.grad_scale(total_weight, c) : of_all_classes;
+        return scale * binary_grad(v.logit(c), voxel.of_one(c), voxel.of_zero(c), static_cast<Real>(v.a->gamma));
+    }
+};
+
+template <typename V>
+__device__ void write_binary_grad(const segloss_soft_stats& s, const Activated<V>& voxel, const double* total_weight) {
     const V& v = voxel.v;
     if (v.weight == 0) {
-        if (v.exists) {
-            v.fill_grad(v.is_refused() ? static_cast<Real>(NAN) : 0);
-        }
+        v.fill_without_weight();
         return;
     }
+    const BinaryGrad<V> grad(s, voxel, total_weight);
     for (int64_t c = 0; c < v.a->num_classes; ++c) {
-        const Real gamma = static_cast<Real>(v.a->gamma);
-        v.write_grad(c, scale * binary_grad(v.logit(c), voxel.of_one(c), voxel.of_zero(c), gamma));
+        v.write_grad(c, grad(c));
     }
 }
 
@@ -69,10 +104,13 @@ template <typename V> __device__ void add_losses(const segloss_soft_stats& s, co
         mine->refuse(voxel.v.position);
         mine->loss = mine->weight = NAN;
     }
+    const bool is_softmax = s.activation == SEGLOSS_SOFTMAX;
+    if (s.with_loss && !is_softmax && voxel.v.weight == 0) {
+        voxel.fill_binary_losses(voxel.v.is_refused() ? static_cast<typename V::Number>(NAN) : 0);
+    }
     if (!s.with_loss || voxel.v.weight == 0) {
         return;
     }
-    const bool is_softmax = s.activation == SEGLOSS_SOFTMAX;
     mine->loss += static_cast<double>(is_softmax ? voxel.v.loss(voxel.softmax) : voxel.binary_losses());
     mine->weight += static_cast<double>(is_softmax ? voxel.v.share_of_mean() : voxel.v.weight);
 }
@@ -125,7 +163,7 @@ __device__ void add_sample(const segloss_soft_stats& s, int64_t begin, int64_t e
             add_class(s, voxel, c, of_warp + c);
         }
         if (s.voxels.grad_logits.data) {
-            write_binary_grad(voxel, v.grad_scale(total_weight));
+            write_binary_grad(s, voxel, total_weight);
         }
     });
     write_totals(mine, totals); // also waits for all warps
@@ -211,33 +249,35 @@ template <typename V> __device__ void write_softmax_grad(const StatsGrad<V>& of_
     }
 }
 
-template <typename V> __device__ void write_class_grads(const StatsGrad<V>& of_stats, typename V::Number scale) {
-    using Real = typename V::Number;
+template <typename V> __device__ void write_class_grads(const StatsGrad<V>& of_stats, const double* total_weight) {
     const auto& voxel = of_stats.voxel;
+    const BinaryGrad<V> of_losses(of_stats.s, voxel, total_weight);
     for (int64_t c = 0; c < voxel.v.a->num_classes; ++c) {
-        Real grad = of_stats(c);
-        if (of_stats.s.with_loss) {
-            const Real gamma = static_cast<Real>(voxel.v.a->gamma);
-            grad += scale * binary_grad(voxel.v.logit(c), voxel.of_one(c), voxel.of_zero(c), gamma);
-        }
-        voxel.v.write_grad(c, grad);
+        const auto grad = of_stats(c);
+        voxel.v.write_grad(c, of_stats.s.with_loss ? grad + of_losses(c) : grad);
     }
 }
 
 template <typename V>
 __device__ void write_voxel_grad(const segloss_soft_stats& s, const V& v, int64_t sample, const double* total_weight,
                                  Totals* mine) {
-    using Real = typename V::Number;
     if (v.is_refused()) {
         mine->refuse(v.position);
-        v.fill_grad(static_cast<Real>(NAN));
-    } else if (v.weight != 0) {
-        const Activated<V> voxel(s, v);
-        const StatsGrad<V> of_stats(s, voxel, sample);
-        const Real scale = v.grad_scale(total_weight);
-        s.activation == SEGLOSS_SOFTMAX ? write_softmax_grad(of_stats, scale) : write_class_grads(of_stats, scale);
-    } else if (v.exists) {
-        v.fill_grad(0);
+    }
+    if (v.weight == 0) {
+        v.fill_without_weight();
+        return;
+    }
+    const Activated<V> voxel(s, v);
+    if (!s.grad_intersection) {
+        write_binary_grad(s, voxel, total_weight);
+        return;
+    }
+    const StatsGrad<V> of_stats(s, voxel, sample);
+    if (s.activation == SEGLOSS_SOFTMAX) {
+        write_softmax_grad(of_stats, v.grad_scale(total_weight));
+    } else {
+        write_class_grads(of_stats, total_weight);
     }
 }
 
@@ -349,12 +389,30 @@ int launch_backward(const segloss_soft_stats& s, const segloss_cuda_call& call, 
     });
 }
 
+template <typename Real>
+cudaError_t launch_weight(const segloss_cross_entropy& args, const segloss_cuda_call& call,
+                          const segloss_cuda_sums& sums) {
+    const int64_t blocks = num_blocks(call.end - call.begin, 1);
+    const auto totals = static_cast<Totals*>(call.workspace);
+    const double* const unknown = nullptr;
+    const Parts parts{nullptr, totals, 1, 0, 0, blocks, static_cast<double>(args.num_classes)};
+    const auto error = launch(call, {blocks}, add_weights<Real, true>, args, call.begin, call.end, totals);
+    return error != cudaSuccess ? error : launch(call, {2}, finish_stats<Real>, args, call, parts, unknown, sums);
+}
+
 } // namespace
 
 extern "C" size_t segloss_cuda_workspace(int64_t num_positions, int64_t num_samples, int64_t num_classes) {
     const auto totals = static_cast<size_t>(most_totals(num_positions, num_samples)) * sizeof(Totals);
     const auto rows = static_cast<size_t>(most_rows(num_positions, num_samples, num_classes));
     return totals + rows * static_cast<size_t>(num_classes) * sizeof(ClassSums);
+}
+
+extern "C" int segloss_cuda_binary_weight(const segloss_cross_entropy* args, const segloss_cuda_call* call,
+                                          const segloss_cuda_sums* sums) {
+    const auto without_ranges = without_target_range(*args);
+    return call->real == SEGLOSS_REAL_DOUBLE ? launch_weight<double>(without_ranges, *call, *sums)
+                                             : launch_weight<float>(without_ranges, *call, *sums);
 }
 
 extern "C" int segloss_cuda_soft_stats_forward(const segloss_soft_stats* args, const segloss_cuda_call* call,

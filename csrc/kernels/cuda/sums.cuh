@@ -107,7 +107,7 @@ __device__ inline void report(const segloss_cuda_call& call, const Totals& total
 
 // Whether this thread must report the totals: only thread 0, and only if the host has read the previous report.
 __device__ inline bool is_news(const segloss_cuda_call& call, const Totals& total) {
-    return threadIdx.x == 0 && total.num_refused > 0 && call.refusal->count == 0;
+    return threadIdx.x == 0 && total.num_refused > 0 && call.refusal && call.refusal->count == 0;
 }
 
 } // namespace

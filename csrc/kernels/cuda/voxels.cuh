@@ -97,19 +97,22 @@ template <typename Real, typename T, bool TILED> struct Voxel {
 
     __device__ void write_grad(int64_t c, Real value) const { assign(grad[c], static_cast<double>(value)); }
 
-    __device__ void fill_grad(Real value) const {
-        for (int64_t c = 0; c < a->num_classes; ++c) {
-            write_grad(c, value);
+    // The gradient of a voxel that does not count, or is refused.
+    __device__ void fill_without_weight() const {
+        for (int64_t c = 0; c < a->num_classes && exists; ++c) {
+            write_grad(c, is_refused() ? static_cast<Real>(NAN) : 0);
         }
     }
 
-    // The factor of the losses' gradient for v = 1: grad_loss * grad_scale * v / total_weight.
-    __device__ Real grad_scale(const double* total_weight) const {
+    // The factor of the losses' gradient for v = 1: grad_loss * grad_scale * v / total_weight. Binary losses that are
+    // not reduced have a grad_loss for each class.
+    __device__ Real grad_scale(const double* total_weight, int64_t c = 0) const {
         if (total_weight && *total_weight == 0) {
             return 0;
         }
         const Real factor = static_cast<Real>(total_weight ? a->grad_scale / *total_weight : a->grad_scale);
-        return (a->grad_loss.data ? load<Real>(a->grad_loss, grad_loss_at) : 1) * factor * weight;
+        const int64_t at = grad_loss_at + c * a->grad_loss.stride_class;
+        return (a->grad_loss.data ? load<Real>(a->grad_loss, at) : 1) * factor * weight;
     }
 
     // ---- softmax losses: a label has one sharp factor; probabilities and smoothing have a factor for each class ----
@@ -303,6 +306,29 @@ __global__ void finish(const __grid_constant__ segloss_cross_entropy a, const __
     if (is_news(call, total)) {
         report_refused<Real>(call, a, total);
     }
+}
+
+// The denominators of means depend on labels, masks and weights alone; forward checks the range of probabilities.
+inline segloss_cross_entropy without_target_range(segloss_cross_entropy args) {
+    args.target_range = {};
+    return args;
+}
+
+// Adds the weights of the voxels in binary losses, or their shares of the mean of the others.
+template <typename Real, bool IS_BINARY>
+__global__ void __launch_bounds__(THREADS)
+    add_weights(const __grid_constant__ segloss_cross_entropy a, int64_t begin, int64_t end, Totals* of_blocks) {
+    Totals mine;
+    for_each_tile(walk_of(a), begin, end, [&](const VoxelWalk& at, int count) {
+        const Voxel<Real, Real, false> v(a, at, static_cast<int>(threadIdx.x) < count); // without logits
+        if (v.is_refused()) {
+            mine.refuse(v.position);
+            mine.weight = NAN;
+        } else if (v.weight != 0) {
+            mine.weight += static_cast<double>(IS_BINARY ? v.weight : v.share_of_mean());
+        }
+    });
+    write_totals(mine, of_blocks + blockIdx.x);
 }
 
 // Whether there is no gradient to compute: forward has written that for a grad_loss of 1.

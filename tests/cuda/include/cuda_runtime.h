@@ -61,6 +61,7 @@ namespace emulation {
 extern unsigned order;
 constexpr size_t GRANTED_SHARED_BYTES = 48 << 10;
 inline size_t granted_shared_bytes = GRANTED_SHARED_BYTES;
+extern size_t num_launches;
 
 // Fill the dynamic shared memory of a block with garbage, and check that nothing was written past its end.
 void begin_block(size_t shared_bytes);
@@ -319,6 +320,7 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
         return cudaErrorInvalidValue;
     }
     emulation::granted_shared_bytes = emulation::GRANTED_SHARED_BYTES; // the request was for one kernel only
+    ++emulation::num_launches;
     std::minstd_rand random(emulation::order + 1);
     std::vector<unsigned> turns(config->gridDim.x * config->gridDim.y);
     std::iota(turns.begin(), turns.end(), 0u);
