@@ -1,10 +1,9 @@
 // Argmax and counting of pairs (label, predicted class) in one walk; a thread owns a voxel.
 
-#include "launch.cuh"
+#include "counts.cuh"
+#include "tile_launch.cuh"
 
 namespace {
-
-constexpr int64_t SHARED_CELLS = 2048; // up to this many cells are counted in shared memory first
 
 using PairWalk = Walk<2>;
 
@@ -28,26 +27,12 @@ __device__ int64_t label_of(const segloss_confusion& a, const PairWalk& at) {
     return load_class(a.target, at[1], a.labels, at.position(), a.num_classes, a.ignore_index);
 }
 
-template <typename Cell>
-__device__ void count_voxel(const segloss_confusion& a, int64_t label, int64_t predicted, Cell* cells) {
-    const Cell one = 1;
-    if (!a.per_class) {
-        atomicAdd(&cells[label * a.num_classes + predicted], one);
-    } else if (label == predicted) {
-        atomicAdd(&cells[label], one);
-    } else {
-        atomicAdd(&cells[a.num_classes + predicted], one);
-        atomicAdd(&cells[2 * a.num_classes + label], one);
-    }
-}
-
-template <typename Cell>
-__device__ void visit_voxel(const segloss_confusion& a, int64_t position, int64_t label, int64_t predicted, Cell* cells,
-                            Totals* mine) {
+__device__ void visit_voxel(const segloss_confusion& a, int64_t position, int64_t label, int64_t predicted,
+                            const Cells& cells, Totals* mine) {
     if (label == BAD || (label != IGNORED && (predicted < 0 || predicted >= a.num_classes))) {
         mine->refuse(position);
     } else if (label != IGNORED) {
-        count_voxel(a, label, predicted, cells);
+        cells.add(label, predicted, a.num_classes, a.per_class);
     }
 }
 
@@ -72,30 +57,16 @@ template <typename T, bool TILED>
 __global__ void __launch_bounds__(THREADS)
     count(const __grid_constant__ segloss_confusion a, int64_t begin, int64_t end, int64_t num_cells,
           unsigned long long* counts, Totals* of_blocks) {
-    __shared__ unsigned cells[SHARED_CELLS];
-    const int64_t num_shared = num_cells <= SHARED_CELLS ? num_cells : 0;
-    for (int64_t i = threadIdx.x; i < num_shared; i += THREADS) {
-        cells[i] = 0;
-    }
-    __syncthreads();
+    const Cells cells(num_cells, counts);
     Tile<T> tile(a.num_classes);
     Totals mine;
     for_each_tile(walk_of(a), begin, end, [&](const PairWalk& at, int count) {
         const bool exists = static_cast<int>(threadIdx.x) < count;
         const int64_t label = exists ? label_of(a, at) : IGNORED;
         const int64_t predicted = predict<T, TILED>(a, &tile, at[0], count);
-        if (num_shared > 0) {
-            visit_voxel(a, at.position(), label, predicted, cells, &mine);
-        } else {
-            visit_voxel(a, at.position(), label, predicted, counts, &mine);
-        }
+        visit_voxel(a, at.position(), label, predicted, cells, &mine);
     });
-    __syncthreads();
-    for (int64_t i = threadIdx.x; i < num_shared; i += THREADS) {
-        if (cells[i] > 0) {
-            atomicAdd(&counts[i], static_cast<unsigned long long>(cells[i]));
-        }
-    }
+    cells.write();
     write_totals(mine, of_blocks + blockIdx.x);
 }
 
@@ -112,20 +83,49 @@ __global__ void finish_count(const __grid_constant__ segloss_confusion a,
     }
 }
 
+// The arguments of the kernels over tiles, which read labels and logits alone.
+segloss_cross_entropy as_voxels(const segloss_confusion& args) {
+    segloss_cross_entropy voxels{};
+    voxels.positions = args.positions;
+    voxels.num_classes = args.num_classes;
+    voxels.logits = args.prediction;
+    voxels.target = args.target;
+    voxels.target_kind = SEGLOSS_LABELS;
+    voxels.ignore_index = args.ignore_index;
+    voxels.labels = args.labels;
+    return voxels;
+}
+
+// Launches a kernel over blocks of voxels, and sets `blocks` to their number.
+int launch_count(const segloss_confusion& args, const segloss_cuda_call& call, int64_t* counts, int64_t* blocks) {
+    TileCall tiles;
+    auto of_tiles = call;
+    of_tiles.real = SEGLOSS_REAL_FLOAT; // comparisons round nothing
+    if (!args.prediction_is_labels && describe_tiles(as_voxels(args), of_tiles, &tiles)) {
+        *blocks = tiles.grid.num_blocks;
+        return with_type_of_tiles(tiles, [&](auto element) {
+            return launch_count_tiles<decltype(element)>(tiles, call, args.per_class, counts);
+        });
+    }
+    const int64_t num_classes = args.num_classes;
+    const auto dtype = args.prediction_is_labels ? SEGLOSS_FLOAT32 : args.prediction.dtype; // for maps any will do
+    *blocks = num_blocks(call.end - call.begin, 1);
+    return with_types(
+        SEGLOSS_REAL_DOUBLE, dtype, num_classes, Cells::SHARED_BYTES, [&](auto, auto element, auto tiled) {
+            using T = decltype(element);
+            const bool needs_tile = tiled() && !args.prediction_is_labels;
+            return launch(call, {*blocks, 1, needs_tile ? tile_bytes<T>(num_classes) : 0}, count<T, tiled()>, args,
+                          call.begin, call.end, num_cells_of(num_classes, args.per_class), counts,
+                          static_cast<Totals*>(call.workspace));
+        });
+}
+
 } // namespace
 
 extern "C" int segloss_cuda_confusion(const segloss_confusion* args, const segloss_cuda_call* call, int64_t* counts) {
-    const int64_t num_classes = args->num_classes, num_cells = num_classes * (args->per_class ? 3 : num_classes);
-    const int64_t blocks = num_blocks(call->end - call->begin, 1);
-    const auto totals = static_cast<Totals*>(call->workspace);
-    const auto dtype = args->prediction_is_labels ? SEGLOSS_FLOAT32 : args->prediction.dtype; // for maps any will do
-    constexpr int64_t CELLS = SHARED_CELLS * sizeof(unsigned);
-    return with_types(SEGLOSS_REAL_DOUBLE, dtype, num_classes, CELLS, [&](auto, auto element, auto tiled) {
-        using T = decltype(element);
-        const bool needs_tile = tiled() && !args->prediction_is_labels;
-        const auto error =
-            launch(*call, {blocks, 1, needs_tile ? tile_bytes<T>(num_classes) : 0}, count<T, tiled()>, *args,
-                   call->begin, call->end, num_cells, reinterpret_cast<unsigned long long*>(counts), totals);
-        return error != cudaSuccess ? error : launch(*call, {}, finish_count, *args, *call, totals, blocks);
-    });
+    int64_t blocks = 0;
+    const int error = launch_count(*args, *call, counts, &blocks);
+    return error != cudaSuccess
+               ? error
+               : launch(*call, {}, finish_count, *args, *call, static_cast<const Totals*>(call->workspace), blocks);
 }

@@ -29,6 +29,17 @@ __device__ inline float fast_reciprocal(float x) {
     return y;
 }
 
+// The larger number; nan if one of them is nan.
+__device__ inline float max_or_nan(float x, float y) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    float max;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(max) : "f"(x), "f"(y));
+    return max;
+#else
+    return x != x || x > y ? x : y;
+#endif
+}
+
 #endif
 
 // log(1 + x) for x in [0, 0.5], with a relative error below 2e-7.
@@ -41,19 +52,5 @@ __device__ inline float log1p_of_small(float x) {
     sum = sum * x - 0.499994129f;
     return sum * x * x + x;
 }
-
-// A sum in float and what rounding lost of it.
-struct CompensatedSum {
-    float sum = 0;
-    float lost = 0;
-
-    __device__ void add(float x) {
-        const float next = sum + x, added = next - sum;
-        lost += (sum - (next - added)) + (x - added);
-        sum = next;
-    }
-
-    __device__ double value() const { return static_cast<double>(sum) + static_cast<double>(lost); }
-};
 
 } // namespace

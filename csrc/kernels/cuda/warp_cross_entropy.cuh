@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(THREADS)
         tile.read_voxels(&voxels, x, &refused);
         const TileSoftmax<Shape> softmax(tile, voxels.label, x);
         TileLosses<U> losses(a, voxels, softmax);
-        sums.add(tile, losses);
+        sums.add(tile, losses.loss, losses.share);
         if (__builtin_expect(a.loss.data != nullptr, 0)) {
             store_losses(tile, a.loss, losses.loss);
         }

@@ -104,7 +104,8 @@ __global__ void __launch_bounds__(THREADS)
         tile.read_voxels(&voxels, x, &refused);
         const TileSoftmax<Shape> softmax(tile, voxels.label, x);
         if (LOSS) {
-            loss_sums.add(tile, TileLosses<Shape::U>(a, voxels, softmax));
+            const TileLosses<Shape::U> losses(a, voxels, softmax);
+            loss_sums.add(tile, losses.loss, losses.share);
         }
         add_voxels(voxels, softmax, s.squared, x, &lane_sums);
     };

@@ -3,7 +3,7 @@
 
 #include "fast_math.cuh"
 #include "voxels.cuh"
-#include "warp_tiles.cuh"
+#include "warp_sums.cuh"
 
 namespace {
 
@@ -111,51 +111,6 @@ template <int U> struct TileLosses {
         UNROLL for (int u = 0; u < U; ++u) { loss[u] = weighted(share[u], loss[u]); }
     }
 };
-
-template <int U> __device__ float sum_of_tile(const float (&values)[U]) {
-    float sums[U];
-    UNROLL for (int u = 0; u < U; ++u) { sums[u] = values[u]; }
-    UNROLL for (int half = U / 2; half > 0; half /= 2) {
-        UNROLL for (int u = 0; u < half; ++u) { sums[u] += sums[u + half]; }
-    }
-    return sums[0];
-}
-
-// The sums of a lane's losses. Only the first group has them.
-struct LossSums {
-    CompensatedSum loss, weight;
-
-    template <class Shape> __device__ void add(const WarpTile<Shape>& tile, const TileLosses<Shape::U>& losses) {
-        if (tile.group == 0) {
-            loss.add(sum_of_tile(losses.loss));
-            weight.add(sum_of_tile(losses.share));
-        }
-    }
-};
-
-// Writes the totals of a block. Most blocks have refused nothing.
-__device__ inline void write_tile_totals(const LossSums& sums, const Totals& refused, Totals* of_block) {
-    __shared__ double memory[WARPS * sizeof(Totals) / sizeof(double)];
-    const auto of_warps = reinterpret_cast<Totals*>(memory);
-    Totals mine = refused;
-    if (__any_sync(ALL_LANES, refused.num_refused > 0)) {
-        for (int lanes = LANES / 2; lanes > 0; lanes /= 2) {
-            mine.add(of_other_lane(mine, lanes));
-        }
-    }
-    mine.loss = sum_of_warp(sums.loss.value());
-    mine.weight = sum_of_warp(sums.weight.value());
-    if (threadIdx.x % LANES == 0) {
-        of_warps[threadIdx.x / LANES] = mine;
-    }
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        for (int warp = 1; warp < WARPS; ++warp) {
-            mine.add(of_warps[warp]);
-        }
-        *of_block = mine;
-    }
-}
 
 // The factor that the gradients of all losses have, or of those of one tile.
 class LossScale {

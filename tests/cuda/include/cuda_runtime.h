@@ -291,6 +291,7 @@ inline float without_denormal(float x) { return std::fabs(x) < 0x1p-126f ? std::
 
 } // namespace emulation
 
+inline float max_or_nan(float x, float y) { return x != x || x > y ? x : y; }
 inline float fast_exp2(float x) { return emulation::with_error(std::exp2(static_cast<double>(x))); }
 inline float fast_log2(float x) {
     const double y = std::log2(static_cast<double>(emulation::without_denormal(x)));

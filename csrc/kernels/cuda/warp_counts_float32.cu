@@ -1,0 +1,3 @@
+#include "warp_counts.cuh"
+
+template int launch_count_tiles<float>(const TileCall&, const segloss_cuda_call&, int, int64_t*);
