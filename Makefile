@@ -1,4 +1,4 @@
-# make demo | test | test-fast | test-frameworks | test-isas | test-arm | test-torch | test-torches | fuzz | sanitize | lint | docs | bench | bench-full | wheel | test-wheel
+# make demo | test | test-fast | test-frameworks | test-isas | test-arm | test-torch | test-torches | fuzz | sanitize | lint | docs | bench | bench-full | gpu-model | wheel | test-wheel
 # Each sets up an environment on its first run: .venv, or for another torch (such as TORCH=2.11.0) one in build.
 # TESTS=tests/test_focal.py, or TESTS='$(NUMBERS)', runs only these tests.
 PYTHON ?= python3
@@ -37,7 +37,7 @@ UNSANITIZED := $(patsubst %,--ignore=tests/test_%.py,kernels cuda_kernels compil
 UNSANITIZED += -k "not peak_memory and not beside_that_of_the_logits and not loads_no_library \
 	and not another_instruction_set and not stack_of_a_small_thread"
 
-.PHONY: demo test test-fast test-frameworks test-isas test-arm test-torch test-torches fuzz sanitize lint docs bench bench-full wheel test-wheel clean
+.PHONY: demo test test-fast test-frameworks test-isas test-arm test-torch test-torches fuzz sanitize lint docs bench bench-full gpu-model wheel test-wheel clean
 
 demo: $(VENV)/.built
 	$(BIN)/python examples/mni152.py
@@ -160,6 +160,18 @@ build/torch-%/torch/version.py: | $(PACKAGER)/.installed
 	@unzip -qo build/torch-$*/*.whl -d build/torch-$* \
 		torch/version.py "torch/include/*" $(patsubst %,torch/lib/lib%.so,c10 torch torch_cpu)
 	@rm build/torch-$*/*.whl
+
+# Shares of a GPU's memory rate that the CUDA kernels should reach, from their compiled code. Needs nvcc, no GPU, no torch.
+# make gpu-model MODEL="--arch sm_90 --only cross_entropy --classes 4 --fast --details" reports on one GPU and one operator.
+MODELLER := build/venv-gpu
+gpu-model: $(MODELLER)/.installed
+	PATH=$$(echo $(CURDIR)/$(MODELLER)/lib/python*/site-packages/nvidia/cu13/bin):$$PATH \
+		$(MODELLER)/bin/python tools/gpu_model.py $(MODEL)
+
+$(MODELLER)/.installed: requirements-dev.txt
+	@$(PYTHON) -m venv $(MODELLER)
+	@$(MODELLER)/bin/python -m pip install --quiet --constraint requirements-dev.txt numpy nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
+	@touch $@
 
 # Tests the wheel in dist, in an environment of its own: make test-wheel TORCH=2.11.0
 test-wheel: $(VENV)/.installed
