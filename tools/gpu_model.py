@@ -97,7 +97,6 @@ class Toolkit:
 
     arch: int
     folder: Path
-    nvdisasm: Path | None = None
     cuda: Path = CUDA
     kernels: dict[str, Kernel] = field(default_factory=dict)
     modules: dict[str, Path] = field(default_factory=dict)  # the PTX that has a kernel
@@ -151,7 +150,7 @@ def classes_of_a_lane(num_classes: int) -> int:
 
 
 def narrowed(cuda: Path, num_classes: int, folder: Path) -> Path:
-    """A copy of the kernels' sources that compiles those for one number of classes alone."""
+    """A copy of the sources that compiles the kernels over tiles for one number of classes alone."""
     copy = folder / f"narrowed-{num_classes}"
     for path in [*cuda.parent.glob("*.h"), *cuda.glob("*")]:
         text = path.read_text()
@@ -557,7 +556,7 @@ def short_name(name: str) -> str:
     return re.sub(r"\(.*\)$", "", re.sub(r"^void ", "", demangled))
 
 
-def sources_of(cuda: Path, op: str, dtype: str) -> list[Path]:
+def sources_of(cuda: Path, narrow: Path, op: str, dtype: str) -> list[Path]:
     family = "cross_entropy" if op.startswith("cross") else "confusion" if op == "counts" else "soft_stats"
     names = [f"{family}.cu", "tile_call.cu"]
     if op == "cross_entropy" or op.startswith("cross_entropy_"):
@@ -569,7 +568,8 @@ def sources_of(cuda: Path, op: str, dtype: str) -> list[Path]:
         names += [] if (cuda / "warp_soft_stats_float32.cu").exists() else ["cross_entropy.cu"]
     if family == "cross_entropy":
         names.append("soft_stats.cu")  # has segloss_cuda_workspace
-    return [cuda / name for name in dict.fromkeys(names) if (cuda / name).exists()]
+    present = [name for name in dict.fromkeys(names) if (cuda / name).exists()]
+    return [(narrow if name.startswith("warp") else cuda) / name for name in present]
 
 
 def write_listing(path: Path, kernel: Kernel, blocks: list[Block]) -> None:
@@ -636,13 +636,12 @@ def main() -> None:
             for shape in SHAPES:
                 if args.classes and str(shape.classes) not in args.classes.split(","):
                     continue
-                cuda = args.sources.resolve()
-                cuda = narrowed(cuda, shape.classes, args.build) if args.fast else cuda
-                toolkit = Toolkit(device.arch, args.build, cuda=cuda)
+                toolkit = Toolkit(device.arch, args.build, cuda=args.sources.resolve())
+                narrow = narrowed(toolkit.cuda, shape.classes, args.build) if args.fast else toolkit.cuda
                 for dtype in args.dtype.split(","):
                     for layout in args.layout.split(","):
                         problem = Problem(op, shape, dtype, layout == "planar")
-                        library = toolkit.library(sources_of(toolkit.cuda, op, dtype))
+                        library = toolkit.library(sources_of(toolkit.cuda, narrow, op, dtype))
                         launches, memory = launches_of(toolkit, library, problem)
                         predictions = [
                             predict(toolkit.kernel(each.name), each, memory, device, args.build) for each in launches
