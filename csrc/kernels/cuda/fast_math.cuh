@@ -29,6 +29,37 @@ __device__ inline float fast_reciprocal(float x) {
     return y;
 }
 
+// Adds p and v to the first and the last sum if a equals b, else p to `rest`. Without PTX the compiler would take
+// selects besides the additions.
+__device__ inline void add_label_sums(int a, int b, float p, float v, float* intersection, float* rest, float* target) {
+    asm("{\n\t.reg .pred is_label;\n\t"
+        "setp.eq.s32 is_label, %3, %4;\n\t"
+        "@is_label add.f32 %0, %0, %5;\n\t"
+        "@!is_label add.f32 %1, %1, %5;\n\t"
+        "@is_label add.f32 %2, %2, %6;\n\t}"
+        : "+f"(*intersection), "+f"(*rest), "+f"(*target)
+        : "r"(a), "r"(b), "f"(p), "f"(v));
+}
+
+// Adds x to the sum unless a equals b; sets `label` to y if it does.
+__device__ inline void add_unless(int a, int b, float x, float* sum, float y, float* label) {
+    asm("{\n\t.reg .pred p;\n\t"
+        "setp.eq.s32 p, %2, %3;\n\t"
+        "@!p add.f32 %0, %0, %4;\n\t"
+        "@p mov.f32 %1, %5;\n\t}"
+        : "+f"(*sum), "+f"(*label)
+        : "r"(a), "r"(b), "f"(x), "f"(y));
+}
+
+// Adds x y to the sum unless a equals b.
+__device__ inline void add_product_unless(int a, int b, float x, float y, float* sum) {
+    asm("{\n\t.reg .pred p;\n\t"
+        "setp.ne.s32 p, %1, %2;\n\t"
+        "@p fma.rn.f32 %0, %3, %4, %0;\n\t}"
+        : "+f"(*sum)
+        : "r"(a), "r"(b), "f"(x), "f"(y));
+}
+
 // The larger number; nan if one of them is nan.
 __device__ inline float max_or_nan(float x, float y) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800

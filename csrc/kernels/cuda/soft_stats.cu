@@ -334,9 +334,8 @@ ClassSums* class_sums_of(const segloss_cuda_call& call) {
 }
 
 // Whether the kernels over tiles can compute all that is wanted.
-bool describe_stats_tiles(const segloss_soft_stats& s, const segloss_cuda_call& call, bool wants_grad,
-                          TileCall* tiles) {
-    const bool has_form = s.activation == SEGLOSS_SOFTMAX && !s.soft_label && (!wants_grad || !s.squared);
+bool describe_stats_tiles(const segloss_soft_stats& s, const segloss_cuda_call& call, TileCall* tiles) {
+    const bool has_form = s.activation == SEGLOSS_SOFTMAX && !s.soft_label && !s.squared;
     return has_form && describe_tiles(s.voxels, call, tiles);
 }
 
@@ -349,7 +348,7 @@ int launch_forward(const segloss_soft_stats& s, const segloss_cuda_call& call, c
     const auto totals = static_cast<Totals*>(call.workspace);
     const double losses_per_voxel = s.activation == SEGLOSS_SOFTMAX ? 1 : static_cast<double>(num_classes);
     TileCall tiles;
-    if (num_summed > 0 && !s.voxels.grad_logits.data && describe_stats_tiles(s, call, false, &tiles)) {
+    if (num_summed > 0 && !s.voxels.grad_logits.data && describe_stats_tiles(s, call, &tiles)) {
         const int64_t blocks = tiles.grid.num_blocks / samples.count;
         *parts = {rows, totals, samples.count, num_summed, blocks, blocks, losses_per_voxel};
         return with_type_of_tiles(
@@ -373,7 +372,7 @@ int launch_backward(const segloss_soft_stats& s, const segloss_cuda_call& call, 
     const Samples samples(call);
     const int64_t num_classes = s.voxels.num_classes;
     TileCall tiles;
-    if (describe_stats_tiles(s, call, true, &tiles)) {
+    if (describe_stats_tiles(s, call, &tiles)) {
         *num_totals = tiles.grid.num_blocks;
         return with_type_of_tiles(tiles, [&](auto element) {
             return launch_stats_grad_tiles<decltype(element)>(tiles, s, call, total_weight, unless_one);

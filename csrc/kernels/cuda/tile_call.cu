@@ -105,8 +105,10 @@ bool describe_tiles(const segloss_cross_entropy& args, const segloss_cuda_call& 
     grid.num_blocks = static_cast<int>(samples * blocks);
     grid.blocks_per_sample = static_cast<int>(blocks);
     grid.pitch = pitch_of(num_classes, grid.log_groups);
-    grid.may_ignore = a.ignore_index >= INT32_MIN && a.ignore_index <= INT32_MAX;
-    grid.ignore_index = grid.may_ignore ? static_cast<int>(a.ignore_index) : 0;
+    while (1 << grid.log_label_bytes < segloss_dtype_size(a.target.dtype)) {
+        ++grid.log_label_bytes;
+    }
+    grid.ignores_class = a.ignore_index >= 0 && a.ignore_index < a.num_classes;
     grid.has_voxel_weight = a.voxel_weight.data != nullptr;
     grid.simple_labels = has_simple_labels(a, static_cast<int64_t>(sizeof(uint4)) / segloss_dtype_size(a.logits.dtype));
     grid.aligned_logits = is_aligned(a.logits, tiles->is_planar, samples);

@@ -7,10 +7,10 @@
 struct TileGrid {
     int num_blocks; // of all samples
     int blocks_per_sample;
-    int log_groups;   // of lanes that share the classes of a voxel
-    int pitch;        // vectors of shared memory from column to column, if classes are contiguous
-    int ignore_index; // of labels of up to 32 bits
-    bool may_ignore;  // whether such a label can be ignore_index
+    int log_groups; // of lanes that share the classes of a voxel
+    int pitch;      // vectors of shared memory from column to column, if classes are contiguous
+    int log_label_bytes;
+    bool ignores_class; // whether ignore_index is a class
     bool has_voxel_weight;
     bool simple_labels;  // aligned to vectors, of one of four dtypes, and without a table
     bool aligned_logits; // to vectors in every column

@@ -9,7 +9,7 @@ namespace {
 template <class Shape>
 __device__ void store_losses(const WarpTile<Shape>& tile, const segloss_tensor& to, const float (&losses)[Shape::U]) {
     UNROLL for (int u = 0; u < Shape::U; ++u) {
-        if (u < tile.count && tile.group == 0) {
+        if (tile.has_voxel(u) && tile.group == 0) {
             store_at(to, tile.offset(to, u), losses[u]);
         }
     }
@@ -17,13 +17,11 @@ __device__ void store_losses(const WarpTile<Shape>& tile, const segloss_tensor& 
 
 // The gradient of the losses, in place of the exponentials.
 template <class Shape>
-__device__ void find_loss_grad(const TileSoftmax<Shape>& softmax, const float (&factors)[Shape::U],
-                               float (&x)[Shape::K][Shape::U]) {
+__device__ void find_loss_grad(const LabelSoftmax<Shape>& softmax, const int (&index)[Shape::U],
+                               const float (&factors)[Shape::U], float (&x)[Shape::K][Shape::U]) {
     UNROLL for (int u = 0; u < Shape::U; ++u) {
         const float factor = factors[u] * softmax.share(u);
-        UNROLL for (int k = 0; k < Shape::K; ++k) {
-            x[k][u] = (k == softmax.index[u] ? -softmax.others[u] : x[k][u]) * factor;
-        }
+        UNROLL for (int k = 0; k < Shape::K; ++k) { x[k][u] = (k == index[u] ? -softmax.others[u] : x[k][u]) * factor; }
     }
 }
 
@@ -44,7 +42,7 @@ __global__ void __launch_bounds__(THREADS)
         TileVoxels<U> voxels;
         tile.load_logits(x);
         tile.read_voxels(&voxels, x, &refused);
-        const TileSoftmax<Shape> softmax(tile, voxels.label, x);
+        const LabelSoftmax<Shape> softmax(tile, voxels.index, x);
         TileLosses<U> losses(a, voxels, softmax);
         sums.add(tile, losses.loss, losses.share);
         if (__builtin_expect(a.loss.data != nullptr, 0)) {
@@ -52,7 +50,7 @@ __global__ void __launch_bounds__(THREADS)
         }
         if (GRADIENT) {
             scale.multiply(tile, losses.factor);
-            find_loss_grad(softmax, losses.factor, x);
+            find_loss_grad(softmax, voxels.index, losses.factor, x);
             tile.store_grad(x);
         }
     };

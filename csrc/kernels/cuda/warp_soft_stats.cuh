@@ -8,12 +8,13 @@
 
 namespace {
 
-// A lane's sums of each of its classes, over the tiles of one round.
+// A lane's sums of each of its classes, over the tiles of one round: of v p where the class is the label and where it
+// is not, and of v where it is.
 template <int K> struct LaneSums {
-    float intersection[K], prediction[K], target[K];
+    float intersection[K], rest[K], target[K];
 
     __device__ void clear() {
-        UNROLL for (int k = 0; k < K; ++k) { intersection[k] = prediction[k] = target[k] = 0; }
+        UNROLL for (int k = 0; k < K; ++k) { intersection[k] = rest[k] = target[k] = 0; }
     }
 };
 
@@ -28,11 +29,15 @@ public:
     }
 
     template <class Shape> __device__ void add(const WarpTile<Shape>& tile, LaneSums<Shape::K>* lane) {
-        UNROLL for (int k = 0; k < Shape::K; ++k) {
-            const ClassSums sums{over_columns(tile, lane->intersection[k]), over_columns(tile, lane->prediction[k]),
-                                 over_columns(tile, lane->target[k])};
-            if (tile.column == 0 && tile.has_class(k)) {
-                of_warp()[tile.class_of(k)].add(sums);
+        constexpr int K = Shape::K;
+        add_over_columns(tile, lane->intersection);
+        add_over_columns(tile, lane->rest);
+        add_over_columns(tile, lane->target);
+        UNROLL for (int k = 0; k < K; ++k) {
+            if (tile.column == k % tile.columns && tile.has_class(k)) {
+                const double intersection = lane->intersection[k];
+                of_warp()[tile.class_of(k)].add(
+                    {intersection, intersection + static_cast<double>(lane->rest[k]), lane->target[k]});
             }
         }
         lane->clear();
@@ -53,35 +58,26 @@ public:
 private:
     __device__ ClassSums* of_warp() const { return of_warps_ + threadIdx.x / LANES * num_classes_; }
 
-    template <class Shape> static __device__ double over_columns(const WarpTile<Shape>& tile, float sum) {
+    template <class Shape>
+    static __device__ void add_over_columns(const WarpTile<Shape>& tile, float (&sums)[Shape::K]) {
         for (int lanes = 1; lanes < tile.columns; lanes *= 2) {
-            sum += __shfl_xor_sync(ALL_LANES, sum, lanes);
+            UNROLL for (auto& sum : sums) { sum += __shfl_xor_sync(ALL_LANES, sum, lanes); }
         }
-        return static_cast<double>(sum);
     }
 
     ClassSums* of_warps_;
     int num_classes_;
 };
 
-template <class Shape>
-__device__ void add_voxels(const TileVoxels<Shape::U>& v, const TileSoftmax<Shape>& softmax, bool squared,
-                           const float (&x)[Shape::K][Shape::U], LaneSums<Shape::K>* sums) {
-    constexpr int K = Shape::K, U = Shape::U;
-    float share[U];
-    UNROLL for (int u = 0; u < U; ++u) { share[u] = v.weight[u] * softmax.share(u); }
-    UNROLL for (int k = 0; k < K; ++k) {
-        float predictions[U];
-        UNROLL for (int u = 0; u < U; ++u) {
-            const bool is_label = k == softmax.index[u];
-            predictions[u] = x[k][u] * share[u];
-            sums->intersection[k] += is_label ? predictions[u] : 0;
-            sums->target[k] += is_label ? v.weight[u] : 0;
+template <class Shape, class Softmax>
+__device__ void add_voxels(const TileVoxels<Shape::U>& v, const Softmax& softmax, const float (&x)[Shape::K][Shape::U],
+                           LaneSums<Shape::K>* sums) {
+    UNROLL for (int u = 0; u < Shape::U; ++u) {
+        const float share = v.weight[u] * softmax.share(u);
+        UNROLL for (int k = 0; k < Shape::K; ++k) {
+            add_label_sums(v.index[u], k, x[k][u] * share, v.weight[u], &sums->intersection[k], &sums->rest[k],
+                           &sums->target[k]);
         }
-        if (__builtin_expect(squared, 0)) {
-            UNROLL for (int u = 0; u < U; ++u) { predictions[u] *= x[k][u] * softmax.share(u); }
-        }
-        sums->prediction[k] += sum_of_tile(predictions);
     }
 }
 
@@ -89,25 +85,29 @@ template <class Shape, bool LOSS>
 __global__ void __launch_bounds__(THREADS)
     warp_soft_stats_forward(const __grid_constant__ segloss_soft_stats s, const __grid_constant__ TileGrid grid,
                             ClassSums* rows, Totals* of_blocks) {
+    constexpr int K = Shape::K, U = Shape::U;
     const auto& a = s.voxels;
     const int num_classes = static_cast<int>(a.num_classes);
     WarpTile<Shape> tile(a, grid);
     BlockSums block_sums(reinterpret_cast<ClassSums*>(segloss_shared + tile.shared_vectors()), num_classes);
-    LaneSums<Shape::K> lane_sums;
+    LaneSums<K> lane_sums;
     LossSums loss_sums;
     Totals refused;
     lane_sums.clear();
     const auto visit = [&] {
-        float x[Shape::K][Shape::U];
-        TileVoxels<Shape::U> voxels;
+        float x[K][U];
+        TileVoxels<U> voxels;
         tile.load_logits(x);
         tile.read_voxels(&voxels, x, &refused);
-        const TileSoftmax<Shape> softmax(tile, voxels.label, x);
-        if (LOSS) {
-            const TileLosses<Shape::U> losses(a, voxels, softmax);
+        if constexpr (LOSS) {
+            const LabelSoftmax<Shape> softmax(tile, voxels.index, x);
+            const TileLosses<U> losses(a, voxels, softmax);
             loss_sums.add(tile, losses.loss, losses.share);
+            add_voxels<Shape>(voxels, softmax, x, &lane_sums);
+        } else {
+            const TileSoftmax<Shape> softmax(tile, x);
+            add_voxels<Shape>(voxels, softmax, x, &lane_sums);
         }
-        add_voxels(voxels, softmax, s.squared, x, &lane_sums);
     };
     tile.for_each(visit, [&] { block_sums.add(tile, &lane_sums); });
     write_tile_totals(loss_sums, refused, of_blocks + blockIdx.x);
@@ -142,43 +142,55 @@ private:
     float* of_labels_;
 };
 
-// Replaces the exponentials by the gradient: with d_c the slope of class c,
+// The gradient of the statistics, in place of the exponentials: with d_c the slope of class c,
 //
-//   v p_c (d_c - sum_k p_k d_k) + factor (p_c - [c = y])
+//   v p_c (d_c - sum_k p_k d_k)
 //
-// All slopes are taken relative to the label's, and p_y as 1 - sum_{c != y} p_c, so that a confident voxel keeps its
-// digits.
-template <class Shape>
-__device__ void find_stats_grad(const WarpTile<Shape>& tile, const Slopes<Shape>& slopes, const TileVoxels<Shape::U>& v,
-                                const TileSoftmax<Shape>& softmax, const float (&factors)[Shape::U],
-                                float (&x)[Shape::K][Shape::U]) {
-    constexpr int K = Shape::K, U = Shape::U;
-    float means[U], origins[U];
-    UNROLL for (int u = 0; u < U; ++u) {
-        means[u] = 0;
-        origins[u] = slopes.of_label(v.label[u]);
-        UNROLL for (int k = 0; k < K; ++k) {
-            const float slope = slopes.b[k] - origins[u];
-            means[u] += k == softmax.index[u] ? 0 : x[k][u] * slope;
-        }
-    }
-    tile.reduce(means, Sum());
-    UNROLL for (int u = 0; u < U; ++u) {
-        const float share = softmax.share(u), mean = means[u] * share;
-        const float by_slope = v.weight[u] * share, factor = factors[u] * share;
-        const float constant = factor - by_slope * (origins[u] + mean);
-        const float of_label = -(softmax.label(u) * by_slope * mean + factor * softmax.others[u]);
-        UNROLL for (int k = 0; k < K; ++k) {
-            const float of_other = x[k][u] * (by_slope * slopes.b[k] + constant);
-            x[k][u] = k == softmax.index[u] ? of_label : of_other;
-        }
-    }
-}
+// and that of the losses, factor (p_c - [c = y]), with LOSS. All slopes are taken relative to the label's, and p_y - 1
+// as minus the sum of the other p_c, so that a confident voxel keeps its digits.
+template <class Shape, bool LOSS> struct StatsGrad {
+    static constexpr int K = Shape::K, U = Shape::U;
+    using Softmax = std::conditional_t<LOSS, LabelSoftmax<Shape>, TileSoftmax<Shape>>;
 
-template <class Shape>
+    const WarpTile<Shape>& tile;
+    const Slopes<Shape>& slopes;
+    const TileVoxels<U>& v;
+    float origins[U], means[U]; // the label's slope, and the mean slope relative to it
+
+    __device__ StatsGrad(const WarpTile<Shape>& of_tile, const Slopes<Shape>& of_classes, const TileVoxels<U>& voxels,
+                         const Softmax& softmax, const float (&x)[K][U])
+        : tile(of_tile), slopes(of_classes), v(voxels), means{} {
+        UNROLL for (int u = 0; u < U; ++u) {
+            origins[u] = slopes.of_label(v.label[u]);
+            UNROLL for (int k = 0; k < K; ++k) {
+                add_product_unless(v.index[u], k, x[k][u], slopes.b[k] - origins[u], &means[u]);
+            }
+        }
+        tile.reduce(means, Sum());
+        UNROLL for (int u = 0; u < U; ++u) { means[u] *= softmax.share(u); }
+    }
+
+    __device__ void find(const Softmax& softmax, const float (&factors)[U], float (&x)[K][U]) const {
+        UNROLL for (int u = 0; u < U; ++u) {
+            const float share = softmax.share(u), by_slope = v.weight[u] * share;
+            const float factor = LOSS ? factors[u] * share : 0;
+            const float of_others = factor - by_slope * (origins[u] + means[u]), of_label = -by_slope * means[u];
+            UNROLL for (int k = 0; k < K; ++k) {
+                const bool is_label = k == v.index[u];
+                x[k][u] *= is_label ? of_label : by_slope * slopes.b[k] + of_others;
+                if constexpr (LOSS) {
+                    x[k][u] -= is_label ? factor * softmax.others[u] : 0;
+                }
+            }
+        }
+    }
+};
+
+template <class Shape, bool LOSS>
 __global__ void __launch_bounds__(THREADS)
     warp_soft_stats_backward(const __grid_constant__ segloss_soft_stats s, const __grid_constant__ TileGrid grid,
                              bool is_per_sample, const double* total_weight, int unless_one, Totals* of_blocks) {
+    constexpr int K = Shape::K, U = Shape::U;
     const auto& a = s.voxels;
     if (is_written<float>(a, unless_one)) {
         return;
@@ -188,17 +200,19 @@ __global__ void __launch_bounds__(THREADS)
     const LossScale scale(a, total_weight);
     Totals refused;
     const auto visit = [&] {
-        float x[Shape::K][Shape::U], factors[Shape::U] = {};
-        TileVoxels<Shape::U> voxels;
+        float x[K][U];
+        TileVoxels<U> voxels;
         tile.load_logits(x);
         tile.read_voxels(&voxels, x, &refused);
-        const TileSoftmax<Shape> softmax(tile, voxels.label, x);
-        if (s.with_loss) {
-            const TileLosses<Shape::U> losses(a, voxels, softmax);
-            UNROLL for (int u = 0; u < Shape::U; ++u) { factors[u] = losses.factor[u]; }
-            scale.multiply(tile, factors);
+        if constexpr (LOSS) {
+            const LabelSoftmax<Shape> softmax(tile, voxels.index, x);
+            TileLosses<U> losses(a, voxels, softmax);
+            scale.multiply(tile, losses.factor);
+            StatsGrad<Shape, LOSS>(tile, slopes, voxels, softmax, x).find(softmax, losses.factor, x);
+        } else {
+            const TileSoftmax<Shape> softmax(tile, x);
+            StatsGrad<Shape, LOSS>(tile, slopes, voxels, softmax, x).find(softmax, {}, x);
         }
-        find_stats_grad(tile, slopes, voxels, softmax, factors, x);
         tile.store_grad(x);
     };
     tile.for_each(visit, [] {});
@@ -227,7 +241,10 @@ int launch_stats_grad_tiles(const TileCall& tiles, const segloss_soft_stats& s, 
     args.voxels = tiles.args;
     const int64_t slope_bytes = args.voxels.num_classes * static_cast<int64_t>(sizeof(float));
     return with_shape<T>(tiles, [&](auto shape) {
-        return launch_tiles(tiles, call, slope_bytes, warp_soft_stats_backward<decltype(shape)>, args, tiles.grid,
-                            call.num_samples > 1, total_weight, unless_one, static_cast<Totals*>(call.workspace));
+        using Shape = decltype(shape);
+        const auto kernel =
+            s.with_loss ? warp_soft_stats_backward<Shape, true> : warp_soft_stats_backward<Shape, false>;
+        return launch_tiles(tiles, call, slope_bytes, kernel, args, tiles.grid, call.num_samples > 1, total_weight,
+                            unless_one, static_cast<Totals*>(call.workspace));
     });
 }

@@ -17,22 +17,17 @@ struct Sum {
 // Numbers of 2^16 and more would overflow, or lose what distinguishes them, when they are scaled.
 constexpr float MAX_SCALED = 65536;
 
-// Of each voxel: the sum of exp(x_c - max) over all classes but the label's, so that a confident voxel keeps its
-// digits, and log2 of the label's exp(x_y - max). All exponentials of a voxel may have a common factor near 1, which
-// cancels.
-template <class Shape> struct TileSoftmax {
+// The logits of a tile are replaced by exp(x_c - max). All exponentials of a voxel may have a common factor near 1,
+// which cancels in what is computed of them.
+template <class Shape> class TileExponentials {
+public:
     static constexpr int K = Shape::K, U = Shape::U;
 
-    int index[U]; // of the label among this lane's classes
-    float others[U];
-    float log2_label[U];
-
-    // Replaces the logits by their exponentials.
-    __device__ TileSoftmax(const WarpTile<Shape>& tile, const int (&labels)[U], float (&x)[K][U]) {
+    // Calls visit(k, u, power) before x[k][u] becomes 2^power; it returns what to do with that.
+    template <typename Visit>
+    __device__ TileExponentials(const WarpTile<Shape>& tile, float (&x)[K][U], const Visit& visit) {
         float max[U];
         UNROLL for (int u = 0; u < U; ++u) {
-            index[u] = tile.index_of(labels[u]);
-            others[u] = log2_label[u] = 0;
             max[u] = x[0][u];
             UNROLL for (int k = 1; k < K; ++k) { max[u] = fmaxf(max[u], x[k][u]); }
         }
@@ -47,18 +42,53 @@ template <class Shape> struct TileSoftmax {
             UNROLL for (int k = 0; k < K; ++k) {
                 const float power = fmaf(x[k][u], LOG2_E, -scaled_max);
                 x[k][u] = fast_exp2(power);
-                const bool is_label = k == index[u];
-                others[u] += is_label ? 0 : x[k][u];
-                log2_label[u] = is_label ? power : log2_label[u];
+                visit(k, u, power);
             }
         }
+    }
+
+private:
+    static __device__ void subtract(float (*max)[U], float (*x)[K][U]) {
+        UNROLL for (int u = 0; u < U; ++u) {
+            UNROLL for (int k = 0; k < K; ++k) { (*x)[k][u] -= (*max)[u]; }
+            (*max)[u] = 0;
+        }
+    }
+};
+
+// A softmax whose labels matter for sums alone.
+template <class Shape> struct TileSoftmax {
+    static constexpr int K = Shape::K, U = Shape::U;
+
+    float sums[U];
+
+    __device__ TileSoftmax(const WarpTile<Shape>& tile, float (&x)[K][U]) : sums{} {
+        TileExponentials<Shape>(tile, x, [&](int k, int u, float /*power*/) { sums[u] += x[k][u]; });
+        tile.reduce(sums, Sum());
+    }
+
+    // 1 / sum_c exp(x_c - max).
+    __device__ float share(int u) const { return fast_reciprocal(sums[u]); }
+};
+
+// A softmax and what losses need of it: the sum of the exponentials of all classes but the label's, so that a confident
+// voxel keeps its digits, and log2 of the label's.
+template <class Shape> struct LabelSoftmax {
+    static constexpr int K = Shape::K, U = Shape::U;
+
+    float others[U];
+    float log2_label[U];
+
+    __device__ LabelSoftmax(const WarpTile<Shape>& tile, const int (&index)[U], float (&x)[K][U])
+        : others{}, log2_label{} {
+        TileExponentials<Shape>(tile, x, [&](int k, int u, float power) {
+            add_unless(index[u], k, x[k][u], &others[u], power, &log2_label[u]);
+        });
         tile.reduce(others, Sum());
         tile.reduce(log2_label, Sum());
     }
 
     __device__ float label(int u) const { return fast_exp2(log2_label[u]); }
-
-    // 1 / sum_c exp(x_c - max).
     __device__ float share(int u) const { return fast_reciprocal(others[u] + label(u)); }
 
     // -log p_y.
@@ -75,14 +105,6 @@ template <class Shape> struct TileSoftmax {
         const float quotient = label(u) != 0 && others[u] != 0 ? label(u) * loss(u) / others[u] : 0;
         return {power, power * (1 + gamma * quotient)};
     }
-
-private:
-    static __device__ void subtract(float (*max)[U], float (*x)[K][U]) {
-        UNROLL for (int u = 0; u < U; ++u) {
-            UNROLL for (int k = 0; k < K; ++k) { (*x)[k][u] -= (*max)[u]; }
-            (*max)[u] = 0;
-        }
-    }
 };
 
 // Of each voxel of a tile: the loss, its share of the mean's denominator, and the factor of its gradient, all weighted.
@@ -90,7 +112,7 @@ template <int U> struct TileLosses {
     float loss[U], share[U], factor[U];
 
     template <class Shape>
-    __device__ TileLosses(const segloss_cross_entropy& a, const TileVoxels<U>& v, const TileSoftmax<Shape>& softmax) {
+    __device__ TileLosses(const segloss_cross_entropy& a, const TileVoxels<U>& v, const LabelSoftmax<Shape>& softmax) {
         UNROLL for (int u = 0; u < U; ++u) {
             loss[u] = softmax.loss(u);
             share[u] = factor[u] = v.weight[u];
@@ -128,7 +150,7 @@ public:
         UNROLL for (auto& factor : factors) { factor *= factor_; }
         if (__builtin_expect(is_per_voxel_, 0)) {
             UNROLL for (int u = 0; u < Shape::U; ++u) {
-                if (u < tile.count && factors[u] != 0) {
+                if (tile.has_voxel(u) && factors[u] != 0) {
                     factors[u] *= number_at(a_.grad_loss, tile.offset(a_.grad_loss, u));
                 }
             }

@@ -30,8 +30,8 @@ template <typename T_, int K_, bool GROUPED_, bool PLANAR_> struct TileShape {
 // The voxels of a lane. Those that do not count have weight 0 and no class; refused ones have weight nan.
 template <int U> struct TileVoxels {
     int label[U];
+    int index[U]; // of the label among this lane's classes; other numbers than 0 to K - 1 if another lane has it
     float weight[U];
-    bool all_count; // whether each has weight 1
 };
 
 // What few voxels need is not inlined: it would make up most of the code.
@@ -60,22 +60,23 @@ public:
     __device__ WarpTile(const segloss_cross_entropy& args, const TileGrid& of_call)
         : a(args), grid(of_call), columns(GROUPED ? LANES >> of_call.log_groups : LANES),
           column(lane() & (columns - 1)), group(GROUPED ? lane() >> (5 - of_call.log_groups) : 0) {
-        sample = static_cast<int>(blockIdx.x) / grid.blocks_per_sample;
-        const int block = static_cast<int>(blockIdx.x) % grid.blocks_per_sample;
-        begin_ = static_cast<int64_t>(block) * VOXELS_PER_BLOCK + warp() * (columns * U);
-        steps_ = GROUPED ? STEPS << grid.log_groups : STEPS;
+        const unsigned per_sample = static_cast<unsigned>(grid.blocks_per_sample);
+        sample = static_cast<int>(blockIdx.x / per_sample);
+        begin_ = static_cast<int64_t>(blockIdx.x % per_sample) * VOXELS_PER_BLOCK;
+        const int64_t left = a.positions.sizes[1] - begin_;
+        size_ = static_cast<int>(left < VOXELS_PER_BLOCK ? left : VOXELS_PER_BLOCK);
+        at_ = warp() * columns * U;
+        logits_ = first_of(a.logits);
+        grad_ = first_of(a.grad_logits);
+        labels_ = static_cast<const char*>(a.target.data) + (offset(a.target, 0) << grid.log_label_bytes);
     }
 
     // Calls visit() for each of this warp's tiles; after every STEPS of them, finish().
     template <typename Visit, typename Finish> __device__ void for_each(const Visit& visit, const Finish& finish) {
-        const int64_t size = a.positions.sizes[1];
-        for (int rounds = steps_ / STEPS; rounds > 0 && begin_ < size; --rounds) {
-            for (int step = 0; step < STEPS && begin_ < size; ++step) {
-                first = begin_ + column * U;
-                const int64_t left = size - first;
-                count = left < U ? left < 0 ? 0 : static_cast<int>(left) : U;
+        while (at_ < size_) {
+            for (int step = 0; step < STEPS && at_ < size_; ++step) {
                 visit();
-                begin_ += WARPS * columns * U;
+                advance();
             }
             finish();
         }
@@ -87,15 +88,6 @@ public:
     // Only the last two of a lane's classes can be missing.
     __device__ bool has_class(int k) const { return !GROUPED || k < K - 2 || class_of(k) < a.num_classes; }
     __device__ int class_of(int k) const { return GROUPED ? (k << grid.log_groups) + group : k; }
-
-    // Which of this lane's classes a class is; another lane's class gives another number than 0 to K - 1.
-    __device__ int index_of(int label) const {
-        if (!GROUPED) {
-            return label;
-        }
-        const int others = label - group;
-        return (others & ((1 << grid.log_groups) - 1)) == 0 ? others >> grid.log_groups : -1;
-    }
 
     // A reduction over the groups, returned to all of them.
     template <typename Value, typename Function> __device__ void reduce(Value (&values)[U], const Function& f) const {
@@ -112,9 +104,6 @@ public:
                 UNROLL for (int u = 0; u < U; ++u) { x[k][u] = has_class(k) ? x[k][u] : -INFINITY; }
             }
         }
-        if (__builtin_expect(count < U, 0)) {
-            UNROLL for (int u = 0; u < U; ++u) { clear_voxel(x, u, u >= count); }
-        }
     }
 
     __device__ void store_grad(const float (&x)[K][U]) const { PLANAR ? store_planar(x) : store_interleaved(x); }
@@ -122,38 +111,66 @@ public:
     // The labels of this lane's voxels and their weights; the logits of voxels that do not count are set to 0. Refused
     // ones are noted in `totals` by the first group.
     __device__ void read_voxels(TileVoxels<U>* v, float (&x)[K][U], Totals* totals) const {
-        read_labels(v->label);
-        v->all_count = !grid.has_voxel_weight && count == U;
-        UNROLL for (int u = 0; u < U; ++u) {
-            v->weight[u] = 1;
-            v->all_count = v->all_count && v->label[u] >= 0;
+        bool are_classes = is_whole() && grid.simple_labels;
+        if (__builtin_expect(are_classes, 1)) {
+            are_classes = read_vector_of_labels(v->label);
+        } else {
+            UNROLL for (int u = 0; u < U; ++u) {
+                v->label[u] = has_voxel(u) ? class_at(a, offset(a.target, u), position(u)) : NO_CLASS;
+            }
         }
-        if (__builtin_expect(!v->all_count, 0)) {
+        UNROLL for (int u = 0; u < U; ++u) { v->weight[u] = 1; }
+        if (__builtin_expect(!are_classes || grid.has_voxel_weight, 0)) {
             UNROLL for (int u = 0; u < U; ++u) {
                 weigh(v, u, totals);
                 clear_voxel(x, u, v->label[u] == NO_CLASS);
             }
         }
+        UNROLL for (int u = 0; u < U; ++u) { v->index[u] = index_of(v->label[u]); }
     }
 
     // The shared memory of all warps' tiles, in vectors. What else a kernel keeps there lies behind it.
     __device__ int shared_vectors() const { return PLANAR ? 0 : WARPS * columns * grid.pitch; }
 
-    // The position of voxel u in all samples, and its offset in a tensor.
-    __device__ int64_t position(int u) const { return sample * a.positions.sizes[1] + first + u; }
+    // Voxel u of this lane: whether it is there, its position in all samples, and its offset in a tensor.
+    __device__ bool has_voxel(int u) const { return at_ + column * U + u < size_; }
+    __device__ int64_t position(int u) const { return sample * a.positions.sizes[1] + index(u); }
     __device__ int64_t offset(const segloss_tensor& t, int u) const {
-        return sample * t.strides[0] + (first + u) * t.strides[1];
+        return sample * t.strides[0] + index(u) * t.strides[1];
     }
 
     const segloss_cross_entropy& a;
     const TileGrid& grid;
     const int columns, column, group;
     int sample;
-    int64_t first; // this lane's first voxel in the sample
-    int count;     // of this lane's voxels that are in the sample
 
 private:
     enum { NO_CLASS = static_cast<int>(IGNORED), REFUSED = static_cast<int>(BAD) };
+
+    __device__ int64_t index(int u) const { return begin_ + at_ + column * U + u; } // in the sample
+    __device__ bool is_whole() const { return at_ + columns * U <= size_; }
+
+    __device__ void advance() {
+        const int voxels = WARPS * columns * U;
+        at_ += voxels;
+        logits_ += PLANAR ? voxels : voxels * num_classes();
+        grad_ += PLANAR ? voxels : voxels * num_classes();
+        labels_ += voxels << grid.log_label_bytes;
+    }
+
+    // Where this lane's first class and voxel are, or the tile's, if classes are contiguous.
+    __device__ T* first_of(const segloss_tensor& t) const {
+        T* const tile = static_cast<T*>(t.data) + sample * t.strides[0] + (begin_ + at_) * t.strides[1];
+        return PLANAR ? tile + column * U + group * t.stride_class : tile;
+    }
+
+    __device__ int index_of(int label) const {
+        if (!GROUPED) {
+            return label;
+        }
+        const int others = label - group;
+        return (others & ((1 << grid.log_groups) - 1)) == 0 ? others >> grid.log_groups : -1;
+    }
 
     static __device__ void clear_voxel(float (&x)[K][U], int u, bool is_cleared) {
         UNROLL for (int k = 0; k < K; ++k) { x[k][u] = is_cleared ? 0 : x[k][u]; }
@@ -161,20 +178,18 @@ private:
 
     // ---- labels ----
 
-    template <typename Label> __device__ int class_of_label(Label label) const {
-        bool is_ignored, is_class;
-        if constexpr (sizeof label > sizeof(int)) {
-            is_ignored = label == a.ignore_index;
-            is_class = static_cast<uint64_t>(label) < static_cast<uint64_t>(a.num_classes);
-        } else {
-            const int number = static_cast<int>(label);
-            is_ignored = grid.may_ignore && number == grid.ignore_index;
-            is_class = static_cast<unsigned>(number) < static_cast<unsigned>(a.num_classes);
-        }
-        return is_ignored ? NO_CLASS : is_class ? static_cast<int>(label) : REFUSED;
+    template <typename Label> __device__ bool is_class(Label label) const {
+        using Unsigned = std::make_unsigned_t<Label>;
+        return static_cast<Unsigned>(label) <
+               static_cast<std::conditional_t<(sizeof label > 4), uint64_t, unsigned>>(a.num_classes);
     }
 
-    template <typename Label> __device__ void read_labels_of(int (&classes)[U]) const {
+    template <typename Label> __device__ int class_of_label(Label label) const {
+        return label == a.ignore_index ? NO_CLASS : is_class(label) ? static_cast<int>(label) : REFUSED;
+    }
+
+    // Whether all are classes, which most are.
+    template <typename Label> __device__ bool read_labels_of(int (&classes)[U]) const {
         constexpr int BYTES = U * static_cast<int>(sizeof(Label));
         using Vector = std::conditional_t<BYTES % 16 == 0, uint4, std::conditional_t<BYTES == 8, uint2, unsigned>>;
         constexpr int VECTORS = BYTES / static_cast<int>(sizeof(Vector));
@@ -182,19 +197,21 @@ private:
             Vector vectors[VECTORS];
             Label labels[U];
         } v;
-        const auto from =
-            reinterpret_cast<const Vector*>(static_cast<const Label*>(a.target.data) + offset(a.target, 0));
-        UNROLL for (int i = 0; i < VECTORS; ++i) { v.vectors[i] = load_global(from + i); }
-        UNROLL for (int u = 0; u < U; ++u) { classes[u] = class_of_label(v.labels[u]); }
+        UNROLL for (int i = 0; i < VECTORS; ++i) {
+            v.vectors[i] = load_global(reinterpret_cast<const Vector*>(labels_) + i);
+        }
+        bool are_classes = !grid.ignores_class;
+        UNROLL for (int u = 0; u < U; ++u) {
+            classes[u] = static_cast<int>(v.labels[u]);
+            are_classes = are_classes && is_class(v.labels[u]);
+        }
+        if (__builtin_expect(!are_classes, 0)) {
+            UNROLL for (int u = 0; u < U; ++u) { classes[u] = class_of_label(v.labels[u]); }
+        }
+        return are_classes;
     }
 
-    __device__ void read_labels(int (&classes)[U]) const {
-        if (__builtin_expect(count < U || !grid.simple_labels, 0)) {
-            UNROLL for (int u = 0; u < U; ++u) {
-                classes[u] = u < count ? class_at(a, offset(a.target, u), position(u)) : NO_CLASS;
-            }
-            return;
-        }
+    __device__ bool read_vector_of_labels(int (&classes)[U]) const {
         switch (a.target.dtype) {
         case SEGLOSS_UINT8:
             return read_labels_of<uint8_t>(classes);
@@ -208,13 +225,12 @@ private:
     }
 
     __device__ void weigh(TileVoxels<U>* v, int u, Totals* totals) const {
-        const bool exists = u < count;
-        const bool is_refused = exists && v->label[u] == REFUSED;
-        const bool has_class = exists && v->label[u] >= 0;
+        const bool is_refused = v->label[u] == REFUSED;
+        const bool has_class = v->label[u] >= 0;
         const bool is_weighted = has_class && a.voxel_weight.data;
         const float weight = is_weighted ? number_at(a.voxel_weight, offset(a.voxel_weight, u)) : 1;
         v->weight[u] = is_refused ? NAN : has_class ? weight : 0;
-        v->label[u] = has_class && weight != 0 ? v->label[u] : is_refused ? REFUSED : NO_CLASS;
+        v->label[u] = has_class && weight == 0 ? static_cast<int>(NO_CLASS) : v->label[u];
         if (is_refused && group == 0) {
             totals->refuse(position(u));
         }
@@ -222,45 +238,43 @@ private:
 
     // ---- planar logits ----
 
-    __device__ int64_t planar_offset(const segloss_tensor& t) const {
-        return sample * t.strides[0] + first + group * t.stride_class;
+    static __device__ int64_t step_of(const segloss_tensor& t, const TileGrid& grid) {
+        return GROUPED ? t.stride_class << grid.log_groups : t.stride_class;
     }
 
     __device__ void load_planar(float (&x)[K][U]) const {
-        const T* const from = static_cast<const T*>(a.logits.data) + planar_offset(a.logits);
-        const int64_t step = GROUPED ? a.logits.stride_class << grid.log_groups : a.logits.stride_class;
-        if (__builtin_expect(count == U && grid.aligned_logits, 1)) {
+        const int64_t step = step_of(a.logits, grid);
+        if (__builtin_expect(grid.aligned_logits && is_whole(), 1)) {
             uint4 vectors[K];
             UNROLL for (int k = 0; k < K; ++k) {
-                vectors[k] = has_class(k) ? load_global(reinterpret_cast<const uint4*>(from + k * step)) : uint4{};
+                vectors[k] = has_class(k) ? load_global(reinterpret_cast<const uint4*>(logits_ + k * step)) : uint4{};
             }
             UNROLL for (int k = 0; k < K; ++k) { unpack<T>(vectors[k], x[k]); }
             return;
         }
         UNROLL for (int k = 0; k < K; ++k) {
             UNROLL for (int u = 0; u < U; ++u) {
-                x[k][u] = has_class(k) && u < count ? number(load_global(from + k * step + u)) : 0;
+                x[k][u] = has_class(k) && has_voxel(u) ? number(load_global(logits_ + k * step + u)) : 0;
             }
         }
     }
 
     __device__ void store_planar(const float (&x)[K][U]) const {
-        T* const to = static_cast<T*>(a.grad_logits.data) + planar_offset(a.grad_logits);
-        const int64_t step = GROUPED ? a.grad_logits.stride_class << grid.log_groups : a.grad_logits.stride_class;
-        if (__builtin_expect(count == U && grid.aligned_grad, 1)) {
+        const int64_t step = step_of(a.grad_logits, grid);
+        if (__builtin_expect(grid.aligned_grad && is_whole(), 1)) {
             UNROLL for (int k = 0; k < K; ++k) {
                 if (has_class(k)) {
-                    store_global(reinterpret_cast<uint4*>(to + k * step), pack<T>(x[k]));
+                    store_global(reinterpret_cast<uint4*>(grad_ + k * step), pack<T>(x[k]));
                 }
             }
             return;
         }
         UNROLL for (int k = 0; k < K; ++k) {
             UNROLL for (int u = 0; u < U; ++u) {
-                if (has_class(k) && u < count) {
+                if (has_class(k) && has_voxel(u)) {
                     T value;
                     assign(value, static_cast<double>(x[k][u]));
-                    store_global(to + k * step + u, value);
+                    store_global(grad_ + k * step + u, value);
                 }
             }
         }
@@ -271,13 +285,6 @@ private:
     __device__ int num_classes() const { return GROUPED ? static_cast<int>(a.num_classes) : K; }
     __device__ uint4* shared_tile() const { return segloss_shared + warp() * columns * grid.pitch; }
     __device__ T* shared_column(int index) const { return reinterpret_cast<T*>(shared_tile() + index * grid.pitch); }
-    __device__ bool is_whole() const { return begin_ + columns * U <= a.positions.sizes[1]; }
-
-    // The tile's first element in a tensor.
-    __device__ T* tile_of(const segloss_tensor& t) const {
-        return static_cast<T*>(t.data) + sample * t.strides[0] + begin_ * t.strides[1];
-    }
-
     // Calls f(shared, index) for each vector of the tile, in turn over the lanes.
     template <typename Function> __device__ void for_each_vector(const Function& f) const {
         const int rows = num_classes(); // vectors of a column
@@ -293,22 +300,21 @@ private:
 
     // Likewise for each element of a tile that is not whole or not aligned.
     template <typename Function> __device__ void for_each_element(const Function& f) const {
-        const int64_t voxels = a.positions.sizes[1] - begin_;
-        const int64_t most = columns * U, size = (voxels < most ? voxels : most) * num_classes();
+        const int left = size_ - at_, most = columns * U, in_column = U * num_classes();
+        const int size = (left < most ? left : most) * num_classes();
         for (int index = lane(); index < size; index += LANES) {
-            const int at = index / (U * num_classes());
-            f(shared_column(at) + (index - at * U * num_classes()), index);
+            const int at = index / in_column;
+            f(shared_column(at) + (index - at * in_column), index);
         }
     }
 
     __device__ void load_interleaved(float (&x)[K][U]) const {
-        const T* const from = tile_of(a.logits);
         __syncwarp(); // all lanes are done with the previous tile
         if (__builtin_expect(grid.aligned_logits && is_whole(), 1)) {
             for_each_vector(
-                [&](uint4* shared, int index) { copy_async(shared, reinterpret_cast<const uint4*>(from) + index); });
+                [&](uint4* shared, int index) { copy_async(shared, reinterpret_cast<const uint4*>(logits_) + index); });
         } else {
-            for_each_element([&](T* shared, int index) { *shared = load_global(from + index); });
+            for_each_element([&](T* shared, int index) { *shared = load_global(logits_ + index); });
         }
         wait_for_copies();
         __syncwarp();
@@ -329,7 +335,6 @@ private:
     }
 
     __device__ void store_interleaved(const float (&x)[K][U]) const {
-        T* const to = tile_of(a.grad_logits);
         __syncwarp(); // all lanes have read their logits
         if constexpr (GROUPED) {
             T* const own = shared_column(column) + group;
@@ -349,15 +354,20 @@ private:
         }
         __syncwarp();
         if (__builtin_expect(grid.aligned_grad && is_whole(), 1)) {
-            for_each_vector(
-                [&](const uint4* shared, int index) { store_global(reinterpret_cast<uint4*>(to) + index, *shared); });
+            for_each_vector([&](const uint4* shared, int index) {
+                store_global(reinterpret_cast<uint4*>(grad_) + index, *shared);
+            });
         } else {
-            for_each_element([&](const T* shared, int index) { store_global(to + index, *shared); });
+            for_each_element([&](const T* shared, int index) { store_global(grad_ + index, *shared); });
         }
     }
 
-    int64_t begin_; // the tile's first voxel
-    int steps_;
+    int64_t begin_; // the block's first voxel in the sample
+    int size_;      // the number of its voxels
+    int at_;        // the tile's first voxel in the block
+    const T* logits_;
+    T* grad_;
+    const char* labels_;
 };
 
 } // namespace

@@ -292,6 +292,16 @@ inline float without_denormal(float x) { return std::fabs(x) < 0x1p-126f ? std::
 } // namespace emulation
 
 inline float max_or_nan(float x, float y) { return x != x || x > y ? x : y; }
+inline void add_label_sums(int a, int b, float p, float v, float* intersection, float* rest, float* target) {
+    (a == b ? *intersection : *rest) += p;
+    *target += a == b ? v : 0;
+}
+inline void add_unless(int a, int b, float x, float* sum, float y, float* label) {
+    (a == b ? *label : *sum) = a == b ? y : *sum + x;
+}
+inline void add_product_unless(int a, int b, float x, float y, float* sum) {
+    *sum = a == b ? *sum : std::fma(x, y, *sum);
+}
 inline float fast_exp2(float x) { return emulation::with_error(std::exp2(static_cast<double>(x))); }
 inline float fast_log2(float x) {
     const double y = std::log2(static_cast<double>(emulation::without_denormal(x)));
