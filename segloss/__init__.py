@@ -9,7 +9,7 @@
 import importlib
 from types import ModuleType
 
-from segloss._extension import get_isa  # isort: skip  first: it registers the operators
+from segloss._extension import get_isa, synchronize  # isort: skip  first: it registers the operators
 from segloss import _vmap  # noqa: F401  registers the batching rules
 from segloss.functional import (
     binary_cross_entropy_with_logits,
@@ -88,6 +88,7 @@ __all__ = [
     "nll_loss",
     "predict",
     "soft_stats",
+    "synchronize",
     "topk_loss",
     "total_weight",
     "tversky_loss",

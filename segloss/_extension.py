@@ -76,8 +76,45 @@ def get_isa() -> str:
     return str(torch.ops.segloss.get_isa())
 
 
+def synchronize(device: torch.types.Device = None) -> None:
+    """Waits for a GPU, and raises what segloss's last calls there refused.
+
+    The kernels on a GPU check labels, but no call waits for them: a call that refuses one returns nan, and the next one
+    raises. Nothing follows the last call of a run, or of an epoch: call this there. Without CUDA kernels every call
+    raises itself, and there is nothing to wait for.
+
+    Args:
+        device: a CUDA device. Default: None, the current one.
+
+    Returns:
+        None.
+
+    Raises:
+        IndexError: an earlier call on this device refused a label, a mask, a probability or a predicted label.
+
+    Example:
+        >>> import segloss, torch
+        >>> loss = segloss.cross_entropy(torch.zeros(1, 2, 3), torch.tensor([[0, 1, 1]]))
+        >>> segloss.synchronize()  # raises here at the latest if a label was out of bounds
+        >>> round(loss.item(), 4)
+        0.6931
+
+    See also:
+        * ``torch.cuda.synchronize``: only waits
+    """
+    raise_reported = getattr(torch.ops.segloss, "raise_reported", None)
+    if raise_reported is None:
+        return
+    index = -1
+    if torch.cuda.is_available():
+        with torch.cuda.device(device):
+            torch.cuda.synchronize()
+            index = torch.cuda.current_device()
+    raise_reported("synchronize", index)
+
+
 # An unusable SEGLOSS_ISA or SEGLOSS_CACHE_SIZE fails here, not in the first training step.
 get_isa()
 torch.ops.segloss.cache_size()
 
-__all__ = ["get_isa"]
+__all__ = ["get_isa", "synchronize"]

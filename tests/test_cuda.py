@@ -69,6 +69,19 @@ def test_a_bad_label_is_an_index_error_and_the_device_stays_usable(loss):
 @OF_KERNELS
 @LOSSES
 @pytest.mark.usefixtures("without_checks_at_once")
+def test_synchronize_raises_what_the_last_call_refused(loss):
+    x, y = logits_and_labels()
+    bad = y.clone()
+    bad[1, 0, 3, 4, 5] = 200
+    loss(x, bad)
+    with pytest.raises(IndexError, match="and synchronize is the first to see it"):
+        segloss.synchronize()
+    segloss.synchronize(x.device)
+
+
+@OF_KERNELS
+@LOSSES
+@pytest.mark.usefixtures("without_checks_at_once")
 def test_a_cuda_graph_gives_the_value_and_the_gradient_of_other_logits(loss):
     x, y = logits_and_labels()
     side = torch.cuda.Stream()

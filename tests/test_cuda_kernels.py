@@ -249,6 +249,40 @@ for shapes in (((1, 3), (1, 2), (1,)), ((1, 2), (2, 2), (1,)), ((1, 2), (1, 2), 
     ]
 
 
+def test_synchronize_raises_what_the_last_call_refused(library):
+    script = """
+segloss.synchronize()
+loss(bad)
+try:
+    segloss.synchronize()
+except IndexError as error:
+    print(error)
+segloss.synchronize()
+print(loss(good).item())
+"""
+    report, value = run_python(library, REPORT + script).splitlines()[-2:]
+    assert report.startswith("loss: Target 7 is out of bounds, the first of 2, at index [0, 2] of labels [1, 5]. ")
+    assert "and synchronize is the first to see it" in report
+    assert value == str(torch.tensor(2.0).log().item())
+
+
+def test_a_launch_that_fails_leaves_no_error_to_cudas_runtime(library):
+    script = """
+import ctypes
+gpu = ctypes.CDLL(library)
+gpu.fail_launches(1)
+try:
+    loss(good)
+except RuntimeError as error:
+    print(str(error).splitlines()[0])
+gpu.fail_launches(0)
+print(gpu.last_error(), loss(good).item())
+"""
+    error, value = run_python(library, REPORT + script).splitlines()[-2:]
+    assert error == "loss: a CUDA kernel could not be launched, error 1 of CUDA's runtime"
+    assert value == f"0 {torch.tensor(2.0).log().item()}"
+
+
 def test_bad_labels_raise_at_once_with_sync_checks(library):
     script = """
 try:

@@ -12,10 +12,12 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstdlib>
 #include <iterator>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <utility>
@@ -41,17 +43,43 @@ bool takes_composite(const Arguments& arguments, const Reading& reading) {
 
 // ---- values that the kernels refused --------------------------------------------------------------------------------
 
-// The device's record of refused values, in pinned memory. It exists until the process ends.
-segloss_refusal* refusal_of(c10::Device device) {
+std::mutex& mutex_of_records() {
     static std::mutex mutex;
+    return mutex;
+}
+
+// The devices' records of refused values, in pinned memory. They exist until the process ends.
+std::map<c10::DeviceIndex, Tensor>& records() {
     static auto* const records = new std::map<c10::DeviceIndex, Tensor>;
-    const std::lock_guard lock(mutex);
-    auto& record = (*records)[device.index()];
+    return *records;
+}
+
+segloss_refusal* record_of(c10::Device device) {
+    const std::lock_guard lock(mutex_of_records());
+    auto& record = records()[device.index()];
     if (!record.defined()) {
         const auto options = at::TensorOptions(at::kByte).pinned_memory(device.is_cuda());
         record = at::empty({sizeof(segloss_refusal)}, options).zero_();
     }
     return static_cast<segloss_refusal*>(record.mutable_data_ptr());
+}
+
+// What the device has reported, if anything. The record is then free for the next report.
+std::optional<segloss_refusal> take_report(segloss_refusal* record) {
+    const auto is_empty = [&] { return *static_cast<volatile int64_t*>(&record->count) == 0; };
+    if (is_empty()) {
+        return std::nullopt;
+    }
+    const std::lock_guard lock(mutex_of_records());
+    if (is_empty()) { // another thread has taken it
+        return std::nullopt;
+    }
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    const auto report = *record;
+    record->count = 0;
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    *static_cast<volatile int*>(&record->is_claimed) = 0;
+    return report;
 }
 
 std::string value_of(const segloss_refusal& refusal) {
@@ -65,10 +93,11 @@ constexpr std::array<const char*, 3> kRefused{"Target ", "Predicted label ", "In
 
 // Raises the error for what the device has reported, if anything.
 void raise_refused(const std::string& op, segloss_refusal* record) {
-    if (*static_cast<volatile int64_t*>(&record->count) == 0) {
+    const auto report = take_report(record);
+    if (!report) {
         return;
     }
-    const auto refusal = std::exchange(*record, {});
+    const auto& refusal = *report;
     const auto& origin = refusal.origin;
     const at::IntArrayRef sizes(origin.sizes, origin.num_dims);
     TORCH_CHECK_INDEX(false, origin.op, ": ", kRefused[refusal.what], value_of(refusal),
@@ -78,6 +107,19 @@ void raise_refused(const std::string& op, segloss_refusal* record) {
                       ", masks of 0 and 1, probabilities in [0, 1], or ignore_index=", origin.ignore_index,
                       ". The call was an earlier one on this device, its results are nan or ", "meaningless, and ", op,
                       " is the first to see it. SEGLOSS_SYNC_CHECKS=1 lets it raise itself");
+}
+
+// The same for the device with this index, if it has run a kernel. The caller has waited for it.
+void raise_reported(c10::string_view op, int64_t index) {
+    segloss_refusal* record = nullptr;
+    {
+        const std::lock_guard lock(mutex_of_records());
+        const auto found = records().find(static_cast<c10::DeviceIndex>(index));
+        record = found == records().end() ? nullptr : static_cast<segloss_refusal*>(found->second.mutable_data_ptr());
+    }
+    if (record) {
+        raise_refused(std::string(op), record);
+    }
 }
 
 bool checks_at_once() {
@@ -91,7 +133,7 @@ bool checks_at_once() {
 class Launches {
 public:
     Launches(std::string op, const Tensor& input)
-        : op_(std::move(op)), guard_(input.device()), device_(input.device()), refusal_(refusal_of(device_)) {
+        : op_(std::move(op)), guard_(input.device()), device_(input.device()), refusal_(record_of(device_)) {
         raise_refused(op_, refusal_);
     }
 
@@ -128,7 +170,7 @@ public:
         if (device_.is_cuda()) {
             stream().synchronize();
         }
-        return std::exchange(*refusal_, {}).count > 0;
+        return take_report(refusal_).has_value();
     }
 
 private:
@@ -387,6 +429,8 @@ Tensor confusion_counts_of_kernel(const Comparison& given, const c10::SymInt& nu
 }
 
 } // namespace
+
+TORCH_LIBRARY_FRAGMENT(segloss, m) { m.def("raise_reported(str op, int device) -> ()", TORCH_FN(raise_reported)); }
 
 TORCH_LIBRARY_IMPL(segloss, CUDA, m) {
     Operator<CrossEntropy>::implement<&cross_entropy_forward, &backward<CrossEntropy>, &rescale<CrossEntropy>>(m);

@@ -14,6 +14,8 @@ thread_local uint4 segloss_shared[(MAX_SHARED_BYTES + GUARD_BYTES) / sizeof(uint
 
 unsigned emulation::order;
 size_t emulation::num_launches;
+bool emulation::fails;
+cudaError_t emulation::last_error;
 
 void emulation::begin_block(size_t shared_bytes) {
     if (shared_bytes > MAX_SHARED_BYTES) {
@@ -32,3 +34,7 @@ void emulation::end_block(size_t shared_bytes) {
 extern "C" void set_order(unsigned order) { emulation::order = order; }
 
 extern "C" size_t num_launches() { return emulation::num_launches; }
+
+extern "C" void fail_launches(int fails) { emulation::fails = fails; }
+
+extern "C" int last_error() { return cudaGetLastError(); }

@@ -41,6 +41,15 @@ struct Grid {
     int64_t shared_bytes = 0;
 };
 
+// A caller gets the error, so CUDA's runtime need not keep it: whoever asks for its last error next would take it for
+// one of their own.
+inline cudaError_t taken(cudaError_t error) {
+    if (error != cudaSuccess) {
+        cudaGetLastError();
+    }
+    return error;
+}
+
 // Puts kernel(arguments...) on the stream of a call.
 template <typename... Parameters, typename... Arguments>
 cudaError_t launch(const segloss_cuda_call& call, const Grid& grid, void (*kernel)(Parameters...),
@@ -52,14 +61,14 @@ cudaError_t launch(const segloss_cuda_call& call, const Grid& grid, void (*kerne
                            : cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                                   cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
     if (error != cudaSuccess) {
-        return error;
+        return taken(error);
     }
     cudaLaunchConfig_t config = {};
     config.gridDim = dim3(static_cast<unsigned>(grid.x), static_cast<unsigned>(grid.y));
     config.blockDim = dim3(THREADS);
     config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
     config.stream = static_cast<cudaStream_t>(call.stream);
-    return cudaLaunchKernelEx(&config, kernel, arguments...);
+    return taken(cudaLaunchKernelEx(&config, kernel, arguments...));
 }
 
 } // namespace

@@ -32,8 +32,9 @@ struct segloss_origin {
 /* What a kernel refused, by the rules in kernels.h. The loss and gradient of a refused voxel are nan, and so are all
  * sums of losses, weights and statistics; confusion does not count it. */
 struct segloss_refusal {
+    int is_claimed; /* by the call that writes the rest, so that calls on several streams do not mix theirs */
     struct segloss_origin origin;
-    int64_t count;    /* of refused voxels */
+    int64_t count;    /* of refused voxels; written last. The host sets it to 0, and then is_claimed */
     int64_t position; /* of the first one */
     int64_t label;    /* the refused value, if it is an integer of int64; else SEGLOSS_NO_LABEL */
     double value;     /* the same as a number; the voxel's first refused mask, probability or logit */
@@ -46,7 +47,7 @@ struct segloss_cuda_call {
     int64_t end;
     int64_t num_samples;             /* >= 1; samples of equal size in [begin, end), for soft statistics only */
     void* workspace;                 /* device memory of segloss_cuda_workspace() bytes */
-    struct segloss_refusal* refusal; /* memory that host and device see; written only if its count is 0. NULL: none */
+    struct segloss_refusal* refusal; /* memory that host and device see; written only if nobody claims it. NULL: none */
     struct segloss_origin origin;
     void* stream; /* a cudaStream_t */
 };

@@ -92,7 +92,7 @@ template <typename Sum> __device__ Sum sum_of_blocks(const Sum* of_blocks, int64
     return sum_of_block(mine);
 }
 
-// Writes the count last, so that whoever sees it sees the rest.
+// For the thread that has claimed the record. Writes the count last, so that whoever sees it sees the rest.
 __device__ inline void report(const segloss_cuda_call& call, const Totals& total, const segloss_tensor& tensor,
                               int64_t offset, segloss_refused what) {
     segloss_refusal* const refusal = call.refusal;
@@ -105,9 +105,10 @@ __device__ inline void report(const segloss_cuda_call& call, const Totals& total
     refusal->count = total.num_refused;
 }
 
-// Whether this thread must report the totals: only thread 0, and only if the host has read the previous report.
+// Whether this thread must report the totals, for which it claims the record: only thread 0, and only if the host has
+// read the previous report.
 __device__ inline bool is_news(const segloss_cuda_call& call, const Totals& total) {
-    return threadIdx.x == 0 && total.num_refused > 0 && call.refusal && call.refusal->count == 0;
+    return threadIdx.x == 0 && total.num_refused > 0 && call.refusal && atomicCAS(&call.refusal->is_claimed, 0, 1) == 0;
 }
 
 } // namespace

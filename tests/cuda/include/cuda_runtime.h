@@ -62,6 +62,8 @@ extern unsigned order;
 constexpr size_t GRANTED_SHARED_BYTES = 48 << 10;
 inline size_t granted_shared_bytes = GRANTED_SHARED_BYTES;
 extern size_t num_launches;
+extern bool fails; // each launch does
+extern cudaError_t last_error;
 
 // Fill the dynamic shared memory of a block with garbage, and check that nothing was written past its end.
 void begin_block(size_t shared_bytes);
@@ -318,6 +320,18 @@ template <typename T> T atomicAdd(T* address, T value) {
     return before;
 }
 
+inline int atomicCAS(int* address, int expected, int value) {
+    const int before = *address;
+    *address = before == expected ? value : before;
+    return before;
+}
+
+inline cudaError_t cudaGetLastError() {
+    const auto error = emulation::last_error;
+    emulation::last_error = cudaSuccess;
+    return error;
+}
+
 inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int shared_bytes) {
     emulation::granted_shared_bytes = static_cast<size_t>(shared_bytes);
     return cudaSuccess;
@@ -327,8 +341,8 @@ template <typename... Parameters, typename... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                const Arguments&... arguments) {
     static emulation::Block block(config->blockDim.x); // all launches have the same block size
-    if (config->dynamicSmemBytes > emulation::granted_shared_bytes) {
-        return cudaErrorInvalidValue;
+    if (emulation::fails || config->dynamicSmemBytes > emulation::granted_shared_bytes) {
+        return emulation::last_error = cudaErrorInvalidValue;
     }
     emulation::granted_shared_bytes = emulation::GRANTED_SHARED_BYTES; // the request was for one kernel only
     ++emulation::num_launches;
