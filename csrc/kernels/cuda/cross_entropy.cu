@@ -1,6 +1,7 @@
 // Cross entropy, including focal loss, and its gradient; a thread owns a voxel. The formulas are in kernels.h and
 // voxel_tmpl.h.
 
+#include "label_weights.cuh"
 #include "tile_launch.cuh"
 #include "voxels.cuh"
 
@@ -71,16 +72,6 @@ __global__ void __launch_bounds__(THREADS)
     write_totals(mine, of_blocks + blockIdx.x);
 }
 
-template <typename Real>
-cudaError_t launch_weight(const segloss_cross_entropy& args, const segloss_cuda_call& call,
-                          const segloss_cuda_sums& sums) {
-    const int blocks = num_blocks(call.end - call.begin, 1);
-    const auto totals = static_cast<Totals*>(call.workspace);
-    const double* const unknown = nullptr;
-    const auto error = launch(call, {blocks}, add_weights<Real, false>, args, call.begin, call.end, totals);
-    return error != cudaSuccess ? error : launch(call, {}, finish<Real>, args, call, totals, blocks, unknown, sums);
-}
-
 // Launches a kernel over blocks of voxels, and sets `blocks` to their number.
 int launch_forward(const segloss_cross_entropy& args, const segloss_cuda_call& call, const double* total_weight,
                    int64_t* blocks) {
@@ -118,6 +109,16 @@ int launch_backward(const segloss_cross_entropy& args, const segloss_cuda_call& 
     });
 }
 
+int launch_weight(const segloss_cross_entropy& args, const segloss_cuda_call& call, int64_t* blocks) {
+    const auto error = launch_label_weights(args, call, blocks);
+    if (error != cudaSuccess || *blocks > 0) {
+        return error;
+    }
+    *blocks = num_blocks(call.end - call.begin, 1);
+    const auto kernel = call.real == SEGLOSS_REAL_DOUBLE ? add_weights<double, false> : add_weights<float, false>;
+    return launch(call, {*blocks}, kernel, args, call.begin, call.end, static_cast<Totals*>(call.workspace));
+}
+
 // Adds up what the blocks wrote.
 int launch_finish(const segloss_cross_entropy& args, const segloss_cuda_call& call, int64_t blocks,
                   const double* total_weight, const segloss_cuda_sums& sums) {
@@ -130,8 +131,9 @@ int launch_finish(const segloss_cross_entropy& args, const segloss_cuda_call& ca
 extern "C" int segloss_cuda_cross_entropy_weight(const segloss_cross_entropy* args, const segloss_cuda_call* call,
                                                  const segloss_cuda_sums* sums) {
     const auto without_ranges = without_target_range(*args);
-    return call->real == SEGLOSS_REAL_DOUBLE ? launch_weight<double>(without_ranges, *call, *sums)
-                                             : launch_weight<float>(without_ranges, *call, *sums);
+    int64_t blocks = 0;
+    const int error = launch_weight(without_ranges, *call, &blocks);
+    return error != cudaSuccess ? error : launch_finish(without_ranges, *call, blocks, nullptr, *sums);
 }
 
 extern "C" int segloss_cuda_cross_entropy_forward(const segloss_cross_entropy* args, const segloss_cuda_call* call,

@@ -1,6 +1,7 @@
 // Sums over voxels in a fixed order: a tree over the threads of a block, then one block adds the sums of all blocks.
 #pragma once
 
+#include "memory.cuh"
 #include "tensors.cuh"
 
 namespace {
@@ -85,9 +86,16 @@ __device__ inline void write_totals(const Totals& mine, Totals* of_block) {
 
 // The sum of what all blocks wrote, returned to thread 0. One block calls it.
 template <typename Sum> __device__ Sum sum_of_blocks(const Sum* of_blocks, int64_t count, int64_t stride) {
+    constexpr int AT_ONCE = 8; // loads before the first addition
     Sum mine;
-    for (int64_t i = threadIdx.x; i < count; i += THREADS) {
-        mine.add(of_blocks[i * stride]);
+    for (int64_t first = threadIdx.x; first < count; first += AT_ONCE * THREADS) {
+        Sum sums[AT_ONCE];
+        UNROLL for (int i = 0; i < AT_ONCE; ++i) {
+            if (first + i * THREADS < count) {
+                sums[i] = of_blocks[(first + i * THREADS) * stride];
+            }
+        }
+        UNROLL for (const auto& sum : sums) { mine.add(sum); }
     }
     return sum_of_block(mine);
 }

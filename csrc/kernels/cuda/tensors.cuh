@@ -6,6 +6,8 @@
 #include <cuda_runtime.h>
 #include <stdint.h>
 
+#include <type_traits>
+
 #include "../label_row.h"
 #include "launchers.h"
 
@@ -134,6 +136,12 @@ private:
     const segloss_tensor* tensors_[N];
     int64_t position_, last_, offsets_[N];
 };
+
+// Whether an integer is a class, with a comparison of 32 bits where that is enough.
+template <typename Label> __device__ bool is_class(Label label, int64_t num_classes) {
+    using Wide = std::conditional_t<(sizeof label > sizeof(int)), uint64_t, unsigned>;
+    return static_cast<Wide>(static_cast<std::make_unsigned_t<Label>>(label)) < static_cast<Wide>(num_classes);
+}
 
 enum : int64_t { IGNORED = SEGLOSS_IGNORED, BAD = SEGLOSS_BAD };
 

@@ -44,7 +44,7 @@ __global__ void __launch_bounds__(THREADS)
         tile.read_voxels(&voxels, x, &refused);
         const LabelSoftmax<Shape> softmax(tile, voxels.index, x);
         TileLosses<U> losses(a, voxels, softmax);
-        sums.add(tile, losses.loss, losses.share);
+        sums.add(tile, losses.loss, losses.share, voxels.all_one && !a.class_weight);
         if (__builtin_expect(a.loss.data != nullptr, 0)) {
             store_losses(tile, a.loss, losses.loss);
         }

@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(THREADS)
         if constexpr (LOSS) {
             const LabelSoftmax<Shape> softmax(tile, voxels.index, x);
             const TileLosses<U> losses(a, voxels, softmax);
-            loss_sums.add(tile, losses.loss, losses.share);
+            loss_sums.add(tile, losses.loss, losses.share, voxels.all_one && !a.class_weight);
             add_voxels<Shape>(voxels, softmax, x, &lane_sums);
         } else {
             const TileSoftmax<Shape> softmax(tile, x);

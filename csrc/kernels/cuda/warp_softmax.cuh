@@ -23,35 +23,36 @@ template <class Shape> class TileExponentials {
 public:
     static constexpr int K = Shape::K, U = Shape::U;
 
-    // Calls visit(k, u, power) before x[k][u] becomes 2^power; it returns what to do with that.
+    // Calls visit(k, u, power) when x[k][u] has become 2^power.
     template <typename Visit>
     __device__ TileExponentials(const WarpTile<Shape>& tile, float (&x)[K][U], const Visit& visit) {
         float max[U];
+        bool is_ordinary = true;
         UNROLL for (int u = 0; u < U; ++u) {
             max[u] = x[0][u];
             UNROLL for (int k = 1; k < K; ++k) { max[u] = fmaxf(max[u], x[k][u]); }
         }
         tile.reduce(max, Maximum());
-        bool is_ordinary = true;
         UNROLL for (int u = 0; u < U; ++u) { is_ordinary = is_ordinary && fabsf(max[u]) < MAX_SCALED; }
-        if (__builtin_expect(!is_ordinary, 0)) {
-            subtract(&max, &x);
-        }
-        UNROLL for (int u = 0; u < U; ++u) {
-            const float scaled_max = max[u] * LOG2_E;
-            UNROLL for (int k = 0; k < K; ++k) {
-                const float power = fmaf(x[k][u], LOG2_E, -scaled_max);
-                x[k][u] = fast_exp2(power);
-                visit(k, u, power);
+        if (__builtin_expect(is_ordinary, 1)) {
+            UNROLL for (int u = 0; u < U; ++u) {
+                const float scaled_max = max[u] * LOG2_E;
+                find(u, x, [&](float logit) { return fmaf(logit, LOG2_E, -scaled_max); }, visit);
+            }
+        } else {
+            UNROLL for (int u = 0; u < U; ++u) {
+                find(u, x, [&](float logit) { return (logit - max[u]) * LOG2_E; }, visit);
             }
         }
     }
 
 private:
-    static __device__ void subtract(float (*max)[U], float (*x)[K][U]) {
-        UNROLL for (int u = 0; u < U; ++u) {
-            UNROLL for (int k = 0; k < K; ++k) { (*x)[k][u] -= (*max)[u]; }
-            (*max)[u] = 0;
+    template <typename Power, typename Visit>
+    static __device__ void find(int u, float (&x)[K][U], const Power& power_of, const Visit& visit) {
+        UNROLL for (int k = 0; k < K; ++k) {
+            const float power = power_of(x[k][u]);
+            x[k][u] = fast_exp2(power);
+            visit(k, u, power);
         }
     }
 };
@@ -62,8 +63,9 @@ template <class Shape> struct TileSoftmax {
 
     float sums[U];
 
-    __device__ TileSoftmax(const WarpTile<Shape>& tile, float (&x)[K][U]) : sums{} {
-        TileExponentials<Shape>(tile, x, [&](int k, int u, float /*power*/) { sums[u] += x[k][u]; });
+    __device__ TileSoftmax(const WarpTile<Shape>& tile, float (&x)[K][U]) {
+        TileExponentials<Shape>(tile, x,
+                                [&](int k, int u, float /*power*/) { sums[u] = k == 0 ? x[k][u] : sums[u] + x[k][u]; });
         tile.reduce(sums, Sum());
     }
 
@@ -79,10 +81,14 @@ template <class Shape> struct LabelSoftmax {
     float others[U];
     float log2_label[U];
 
-    __device__ LabelSoftmax(const WarpTile<Shape>& tile, const int (&index)[U], float (&x)[K][U])
-        : others{}, log2_label{} {
+    __device__ LabelSoftmax(const WarpTile<Shape>& tile, const int (&index)[U], float (&x)[K][U]) {
         TileExponentials<Shape>(tile, x, [&](int k, int u, float power) {
-            add_unless(index[u], k, x[k][u], &others[u], power, &log2_label[u]);
+            if (k == 0) {
+                others[u] = index[u] == 0 ? 0 : x[k][u];
+                log2_label[u] = index[u] == 0 ? power : 0;
+            } else {
+                add_unless(index[u], k, x[k][u], &others[u], power, &log2_label[u]);
+            }
         });
         tile.reduce(others, Sum());
         tile.reduce(log2_label, Sum());
@@ -117,12 +123,6 @@ template <int U> struct TileLosses {
             loss[u] = softmax.loss(u);
             share[u] = factor[u] = v.weight[u];
         }
-        if (__builtin_expect(a.class_weight != nullptr, 0)) {
-            UNROLL for (int u = 0; u < U; ++u) {
-                const int label = v.label[u] < 0 ? 0 : v.label[u];
-                share[u] = factor[u] = v.weight[u] * load_global(static_cast<const float*>(a.class_weight) + label);
-            }
-        }
         if (__builtin_expect(a.gamma != 0, 0)) {
             UNROLL for (int u = 0; u < U; ++u) {
                 const float2 focal = softmax.focal_factors(u, static_cast<float>(a.gamma));
@@ -130,7 +130,16 @@ template <int U> struct TileLosses {
                 factor[u] *= focal.y;
             }
         }
-        UNROLL for (int u = 0; u < U; ++u) { loss[u] = weighted(share[u], loss[u]); }
+        if (__builtin_expect(a.class_weight != nullptr, 0)) {
+            UNROLL for (int u = 0; u < U; ++u) {
+                const int label = v.label[u] < 0 ? 0 : v.label[u];
+                const float weight = load_global(static_cast<const float*>(a.class_weight) + label);
+                loss[u] = weighted(weight, loss[u]);
+                share[u] *= weight;
+                factor[u] *= weight;
+            }
+        }
+        UNROLL for (int u = 0; u < U; ++u) { loss[u] *= v.weight[u]; } // a voxel without weight has a finite loss
     }
 };
 

@@ -28,17 +28,28 @@ template <int U> __device__ float sum_of_tile(const float (&values)[U]) {
     return sums[0];
 }
 
-// The sums of a lane's losses. Only the first group has them.
-struct LossSums {
-    CompensatedSum loss, weight;
-
+// The sums of a lane's losses and weights. Only the first group has them. Most tiles have nothing but weights of 1.
+class LossSums {
+public:
     template <class Shape>
-    __device__ void add(const WarpTile<Shape>& tile, const float (&losses)[Shape::U], const float (&shares)[Shape::U]) {
+    __device__ void add(const WarpTile<Shape>& tile, const float (&losses)[Shape::U], const float (&weights)[Shape::U],
+                        bool all_one) {
         if (tile.group == 0) {
-            loss.add(sum_of_tile(losses));
-            weight.add(sum_of_tile(shares));
+            loss_.add(sum_of_tile(losses));
+            if (__builtin_expect(all_one, 1)) {
+                num_ones_ += Shape::U;
+            } else {
+                weight_.add(sum_of_tile(weights));
+            }
         }
     }
+
+    __device__ double loss() const { return loss_.value(); }
+    __device__ double weight() const { return weight_.value() + num_ones_; }
+
+private:
+    CompensatedSum loss_, weight_;
+    int num_ones_ = 0;
 };
 
 // Writes the totals of a block. Most blocks have refused nothing.
@@ -51,8 +62,8 @@ __device__ inline void write_tile_totals(const LossSums& sums, const Totals& ref
             mine.add(of_other_lane(mine, lanes));
         }
     }
-    mine.loss = sum_of_warp(sums.loss.value());
-    mine.weight = sum_of_warp(sums.weight.value());
+    mine.loss = sum_of_warp(sums.loss());
+    mine.weight = sum_of_warp(sums.weight());
     if (threadIdx.x % LANES == 0) {
         of_warps[threadIdx.x / LANES] = mine;
     }

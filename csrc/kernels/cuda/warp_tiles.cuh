@@ -32,6 +32,7 @@ template <int U> struct TileVoxels {
     int label[U];
     int index[U]; // of the label among this lane's classes; other numbers than 0 to K - 1 if another lane has it
     float weight[U];
+    bool all_one; // all weights
 };
 
 // What few voxels need is not inlined: it would make up most of the code.
@@ -120,7 +121,8 @@ public:
             }
         }
         UNROLL for (int u = 0; u < U; ++u) { v->weight[u] = 1; }
-        if (__builtin_expect(!are_classes || grid.has_voxel_weight, 0)) {
+        v->all_one = are_classes && !grid.has_voxel_weight;
+        if (__builtin_expect(!v->all_one, 0)) {
             UNROLL for (int u = 0; u < U; ++u) {
                 weigh(v, u, totals);
                 clear_voxel(x, u, v->label[u] == NO_CLASS);
@@ -178,14 +180,8 @@ private:
 
     // ---- labels ----
 
-    template <typename Label> __device__ bool is_class(Label label) const {
-        using Unsigned = std::make_unsigned_t<Label>;
-        return static_cast<Unsigned>(label) <
-               static_cast<std::conditional_t<(sizeof label > 4), uint64_t, unsigned>>(a.num_classes);
-    }
-
     template <typename Label> __device__ int class_of_label(Label label) const {
-        return label == a.ignore_index ? NO_CLASS : is_class(label) ? static_cast<int>(label) : REFUSED;
+        return label == a.ignore_index ? NO_CLASS : is_class(label, a.num_classes) ? static_cast<int>(label) : REFUSED;
     }
 
     // Whether all are classes, which most are.
@@ -203,7 +199,7 @@ private:
         bool are_classes = !grid.ignores_class;
         UNROLL for (int u = 0; u < U; ++u) {
             classes[u] = static_cast<int>(v.labels[u]);
-            are_classes = are_classes && is_class(v.labels[u]);
+            are_classes = are_classes && is_class(v.labels[u], a.num_classes);
         }
         if (__builtin_expect(!are_classes, 0)) {
             UNROLL for (int u = 0; u < U; ++u) { classes[u] = class_of_label(v.labels[u]); }
