@@ -8,6 +8,7 @@ import ctypes
 import hashlib
 import os
 import re
+import struct
 import subprocess
 import sys
 import time
@@ -17,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gpu_checks import CHECKS, Check
 from gpu_devices import DEVICES, Device
 from sass import Instruction, Kernel, add_resources, add_sections, parse_sass
-from warps import LANES, SECTOR, Access, Block, Program
+from warps import LANES, SECTOR, Access, Block, Memory, Program
 
 ROOT = Path(__file__).resolve().parent.parent
 CUDA = ROOT / "csrc" / "kernels" / "cuda"
@@ -243,8 +245,6 @@ PERIOD = 1 << 20  # elements of random tensors before they repeat
 
 def fill_memory(problem: Problem, workspace: int) -> tuple[ProblemStruct, Any]:
     """The tensors of a problem in the model's memory."""
-    from warps import Memory
-
     memory = Memory()
     shape = problem.shape
     voxels = shape.samples * shape.positions
@@ -267,7 +267,7 @@ def fill_memory(problem: Problem, workspace: int) -> tuple[ProblemStruct, Any]:
         "total_weight": memory.add("total_weight", np.full(2, float(voxels))),
         "results": memory.add("results", np.zeros(64 + 8 * shape.samples * (shape.classes + 1), np.float64)),
     }
-    struct = ProblemStruct(
+    described = ProblemStruct(
         shape.samples,
         shape.classes,
         shape.positions,
@@ -277,13 +277,13 @@ def fill_memory(problem: Problem, workspace: int) -> tuple[ProblemStruct, Any]:
         problem.per_sample,
         **fields,
     )
-    return struct, memory
+    return described, memory
 
 
 def launches_of(toolkit: Toolkit, library: ctypes.CDLL, problem: Problem) -> tuple[list[Launch], Any]:
-    struct, _ = fill_memory(problem, 0)
+    described, _ = fill_memory(problem, 0)
     library.model_workspace.restype = ctypes.c_size_t
-    struct, memory = fill_memory(problem, library.model_workspace(ctypes.byref(struct)))
+    described, memory = fill_memory(problem, library.model_workspace(ctypes.byref(described)))
     launches: list[Launch] = []
     unsigned = ctypes.POINTER(ctypes.c_uint)
     pointers = ctypes.POINTER(ctypes.c_void_p)
@@ -297,7 +297,7 @@ def launches_of(toolkit: Toolkit, library: ctypes.CDLL, problem: Problem) -> tup
         launches.append(Launch(name.decode(), (grid[0], grid[1], grid[2]), threads, shared, bytes(data)))
 
     callback = ctypes.CFUNCTYPE(None, ctypes.c_char_p, unsigned, ctypes.c_uint, ctypes.c_uint, pointers)
-    error = library.model_call(problem.op.encode(), ctypes.byref(struct), callback(note))
+    error = library.model_call(problem.op.encode(), ctypes.byref(described), callback(note))
     if error:
         raise RuntimeError(f"{problem}: CUDA error {error}")
     return launches, memory
@@ -532,12 +532,14 @@ def sample_blocks(launch: Launch) -> list[int]:
     return sorted({launch.blocks // 3, launch.blocks // 2 + 1} & set(range(launch.blocks))) or [0]
 
 
-def predict(kernel: Kernel, launch: Launch, memory: Any, device: Device, listings: Path) -> Prediction:
+def predict(
+    kernel: Kernel, launch: Launch, memory: Any, device: Device, listings: Path, resident: int = 0
+) -> Prediction:
     program = Program(kernel, device.arch, launch.grid, launch.threads, launch.parameters, memory)
     blocks = [program.block(index) for index in sample_blocks(launch)]
     write_listing(listings / f"{digest(kernel.name, launch.parameters)}.txt", kernel, blocks)
     counts = count(blocks, device)
-    resident = resident_blocks(kernel, launch, device)
+    resident = resident or resident_blocks(kernel, launch, device)
     cycles = instruction_cycles(counts, device)
     per_multiprocessor = -(-launch.blocks // device.multiprocessors)
     rounds = -(-launch.blocks // (device.multiprocessors * resident))
@@ -614,6 +616,38 @@ def report(problem: Problem, device: Device, predictions: list[Prediction], deta
         print(f"        a logit: {pipes}; stack {p.kernel.stack}; listing {listing}.txt")
 
 
+# ---- kernels of known speed ------------------------------------------------------------------------------------------
+
+
+def launch_of(check: Check, kernel: Kernel) -> tuple[Launch, Memory]:
+    memory = Memory()
+    size = check.total * check.num_bytes
+    data = random_logits("float32", PERIOD)
+    threads = -(-check.total // check.elements)
+    data_of = {"from": memory.add("from", data, size + 64), "to": memory.add("to", np.zeros_like(data), size + 64)}
+    parameters = struct.pack("<QQI", data_of["from"], data_of["to"], threads if "copy" in check.kernel else check.total)
+    return Launch(check.kernel, (-(-threads // check.threads), 1, 1), check.threads, 0, parameters), memory
+
+
+def report_check(check: Check, toolkit: Toolkit) -> None:
+    toolkit.compile(TOOLS / "gpu_checks.cu")
+    kernel = toolkit.kernel(check.kernel)
+    launch, memory = launch_of(check, kernel)
+    prediction = predict(kernel, launch, memory, check.device, toolkit.folder, check.resident)
+    speed = check.streams * check.total * check.num_bytes / prediction.time
+    print(
+        f"{check.kernel:<13} {check.threads:>4} threads, {prediction.resident} blocks  {check.device.name:<10} "
+        f"{check.published / 1e9:>6.0f} {speed / 1e9:>6.0f}  {prediction.bound:<8} {check.source}"
+    )
+
+
+def report_checks(arch: str, folder: Path) -> None:
+    print("Kernels of known speed          on              GB/s  model  bound    source")
+    for check in CHECKS:
+        if arch in ("", f"sm_{check.device.arch}"):
+            report_check(check, Toolkit(check.device.arch, folder))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arch", default="", help="sm_80, sm_89 or sm_90; all if not given")
@@ -627,6 +661,8 @@ def main() -> None:
     parser.add_argument("--details", action="store_true")
     args = parser.parse_args()
     print("A model of compiled code: nothing here was measured.")
+    if any(fnmatch("checks", pattern) for pattern in args.only.split(",")):
+        report_checks(args.arch, args.build)
     for device in DEVICES:
         if args.arch and f"sm_{device.arch}" != args.arch:
             continue

@@ -23,6 +23,7 @@ Run = Callable[["Warp", Mask], None]
 
 SHARED_BYTES = 256 << 10
 SECTOR, LINE = 32, 128
+SECTORS_A_PASS = 4  # of any lines: with one line a pass, block_sum_12 of gpu_checks.cu could not be as fast as it is
 ZERO, TRUE, UNIFORM_ZERO = 255, 7, (63, 255)
 NO_LANES = np.zeros(LANES, bool)
 ALL_LANES = np.ones(LANES, bool)  # results of this very array's lanes are written without a mask, which is faster
@@ -103,8 +104,7 @@ def bank_conflicts(addresses: Array, width: int) -> int:
 
 def global_access(addresses: Array, width: int, is_store: bool) -> Access:
     sectors = np.unique(np.concatenate([addresses // SECTOR, (addresses + width - 1) // SECTOR]))
-    lines = len(np.unique(sectors // (LINE // SECTOR)))
-    wavefronts = max(lines, len(addresses) * width // LINE, 1)
+    wavefronts = max(-(-len(sectors) // SECTORS_A_PASS), len(addresses) * width // LINE, 1)
     return Access("global", is_store, len(addresses) * width, sectors, wavefronts)
 
 
