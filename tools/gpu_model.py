@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
@@ -30,6 +31,8 @@ TOOLS = Path(__file__).resolve().parent
 FLOAT32, FLOAT16, BFLOAT16, UINT8, INT64 = 0, 2, 3, 4, 11
 BYTES = {FLOAT32: 4, FLOAT16: 2, BFLOAT16: 2}
 DTYPES = {"float32": FLOAT32, "bfloat16": BFLOAT16, "float16": FLOAT16}
+
+ONLY_COMPILED = (120,)  # architectures whose instructions are not interpreted
 
 # Logits read or written, of the floor in bytes.
 UNITS = {
@@ -229,8 +232,9 @@ class Problem:
     def layout(self) -> str:
         return "planar" if self.is_planar else "channels_last"
 
-    def __str__(self) -> str:
-        return f"{self.op} {self.shape} {self.dtype} {self.layout}"
+    @property
+    def row(self) -> str:
+        return f"{self.op:<22} {self.shape!s:<21} {self.dtype:<8} {self.layout:<13}"
 
 
 def random_logits(dtype: str, count: int) -> np.ndarray[Any, Any]:
@@ -299,7 +303,7 @@ def launches_of(toolkit: Toolkit, library: ctypes.CDLL, problem: Problem) -> tup
     callback = ctypes.CFUNCTYPE(None, ctypes.c_char_p, unsigned, ctypes.c_uint, ctypes.c_uint, pointers)
     error = library.model_call(problem.op.encode(), ctypes.byref(described), callback(note))
     if error:
-        raise RuntimeError(f"{problem}: CUDA error {error}")
+        raise RuntimeError(f"{problem.row}: CUDA error {error}")
     return launches, memory
 
 
@@ -486,7 +490,8 @@ LAUNCH_GAP = 1.0e-6  # seconds between two kernels of a stream
 def resident_blocks(kernel: Kernel, launch: Launch, device: Device) -> int:
     warps = -(-launch.threads // LANES)
     registers = -(-max(kernel.registers, 1) * LANES // 256) * 256 * warps
-    shared = -(-(kernel.shared + launch.shared_bytes + 1024) // 128) * 128  # the system keeps 1 KB of each block
+    system = 0 if device.arch >= 90 and kernel.shared else 1024  # bytes of each block, which sm_90 counts as static
+    shared = -(-(kernel.shared + launch.shared_bytes + system) // 128) * 128
     limits = [device.blocks, device.warps // warps, device.registers // registers, device.shared_bytes // shared]
     return max(1, min(limits))
 
@@ -594,10 +599,7 @@ def report(problem: Problem, device: Device, predictions: list[Prediction], deta
     total = sum(p.time for p in predictions) + LAUNCH_GAP * (len(predictions) - 1)
     largest = max(predictions, key=lambda p: p.time)
     moved = sum(p.bytes for p in predictions) / problem.floor_bytes
-    print(
-        f"{problem.op:<22} {problem.shape!s:<21} {problem.dtype:<8} {problem.layout:<13} "
-        f"{device.name:<8} {floor / total:>5.0%} {largest.bound:<7} {moved:>5.2f}"
-    )
+    print(f"{problem.row} {device.name:<8} {floor / total:>5.0%} {largest.bound:<7} {moved:>5.2f}")
     for p in predictions if details else []:
         per_logit = p.counts.issued * LANES * p.launch.blocks / elements
         bound = max(p.issue_cycles, key=lambda name: p.issue_cycles[name])
@@ -648,9 +650,33 @@ def report_checks(arch: str, folder: Path) -> None:
             report_check(check, Toolkit(check.device.arch, folder))
 
 
+def problems(args: argparse.Namespace) -> Iterator[Problem]:
+    for op in UNITS:
+        if any(fnmatch(op, pattern) for pattern in args.only.split(",")):
+            for shape in SHAPES:
+                if args.classes == "" or str(shape.classes) in args.classes.split(","):
+                    for dtype in args.dtype.split(","):
+                        for layout in args.layout.split(","):
+                            yield Problem(op, shape, dtype, layout == "planar")
+
+
+def report_problem(problem: Problem, arch: int, args: argparse.Namespace) -> None:
+    toolkit = Toolkit(arch, args.build, cuda=args.sources.resolve())
+    narrow = narrowed(toolkit.cuda, problem.shape.classes, args.build) if args.fast else toolkit.cuda
+    library = toolkit.library(sources_of(toolkit.cuda, narrow, problem.op, problem.dtype))
+    launches, memory = launches_of(toolkit, library, problem)
+    if arch in ONLY_COMPILED:
+        registers = ", ".join(str(toolkit.kernel(each.name).registers) for each in launches)
+        print(f"{problem.row} sm_{arch}: compiled, with {registers} registers")
+    for device in DEVICES:
+        if device.arch == arch:
+            predictions = [predict(toolkit.kernel(each.name), each, memory, device, args.build) for each in launches]
+            report(problem, device, predictions, args.details)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--arch", default="", help="sm_80, sm_89 or sm_90; all if not given")
+    parser.add_argument("--arch", default="", help="sm_80, sm_89, sm_90 or sm_120; all if not given")
     parser.add_argument("--only", default="*", help="operators, such as cross_entropy,dice*")
     parser.add_argument("--classes", default="", help="such as 4,19")
     parser.add_argument("--dtype", default="float32,bfloat16")
@@ -663,26 +689,10 @@ def main() -> None:
     print("A model of compiled code: nothing here was measured.")
     if any(fnmatch("checks", pattern) for pattern in args.only.split(",")):
         report_checks(args.arch, args.build)
-    for device in DEVICES:
-        if args.arch and f"sm_{device.arch}" != args.arch:
-            continue
-        for op in UNITS:
-            if not any(fnmatch(op, pattern) for pattern in args.only.split(",")):
-                continue
-            for shape in SHAPES:
-                if args.classes and str(shape.classes) not in args.classes.split(","):
-                    continue
-                toolkit = Toolkit(device.arch, args.build, cuda=args.sources.resolve())
-                narrow = narrowed(toolkit.cuda, shape.classes, args.build) if args.fast else toolkit.cuda
-                for dtype in args.dtype.split(","):
-                    for layout in args.layout.split(","):
-                        problem = Problem(op, shape, dtype, layout == "planar")
-                        library = toolkit.library(sources_of(toolkit.cuda, narrow, op, dtype))
-                        launches, memory = launches_of(toolkit, library, problem)
-                        predictions = [
-                            predict(toolkit.kernel(each.name), each, memory, device, args.build) for each in launches
-                        ]
-                        report(problem, device, predictions, args.details)
+    for arch in (*dict.fromkeys(device.arch for device in DEVICES), *ONLY_COMPILED):
+        if args.arch in ("", f"sm_{arch}"):
+            for problem in problems(args):
+                report_problem(problem, arch, args)
 
 
 if __name__ == "__main__":

@@ -29,9 +29,9 @@ NO_LANES = np.zeros(LANES, bool)
 ALL_LANES = np.ones(LANES, bool)  # results of this very array's lanes are written without a mask, which is faster
 LANE = np.arange(LANES)
 # Where a kernel's parameters begin in constant bank 0.
-PARAMETERS = {80: 0x160, 86: 0x160, 89: 0x160, 90: 0x210, 100: 0x380, 120: 0x380}
-# Where it says at which address of memory they can be read, too.
-PARAMETERS_ADDRESS = {90: 0x198}
+PARAMETERS = {80: 0x160, 89: 0x160, 90: 0x210}
+# Where it says at which address of memory they can be read, too; and their offset from that address.
+PARAMETERS_ADDRESS = {80: (0x40, 0x160), 89: (0x40, 0x160), 90: (0x198, 0)}
 
 
 class Unknown(Exception):
@@ -294,8 +294,8 @@ class Program:
         self.memory = memory
         if arch in PARAMETERS_ADDRESS:
             address = memory.add("parameters", np.frombuffer(parameters, np.uint8).copy())
-            at = PARAMETERS_ADDRESS[arch]
-            bank[at : at + 8] = np.array([address], np.uint64).tobytes()
+            at, offset = PARAMETERS_ADDRESS[arch]
+            bank[at : at + 8] = np.array([address - offset], np.uint64).tobytes()
         self.banks = {number: bytes(data) for number, data in kernel.constants.items()} | {0: bytes(bank)}
 
     def block(self, index: int) -> Block:
@@ -347,8 +347,9 @@ class Program:
             warp.exit(lanes)
         elif opcode in ("BRA", "CALL"):
             target = self.index[int(operands[-1].text, 16)]
-            if "DIV" in instruction.modifiers:
-                lanes = lanes if (group.lanes != warp.alive).any() else NO_LANES
+            if "DIV" in instruction.modifiers or "CONV" in instruction.modifiers:
+                is_diverged = bool((group.lanes != warp.alive).any())
+                lanes = lanes if is_diverged == ("DIV" in instruction.modifiers) else NO_LANES
                 operands = operands[-1:]
             for operand in operands[:-1]:
                 lanes = lanes & self.predicate(operand)(warp)
