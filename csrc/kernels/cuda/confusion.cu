@@ -54,9 +54,8 @@ __device__ int64_t predict(const segloss_confusion& a, Tile<T>* tile, int64_t of
 
 // Counts in integers, so that atomics give the same result in any order.
 template <typename T, bool TILED>
-__global__ void __launch_bounds__(THREADS)
-    count(const __grid_constant__ segloss_confusion a, int64_t begin, int64_t end, int64_t num_cells,
-          unsigned long long* counts, Totals* of_blocks) {
+__global__ void __launch_bounds__(THREADS) count(const __grid_constant__ segloss_confusion a, int64_t begin,
+                                                 int64_t end, int64_t num_cells, int64_t* counts, Totals* of_blocks) {
     const Cells cells(num_cells, counts);
     Tile<T> tile(a.num_classes);
     Totals mine;
