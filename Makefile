@@ -1,4 +1,4 @@
-# make demo | test | test-fast | test-frameworks | test-isas | test-arm | test-torch | test-torches | fuzz | sanitize | lint | docs | bench | bench-full | gpu-model | wheel | test-wheel
+# make demo | test | test-fast | test-frameworks | test-isas | test-arm | test-torch | test-torches | fuzz | sanitize | lint | docs | bench | bench-full | gpu-model | gpu-sim | wheel | test-wheel
 # Each sets up an environment on its first run: .venv, or for another torch (such as TORCH=2.11.0) one in build.
 # TESTS=tests/test_focal.py, or TESTS='$(NUMBERS)', runs only these tests.
 PYTHON ?= python3
@@ -37,7 +37,7 @@ UNSANITIZED := $(patsubst %,--ignore=tests/test_%.py,kernels cuda_kernels compil
 UNSANITIZED += -k "not peak_memory and not beside_that_of_the_logits and not loads_no_library \
 	and not another_instruction_set and not stack_of_a_small_thread"
 
-.PHONY: demo test test-fast test-frameworks test-isas test-arm test-torch test-torches fuzz sanitize lint docs bench bench-full gpu-model wheel test-wheel clean
+.PHONY: demo test test-fast test-frameworks test-isas test-arm test-torch test-torches fuzz sanitize lint docs bench bench-full gpu-model gpu-sim wheel test-wheel clean
 
 demo: $(VENV)/.built
 	$(BIN)/python examples/mni152.py
@@ -172,6 +172,11 @@ $(MODELLER)/.installed: requirements-dev.txt
 	@$(PYTHON) -m venv $(MODELLER)
 	@$(MODELLER)/bin/python -m pip install --quiet --constraint requirements-dev.txt numpy nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
 	@touch $@
+
+# Executes the PTX of the CUDA kernels in a simulator, which tests/cuda/gsim/build_simulator.sh builds in the folder GSIM.
+# make gpu-sim GSIM=folder SIM="--only 'float32 uint8 planar 4' --instructions" reports on one case.
+gpu-sim:
+	@GSIM=$(GSIM) $(PYTHON) tests/cuda/gsim/run.py $(SIM)
 
 # Tests the wheel in dist, in an environment of its own: make test-wheel TORCH=2.11.0
 test-wheel: $(VENV)/.installed
