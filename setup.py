@@ -4,6 +4,7 @@ this environment, or for each torch folder in SEGLOSS_TORCH. Neither uses Python
 
 import os
 import platform
+import re
 import runpy
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 import setuptools
 
@@ -20,6 +22,7 @@ if int(setuptools.__version__.split(".")[0]) < 77:
 from setuptools import Extension, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+from setuptools.modified import newer_group
 
 KERNELS = Path("csrc/kernels")
 OPS = Path("csrc/ops")
@@ -39,6 +42,7 @@ C_FLAGS += ["-g0", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wconver
 # Most of a call's time is spent in torch, not in the glue's own code: -O2 is no faster.
 CXX_FLAGS = ["-O1", "-g0", "-std=c++20", "-fPIC", "-Wall", "-Wno-array-bounds"]  # a false alarm in torch's tuples
 LINK_FLAGS: list[str] = []
+NVCC_FLAGS = ["-std=c++17", "-Xcompiler=-fPIC", "--threads=0"]  # a thread for each architecture
 
 ISA_FLAGS: dict[str, list[str]] = {"neon" if ARM else "baseline": []}
 if X86:
@@ -73,14 +77,18 @@ def kernels() -> Library:
     return Library("_kernels", flags, headers, extra_link_args=[*LINK_FLAGS, "-lm"])
 
 
+def file_with(text: str, name: str) -> Path:
+    """A file in the build's folder; it is written only if the text has changed, so that what is made of it is not."""
+    file = Path("build", name)
+    file.parent.mkdir(exist_ok=True)
+    if not file.exists() or file.read_text() != text:
+        file.write_text(text)
+    return file
+
+
 def in_one_unit(sources: list[Path]) -> Path:
     """A file that includes all sources: torch's headers take longer to compile than the sources themselves."""
-    unit = Path("build/glue.cpp")
-    text = "".join(f'#include "{source.resolve()}"\n' for source in sources)
-    unit.parent.mkdir(exist_ok=True)
-    if not unit.exists() or unit.read_text() != text:
-        unit.write_text(text)
-    return unit
+    return file_with("".join(f'#include "{source.resolve()}"\n' for source in sources), "glue.cpp")
 
 
 def torches() -> Iterator[Path]:
@@ -114,18 +122,52 @@ def glue(torch: Path) -> Library:
 
 
 def cuda_architectures() -> list[str]:
-    """nvcc's options for the GPUs that torch was built for, or for every generation if it was built without CUDA."""
-    import torch
+    """nvcc's options for the GPUs of TORCH_CUDA_ARCH_LIST, such as "8.0;9.0+PTX", which torch's own extensions read,
+    too; else for those of this machine; else, where there are none, for every generation that nvcc knows."""
+    named = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
+    if not named and find_spec("torch"):
+        import torch
 
-    pairs = [name.split("_") for name in torch.cuda.get_arch_list()]  # such as sm_90, or compute_120 for PTX
-    return [f"-gencode=arch=compute_{number},code={kind}_{number}" for kind, number in pairs] or ["-arch=all-major"]
+        cards = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
+        named = [f"{major}.{minor}" for major, minor in sorted(cards)]
+    return [option for name in named for option in options_of_architecture(name)] or ["-arch=all-major"]
 
 
-def link_cuda_kernels(directory: Path) -> None:
-    """Builds a library of the CUDA kernels beside the glue: nvcc links its own runtime, and needs nothing of torch."""
-    sources = sorted((KERNELS / "cuda").glob("*.cu"))
-    options = ["-shared", "-std=c++17", "-Xcompiler=-fPIC", "--threads=0", *cuda_architectures()]
-    subprocess.run(["nvcc", *options, *sources, "-o", directory / "libsegloss_cuda.so"], check=True)
+def options_of_architecture(name: str) -> list[str]:
+    found = re.fullmatch(r"(\d+)\.(\d[af]?)(\+PTX)?", name)
+    if not found:
+        sys.exit(f'segloss: expected numbers in TORCH_CUDA_ARCH_LIST, such as "8.0;9.0+PTX", got {name!r}')
+    number = found[1] + found[2]
+    kinds = ["sm", "compute"] if found[3] else ["sm"]  # machine code, and PTX, which later GPUs can run
+    return [f"-gencode=arch=compute_{number},code={kind}_{number}" for kind in kinds]
+
+
+def nvcc() -> str:
+    """CUDA's compiler: that of CUDA_HOME, where it is set, else the one on PATH."""
+    home = os.environ.get("CUDA_HOME")
+    found = which("nvcc", path=str(Path(home, "bin")) if home else None)
+    return found or sys.exit("segloss: expected nvcc for SEGLOSS_CUDA=1, found none on PATH or in CUDA_HOME")
+
+
+class CudaLibrary(Library):
+    """The kernels for GPUs. nvcc links its own runtime, so the library needs nothing of torch."""
+
+    def __init__(self) -> None:
+        sources = sorted((KERNELS / "cuda").glob("*.cu"))
+        options = file_with("\n".join([*NVCC_FLAGS, *cuda_architectures()]), "nvcc_options")
+        headers = [*(KERNELS / "cuda").glob("*.*h"), *KERNELS.glob("*.h"), options]
+        super().__init__("libsegloss_cuda", {str(source): [] for source in sources}, headers)
+        self.nvcc = [nvcc(), f"--options-file={options}"]
+
+    def compile(self, source: str, directory: str, force: bool) -> str:
+        target = Path(directory, source).with_suffix(".o")
+        if force or newer_group([source, *self.depends], target):  # another source may be the one that has changed
+            target.parent.mkdir(parents=True, exist_ok=True)
+            subprocess.run([*self.nvcc, "-c", source, "-o", target], check=True)
+        return str(target)
+
+    def link(self, objects: list[str], target: Path) -> None:
+        subprocess.run([*self.nvcc, "-shared", *objects, "-o", target], check=True)
 
 
 class Build(build_ext):
@@ -155,13 +197,15 @@ class Build(build_ext):
 
     def compiler_of(self, library: Library) -> Callable[[str], str]:
         directory = os.path.join(self.build_temp, library.name)
+        if isinstance(library, CudaLibrary):
+            return lambda source: library.compile(source, directory, self.force)
         return lambda source: self.compiler.compile([source], directory, extra_postargs=library.flags[source])[0]
 
     def link(self, library: Library, objects: list[str]) -> None:
         target = Path(self.get_ext_fullpath(library.name))
         target.parent.mkdir(parents=True, exist_ok=True)
-        if CUDA and library.libraries:
-            link_cuda_kernels(target.parent)
+        if isinstance(library, CudaLibrary):
+            return library.link(objects, target)
         beside = [":_kernels.so"] if library.libraries else []
         self.compiler.link_shared_object(
             objects,
@@ -183,4 +227,5 @@ class Wheel(bdist_wheel):
 if sys.platform == "win32":
     sys.exit("segloss: expected Linux or macOS, got Windows, which is not supported. Use WSL 2, a Linux within Windows")
 
-setup(ext_modules=[kernels(), *map(glue, torches())], cmdclass={"build_ext": Build, "bdist_wheel": Wheel})
+libraries = [kernels(), *([CudaLibrary()] if CUDA else []), *map(glue, torches())]
+setup(ext_modules=libraries, cmdclass={"build_ext": Build, "bdist_wheel": Wheel})
