@@ -248,7 +248,9 @@ def main() -> None:
                 args.json.write_text(report.to_json(results))
     print(report.markdown(results))
     if args.plot:
-        report.plot(results, args.plot)
+        import plots  # by matplotlib, which no other part needs
+
+        plots.plot(results, args.plot)
 
 
 if __name__ == "__main__":
