@@ -17,9 +17,11 @@ from typing import Any
 import memory
 import report
 import torch
-from cases import IMAGE_LIKE, SCENES, Call, Case, cases, variants
-from limits import gpu_bandwidth, read_once, read_twice_and_write, read_twice_and_write_fresh
-from timing import Comparison, Run, compare
+from cases import IMAGE_LIKE, SCENES, Call, Case, Problem, cases, tiny, variants
+from floor import floor_bytes, floor_cases, time_floor
+from limits import copy_rate, read_once, read_twice_and_write, read_twice_and_write_fresh
+from passes import PASSES, forward_backward
+from timing import Comparison, Run, compare, seconds_alone
 from torch import Tensor
 
 import segloss
@@ -32,28 +34,10 @@ LARGE = 4 << 20  # bytes of logits: memory and limits are measured from here on;
 TOLERANCE = 1e-4
 TOLERANCE_BFLOAT16 = 1e-2  # the result has 8 bits
 
-# ---- a call, timed ----
-
-
-def forward(call: Call, logits: Tensor, labels: Tensor) -> Run:
-    inputs = logits.detach(), labels
-    return Run(lambda: call(*inputs), before=read_once(logits), on_gpu=logits.is_cuda)
-
-
-def forward_backward(call: Call, logits: Tensor, labels: Tensor) -> Run:
-    def run() -> None:
-        torch.autograd.backward(call(logits, labels))
-        logits.grad = None  # so that each run pays for freeing its own gradient
-
-    return Run(run, before=read_once(logits), on_gpu=logits.is_cuda)
-
-
-PASSES = {"forward": forward, "forward + backward": forward_backward}
 LIMITS = {
     "forward": {"limit": read_once},
     "forward + backward": {"limit": read_twice_and_write_fresh, "limit, memory at hand": read_twice_and_write},
 }
-GPU_TRAFFIC = {"forward": 1, "forward + backward": 3}  # what these loops read and write, in units of the logits' bytes
 
 # ---- do they compute the same? ----
 
@@ -111,7 +95,7 @@ def time_case(case: Case, budget: float) -> list[Row]:
         results = compare(pairs, budget)
         has_limits = case.problem.num_bytes >= LARGE and case.problem.enlarged == 1
         if has_limits:  # on its own: fresh memory is slow for a while after peers free theirs
-            results |= beside_limits(name, plain, logits, labels, budget)
+            results |= beside_limits(case, name, plain, logits, labels, budget)
         rows.append(
             {
                 "loss": case.loss,
@@ -125,10 +109,12 @@ def time_case(case: Case, budget: float) -> list[Row]:
     return rows
 
 
-def beside_limits(name: str, call: Call, logits: Tensor, labels: Tensor, budget: float) -> dict[str, Comparison]:
+def beside_limits(
+    case: Case, name: str, call: Call, logits: Tensor, labels: Tensor, budget: float
+) -> dict[str, Comparison]:
     ours = PASSES[name](call, logits, labels)
     if logits.is_cuda:
-        taken, limit = compare({"": (ours, ours)}, budget)[""].ours, GPU_TRAFFIC[name] * logits.nbytes / gpu_bandwidth()
+        taken, limit = seconds_alone(ours, budget), floor_bytes(case, name, logits, labels) / copy_rate()
         return {"limit": Comparison(taken, limit, limit / taken)}
     pairs = {limit: (ours, Run(make(logits), before=read_once(logits))) for limit, make in LIMITS[name].items()}
     return compare(pairs, budget)
@@ -167,7 +153,9 @@ def time_sizes(full: bool, budget: float, device: str) -> list[Row]:
             if classes * voxels <= most_logits:
                 logits = memory_of_logits[: classes * voxels].view(1, classes, voxels).requires_grad_()
                 labels = memory_of_labels[:voxels].view(1, 1, voxels)
-                *_, result = beside_limits("forward + backward", segloss.cross_entropy, logits, labels, budget).values()
+                case = Case("cross_entropy", Problem(tuple(logits.shape), labels.dtype))
+                tensors = logits, labels
+                *_, result = beside_limits(case, "forward + backward", segloss.cross_entropy, *tensors, budget).values()
                 rows.append({"voxels": voxels, "classes": classes, **asdict(result)})
                 memory_of_logits.requires_grad_(False)
     return rows
@@ -183,6 +171,7 @@ def machine(device: str) -> Row:
         "torch": torch.__version__,
         "cache": torch.ops.segloss.cache_size() >> 20,
         "load": os.getloadavg()[0],  # other work on the machine changes the figures
+        **({"copy": copy_rate()} if device == "cuda" else {}),
     }
 
 
@@ -191,18 +180,28 @@ def gpu_kernels() -> str:
     return "segloss's CUDA" if built else "ATen's"
 
 
-def jobs(full: bool, budget: float, device: str = "cpu") -> dict[str, Job]:
+def jobs(full: bool, budget: float, device: str = "cpu", dry_run: bool = False) -> dict[str, Job]:
     """The jobs by name. The first word of a name is the table that its rows go to."""
+    floors = floor_cases(device) if device == "cuda" else []
     chosen = cases(full, device)
-    by_name: dict[str, Job] = {f"speed {case.name}": partial(time_case, case, budget) for case in chosen}
-    shapes = [*IMAGE_LIKE, SCENES] if full else IMAGE_LIKE[1:3]
-    for loss, problem in itertools.product(("cross_entropy", "dice_ce_loss"), shapes):
-        case = Case(loss, replace(problem, device=device))
-        by_name[f"variants {case.name}"] = partial(time_variants, case, budget)
+    if dry_run:
+        floors, chosen = ([tiny(case) for case in each] for each in (floors, chosen))
+    by_name: dict[str, Job] = {f"floor {case.name}": partial(time_floor, case, budget / 4) for case in floors}
+    by_name |= {f"speed {case.name}": partial(time_case, case, budget) for case in chosen}
     for case in chosen:
         is_large = case.problem.num_bytes >= LARGE or case.problem.enlarged > 1
         if case.problem.is_plain and is_large:
             by_name[f"memory {case.name}"] = partial(measure_memory, replace(case, compiled=False))
+    return by_name | (other_jobs(full, budget, device) if full or device == "cpu" else {})
+
+
+def other_jobs(full: bool, budget: float, device: str) -> dict[str, Job]:
+    """segloss beside itself."""
+    by_name: dict[str, Job] = {}
+    shapes = [*IMAGE_LIKE, SCENES] if full else IMAGE_LIKE[1:3]
+    for loss, problem in itertools.product(("cross_entropy", "dice_ce_loss"), shapes):
+        case = Case(loss, replace(problem, device=device))
+        by_name[f"variants {case.name}"] = partial(time_variants, case, budget)
     by_name["sizes"] = partial(time_sizes, full, budget / 4, device)
     return by_name
 
@@ -210,26 +209,32 @@ def jobs(full: bool, budget: float, device: str = "cpu") -> dict[str, Job]:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--quick", action="store_true", help="under five minutes on two cores (the default)")
+    form.add_argument(
+        "--quick",
+        action="store_true",
+        help="under five minutes on two cores, or on a GPU, where only large shapes are measured (the default)",
+    )
     form.add_argument("--full", action="store_true", help="every shape in every dtype and layout")
     parser.add_argument("--only", metavar="SUBSTRING", default="", help="only what has it in its name; writes no files")
     parser.add_argument("--seconds", type=float, help="for each ratio (default: 0.5, full: 1)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cuda: a GPU, and larger shapes, too")
+    parser.add_argument("--dry-run", action="store_true", help="with cuda: its jobs, on the CPU with a few voxels")
     parser.add_argument("--threads", type=int, help="default: what torch takes")
     parser.add_argument("--json", type=Path, help="default: results/quick.json or full.json; quick_cuda.json")
     parser.add_argument("--plot", type=Path, help="default: results/quick.png or full.png; by size: *_sizes.png")
     args = parser.parse_args()
-    if args.device == "cuda" and not torch.cuda.is_available():
+    if args.device == "cuda" and not args.dry_run and not torch.cuda.is_available():
         found = f"torch {torch.__version__} finds none (torch.cuda.is_available() is False)"
         parser.exit(
             2, f"{parser.prog}: --device cuda: expected a GPU, {found}. Run it where one is, or without --device\n"
         )
     args.form = "full" if args.full else "quick"
     args.seconds = args.seconds if args.seconds is not None else (1.0 if args.full else 0.5)
-    if not args.only:
+    if not args.only and not args.dry_run:
         stem = args.form if args.device == "cpu" else f"{args.form}_{args.device}"
         args.json = args.json or RESULTS / f"{stem}.json"
-        args.plot = args.plot or RESULTS / f"{stem}.png"
+        if args.full or args.device == "cpu":
+            args.plot = args.plot or RESULTS / f"{stem}.png"
     return args
 
 
@@ -239,8 +244,8 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     for path in filter(None, (args.json, args.plot)):
         path.parent.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {"form": args.form, "machine": machine(args.device)}
-    for name, job in jobs(args.full, args.seconds, args.device).items():
+    results: dict[str, Any] = {"form": args.form, "machine": machine("cpu" if args.dry_run else args.device)}
+    for name, job in jobs(args.full, args.seconds, args.device, args.dry_run).items():
         if args.only in name:
             print(name, file=sys.stderr)
             results.setdefault(name.split()[0], []).extend(job())

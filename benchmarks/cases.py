@@ -482,6 +482,7 @@ QUARTER = Problem((1, 150, 128, 128), torch.uint8, enlarged=4)  # as SegFormer's
 QUARTER_OF_STREET = Problem((2, 19, 256, 512), torch.uint8, enlarged=4)
 THIRD_OF_BODY = Problem((1, 105, 64, 64, 64), torch.uint8, enlarged=3)
 # Only for GPUs. No voxel is ignored, because MONAI's DiceCELoss cannot ignore voxels.
+TUMOUR_PATCHES = Problem((2, 3, 128, 128, 128), torch.uint8)
 PATCHES = Problem((2, 4, 128, 128, 128), torch.uint8)
 STREETS = Problem((2, 19, 1024, 2048), torch.uint8)
 WHOLE_BODY = Problem((1, 105, 128, 128, 128), torch.uint8)
@@ -497,9 +498,18 @@ def variants(problem: Problem) -> list[Problem]:
 
 
 def cases(full: bool, device: str = "cpu") -> list[Case]:
-    """The cases for a device; a GPU has those of the CPU, and larger ones."""
-    chosen = of_every_device(full) + (of_gpus() if device == "cuda" else [])
-    return [replace(case, problem=replace(case.problem, device=device)) for case in chosen]
+    """The cases for a device. A GPU has larger ones, and in the full form also those of the CPU."""
+    chosen = of_every_device(full) if full or device == "cpu" else []
+    return on_device(chosen + (of_gpus() if device == "cuda" else []), device)
+
+
+def on_device(cases: list[Case], device: str) -> list[Case]:
+    return [replace(case, problem=replace(case.problem, device=device)) for case in cases]
+
+
+def tiny(case: Case) -> Case:
+    """The same, of a few voxels on the CPU, and without a compiler."""
+    return replace(case, problem=replace(case.problem.with_sizes(8), device="cpu"), compiled=False)
 
 
 def of_gpus() -> list[Case]:

@@ -44,6 +44,8 @@ def markdown(results: Results) -> str:
         f"cache of {machine['cache']} MiB, "
         f"{results['form']} form. Load average before the start: {machine['load']:.2f}."
     )
+    if "copy" in machine:
+        title += f" The GPU copies at {machine['copy'] / 1e12:.2f} TB/s, bytes read and written."
     return "\n\n".join(
         [title, *(text for name, write in TABLES.items() if name in results for text in write(results[name]))]
     )
@@ -60,7 +62,7 @@ def duration(seconds: float) -> str:
 
 
 def what(row: Row) -> list[str]:
-    return [f"`{row['logits']}` {row['labels']}", f"{row['dtype']} {row['layout']}"]
+    return [f"`{row['logits']}` {row['labels']}", format_of(row)]
 
 
 def names(rows: list[Row], key: str) -> list[str]:
@@ -71,10 +73,27 @@ LIMITS = {
     "cpu": "a plain C loop on the same threads that\n"
     "reads the logits once (forward), or reads them twice and writes a gradient (forward + backward), into fresh\n"
     "memory or into memory at hand, which segloss keeps from the gradient before.",
-    "cuda": "the bytes of the logits once (forward),\n"
-    "or three times, read twice and a gradient written (forward + backward), at the rate of a copy within the\n"
-    "memory of the GPU.",
+    "cuda": "the fewest bytes that it can read and\nwrite, at the rate of a copy within the memory of the GPU.",
 }
+
+
+def floor_tables(rows: list[Row]) -> list[str]:
+    """A column for each format, so that the table is short: a row for each loss, shape and pass."""
+    formats = list(dict.fromkeys(format_of(row) for row in rows))
+    taken: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in rows:
+        cells = taken.setdefault((row["loss"], f"`{row['logits']}`", row["pass"]), {})
+        cells[format_of(row)] = f"{100 * row['share']:.0f} % ({duration(row['segloss'])})"
+    return [
+        "## The share of a copy's rate\n\n"
+        "segloss alone: the fewest bytes that a pass can read and write, divided by the time that it takes, as a\n"
+        "share of the rate at which the GPU copies memory.",
+        table(["loss", "logits", "pass", *formats], [[*key, *cells.values()] for key, cells in taken.items()]),
+    ]
+
+
+def format_of(row: Row) -> str:
+    return f"{row['dtype']} {row['layout']}"
 
 
 def device_of(rows: list[Row]) -> str:
@@ -213,7 +232,13 @@ def size_tables(rows: list[Row]) -> list[str]:
     ]
 
 
-TABLES = {"speed": speed_tables, "variants": variant_tables, "memory": memory_tables, "sizes": size_tables}
+TABLES = {
+    "floor": floor_tables,
+    "speed": speed_tables,
+    "variants": variant_tables,
+    "memory": memory_tables,
+    "sizes": size_tables,
+}
 
 
 def main() -> None:

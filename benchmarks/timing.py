@@ -61,6 +61,16 @@ def compare(pairs: dict[str, tuple[Run, Run]], budget: float) -> dict[str, Compa
     return {name: summary(values) for name, values in times.items()}
 
 
+def seconds_alone(run: Run, budget: float) -> float:
+    """The median of as many runs as take ``budget`` seconds, at least MIN_ROUNDS."""
+    seconds(run)  # warms up
+    times: list[float] = []
+    end = time.perf_counter() + budget
+    while len(times) < MIN_ROUNDS or time.perf_counter() < end:
+        times.append(seconds(run))
+    return median(times)
+
+
 def summary(times: list[tuple[float, float]]) -> Comparison:
     ours, theirs = zip(*times, strict=True)
     return Comparison(median(ours), median(theirs), median(b / a for a, b in times))

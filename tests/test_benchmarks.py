@@ -38,11 +38,12 @@ def test_every_tensor_of_a_case_is_on_its_device(module):
         assert {tensor.device.type for tensor in on_device.tensors()} == {"meta"}
 
 
-def test_a_gpu_has_larger_shapes_in_two_dtypes_beside_those_of_the_cpu(module):
+def test_a_gpu_has_larger_shapes_in_two_dtypes_and_in_the_full_form_those_of_the_cpu(module):
     of_cpu, of_gpu = (module("cases").cases(full=True, device=device) for device in ("cpu", "cuda"))
     assert {case.problem.device for case in of_gpu} == {"cuda"}
     assert [case.name + " cuda" for case in of_cpu] == [case.name for case in of_gpu[: len(of_cpu)]]
     larger = of_gpu[len(of_cpu) :]
+    assert larger == module("cases").cases(full=False, device="cuda")
     shapes = [(2, 4, 128, 128, 128), (2, 19, 1024, 2048), (1, 105, 128, 128, 128)]
     peers = {"cross_entropy": ["torch"], "dice_ce_loss": ["MONAI", "nnU-Net"]}
     assert [(case.loss, case.problem.shape, case.problem.dtype) for case in larger] == list(
@@ -51,6 +52,31 @@ def test_a_gpu_has_larger_shapes_in_two_dtypes_beside_those_of_the_cpu(module):
     for case in larger:
         assert list(replace(case, compiled=False).calls()) == peers[case.loss]
         assert case.compiled == (case.loss == "cross_entropy")
+
+
+@pytest.mark.parametrize(
+    ("loss", "name", "ignored", "logits_times", "labels_times"),
+    [
+        ("cross_entropy", "forward", False, 1, 1),
+        ("cross_entropy", "forward + backward", False, 2, 1),
+        ("cross_entropy", "forward + backward", True, 2, 2),
+        ("dice_ce_loss", "forward", False, 1, 1),
+        ("dice_ce_loss", "forward + backward", False, 3, 2),
+        ("confusion_matrix", "forward", True, 1, 1),
+    ],
+)
+def test_the_floor_counts_what_a_pass_must_read_and_write(module, loss, name, ignored, logits_times, labels_times):
+    cases = module("cases")
+    problem = cases.Problem((2, 4, 3, 5), torch.uint8, ignore_index=255 if ignored else -100)
+    tensors = problem.tensors()
+    counted = module("floor").floor_bytes(cases.Case(loss, problem), name, *tensors)
+    assert counted == logits_times * 4 * 2 * 4 * 15 + labels_times * 2 * 15
+
+
+def test_the_floor_is_measured_in_every_format_of_the_shapes_that_matter(module):
+    cases = module("floor").floor_cases("cuda")
+    measured = {(each.problem.num_classes, each.problem.dtype, each.problem.channels_last) for each in cases}
+    assert measured == set(product((3, 4, 19, 105), (torch.float32, torch.bfloat16), (False, True)))
 
 
 def test_a_gpu_where_torch_finds_none_is_an_error_of_one_line(module, monkeypatch, capsys):
@@ -99,3 +125,23 @@ def test_the_command_writes_tables_figures_and_a_plot(tmp_path):
     figures = json.loads((tmp_path / "bench.json").read_text())
     assert [row["pass"] for row in figures["speed"]] == ["forward", "forward + backward"]
     assert (tmp_path / "bench.png").stat().st_size > 1000
+
+
+def test_the_jobs_of_a_gpu_can_be_tried_without_one(tmp_path):
+    command = [sys.executable, BENCHMARKS / "bench.py", "--device", "cuda", "--dry-run", "--seconds", "0"]
+    command += ["--only", "[2, 4, 8, 8, 8]", "--json", tmp_path / "bench.json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads((tmp_path / "bench.json").read_text())
+    measured = {(row["loss"], row["dtype"], row["layout"], row["pass"]) for row in figures["floor"]}
+    formats = set(product(("float32", "bfloat16"), ("contiguous", "channels_last")))
+    assert {(*format, "forward + backward") for format in formats} == {key[1:] for key in measured if "+" in key[3]}
+    assert all(row["share"] > 0 and row["bytes"] > 0 for row in figures["floor"])
+    assert {row["loss"] for row in figures["speed"]} == {"cross_entropy", "dice_ce_loss"}
+    command = [sys.executable, BENCHMARKS / "report.py", tmp_path / "bench.json"]
+    tables = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert without_figures(tables) == without_figures(done.stdout)  # which are rounded in the file
+
+
+def without_figures(text):
+    return re.sub(r"[\d.]+", "", text)
