@@ -1,4 +1,4 @@
-# make demo | test | test-fast | test-frameworks | test-isas | test-arm | test-torch | test-torches | fuzz | sanitize | lint | docs | bench | bench-full | gpu-model | gpu-sim | wheel | test-wheel
+# make demo | test | test-fast | test-frameworks | test-isas | test-arm | test-torch | test-torches | fuzz | sanitize | lint | docs | bench | bench-full | gpu-build | gpu-model | gpu-sim | wheel | test-wheel
 # Each sets up an environment on its first run: .venv, or for another torch (such as TORCH=2.11.0) one in build.
 # TESTS=tests/test_focal.py, or TESTS='$(NUMBERS)', runs only these tests.
 PYTHON ?= python3
@@ -15,29 +15,33 @@ PYTEST := $(call PYTEST_IN,$(VENV))
 TORCHES := 2.10.0 2.11.0 2.12.1 2.13.0 2.14.1 2.15.0
 SOURCES := $(shell find csrc -name '*.[ch]' -o -name '*.cpp') setup.py pyproject.toml
 LINTED_C := $(shell find csrc tests/c tests/cuda benchmarks -name '*.[ch]' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+# What `make gpu-build` compiles for: a torch, and those of the GPUs that the nvcc on PATH knows.
+GPU_TORCH := 2.11.0
+GPU_ARCHITECTURES = $(shell echo $(filter $(shell nvcc --list-gpu-code),$(addprefix sm_,75 80 86 89 90 100 120)) \
+	| sed -E "s/sm_([0-9]+)([0-9])/\1.\2/g")
 # The tests of values and gradients.
 NUMBERS := $(patsubst %,tests/test_%.py,contract layouts targets focal soft_stats region metrics accuracy topk total_weight \
 	dice_classes regressions)
 # Files that compile, measure, train, start processes, draw many examples, or repeat other tests elsewhere.
-SLOW := kernels cuda_kernels compile isa benchmarks memory leaks large example small_examples pages promises distributed dtensor rank_errors \
+SLOW := kernels cuda_kernels cuda_build gpu_check compile isa benchmarks memory leaks large example small_examples pages promises distributed dtensor rank_errors \
 	hostile target_fuzz devices transforms func_nesting nothing
 # Trees of links to this one, without its package: the first has a package built with sanitizers, the second is for
 # tests of the wheel's.
 SANITIZED := build/sanitized
 INSTALLED := build/installed
-LINKS := $(addprefix $(CURDIR)/,tests csrc docs benchmarks examples setup.py pyproject.toml README.md)
+LINKS := $(addprefix $(CURDIR)/,tests csrc docs benchmarks examples tools setup.py pyproject.toml README.md)
 # An environment with MONAI, nnU-Net and so on, on top of $(VENV), whose packages it sees.
 FRAMEWORKS := build/venv-frameworks$(if $(filter 2.13.0,$(TORCH)),,-$(TORCH))
 # An environment that builds packages, without torch.
 PACKAGER := build/venv-wheel
-# Not tested with sanitizers: files that start compilers (kernels, cuda_kernels, compile), measure time (benchmarks) or
+# Not tested with sanitizers: files that start compilers (kernels, cuda_kernels, cuda_build, compile), measure time (benchmarks) or
 # memory (leaks, large) or train (example), and single tests that measure memory, list the libraries, repeat other
 # tests, or have a stack that is too small for the sanitizers' frames.
-UNSANITIZED := $(patsubst %,--ignore=tests/test_%.py,kernels cuda_kernels compile benchmarks leaks large example small_examples)
+UNSANITIZED := $(patsubst %,--ignore=tests/test_%.py,kernels cuda_kernels cuda_build compile benchmarks leaks large example small_examples)
 UNSANITIZED += -k "not peak_memory and not beside_that_of_the_logits and not loads_no_library \
 	and not another_instruction_set and not stack_of_a_small_thread"
 
-.PHONY: demo test test-fast test-frameworks test-isas test-arm test-torch test-torches fuzz sanitize lint docs bench bench-full gpu-model gpu-sim wheel test-wheel clean
+.PHONY: demo test test-fast test-frameworks test-isas test-arm test-torch test-torches fuzz sanitize lint docs bench bench-full gpu-build gpu-model gpu-sim wheel test-wheel clean
 
 demo: $(VENV)/.built
 	$(BIN)/python examples/mni152.py
@@ -94,6 +98,13 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(LINTED_C)
 	$(BIN)/python tests/static_analysis.py
+
+# Compiles the CUDA kernels for the GPUs that this nvcc knows, and links them with the operators for a torch that CUDA
+# machines have. Warnings are errors, and so is a symbol that no library has. Needs no GPU.
+gpu-build: $(VENV)/.installed build/torch-$(GPU_TORCH)/torch/version.py
+	SEGLOSS_CUDA=1 SEGLOSS_TORCH=build/torch-$(GPU_TORCH)/torch TORCH_CUDA_ARCH_LIST="$(GPU_ARCHITECTURES)" \
+		NVCC_APPEND_FLAGS="-Werror all-warnings -Xcompiler=-Wall,-Werror" LDFLAGS=-Wl,--no-undefined \
+		$(BIN)/python setup.py --quiet build_ext --build-temp build/gpu-build --build-lib build/gpu-build
 
 # Writes to build/docs. A warning, such as a broken link, is an error.
 docs: $(VENV)/.built
