@@ -45,7 +45,7 @@ def test_a_gpu_has_larger_shapes_in_two_dtypes_and_in_the_full_form_those_of_the
     larger = of_gpu[len(of_cpu) :]
     assert larger == module("cases").cases(full=False, device="cuda")
     shapes = [(2, 4, 128, 128, 128), (2, 19, 1024, 2048), (1, 105, 128, 128, 128)]
-    peers = {"cross_entropy": ["torch"], "dice_ce_loss": ["MONAI", "nnU-Net"]}
+    peers = {"dice_ce_loss": ["MONAI", "nnU-Net"], "cross_entropy": ["torch"]}
     assert [(case.loss, case.problem.shape, case.problem.dtype) for case in larger] == list(
         product(peers, shapes, (torch.float32, torch.bfloat16))
     )
