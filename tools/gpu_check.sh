@@ -65,6 +65,7 @@ profile() { # the clocks stay as they are: others may share the card
     counters=$("$PYTHON" tools/gpu_counters.py) || return
     ncu --clock-control none --profile-from-start off --metrics "$counters" --csv --page raw --print-units base \
         --log-file "$OUT/profile.csv" "$PYTHON" tools/gpu_calls.py large && return
+    cat "$OUT/profile.csv"
     grep --quiet -E "ERR_NVGPUCTRPERM|LibraryNotLoaded" "$OUT/profile.csv" && return "$SKIPPED"
     return 1
 }
@@ -79,14 +80,15 @@ export -f build tests sanitizer bench profile table
 
 # ---- running them ---------------------------------------------------------------------------------------------------
 
-# The line of a log that says how the step ended.
+# What a step's log says of how it ended, in one line.
 result_of() {
+    local log=$OUT/$1.log line=""
     case $1 in
-    sanitizer) grep -o "[a-z]*: =* [A-Z]* SUMMARY: .*" "$OUT/$1.log" | tr -d = | paste -sd ";" ;;
-    bench) grep -m 1 "kernels, torch" "$OUT/$1.log" ;;
-    profile) echo "$(grep -c '^"[0-9]' "$OUT/profile.csv") launches" ;;
-    *) tail -n 1 "$OUT/$1.log" ;;
-    esac | cut -c 1-240
+    sanitizer) line=$(grep -o "[a-z]*: =* [A-Z]* SUMMARY: .*" "$log" | tr -d = | paste -sd ";") ;;
+    bench) line=$(grep -m 1 "kernels, torch" "$log") ;;
+    profile) line="$(grep -c '^"[0-9]' "$OUT/profile.csv") launches" ;;
+    esac
+    cut -c 1-240 <<< "${line:-$(tail -n 1 "$log")}"
 }
 
 run() {
