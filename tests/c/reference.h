@@ -4,7 +4,7 @@
 
 #include "harness.h"
 
-enum { MAX_CLASSES = 129, MAX_POSITIONS = 400 };
+enum { MAX_CLASSES = 257, MAX_POSITIONS = 400 };
 
 /* The arguments of one problem, as the reference reads them. */
 struct problem {

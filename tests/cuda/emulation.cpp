@@ -2,6 +2,8 @@
 
 #include <cuda_runtime.h>
 
+#include "tile_call.h"
+
 namespace {
 
 constexpr size_t MAX_SHARED_BYTES = 64 << 10; // the least of any supported GPU
@@ -38,3 +40,8 @@ extern "C" size_t num_launches() { return emulation::num_launches; }
 extern "C" void fail_launches(int fails) { emulation::fails = fails; }
 
 extern "C" int last_error() { return cudaGetLastError(); }
+
+extern "C" int takes_tiles(const segloss_cross_entropy* args, const segloss_cuda_call* call) {
+    TileCall tiles;
+    return describe_tiles(*args, *call, &tiles);
+}

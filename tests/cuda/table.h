@@ -5,6 +5,9 @@
 #include "harness.h"
 #include "launchers.h"
 
+/* Seeds the order in which the emulation's blocks and threads take turns; 0: one after the other. */
+void set_order(unsigned order);
+
 /* What the last call refused. */
 static struct segloss_refusal refusal;
 

@@ -7,10 +7,8 @@
 #include "label_table_tests.h"
 #include "soft_stats_tests.h"
 #include "table.h"
+#include "tile_tests.h"
 #include "voxel_tests.h"
-
-/* Seeds the order in which the emulation's blocks and threads take turns; 0: one after the other. */
-void set_order(unsigned order);
 
 /* ---- against the references ---- */
 
@@ -122,7 +120,8 @@ static void test_bits_in_any_order(void) {
     printf("sums in %d orders of blocks and threads: same bits: ok\n", ORDERS);
 }
 
-/* ---- results have the same bits in planar and in interleaved logits, and by the general kernels in every layout ---- */
+/* ---- results have the same bits in planar and in interleaved logits, and by the general kernels in every layout ----
+ */
 
 enum { LAYOUT_POSITIONS = 300, LAYOUT_CLASSES = 129 };
 
@@ -582,6 +581,8 @@ int main(void) {
     test_cross_entropy_on_gpu();
     test_soft_stats_on_gpu();
     test_binary_on_gpu();
+    test_tiles();
+    test_what_takes_no_tiles();
     test_confusion();
     test_bad_labels();
     test_bad_predictions();

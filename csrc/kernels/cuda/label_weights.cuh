@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(THREADS)
     add_label_weights(const __grid_constant__ segloss_cross_entropy a, int64_t size, Totals* of_blocks) {
     const Label* const labels = static_cast<const Label*>(a.target.data);
     const int64_t begin = blockIdx.x * LABELS_PER_BLOCK + threadIdx.x * LABELS_AT_ONCE;
-    const int64_t left = size - blockIdx.x * LABELS_PER_BLOCK, end = size - left + min(left, LABELS_PER_BLOCK);
+    const int64_t block_end = (blockIdx.x + 1) * LABELS_PER_BLOCK, end = block_end < size ? block_end : size;
     LabelWeights weights(a);
     for (int64_t first = begin; first < end; first += LABELS_AT_ONCE * THREADS) {
         if (first + LABELS_AT_ONCE > end) {

@@ -16,7 +16,11 @@ struct CompensatedSum {
         sum = next;
     }
 
-    __device__ double value() const { return static_cast<double>(sum) + static_cast<double>(lost); }
+    // An infinite sum has lost nothing; the difference that says so is nan.
+    __device__ double value() const {
+        const bool is_finite = sum - sum == 0;
+        return static_cast<double>(sum) + (is_finite ? static_cast<double>(lost) : 0);
+    }
 };
 
 template <int U> __device__ float sum_of_tile(const float (&values)[U]) {
