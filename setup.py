@@ -109,7 +109,7 @@ def glue(torch: Path) -> Library:
     version = runpy.run_path(str(torch / "version.py"))["__version__"]
     include = [torch / "include", torch / "include/torch/csrc/api/include"]
     flags = [*CXX_FLAGS, *OPENMP, *(f"-isystem{path}" for path in include), f"-idirafter{OPS / 'missing'}"]
-    source = in_one_unit([path for path in sorted(OPS.glob("*.cpp")) if CUDA or path.stem != "cuda"])
+    source = in_one_unit([path for path in sorted(OPS.glob("*.cpp")) if CUDA or not path.stem.startswith("cuda")])
     here = "@loader_path" if sys.platform == "darwin" else "$ORIGIN"
     return Library(
         GLUE["name"](version),

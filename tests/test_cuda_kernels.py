@@ -23,7 +23,7 @@ TORCH_FLAGS = ["c++", "-std=c++20", "-O1", "-g0", "-fPIC", *(f"-isystem{path}" f
 
 GPU = [*sorted((KERNELS / "cuda").glob("*.cu")), TESTS / "emulation.cpp"]
 PROGRAM = [TESTS / "test_cuda_kernels.c", KERNELS / "kernels_baseline.c"]
-OPERATORS = [ROOT / "csrc" / "ops" / "cuda.cpp"]
+OPERATORS = sorted((ROOT / "csrc" / "ops").glob("cuda*.cpp"))
 COMMANDS = dict.fromkeys(GPU, CXX_FLAGS) | dict.fromkeys(PROGRAM, C_FLAGS) | dict.fromkeys(OPERATORS, TORCH_FLAGS)
 COMMANDS[TESTS / "test_cuda_kernels.c"] = [*C_FLAGS, "-DFEW_CASES"]
 COMMANDS[KERNELS / "kernels_baseline.c"] = [*C_FLAGS, "-O0"]  # one small function of it is called
@@ -77,17 +77,28 @@ def test_operators_of_an_emulated_gpu_equal_those_of_the_cpu(library):
     assert " passed" in output  # pytest exits with 1 where one fails
 
 
-def test_gradients_made_with_the_loss(library):
-    """The tests of these gradients, on an emulated GPU."""
-    script = """
+ON_EMULATED_GPU = """
 import pytest
 from test_devices import without_kernels
 with without_kernels():
-    sys.exit(pytest.main(sys.argv[1:]))
+    sys.exit(pytest.main(["-q", "-n0", "-pno:cacheprovider", *sys.argv[1:]]))
 """
+
+
+def test_gradients_made_with_the_loss(library):
+    """The tests of these gradients, on an emulated GPU."""
     selected = "made_with_the_loss or scaled_by_the_gradient or every_backward or without_a_copy or too_small or retain"
-    options = ["-q", "-n0", "-pno:cacheprovider", "test_autograd.py", "-k", selected]
-    assert " passed" in run_python(library, script, *options, SEGLOSS_SYNC_CHECKS="1")
+    options = ["test_autograd.py", "-k", selected]
+    assert " passed" in run_python(library, ON_EMULATED_GPU, *options, SEGLOSS_SYNC_CHECKS="1")
+
+
+def test_predictions_counts_and_weights(library):
+    """Tests of the operators that read labels or predict them, on an emulated GPU."""
+    files = ["test_predict.py", "test_total_weight.py", "test_per_sample.py", "test_metrics.py"]
+    of_metrics = "named or no_pair or masks or ignored or stray or one_hot_targets or layout_of_maps"
+    too_large = "beyond or memory or vmap or compile or ranks or gigabytes"
+    selected = f"(test_predict or test_total_weight or test_per_sample or {of_metrics}) and not ({too_large})"
+    assert " passed" in run_python(library, ON_EMULATED_GPU, *files, "-k", selected, SEGLOSS_SYNC_CHECKS="1")
 
 
 LAUNCHES = """
@@ -175,6 +186,32 @@ report("soft_stats_backward", stats, stats, stats[:, 0], *arguments, voxel_loss=
     calls = [line.strip() for line in run_python(library, ATEN + script).splitlines() if line.startswith(" ")]
     views = {"aten.detach.default", "aten.view.default", "aten.expand.default"}
     assert set(calls) - views == {"aten.empty.memory_format", "aten.empty_like.default"}
+
+
+def test_operators_on_labels_launch_no_kernel_of_torch_but_to_zero_counts(library):
+    script = """
+def options_of(name):
+    return ()
+x, y, maps = torch.randn(2, 3, 40), torch.randint(3, (2, 40)), torch.randint(3, (2, 40))
+masks = torch.randint(2, (2, 3, 40), dtype=torch.uint8)
+one_hot = torch.nn.functional.one_hot(y, 3).movedim(-1, 1)
+report("total_weight", "op", y, torch.rand(3).double(), torch.rand(2, 40), 3, -100)
+report("class_labels", "op", y, 3, -100)
+report("one_hot_labels", "op", one_hot, 1)
+report("is_one_hot", "op", one_hot, 1)
+report("equal_label_counts", "op", maps, y, -100, 1, None, True)
+report("predict", x, [], 0, None, torch.uint8, 1)
+report("predict_into", x, 0, 0.5, 1, masks)
+report("confusion_counts", "op", x, y, 3, -100, 1, True, None, 0, True)
+report("confusion_counts", "op", x, y, 3, -100, 1, False)
+report("mask_counts", "op", masks, masks, -100, 1, True)
+"""
+    lines = [line for line in run_python(library, ATEN + script).splitlines() if "aten.detach" not in line]
+    first_count = lines.index("confusion_counts")
+    without_counts, counts = lines[:first_count], lines[first_count:]
+    assert {line for line in without_counts if line.startswith(" ")} == {"  aten.empty.memory_format"}
+    assert {line for line in counts if line.startswith(" ")} == {"  aten.zeros.default", "  aten.empty.memory_format"}
+    assert counts.count("  aten.zeros.default") == 3
 
 
 REPORT = """
@@ -317,6 +354,53 @@ except IndexError as error:
     *equal, report = run_python(library, REPORT + script).splitlines()[-7:]
     assert equal == 6 * ["True"]
     assert report.startswith("dice_score: Predicted label 3 is out of bounds, the first of 1, at index [1, 0, 5, 6] ")
+
+
+def test_what_other_operators_refuse_is_reported(library):
+    script = """
+def report(name, *arguments):
+    key = DispatchKeySet(DispatchKey.CUDA)
+    result = getattr(torch.ops.segloss, name).default.redispatch(key, *arguments)
+    try:
+        segloss.synchronize()
+    except (IndexError, RuntimeError) as error:
+        print(type(error).__name__, *str(error).split(". The call was")[0].splitlines())
+    return result
+one_hot = torch.nn.functional.one_hot(torch.tensor([[0, 1, 2], [2, 1, 0]])).movedim(-1, 1)
+strange = one_hot.clone()
+strange[1, :, 1] = 1
+print(report("is_one_hot", "op", one_hot, 1).item(), report("is_one_hot", "op", strange, 1).item())
+report("one_hot_labels", "op", strange, 1)
+counts = report("equal_label_counts", "accuracy", one_hot, one_hot, -100, 1)
+print(counts.tolist(), report("equal_label_counts", "accuracy", one_hot, strange, -100, 1).tolist())
+strange[0, 1, 2] = 7
+report("mask_counts", "dice_score", one_hot, strange, -100, 1)
+report("mask_counts", "dice_score", strange, one_hot, -100, 1)
+print(report("class_labels", "op", strange, 2, 1).tolist()[0])
+report("total_weight", "op", torch.tensor([1, 3]), None, None, 3, -100)
+try:
+    report("num_label_classes", "op", one_hot, torch.tensor([[[0, 0, -1]] * 3] * 2), -100)  # waits
+except IndexError as error:
+    print(str(error).split(": 6 labels")[0])
+"""
+    assert run_python(library, REPORT + script).splitlines() == [
+        "True False",
+        "RuntimeError op: expected a one-hot target, got one that is not at index [1, 1] of labels [2, 3], "
+        "the first of 1",
+        "RuntimeError accuracy: expected label maps, got input and target [2, 3, 3] that are both one-hot, as masks "
+        "are. Give num_classes= for label maps, or masks=True",
+        "[0, 0] [16, 18]",
+        "IndexError dice_score: Target 7 is out of bounds, the first of 1, at index [0, 2] of labels [2, 3]. Expected "
+        "labels 0 to 2, masks of 0 and 1, probabilities in [0, 1], or ignore_index=-100",
+        "IndexError dice_score: Predicted label 7 is out of bounds, the first of 1, at index [0, 2] of labels [2, 3]. "
+        "Expected labels 0 to 2, masks of 0 and 1, probabilities in [0, 1], or ignore_index=-100",
+        "IndexError op: Target 7 is out of bounds, the first of 1, at index [0, 1, 2] of labels [2, 3, 3]. Expected "
+        "labels 0 to 1, masks of 0 and 1, probabilities in [0, 1], or ignore_index=1",
+        "[[-1, 0, 0], [0, -1, 0], [0, 0, -1]]",
+        "IndexError op: Target 3 is out of bounds, the first of 1, at index [1] of labels [2]. Expected labels 0 to 2, "
+        "masks of 0 and 1, probabilities in [0, 1], or ignore_index=-100",
+        "op: Target -1 is out of bounds",
+    ]
 
 
 def test_compiled_code_calls_the_kernels(library):

@@ -215,6 +215,9 @@ VoxelArguments::VoxelArguments(const Arguments& arguments, const Reading& readin
 
 bool VoxelArguments::may_ignore() const {
     const auto& labels = reading.labels;
+    if (labels.table && !labels.table->is_cpu()) {
+        return true; // reading the table would wait for the device
+    }
     return labels.table ? table_may_ignore(*labels.table) : segloss::may_ignore(arguments.target.scalar_type(), labels);
 }
 

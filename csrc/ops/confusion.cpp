@@ -34,23 +34,6 @@ void check_predicted_values(const Comparison& given, int64_t num_classes) {
                       std::max<int64_t>(num_classes - 1, 0), ". Relabel the prediction, or give a larger num_classes");
 }
 
-void check_maps(const Comparison& maps) {
-    check_dense(maps.op, maps.input, "input");
-    TORCH_CHECK_TYPE(is_integer(maps.input), maps.op, ": expected a map of predicted labels, got ",
-                     maps.input.scalar_type());
-    check_tensors(maps);
-    TORCH_CHECK(maps.input.sizes() == maps.target.sizes(), maps.op, ": expected label maps of one shape, got input ",
-                maps.input.sizes(), " and target ", maps.target.sizes());
-}
-
-void check_label_maps(const Comparison& maps, std::optional<int64_t> mask_dim) {
-    check_maps(maps);
-    if (mask_dim && maps.input.numel() > 0 && is_one_hot(maps.op, maps.input, *mask_dim) &&
-        is_one_hot(maps.op, maps.target, *mask_dim)) {
-        raise_no_label_maps(maps, *mask_dim, "one-hot");
-    }
-}
-
 // Checks the arguments of confusion_counts, so that no kernel reads outside a tensor. Returns the number of classes.
 int64_t check_arguments(const Comparison& given, const c10::SymInt& sym_num_classes) {
     const auto& [op, input, target, labels, dim, coarse, per_sample] = given;
@@ -73,12 +56,6 @@ int64_t check_arguments(const Comparison& given, const c10::SymInt& sym_num_clas
 }
 
 // ---- counts of samples ----------------------------------------------------------------------------------------------
-
-// The number of samples whose counts are apart; 1 if all are counted together.
-c10::SymInt num_counted_apart(const Comparison& given) {
-    const bool is_map = is_integer(given.input);
-    return given.per_sample ? given.input.sym_size(is_map ? 0 : sample_dim(given.dim)) : 1;
-}
 
 // The samples whose counts are apart: so many positions each, one after the other.
 class CountedSamples {
@@ -229,7 +206,7 @@ Tensor histogram(const Comparison& given, const Tensor& cell, const Tensor& coun
 
 Tensor num_label_classes_cpu(const Comparison& maps, std::optional<int64_t> mask_dim) {
     check_label_maps(maps, mask_dim);
-    const auto args = kernel_arguments(maps, INT32_MAX);
+    const auto args = maps_for_kernel(maps);
     const Chunks chunks(maps.target.numel(), 1);
     std::vector<int64_t> largest(chunks.count());
     const bool accepted = chunks.run([&](int64_t chunk, int64_t begin, int64_t end) {
@@ -265,25 +242,9 @@ Tensor equal_labels(const Tensor& a, const Tensor& b) {
     return one_wraps ? equal.logical_and(integers.ge(0)) : equal;
 }
 
-Tensor equal_label_counts_composite(const Comparison& maps, std::optional<int64_t> mask_dim) {
-    check_label_maps(maps, mask_dim);
-    check_integral_labels(maps.op, maps.target);
-    const bool has_table = maps.labels.table.has_value();
-    if (has_table) {
-        check_label_values(maps.op, maps.target, INT32_MAX, maps.labels);
-    }
-    const auto valid = valid_voxels(maps);
-    const auto labels = has_table ? classes_of(maps.target, maps.labels) : maps.target;
-    const CountedSamples samples(maps);
-    const auto count = [&](const Tensor& where) {
-        return maps.per_sample ? where.reshape({samples.count(), samples.size()}).sum(1) : where.sum();
-    };
-    return at::stack({count(equal_labels(maps.input, labels).logical_and_(valid)), count(valid)});
-}
-
 Tensor equal_label_counts_cpu(const Comparison& maps, std::optional<int64_t> mask_dim) {
     check_label_maps(maps, mask_dim);
-    const auto args = kernel_arguments(maps, INT32_MAX);
+    const auto args = maps_for_kernel(maps);
     const Chunks chunks(maps.target.numel(), 1);
     const CountedSamples samples(maps);
     const CountTables tables(samples.count(), 2, chunks.count());
@@ -321,34 +282,6 @@ Tensor foreground(const std::string& op, const Tensor& masks, const char* name, 
     return ones;
 }
 
-Tensor mask_counts_composite(const Comparison& masks) {
-    check_maps(masks);
-    check_dim(masks);
-    check_ignore_index(masks.op, Target::masks, masks.labels.ignore_index);
-    auto ignored = is_ignored(masks.target, masks.labels);
-    if (masks.target.is_floating_point()) {
-        ignored = ignored.logical_and(masks.target.eq(masks.target.floor()));
-    }
-    const auto valid = ignored.any(masks.dim, /*keepdim=*/true).logical_not();
-    const auto p = foreground(masks.op, masks.input, "input", valid);
-    const auto t = foreground(masks.op, masks.target, "target", ignored.logical_not());
-    std::vector<int64_t> voxel_dims(p.dim() + 1); // one more: a sum over no dimension is over all
-    std::iota(voxel_dims.begin(), voxel_dims.end(), 0);
-    voxel_dims.erase(voxel_dims.begin() + masks.dim);
-    if (masks.per_sample) {
-        voxel_dims.erase(voxel_dims.begin());
-    }
-    const bool is_transposed = masks.per_sample && masks.dim == 0; // classes come before samples
-    const auto count = [&](const Tensor& where) {
-        const auto sums = where.unsqueeze(-1).sum(voxel_dims);
-        return is_transposed ? sums.t() : sums;
-    };
-    const auto predicted = count(p.logical_and(valid));
-    const auto actual = count(t.logical_and_(valid));
-    const auto both = count(t.logical_and(p));
-    return at::stack({both, predicted - both, actual - both, count(valid) - predicted - actual + both});
-}
-
 Tensor mask_counts_meta(const Comparison& masks) {
     check_tensors(masks);
     c10::SymDimVector sizes{4, masks.input.sym_size(masks.dim)};
@@ -359,26 +292,6 @@ Tensor mask_counts_meta(const Comparison& masks) {
 }
 
 // ---- the operators --------------------------------------------------------------------------------------------------
-
-// These give the function `count` the arguments of its operator's schema.
-
-template <Tensor (*count)(const Comparison&, std::optional<int64_t> mask_dim)>
-Tensor num_label_classes_by(c10::string_view op, const Tensor& input, const Tensor& target, int64_t ignore_index,
-                            std::optional<int64_t> dim, const OptionalTensor& label_table) {
-    return count({std::string(op), input, target, {ignore_index, label_table}, 0}, dim);
-}
-
-template <Tensor (*count)(const Comparison&, std::optional<int64_t> mask_dim)>
-Tensor equal_label_counts_by(c10::string_view op, const Tensor& input, const Tensor& target, int64_t ignore_index,
-                             std::optional<int64_t> dim, const OptionalTensor& label_table, bool per_sample) {
-    return count({std::string(op), input, target, {ignore_index, label_table}, 0, std::nullopt, per_sample}, dim);
-}
-
-template <Tensor (*count)(const Comparison&)>
-Tensor mask_counts_by(c10::string_view op, const Tensor& input, const Tensor& target, int64_t ignore_index, int64_t dim,
-                      bool per_sample) {
-    return count({std::string(op), input, target, {ignore_index}, dim, std::nullopt, per_sample});
-}
 
 } // namespace
 
@@ -428,7 +341,37 @@ void raise_no_label_maps(const Comparison& maps, int64_t dim, const char* kind) 
                 " classes are. Give num_classes= for label maps, or ", masks);
 }
 
+void check_maps(const Comparison& maps) {
+    check_dense(maps.op, maps.input, "input");
+    TORCH_CHECK_TYPE(is_integer(maps.input), maps.op, ": expected a map of predicted labels, got ",
+                     maps.input.scalar_type());
+    check_tensors(maps);
+    TORCH_CHECK(maps.input.sizes() == maps.target.sizes(), maps.op, ": expected label maps of one shape, got input ",
+                maps.input.sizes(), " and target ", maps.target.sizes());
+}
+
+void check_label_maps(const Comparison& maps, std::optional<int64_t> mask_dim) {
+    check_maps(maps);
+    if (mask_dim && maps.input.numel() > 0 && is_one_hot(maps.op, maps.input, *mask_dim) &&
+        is_one_hot(maps.op, maps.target, *mask_dim)) {
+        raise_no_label_maps(maps, *mask_dim, "one-hot");
+    }
+}
+
+void check_masks(const Comparison& masks) {
+    check_maps(masks);
+    check_dim(masks);
+    check_ignore_index(masks.op, Target::masks, masks.labels.ignore_index);
+}
+
+c10::SymInt num_counted_apart(const Comparison& given) {
+    const bool is_map = is_integer(given.input);
+    return given.per_sample ? given.input.sym_size(is_map ? 0 : sample_dim(given.dim)) : 1;
+}
+
 Tensor valid_voxels(const Comparison& given) { return is_ignored(given.target, given.labels).logical_not_(); }
+
+segloss_confusion maps_for_kernel(const Comparison& maps) { return kernel_arguments(maps, INT32_MAX); }
 
 segloss_confusion confusion_for_kernel(const Comparison& given, const c10::SymInt& num_classes, bool per_class) {
     auto args = kernel_arguments(given, check_arguments(given, num_classes));
@@ -462,6 +405,48 @@ Tensor confusion_counts_composite(const Comparison& given, const c10::SymInt& sy
     const auto miss = predicted.ne(classes).logical_and_(valid);
     return at::stack({histogram(given, classes, hit, num_classes), histogram(given, predicted, miss, num_classes),
                       histogram(given, classes, miss, num_classes)});
+}
+
+Tensor equal_label_counts_composite(const Comparison& maps, std::optional<int64_t> mask_dim) {
+    check_label_maps(maps, mask_dim);
+    check_integral_labels(maps.op, maps.target);
+    const bool has_table = maps.labels.table.has_value();
+    if (has_table) {
+        check_label_values(maps.op, maps.target, INT32_MAX, maps.labels);
+    }
+    const auto valid = valid_voxels(maps);
+    const auto labels = has_table ? classes_of(maps.target, maps.labels) : maps.target;
+    const CountedSamples samples(maps);
+    const auto count = [&](const Tensor& where) {
+        return maps.per_sample ? where.reshape({samples.count(), samples.size()}).sum(1) : where.sum();
+    };
+    return at::stack({count(equal_labels(maps.input, labels).logical_and_(valid)), count(valid)});
+}
+
+Tensor mask_counts_composite(const Comparison& masks) {
+    check_masks(masks);
+    auto ignored = is_ignored(masks.target, masks.labels);
+    if (masks.target.is_floating_point()) {
+        ignored = ignored.logical_and(masks.target.eq(masks.target.floor()));
+    }
+    const auto valid = ignored.any(masks.dim, /*keepdim=*/true).logical_not();
+    const auto p = foreground(masks.op, masks.input, "input", valid);
+    const auto t = foreground(masks.op, masks.target, "target", ignored.logical_not());
+    std::vector<int64_t> voxel_dims(p.dim() + 1); // one more: a sum over no dimension is over all
+    std::iota(voxel_dims.begin(), voxel_dims.end(), 0);
+    voxel_dims.erase(voxel_dims.begin() + masks.dim);
+    if (masks.per_sample) {
+        voxel_dims.erase(voxel_dims.begin());
+    }
+    const bool is_transposed = masks.per_sample && masks.dim == 0; // classes come before samples
+    const auto count = [&](const Tensor& where) {
+        const auto sums = where.unsqueeze(-1).sum(voxel_dims);
+        return is_transposed ? sums.t() : sums;
+    };
+    const auto predicted = count(p.logical_and(valid));
+    const auto actual = count(t.logical_and_(valid));
+    const auto both = count(t.logical_and(p));
+    return at::stack({both, predicted - both, actual - both, count(valid) - predicted - actual + both});
 }
 
 TORCH_LIBRARY_FRAGMENT(segloss, m) {

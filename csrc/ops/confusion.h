@@ -58,11 +58,28 @@ void check_dim(const Comparison& given);
 // The dimension of samples, where the class dimension is `dim`.
 constexpr int64_t sample_dim(int64_t dim) { return dim == 0 ? 1 : 0; }
 
+// The number of samples whose counts are apart; 1 if all are counted together.
+c10::SymInt num_counted_apart(const Comparison& given);
+
+// Raises unless both tensors are label maps of one shape.
+void check_maps(const Comparison& maps);
+
+// The same, and raises if both are one-hot along `mask_dim`, for which the host waits.
+void check_label_maps(const Comparison& maps, std::optional<int64_t> mask_dim);
+
+// Raises unless both tensors can be masks for each class.
+void check_masks(const Comparison& masks);
+
+// Describes two label maps, whose labels can have any value, to a kernel.
+segloss_confusion maps_for_kernel(const Comparison& maps);
+
 // True at voxels that count.
 at::Tensor valid_voxels(const Comparison& given);
 
 // The counts in ATen operators, for devices without a kernel.
 at::Tensor confusion_counts_composite(const Comparison& given, const c10::SymInt& num_classes, bool per_class);
+at::Tensor equal_label_counts_composite(const Comparison& maps, std::optional<int64_t> mask_dim);
+at::Tensor mask_counts_composite(const Comparison& masks);
 
 // Checks the arguments of confusion_counts and describes them to a kernel.
 segloss_confusion confusion_for_kernel(const Comparison& given, const c10::SymInt& num_classes, bool per_class);
@@ -82,6 +99,28 @@ at::Tensor confusion_counts_by(c10::string_view op, const at::Tensor& input, con
         given.coarse = take_full_size(given.op, given.input, target, dim, upsample);
     }
     return count(given, num_classes, per_class);
+}
+
+// The same for the operators of label maps and of masks.
+
+template <at::Tensor (*count)(const Comparison&, std::optional<int64_t> mask_dim)>
+at::Tensor num_label_classes_by(c10::string_view op, const at::Tensor& input, const at::Tensor& target,
+                                int64_t ignore_index, std::optional<int64_t> dim,
+                                const std::optional<at::Tensor>& label_table) {
+    return count({std::string(op), input, target, {ignore_index, label_table}, 0}, dim);
+}
+
+template <at::Tensor (*count)(const Comparison&, std::optional<int64_t> mask_dim)>
+at::Tensor equal_label_counts_by(c10::string_view op, const at::Tensor& input, const at::Tensor& target,
+                                 int64_t ignore_index, std::optional<int64_t> dim,
+                                 const std::optional<at::Tensor>& label_table, bool per_sample) {
+    return count({std::string(op), input, target, {ignore_index, label_table}, 0, std::nullopt, per_sample}, dim);
+}
+
+template <at::Tensor (*count)(const Comparison&)>
+at::Tensor mask_counts_by(c10::string_view op, const at::Tensor& input, const at::Tensor& target, int64_t ignore_index,
+                          int64_t dim, bool per_sample) {
+    return count({std::string(op), input, target, {ignore_index}, dim, std::nullopt, per_sample});
 }
 
 } // namespace segloss

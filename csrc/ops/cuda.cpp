@@ -23,11 +23,10 @@
 #include <utility>
 #include <vector>
 
-#include "../kernels/cuda/launchers.h"
 #include "binary_cross_entropy.h"
 #include "checks.h"
-#include "confusion.h"
 #include "cross_entropy.h"
+#include "cuda.h"
 #include "layout.h"
 #include "soft_stats.h"
 
@@ -35,11 +34,6 @@ namespace segloss {
 namespace {
 
 using at::ScalarType;
-
-// What has no CUDA kernels takes the composite, slab by slab: label sets, and logits that are resized.
-bool takes_composite(const Arguments& arguments, const Reading& reading) {
-    return reading.kind == Target::sets || arguments.coarse;
-}
 
 // ---- values that the kernels refused --------------------------------------------------------------------------------
 
@@ -88,8 +82,24 @@ std::string value_of(const segloss_refusal& refusal) {
     return text.str();
 }
 
-// Indexed by segloss_refused.
-constexpr std::array<const char*, 3> kRefused{"Target ", "Predicted label ", "Input "};
+// What was expected and what came, in the words of the operator that was refused.
+std::string text_of(const segloss_refusal& refusal) {
+    static constexpr std::array<const char*, 3> kNames{"Target ", "Predicted label ", "Input "}; // by segloss_refused
+    const auto& origin = refusal.origin;
+    const at::IntArrayRef sizes(origin.sizes, origin.num_dims);
+    const auto place = c10::str("at index ", at::IntArrayRef(index_of(refusal.position, sizes)), " of labels ", sizes);
+    switch (refusal.what) {
+    case SEGLOSS_NOT_ONE_HOT:
+        return c10::str("expected a one-hot target, got one that is not ", place, ", the first of ", refusal.count);
+    case SEGLOSS_MASKS_AS_MAPS:
+        return c10::str("expected label maps, got input and target ", sizes,
+                        " that are both one-hot, as masks are. Give num_classes= for label maps, or masks=True");
+    default:
+        return c10::str(kNames[refusal.what], value_of(refusal), " is out of bounds, the first of ", refusal.count,
+                        ", ", place, ". Expected labels 0 to ", origin.num_classes - 1,
+                        ", masks of 0 and 1, probabilities in [0, 1], or ignore_index=", origin.ignore_index);
+    }
+}
 
 // Raises the error for what the device has reported, if anything.
 void raise_refused(const std::string& op, segloss_refusal* record) {
@@ -97,16 +107,12 @@ void raise_refused(const std::string& op, segloss_refusal* record) {
     if (!report) {
         return;
     }
-    const auto& refusal = *report;
-    const auto& origin = refusal.origin;
-    const at::IntArrayRef sizes(origin.sizes, origin.num_dims);
-    TORCH_CHECK_INDEX(false, origin.op, ": ", kRefused[refusal.what], value_of(refusal),
-                      " is out of bounds, the first of ", refusal.count, ", at index ",
-                      at::IntArrayRef(index_of(refusal.position, sizes)), " of labels ", sizes,
-                      ". Expected labels 0 to ", origin.num_classes - 1,
-                      ", masks of 0 and 1, probabilities in [0, 1], or ignore_index=", origin.ignore_index,
-                      ". The call was an earlier one on this device, its results are nan or ", "meaningless, and ", op,
-                      " is the first to see it. SEGLOSS_SYNC_CHECKS=1 lets it raise itself");
+    const auto text = c10::str(report->origin.op, ": ", text_of(*report),
+                               ". The call was an earlier one on this device, its results are nan or meaningless, and ",
+                               op, " is the first to see it. SEGLOSS_SYNC_CHECKS=1 lets it raise itself");
+    const bool is_value = report->what != SEGLOSS_NOT_ONE_HOT && report->what != SEGLOSS_MASKS_AS_MAPS;
+    TORCH_CHECK_INDEX(!is_value, text);
+    TORCH_CHECK(false, text);
 }
 
 // The same for the device with this index, if it has run a kernel. The caller has waited for it.
@@ -127,64 +133,58 @@ bool checks_at_once() {
     return setting && std::string(setting) == "1";
 }
 
+} // namespace
+
 // ---- launching ------------------------------------------------------------------------------------------------------
 
-// Launches the kernels of one operator on the device's current stream. Raises the error for what earlier ones refused.
-class Launches {
-public:
-    Launches(std::string op, const Tensor& input)
-        : op_(std::move(op)), guard_(input.device()), device_(input.device()), refusal_(record_of(device_)) {
-        raise_refused(op_, refusal_);
+Launches::Launches(std::string op, const Tensor& input)
+    : op_(std::move(op)), guard_(input.device()), device_(input.device()), refusal_(record_of(device_)) {
+    raise_refused(op_, refusal_);
+}
+
+segloss_cuda_call Launches::call(int64_t num_classes, int64_t ignore_index, at::IntArrayRef sizes, ScalarType dtype,
+                                 int64_t num_samples, int64_t num_summed) {
+    segloss_cuda_call call{};
+    call.real = real_of(dtype);
+    call.end = c10::multiply_integers(sizes);
+    call.num_samples = num_samples;
+    const auto size = segloss_cuda_workspace(call.end, num_samples, num_summed);
+    workspace_ = at::empty({static_cast<int64_t>(size)}, at::TensorOptions(device_).dtype(at::kByte));
+    call.workspace = workspace_.mutable_data_ptr();
+    call.refusal = refusal_;
+    call.stream = native_stream();
+    op_.copy(call.origin.op, sizeof call.origin.op - 1);
+    call.origin.num_classes = num_classes;
+    call.origin.ignore_index = ignore_index;
+    call.origin.num_dims = static_cast<int>(std::min(sizes.size(), std::size(call.origin.sizes)));
+    std::copy_n(sizes.begin(), call.origin.num_dims, call.origin.sizes);
+    return call;
+}
+
+void Launches::check(int error) const {
+    TORCH_CHECK(error == 0, op_, ": a CUDA kernel could not be launched, error ", error, " of CUDA's runtime");
+}
+
+bool Launches::refused() const {
+    if (device_.is_cuda()) {
+        stream().synchronize();
     }
+    return take_report(refusal_).has_value();
+}
 
-    // A call for all voxels of labels of the given sizes; with sums per class, the first dimension is the batch.
-    template <typename Arguments>
-    segloss_cuda_call call(const Arguments& args, at::IntArrayRef sizes, ScalarType dtype, int64_t num_samples = 1,
-                           bool has_class_sums = false) {
-        segloss_cuda_call call{};
-        call.real = real_of(dtype);
-        call.end = c10::multiply_integers(sizes);
-        call.num_samples = num_samples;
-        const auto size = segloss_cuda_workspace(call.end, num_samples, has_class_sums ? args.num_classes : 0);
-        workspace_ = at::empty({static_cast<int64_t>(size)}, at::TensorOptions(device_).dtype(at::kByte));
-        call.workspace = workspace_.mutable_data_ptr();
-        call.refusal = refusal_;
-        call.stream = native_stream();
-        op_.copy(call.origin.op, sizeof call.origin.op - 1);
-        call.origin.num_classes = args.num_classes;
-        call.origin.ignore_index = args.ignore_index;
-        call.origin.num_dims = static_cast<int>(std::min(sizes.size(), std::size(call.origin.sizes)));
-        std::copy_n(sizes.begin(), call.origin.num_dims, call.origin.sizes);
-        return call;
-    }
+bool Launches::refused_at_once() const { return checks_at_once() && refused(); }
 
-    void check(int error) const {
-        TORCH_CHECK(error == 0, op_, ": a CUDA kernel could not be launched, error ", error, " of CUDA's runtime");
-    }
+c10::Stream Launches::stream() const { return c10::impl::VirtualGuardImpl(device_.type()).getStream(device_); }
 
-    // With SEGLOSS_SYNC_CHECKS=1: waits for the device, returns whether it refused anything, and clears the record.
-    bool refused_at_once() const {
-        if (!checks_at_once()) {
-            return false;
-        }
-        if (device_.is_cuda()) {
-            stream().synchronize();
-        }
-        return take_report(refusal_).has_value();
-    }
+// Other devices occur only in tests, where the kernels run at once.
+void* Launches::native_stream() const { return device_.is_cuda() ? stream().native_handle() : nullptr; }
 
-private:
-    c10::Stream stream() const { return c10::impl::VirtualGuardImpl(device_.type()).getStream(device_); }
+namespace {
 
-    // Other devices occur only in tests, where the kernels run at once.
-    void* native_stream() const { return device_.is_cuda() ? stream().native_handle() : nullptr; }
-
-    std::string op_;
-    c10::DeviceGuard guard_;
-    c10::Device device_;
-    segloss_refusal* refusal_;
-    Tensor workspace_;
-};
+// What has no CUDA kernels takes the composite, slab by slab: label sets, and logits that are resized.
+bool takes_composite(const Arguments& arguments, const Reading& reading) {
+    return reading.kind == Target::sets || arguments.coarse;
+}
 
 // The sizes for a voxel's index in messages: those of the labels as given, if the target holds labels.
 at::DimVector label_sizes(const VoxelArguments& voxels) {
@@ -304,7 +304,8 @@ SoftStats::Results soft_stats_forward(const Arguments& arguments, const SoftStat
     const auto sums = sums_into(results);
     Launches launches(arguments.op, arguments.input);
     if (samples > 0) {
-        const auto call = launches.call(args.voxels, label_sizes(voxels), reading.dtype, samples, true);
+        const auto call =
+            launches.call(args.voxels, label_sizes(voxels), reading.dtype, samples, args.voxels.num_classes);
         launches.check(segloss_cuda_soft_stats_forward(&args, &call, /*total_weight=*/nullptr, &sums));
     }
     if (launches.refused_at_once()) {
@@ -410,24 +411,6 @@ void rescale(const Tensor& gradient, const typename Loss::Handed& handed, const 
     write_gradient(gradient, handed, arguments, options, reading, /*unless_one=*/true);
 }
 
-// ---- counts ---------------------------------------------------------------------------------------------------------
-
-Tensor confusion_counts_of_kernel(const Comparison& given, const c10::SymInt& num_classes, bool per_class) {
-    if (given.coarse || given.per_sample) {
-        return confusion_counts_composite(given, num_classes, per_class);
-    }
-    const auto args = confusion_for_kernel(given, num_classes, per_class);
-    const auto counts =
-        at::zeros({per_class ? 3 : args.num_classes, args.num_classes}, given.input.options().dtype(at::kLong));
-    Launches launches(given.op, given.input);
-    const auto call = launches.call(args, given.target.sizes(), given.input.scalar_type());
-    launches.check(segloss_cuda_confusion(&args, &call, counts.mutable_data_ptr<int64_t>()));
-    if (launches.refused_at_once()) {
-        raise_refused_labels(given, args.num_classes);
-    }
-    return counts;
-}
-
 } // namespace
 
 TORCH_LIBRARY_FRAGMENT(segloss, m) { m.def("raise_reported(str op, int device) -> ()", TORCH_FN(raise_reported)); }
@@ -437,7 +420,6 @@ TORCH_LIBRARY_IMPL(segloss, CUDA, m) {
     Operator<BinaryCrossEntropy>::implement<&binary_forward, &backward<BinaryCrossEntropy>,
                                             &rescale<BinaryCrossEntropy>>(m);
     Operator<SoftStats>::implement<&soft_stats_forward, &soft_stats_backward>(m);
-    m.impl("confusion_counts", TORCH_FN(confusion_counts_by<confusion_counts_of_kernel>));
 }
 
 } // namespace segloss

@@ -1,5 +1,7 @@
 // The operators that predict: the class of each voxel, or for each class whether its logit is above a threshold.
 
+#include "predict.h"
+
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
@@ -8,31 +10,11 @@
 
 #include "checks.h"
 #include "composite.h"
-#include "dispatch.h"
 #include "layout.h"
 #include "resized_walk.h"
 
 namespace segloss {
 namespace {
-
-constexpr auto kPredict = "predict";
-
-struct Prediction {
-    Tensor input; // of the result's size, as in Arguments
-    int64_t dim;
-    std::optional<double> threshold;
-    std::optional<Coarse> coarse;
-
-    const Tensor& logits() const { return coarse ? coarse->logits : input; }
-
-    c10::SymDimVector sizes() const {
-        c10::SymDimVector sizes(input.sym_sizes());
-        if (!threshold) {
-            sizes.erase(sizes.begin() + dim);
-        }
-        return sizes;
-    }
-};
 
 void check_logits_to_predict(const Tensor& input, int64_t dim) {
     check_logits(kPredict, input);
@@ -72,18 +54,12 @@ at::ScalarType checked_dtype(const Prediction& given, at::ScalarType dtype) {
 }
 
 void write_cpu(const Prediction& given, const Tensor& out) {
-    segloss_predict args{};
-    args.num_classes = given.input.size(given.dim);
-    args.has_threshold = given.threshold.has_value();
-    args.threshold = given.threshold.value_or(0);
-    TORCH_CHECK(args.num_classes <= INT32_MAX, kPredict, ": expected at most ", INT32_MAX, " classes, got ",
-                args.num_classes);
+    auto args = prediction_for_kernel(given, out);
     const auto dtype = given.input.scalar_type();
     const auto kernel = kernels().predict[real_of(dtype)];
-    const auto sizes = position_sizes(given.input, given.dim);
     if (!given.coarse) {
-        args.positions = describe(sizes, given.dim, {{&given.input, &args.logits}, {&out, &args.prediction}});
-        Chunks(c10::multiply_integers(sizes), args.num_classes).run([&](int64_t, int64_t begin, int64_t end) {
+        const auto num_voxels = c10::multiply_integers(position_sizes(given.input, given.dim));
+        Chunks(num_voxels, args.num_classes).run([&](int64_t, int64_t begin, int64_t end) {
             return kernel(&args, begin, end);
         });
         return;
@@ -97,17 +73,6 @@ void write_cpu(const Prediction& given, const Tensor& out) {
         part.prediction = piece.of(args.prediction);
         return kernel(&part, 0, piece.count);
     });
-}
-
-// Devices without a kernel.
-void write_composite(const Prediction& given, const Tensor& out) {
-    const auto& [input, dim, threshold, coarse] = given;
-    const Slabs slabs(input, dim);
-    const auto dtype = compute_dtype(input.scalar_type());
-    for (int64_t slab = 0; slab < slabs.count(); ++slab) {
-        const auto logits = coarse ? coarse->part(slabs.range(slab)).values(dim, dtype) : slabs.of(input, slab);
-        slabs.of(out, slab).copy_(threshold ? logits.gt(*threshold) : logits.argmax(dim));
-    }
 }
 
 void check_prediction_out(const Prediction& given, const Tensor& out) {
@@ -131,9 +96,36 @@ c10::SymDimVector sizes_of_target(const Tensor& input, int64_t dim, c10::SymIntA
     return sizes;
 }
 
-template <void (*write)(const Prediction&, const Tensor&)>
-Tensor predict(const Tensor& input, c10::SymIntArrayRef size, int64_t upsample, std::optional<double> threshold,
-               at::ScalarType dtype, int64_t dim) {
+void write_nothing(const Prediction& /*given*/, const Tensor& /*out*/) {}
+
+} // namespace
+
+segloss_predict prediction_for_kernel(const Prediction& given, const Tensor& out) {
+    segloss_predict args{};
+    args.num_classes = given.input.size(given.dim);
+    args.has_threshold = given.threshold.has_value();
+    args.threshold = given.threshold.value_or(0);
+    TORCH_CHECK(args.num_classes <= INT32_MAX, kPredict, ": expected at most ", INT32_MAX, " classes, got ",
+                args.num_classes);
+    if (!given.coarse) {
+        args.positions = describe(position_sizes(given.input, given.dim), given.dim,
+                                  {{&given.input, &args.logits}, {&out, &args.prediction}});
+    }
+    return args;
+}
+
+void write_prediction_composite(const Prediction& given, const Tensor& out) {
+    const auto& [input, dim, threshold, coarse] = given;
+    const Slabs slabs(input, dim);
+    const auto dtype = compute_dtype(input.scalar_type());
+    for (int64_t slab = 0; slab < slabs.count(); ++slab) {
+        const auto logits = coarse ? coarse->part(slabs.range(slab)).values(dim, dtype) : slabs.of(input, slab);
+        slabs.of(out, slab).copy_(threshold ? logits.gt(*threshold) : logits.argmax(dim));
+    }
+}
+
+Tensor predict(PredictionWriter write, const Tensor& input, c10::SymIntArrayRef size, int64_t upsample,
+               std::optional<double> threshold, at::ScalarType dtype, int64_t dim) {
     check_logits_to_predict(input, dim);
     const auto given = read_prediction(input, dim, threshold, upsample, sizes_of_target(input, dim, size));
     const auto out = at::empty_symint(given.sizes(), input.options().dtype(checked_dtype(given, dtype)));
@@ -141,9 +133,8 @@ Tensor predict(const Tensor& input, c10::SymIntArrayRef size, int64_t upsample, 
     return out;
 }
 
-template <void (*write)(const Prediction&, const Tensor&)>
-void predict_into(const Tensor& input, int64_t upsample, std::optional<double> threshold, int64_t dim,
-                  const Tensor& out) {
+void predict_into(PredictionWriter write, const Tensor& input, int64_t upsample, std::optional<double> threshold,
+                  int64_t dim, const Tensor& out) {
     check_logits_to_predict(input, dim);
     check_dense(kPredict, out, "out");
     c10::SymDimVector sizes(out.sym_sizes());
@@ -155,10 +146,6 @@ void predict_into(const Tensor& input, int64_t upsample, std::optional<double> t
     write(given, out);
 }
 
-void write_nothing(const Prediction& /*given*/, const Tensor& /*out*/) {}
-
-} // namespace
-
 TORCH_LIBRARY_FRAGMENT(segloss, m) {
     const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
     m.def("predict(Tensor input, SymInt[] size, int upsample, float? threshold, ScalarType dtype, int dim) -> Tensor",
@@ -167,18 +154,18 @@ TORCH_LIBRARY_FRAGMENT(segloss, m) {
 }
 
 TORCH_LIBRARY_IMPL(segloss, CPU, m) {
-    m.impl("predict", TORCH_FN(predict<write_cpu>));
-    m.impl("predict_into", TORCH_FN(predict_into<write_cpu>));
+    m.impl("predict", TORCH_FN(predict_by<write_cpu>));
+    m.impl("predict_into", TORCH_FN(predict_into_by<write_cpu>));
 }
 
 TORCH_LIBRARY_IMPL(segloss, Meta, m) {
-    m.impl("predict", TORCH_FN(predict<write_nothing>));
-    m.impl("predict_into", TORCH_FN(predict_into<write_nothing>));
+    m.impl("predict", TORCH_FN(predict_by<write_nothing>));
+    m.impl("predict_into", TORCH_FN(predict_into_by<write_nothing>));
 }
 
 TORCH_LIBRARY_IMPL(segloss, CompositeExplicitAutograd, m) {
-    m.impl("predict", TORCH_FN(predict<write_composite>));
-    m.impl("predict_into", TORCH_FN(predict_into<write_composite>));
+    m.impl("predict", TORCH_FN(predict_by<write_prediction_composite>));
+    m.impl("predict_into", TORCH_FN(predict_into_by<write_prediction_composite>));
 }
 
 } // namespace segloss

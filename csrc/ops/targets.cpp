@@ -22,11 +22,6 @@ namespace {
 
 // ---- one-hot to labels ----------------------------------------------------------------------------------------------
 
-void check_one_hot(const std::string& op, const Tensor& target, int64_t dim) {
-    check_label_tensor(op, target);
-    TORCH_CHECK_INDEX(dim >= 0 && dim < target.dim(), op, ": expected dim in [0, ", target.dim() - 1, "], got ", dim);
-}
-
 // Writes the labels of a target. Returns false, without all labels, if a voxel is not one-hot.
 bool read_one_hot(const Tensor& target, int64_t dim, const Tensor& labels) {
     segloss_one_hot args{};
@@ -92,9 +87,7 @@ Tensor is_one_hot_composite(c10::string_view op, const Tensor& target, int64_t d
 Tensor class_labels_composite(c10::string_view op, const Tensor& target, c10::SymInt num_classes, int64_t ignore_index,
                               const OptionalTensor& label_table) {
     const Labels meaning{ignore_index, label_table};
-    check_label_tensor(std::string(op), target);
-    const auto kind = kind_of_regions(std::string(op), target, label_table, Target::labels);
-    check_label_table(std::string(op), target, label_table, kind);
+    check_class_labels(std::string(op), target, label_table);
     check_label_values(std::string(op), target, num_classes.guard_int(__FILE__, __LINE__), meaning);
     return classes_of(target, meaning);
 }
@@ -173,6 +166,16 @@ Tensor check_range_meta(c10::string_view /*op*/, c10::string_view /*name*/, cons
 }
 
 } // namespace
+
+void check_one_hot(const std::string& op, const Tensor& target, int64_t dim) {
+    check_label_tensor(op, target);
+    TORCH_CHECK_INDEX(dim >= 0 && dim < target.dim(), op, ": expected dim in [0, ", target.dim() - 1, "], got ", dim);
+}
+
+void check_class_labels(const std::string& op, const Tensor& target, const OptionalTensor& label_table) {
+    check_label_tensor(op, target);
+    check_label_table(op, target, label_table, kind_of_regions(op, target, label_table, Target::labels));
+}
 
 Tensor check_range(const std::string& op, c10::string_view name, const Tensor& values, const segloss_range& range) {
     return call_operator<&check_range_composite>("check_range", op, name, values, range.low, range.high);

@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <optional>
 #include <string>
 
 #include "../kernels/kernels.h"
@@ -21,12 +22,18 @@ at::Tensor check_range(const std::string& op, c10::string_view name, const at::T
 // `advice` at its end.
 at::Tensor one_hot_labels(const std::string& op, const at::Tensor& target, int64_t dim, const std::string& advice = "");
 
+// Raises unless a target can be one-hot along `dim`.
+void check_one_hot(const std::string& op, const at::Tensor& target, int64_t dim);
+
 // Whether a target is exactly one-hot along `dim`. Reads the values: only for use within operators, not in traced code.
 bool is_one_hot(const std::string& op, const at::Tensor& target, int64_t dim);
 
 // int64 classes of labels of any dtype, -1 where they are ignored; raises for bad labels as check_label_values does.
 // For the composites, which consist of ATen operators otherwise.
 at::Tensor class_labels(const std::string& op, const at::Tensor& target, c10::SymInt num_classes, const Labels& labels);
+
+// Raises unless a target can hold labels, which the table maps to classes.
+void check_class_labels(const std::string& op, const at::Tensor& target, const std::optional<at::Tensor>& label_table);
 
 // int8 masks of the sets, or groups, of labels, -1 where the label is ignored; raises for bad labels as
 // check_label_values does. `target` has size 1 in `dim`, where the result has the channels.

@@ -1,5 +1,7 @@
 // The denominator of a mean over voxels with class labels. It does not need the logits.
 
+#include "total_weight.h"
+
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
@@ -40,20 +42,12 @@ Tensor total_weight_cpu(c10::string_view op_view, const Tensor& target, const Op
                         const OptionalTensor& voxel_weight, int64_t num_classes, int64_t ignore_index,
                         const OptionalTensor& label_table) {
     const std::string op(op_view);
-    check_arguments(op, target, weight, voxel_weight, num_classes, label_table);
-    const auto class_weight = class_weight_for_kernel(weight, at::kDouble);
-    const auto voxel_weights = voxel_weight.value_or(Tensor());
-    segloss_cross_entropy args{};
-    args.num_classes = num_classes;
-    args.class_weight = class_weight.defined() ? class_weight.const_data_ptr() : nullptr;
-    args.ignore_index = ignore_index;
-    args.labels = label_table_for_kernel(op, label_table, num_classes, target.numel(), weight.has_value());
-    args.target_kind = SEGLOSS_LABELS;
-    args.positions = describe(target.sizes(), 0, {{&target, &args.target}, {&voxel_weights, &args.voxel_weight}});
+    const Labels labels{ignore_index, label_table};
+    const WeightArguments arguments(op, target, weight, voxel_weight, num_classes, labels);
     const auto kernel = kernels().cross_entropy_weight[SEGLOSS_REAL_DOUBLE];
-    const auto total = sum_over(Chunks(target.numel(), 1), kernel, args);
+    const auto total = sum_over(Chunks(target.numel(), 1), kernel, arguments.args);
     if (!total) {
-        check_label_values(op, target, num_classes, {ignore_index, label_table});
+        check_label_values(op, target, num_classes, labels);
     }
     return number(total.value_or(segloss_sums{}).weight);
 }
@@ -85,6 +79,19 @@ Tensor total_weight_composite(c10::string_view op_view, const Tensor& target, co
 }
 
 } // namespace
+
+WeightArguments::WeightArguments(const std::string& op, const Tensor& target, const OptionalTensor& weight,
+                                 const OptionalTensor& voxel_weight, int64_t num_classes, const Labels& labels)
+    : voxel_weight(voxel_weight.value_or(Tensor())) {
+    check_arguments(op, target, weight, voxel_weight, num_classes, labels.table);
+    class_weight = class_weight_for_kernel(weight, at::kDouble);
+    args.num_classes = num_classes;
+    args.class_weight = class_weight.defined() ? class_weight.const_data_ptr() : nullptr;
+    args.ignore_index = labels.ignore_index;
+    args.labels = label_table_for_kernel(op, labels.table, num_classes, target.numel(), weight.has_value());
+    args.target_kind = SEGLOSS_LABELS;
+    args.positions = describe(target.sizes(), 0, {{&target, &args.target}, {&this->voxel_weight, &args.voxel_weight}});
+}
 
 TORCH_LIBRARY_FRAGMENT(segloss, m) {
     m.def("total_weight(str op, Tensor target, Tensor? weight, Tensor? voxel_weight, int num_classes, "

@@ -255,16 +255,34 @@ static int64_t confusion_double(const struct segloss_confusion* args, int64_t be
     return run_confusion(SEGLOSS_REAL_DOUBLE, args, begin, end, counts);
 }
 
-/* There is no largest_label, no compare_maps and no top-k for the GPU; the table has those of the CPU. */
-static int64_t largest_label_of_processor(const struct segloss_confusion* args, int64_t begin, int64_t end,
-                                          int64_t* largest) {
-    return segloss_kernels_baseline.largest_label(args, begin, end, largest);
+static int64_t find_largest_label(const struct segloss_confusion* args, int64_t begin, int64_t end, int64_t* largest) {
+    const struct segloss_cuda_call call = begin_call(SEGLOSS_REAL_FLOAT, begin, end, 0);
+    const int64_t position = end_call(&call, segloss_cuda_num_classes(args, &call, largest));
+    --*largest;
+    return position;
 }
 
-static int64_t compare_maps_of_processor(const struct segloss_confusion* args, int64_t begin, int64_t end,
-                                         int64_t* counts) {
-    return segloss_kernels_baseline.compare_maps(args, begin, end, counts);
+static int64_t compare_label_maps(const struct segloss_confusion* args, int64_t begin, int64_t end, int64_t* counts) {
+    const struct segloss_cuda_call call = begin_call(SEGLOSS_REAL_FLOAT, begin, end, 0);
+    return end_call(&call, segloss_cuda_compare_maps(args, &call, NULL, counts));
 }
+
+static int64_t read_one_hot(const struct segloss_one_hot* args, int64_t begin, int64_t end) {
+    const struct segloss_cuda_call call = begin_call(SEGLOSS_REAL_FLOAT, begin, end, 0);
+    struct segloss_one_hot without_labels = *args;
+    unsigned char is_one_hot = 2;
+    without_labels.labels = NULL;
+    int error = segloss_cuda_one_hot(&without_labels, &call, &is_one_hot);
+    if (is_one_hot != (refusal.count == 0)) {
+        fail("is_one_hot is %d, refused are %lld voxels", is_one_hot, (long long)refusal.count);
+    }
+    if (error == 0 && refusal.count == 0) {
+        error = segloss_cuda_one_hot(args, &call, NULL);
+    }
+    return end_call(&call, error);
+}
+
+/* There is no top-k for the GPU; the table has that of the CPU. */
 
 static void topk_count_float(const struct segloss_topk* args, int64_t begin, int64_t end, int64_t* counts,
                              double* sum) {
@@ -305,8 +323,9 @@ static const struct segloss_kernels cuda_table = {
     .soft_stats_forward = {soft_forward_float, soft_forward_double},
     .soft_stats_backward = {soft_backward_float, soft_backward_double},
     .confusion = {confusion_float, confusion_double},
-    .largest_label = largest_label_of_processor,
-    .compare_maps = compare_maps_of_processor,
+    .largest_label = find_largest_label,
+    .compare_maps = compare_label_maps,
+    .one_hot = read_one_hot,
     .topk_count = {topk_count_float, topk_count_double},
     .topk_ties = {topk_ties_float, topk_ties_double},
     .topk_backward = {topk_backward_float, topk_backward_double},

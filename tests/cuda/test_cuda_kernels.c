@@ -586,6 +586,7 @@ int main(void) {
     test_confusion();
     test_bad_labels();
     test_bad_predictions();
+    test_one_hot();
     test_label_tables();
     test_sets(SEGLOSS_SIGMOID);
     test_bad_soft_targets();

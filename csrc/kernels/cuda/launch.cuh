@@ -36,6 +36,18 @@ cudaError_t with_types(segloss_real real, segloss_dtype logits, int64_t num_clas
     }
 }
 
+// The samples of a call, which are the second dimension of a grid.
+struct Samples {
+    int64_t size, count, rows; // rows of the grid
+
+    explicit Samples(const segloss_cuda_call& call)
+        : size((call.end - call.begin) / call.num_samples), count(call.num_samples),
+          rows(count < MAX_GRID_Y ? count : MAX_GRID_Y) {}
+
+private:
+    static constexpr int64_t MAX_GRID_Y = 65535;
+};
+
 struct Grid {
     int64_t x = 1, y = 1;
     int64_t shared_bytes = 0;

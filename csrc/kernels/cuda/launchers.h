@@ -17,8 +17,14 @@ extern "C" {
 /* Stands for a label that is not an integer, or does not fit into int64. Only an int64 label can have this value. */
 #define SEGLOSS_NO_LABEL (INT64_MIN + 1)
 
-/* The tensor that holds the refused value. */
-enum segloss_refused { SEGLOSS_OF_TARGET, SEGLOSS_OF_PREDICTED_LABELS, SEGLOSS_OF_LOGITS };
+/* The tensor that holds the refused value; or that a target is not one-hot, or that both label maps are. */
+enum segloss_refused {
+    SEGLOSS_OF_TARGET,
+    SEGLOSS_OF_PREDICTED_LABELS,
+    SEGLOSS_OF_LOGITS,
+    SEGLOSS_NOT_ONE_HOT,
+    SEGLOSS_MASKS_AS_MAPS
+};
 
 /* What an error message says about a call. */
 struct segloss_origin {
@@ -45,7 +51,7 @@ struct segloss_cuda_call {
     enum segloss_real real;
     int64_t begin;
     int64_t end;
-    int64_t num_samples;             /* >= 1; samples of equal size in [begin, end), for soft statistics only */
+    int64_t num_samples;             /* >= 1; samples of equal size in [begin, end), for soft statistics and counts */
     void* workspace;                 /* device memory of segloss_cuda_workspace() bytes */
     struct segloss_refusal* refusal; /* memory that host and device see; written only if nobody claims it. NULL: none */
     struct segloss_origin origin;
@@ -94,7 +100,28 @@ int segloss_cuda_soft_stats_forward(const struct segloss_soft_stats* args, const
                                     const double* total_weight, const struct segloss_cuda_sums* sums);
 int segloss_cuda_soft_stats_backward(const struct segloss_soft_stats* args, const struct segloss_cuda_call* call,
                                      const double* total_weight, int unless_one);
+
+/* Counts are added to what is there: pairs [N][C][C], or per class [3][N][C]; masks [4][N][C], with true negatives in
+ * the last row, of a prediction and a target that both have a mask for each class. */
 int segloss_cuda_confusion(const struct segloss_confusion* args, const struct segloss_cuda_call* call, int64_t* counts);
+int segloss_cuda_mask_counts(const struct segloss_confusion* args, const struct segloss_cuda_call* call,
+                             int64_t* counts);
+
+/* Of two label maps: writes, [2][N], the number of voxels that count where they agree, and of all that count; if both
+ * `are_one_hot`, two bools, are true, that is reported, and nothing counts. The labels can have any value. */
+int segloss_cuda_compare_maps(const struct segloss_confusion* args, const struct segloss_cuda_call* call,
+                              const unsigned char* are_one_hot, int64_t* counts);
+/* Of two label maps: 1 + the largest label. */
+int segloss_cuda_num_classes(const struct segloss_confusion* args, const struct segloss_cuda_call* call,
+                             int64_t* num_classes);
+
+/* The classes of labels, int64 [P], SEGLOSS_IGNORED where they are ignored; 0 for a refused one. */
+int segloss_cuda_classes(const struct segloss_confusion* args, const struct segloss_cuda_call* call, int64_t* classes);
+/* Writes the labels of a target that is one-hot, if wanted, and whether it is, if wanted. */
+int segloss_cuda_one_hot(const struct segloss_one_hot* args, const struct segloss_cuda_call* call,
+                         unsigned char* is_one_hot);
+
+int segloss_cuda_predict(const struct segloss_predict* args, const struct segloss_cuda_call* call);
 
 #ifdef __cplusplus
 }

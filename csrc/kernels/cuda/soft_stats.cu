@@ -301,21 +301,12 @@ __global__ void __launch_bounds__(THREADS)
 // ---- launching ----
 
 constexpr int64_t MAX_CLASS_SUMS = 1 << 18; // over all blocks, for one warp of each; bounds the workspace
-constexpr int64_t MAX_GRID_Y = 65535;
 
 int num_stats_blocks(int64_t num_positions, int64_t num_samples, int64_t num_classes) {
     const int64_t affordable = MAX_CLASS_SUMS / (num_samples * (num_classes > 0 ? num_classes : 1));
     const int blocks = num_blocks(num_positions, num_samples);
     return affordable < 1 ? 1 : blocks < affordable ? blocks : static_cast<int>(affordable);
 }
-
-struct Samples {
-    int64_t size, count, rows; // rows of the grid
-
-    explicit Samples(const segloss_cuda_call& call)
-        : size((call.end - call.begin) / call.num_samples), count(call.num_samples),
-          rows(count < MAX_GRID_Y ? count : MAX_GRID_Y) {}
-};
 
 // The workspace has room for that many totals and, behind them, rows of sums for each class.
 int64_t most_totals(int64_t num_positions, int64_t num_samples) {

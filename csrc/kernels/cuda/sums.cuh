@@ -17,10 +17,8 @@ inline int num_blocks(int64_t num_positions, int64_t num_samples) {
     return static_cast<int>(wanted < 1 || most < 1 ? 1 : wanted < most ? wanted : most);
 }
 
-// Sums over some voxels.
-struct Totals {
-    double loss = 0;
-    double weight = 0;
+// What was refused of some voxels.
+struct Refused {
     int64_t num_refused = 0;
     int64_t first_refused = INT64_MAX;
 
@@ -29,11 +27,21 @@ struct Totals {
         first_refused = position < first_refused ? position : first_refused;
     }
 
-    __device__ void add(const Totals& other) {
-        loss += other.loss;
-        weight += other.weight;
+    __device__ void add(const Refused& other) {
         num_refused += other.num_refused;
         first_refused = other.first_refused < first_refused ? other.first_refused : first_refused;
+    }
+};
+
+// Sums over some voxels. The workspace has one for each block; other sums in its place must not be larger.
+struct Totals : Refused {
+    double loss = 0;
+    double weight = 0;
+
+    __device__ void add(const Totals& other) {
+        Refused::add(other);
+        loss += other.loss;
+        weight += other.weight;
     }
 };
 
@@ -101,7 +109,7 @@ template <typename Sum> __device__ Sum sum_of_blocks(const Sum* of_blocks, int64
 }
 
 // For the thread that has claimed the record. Writes the count last, so that whoever sees it sees the rest.
-__device__ inline void report(const segloss_cuda_call& call, const Totals& total, const segloss_tensor& tensor,
+__device__ inline void report(const segloss_cuda_call& call, const Refused& total, const segloss_tensor& tensor,
                               int64_t offset, segloss_refused what) {
     segloss_refusal* const refusal = call.refusal;
     refusal->origin = call.origin;
@@ -115,7 +123,7 @@ __device__ inline void report(const segloss_cuda_call& call, const Totals& total
 
 // Whether this thread must report the totals, for which it claims the record: only thread 0, and only if the host has
 // read the previous report.
-__device__ inline bool is_news(const segloss_cuda_call& call, const Totals& total) {
+__device__ inline bool is_news(const segloss_cuda_call& call, const Refused& total) {
     return threadIdx.x == 0 && total.num_refused > 0 && call.refusal && atomicCAS(&call.refusal->is_claimed, 0, 1) == 0;
 }
 

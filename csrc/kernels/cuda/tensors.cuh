@@ -90,6 +90,40 @@ __device__ inline int64_t load_integer(const segloss_tensor& t, int64_t offset) 
     }
 }
 
+// Writes an integer that fits the tensor's integer dtype.
+__device__ inline void store_integer(const segloss_tensor& t, int64_t offset, int64_t x) {
+    switch (t.dtype) {
+    case SEGLOSS_UINT8:
+    case SEGLOSS_INT8:
+        static_cast<uint8_t*>(t.data)[offset] = static_cast<uint8_t>(x);
+        return;
+    case SEGLOSS_UINT16:
+    case SEGLOSS_INT16:
+        static_cast<uint16_t*>(t.data)[offset] = static_cast<uint16_t>(x);
+        return;
+    case SEGLOSS_UINT32:
+    case SEGLOSS_INT32:
+        static_cast<uint32_t*>(t.data)[offset] = static_cast<uint32_t>(x);
+        return;
+    default:
+        static_cast<int64_t*>(t.data)[offset] = x;
+    }
+}
+
+// The first class with the largest logit; nan counts as larger than any number.
+template <typename Logits> __device__ int64_t argmax(const Logits& logits, int64_t num_classes) {
+    auto best = number(logits[0]);
+    int64_t predicted = 0;
+    for (int64_t c = 1; c < num_classes; ++c) {
+        const auto x = number(logits[c]);
+        if (!(x <= best) && best == best) {
+            best = x;
+            predicted = c;
+        }
+    }
+    return predicted;
+}
+
 // The offset of a position in each of N tensors. Most steps stay in the last dimension and need only additions.
 template <int N> class Walk {
 public:

@@ -1,8 +1,8 @@
 // The class of the largest logit over tiles in registers, and the counts of pairs (label, predicted class).
 #pragma once
 
-#include "counts.cuh"
 #include "fast_math.cuh"
+#include "pairs.cuh"
 #include "tile_launch.cuh"
 #include "warp_sums.cuh"
 
@@ -45,10 +45,9 @@ __device__ void find_predictions(const WarpTile<Shape>& tile, const float (&x)[S
 template <class Shape>
 __global__ void __launch_bounds__(THREADS)
     warp_counts(const __grid_constant__ segloss_cross_entropy a, const __grid_constant__ TileGrid grid, int per_class,
-                int64_t* counts, Totals* of_blocks) {
+                int64_t num_samples, int64_t* counts, Totals* of_blocks) {
     WarpTile<Shape> tile(a, grid);
-    const Cells cells(num_cells_of(a.num_classes, per_class), counts);
-    const int num_classes = static_cast<int>(a.num_classes);
+    const PairCounts cells(counts, num_samples > 1 ? tile.sample : 0, num_samples, a.num_classes, per_class);
     Totals refused;
     const auto visit = [&] {
         float x[Shape::K][Shape::U];
@@ -59,12 +58,12 @@ __global__ void __launch_bounds__(THREADS)
         find_predictions(tile, x, predicted);
         UNROLL for (int u = 0; u < Shape::U; ++u) {
             if (tile.group == 0 && voxels.label[u] >= 0) {
-                cells.add(voxels.label[u], predicted[u], num_classes, per_class);
+                cells.add_pair(voxels.label[u], predicted[u]);
             }
         }
     };
     tile.for_each(visit, [] {});
-    cells.write();
+    cells.finish();
     write_tile_totals({}, refused, of_blocks + blockIdx.x);
 }
 
@@ -73,7 +72,7 @@ __global__ void __launch_bounds__(THREADS)
 template <typename T>
 int launch_count_tiles(const TileCall& tiles, const segloss_cuda_call& call, int per_class, int64_t* counts) {
     return with_shape<T>(tiles, [&](auto shape) {
-        return launch_tiles(tiles, call, 0, warp_counts<decltype(shape)>, tiles.args, tiles.grid, per_class, counts,
-                            static_cast<Totals*>(call.workspace));
+        return launch_tiles(tiles, call, 0, warp_counts<decltype(shape)>, tiles.args, tiles.grid, per_class,
+                            call.num_samples, counts, static_cast<Totals*>(call.workspace));
     });
 }
