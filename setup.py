@@ -121,16 +121,31 @@ def glue(torch: Path) -> Library:
     )
 
 
+def nvcc() -> str:
+    """CUDA's compiler: that of CUDA_HOME, where it is set, else the one on PATH."""
+    home = os.environ.get("CUDA_HOME")
+    found = which("nvcc", path=str(Path(home, "bin")) if home else None)
+    return found or sys.exit("segloss: expected nvcc for SEGLOSS_CUDA=1, found none on PATH or in CUDA_HOME")
+
+
 def cuda_architectures() -> list[str]:
-    """nvcc's options for the GPUs of TORCH_CUDA_ARCH_LIST, such as "8.0;9.0+PTX", which torch's own extensions read,
-    too; else for those of this machine; else, where there are none, for every generation that nvcc knows."""
+    """Those of TORCH_CUDA_ARCH_LIST, such as "8.0;9.0+PTX", which torch's own extensions read, too; else those of this
+    machine's GPUs; else, where there are none, every generation that nvcc knows."""
     named = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(";", " ").split()
     if not named and find_spec("torch"):
         import torch
 
         cards = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
         named = [f"{major}.{minor}" for major, minor in sorted(cards)]
-    return [option for name in named for option in options_of_architecture(name)] or ["-arch=all-major"]
+    return named or every_generation()
+
+
+def every_generation() -> list[str]:
+    """From 7.0 on, the first that passes structs to kernels as the kernels want them; with PTX for those to come."""
+    listed = subprocess.run([nvcc(), "--list-gpu-code"], capture_output=True, text=True, check=True).stdout
+    numbers = sorted(int(number) for number in re.findall(r"sm_(\d+)", listed))
+    names = [f"{number // 10}.{number % 10}" for number in numbers if number >= 70 and number % 10 in (0, 5)]
+    return [*names[:-1], f"{names[-1]}+PTX"]
 
 
 def options_of_architecture(name: str) -> list[str]:
@@ -142,19 +157,13 @@ def options_of_architecture(name: str) -> list[str]:
     return [f"-gencode=arch=compute_{number},code={kind}_{number}" for kind in kinds]
 
 
-def nvcc() -> str:
-    """CUDA's compiler: that of CUDA_HOME, where it is set, else the one on PATH."""
-    home = os.environ.get("CUDA_HOME")
-    found = which("nvcc", path=str(Path(home, "bin")) if home else None)
-    return found or sys.exit("segloss: expected nvcc for SEGLOSS_CUDA=1, found none on PATH or in CUDA_HOME")
-
-
 class CudaLibrary(Library):
     """The kernels for GPUs. nvcc links its own runtime, so the library needs nothing of torch."""
 
     def __init__(self) -> None:
         sources = sorted((KERNELS / "cuda").glob("*.cu"))
-        options = file_with("\n".join([*NVCC_FLAGS, *cuda_architectures()]), "nvcc_options")
+        architectures = [option for name in cuda_architectures() for option in options_of_architecture(name)]
+        options = file_with("\n".join([*NVCC_FLAGS, *architectures]), "nvcc_options")
         headers = [*(KERNELS / "cuda").glob("*.*h"), *KERNELS.glob("*.h"), options]
         super().__init__("libsegloss_cuda", {str(source): [] for source in sources}, headers)
         self.nvcc = [nvcc(), f"--options-file={options}"]

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ pytestmark = [
 ]
 
 NVCC = """#!/bin/sh
+[ "$1" = --list-gpu-code ] && exec printf 'sm_%s\\n' 50 60 61 70 75 80 86 87 90 100 103 120 121
 echo "$*" >> "$CALLS"
 for last; do :; done
 echo > "$last"
@@ -70,7 +72,7 @@ def names_of_compiled(calls):
 
 
 def make_newer(path):
-    later = path.stat().st_mtime + 3600
+    later = time.time() + 3600
     os.utime(path, (later, later))
 
 
@@ -120,6 +122,13 @@ def test_the_architectures_are_those_that_torchs_variable_names(build, tmp_path,
     build(named)
     options = (tmp_path / "build" / "nvcc_options").read_text().split()
     assert [option for option in options if "arch" in option] == expected
+
+
+def test_without_a_name_and_a_gpu_they_are_every_generation_that_nvcc_knows(build, tmp_path):
+    build("", CUDA_VISIBLE_DEVICES="")
+    *options, ptx = (tmp_path / "build" / "nvcc_options").read_text().split()[-7:]
+    assert options == [f"-gencode=arch=compute_{n},code=sm_{n}" for n in (70, 75, 80, 90, 100, 120)]
+    assert ptx == "-gencode=arch=compute_120,code=compute_120"
 
 
 def test_other_architectures_compile_every_source_again(build):
