@@ -2,7 +2,7 @@
 #pragma once
 
 #include "fast_math.cuh"
-#include "pairs.cuh"
+#include "counts.cuh"
 #include "tile_launch.cuh"
 #include "warp_sums.cuh"
 
