@@ -21,14 +21,16 @@ git -C src checkout --quiet $commit
 git -C src apply "$here/gpgpu-sim.patch"
 
 # It accepts toolkits up to CUDA 11, of which the headers are enough.
-mkdir -p cuda11/bin cuda11/include
+mkdir -p cuda11/bin
 for package in nvcc runtime; do
     pip download --quiet --no-deps --dest wheels nvidia-cuda-$package-cu11==11.8.89
 done
 for wheel in wheels/*.whl; do
-    unzip -qo "$wheel" -d cuda11
+    unzip -qo "$wheel" "nvidia/*/include/*"
 done
-cp -r cuda11/nvidia/*/include/* cuda11/include
+for headers in nvidia/*/include; do
+    cp -r "$headers" cuda11
+done
 toolkit=$(nvcc --dryrun -x cu -c /dev/null -o /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p')
 cp "$toolkit"/include/{cudaProfiler,cuda_profiler_api}.h cuda11/include
 printf '#!/bin/sh\necho "Cuda compilation tools, release 11.8, V11.8.89"\n' > cuda11/bin/nvcc

@@ -18,27 +18,28 @@ HERE = Path(__file__).resolve().parent
 KERNELS = ROOT / "csrc" / "kernels"
 BUILD = ROOT / "build" / "gpu-sim"
 
-# Logits, labels, layout, classes, voxels of each of two samples, options. Rows of logits begin at multiples of 16 bytes
-# where the number of voxels is a multiple of 8.
+# Logits, labels, layout, classes, voxels of each of two samples, variant. Rows of logits begin at multiples of 16 bytes
+# where the number of voxels is a multiple of 8. The variant "plain" has no ignored voxels: its counts are those of a
+# kernel's usual path, and with --voxels 4096 those of whole blocks.
 CASES = [
     ("float32", "uint8", "planar", 3, 2056, "plain"),
-    ("float32", "int64", "channels_last", 3, 2056, "plain"),
+    ("float32", "int64", "channels_last", 3, 2056, "ignored"),
     ("bfloat16", "int64", "planar", 3, 2056, "plain"),
-    ("bfloat16", "uint8", "channels_last", 3, 2056, "plain"),
-    ("float32", "int64", "planar", 4, 2056, "plain"),
+    ("bfloat16", "uint8", "channels_last", 3, 2056, "ignored"),
+    ("float32", "int64", "planar", 4, 2056, "ignored"),
     ("float32", "uint8", "channels_last", 4, 2056, "plain"),
-    ("bfloat16", "uint8", "planar", 4, 2056, "plain"),
+    ("bfloat16", "uint8", "planar", 4, 2056, "ignored"),
     ("bfloat16", "int64", "channels_last", 4, 2056, "plain"),
-    ("float32", "uint8", "planar", 19, 1032, "plain"),
+    ("float32", "uint8", "planar", 19, 1032, "ignored"),
     ("float32", "int64", "channels_last", 19, 1032, "plain"),
-    ("bfloat16", "int64", "planar", 19, 1032, "plain"),
+    ("bfloat16", "int64", "planar", 19, 1032, "ignored"),
     ("bfloat16", "uint8", "channels_last", 19, 1032, "plain"),
     ("float32", "int64", "planar", 105, 1032, "plain"),
-    ("float32", "uint8", "channels_last", 105, 1032, "plain"),
+    ("float32", "uint8", "channels_last", 105, 1032, "ignored"),
     ("bfloat16", "uint8", "planar", 105, 1032, "plain"),
-    ("bfloat16", "int64", "channels_last", 105, 1032, "plain"),
-    ("float32", "uint8", "planar", 4, 1061, "plain"),
-    ("bfloat16", "int64", "channels_last", 19, 1061, "plain"),
+    ("bfloat16", "int64", "channels_last", 105, 1032, "ignored"),
+    ("float32", "uint8", "planar", 4, 1061, "ignored"),
+    ("bfloat16", "int64", "channels_last", 19, 1061, "ignored"),
     ("float32", "uint8", "planar", 4, 1032, "weighted"),
     ("bfloat16", "int64", "planar", 19, 1032, "weighted"),
     ("float32", "int64", "planar", 4, 1032, "focal"),

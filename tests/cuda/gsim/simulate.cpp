@@ -1,7 +1,8 @@
 // The launchers on a simulated GPU against plain C++ in double. Prints a line before each launcher, and one for each of
 // its results.
 //
-// simulate LOGITS LABELS LAYOUT CLASSES VOXELS OPTIONS, such as: simulate bfloat16 uint8 channels_last 19 2056 focal
+// simulate LOGITS LABELS LAYOUT CLASSES VOXELS VARIANT, such as: simulate bfloat16 uint8 channels_last 19 2056 focal
+// All variants but "plain" have ignored voxels; those without weights and focal factors refuse a label, too.
 
 #include <cuda_runtime.h>
 
@@ -140,24 +141,22 @@ Case draw_case(char** argv) {
         state = state * 6364136223846793005u + 1442695040888963407u;
         return static_cast<double>(state >> 40) / (1 << 24);
     };
-    const std::string options = argv[6];
-    Case c{dtype_of(argv[1]),
-           dtype_of(argv[2]),
-           argv[3] == std::string("planar"),
-           options == "weighted",
-           atoll(argv[4]),
-           atoll(argv[5]),
-           0,
-           options == "focal" ? 2.0 : 0.0,
-           {},
-           {},
-           {},
-           {}};
+    const std::string layout = argv[3], variant = argv[6];
+    Case c{};
+    c.logits_dtype = dtype_of(argv[1]);
+    c.label_dtype = dtype_of(argv[2]);
+    c.is_planar = layout == "planar";
+    c.num_classes = atoll(argv[4]);
+    c.size = atoll(argv[5]);
+    c.is_weighted = variant == "weighted";
+    c.gamma = variant == "focal" ? 2 : 0;
+    const bool has_ignored = variant != "plain";
     c.ignore_index = c.label_dtype == SEGLOSS_UINT8 ? 255 : -100;
     unsigned char stored[8];
     for (int64_t voxel = 0; voxel < c.num_voxels(); ++voxel) {
         const bool is_confident = voxel % 5 == 0;
-        c.labels.push_back(voxel % IGNORED_EVERY == 3 ? c.ignore_index : static_cast<int64_t>(draw() * c.num_classes));
+        const auto label = static_cast<int64_t>(draw() * static_cast<double>(c.num_classes));
+        c.labels.push_back(has_ignored && voxel % IGNORED_EVERY == 3 ? c.ignore_index : label);
         c.voxel_weight.push_back(c.is_weighted ? static_cast<double>(static_cast<float>(draw())) : 1);
         for (int64_t k = 0; k < c.num_classes; ++k) {
             const bool is_label = k == c.labels.back();
@@ -556,7 +555,7 @@ void test_confusion(const Case& c, const segloss_cross_entropy& a) {
 
 int main(int argc, char** argv) {
     if (argc != 7) {
-        printf("simulate LOGITS LABELS LAYOUT CLASSES VOXELS OPTIONS\n");
+        printf("simulate LOGITS LABELS LAYOUT CLASSES VOXELS VARIANT\n");
         return 2;
     }
     const auto c = draw_case(argv);
