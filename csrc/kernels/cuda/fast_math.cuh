@@ -84,4 +84,10 @@ __device__ inline float log1p_of_small(float x) {
     return sum * x * x + x;
 }
 
+// For x from 0 to what can be added to 1.
+__device__ inline float log1p_of_positive(float x) {
+    const float of_large = LN_2 * fast_log2(1 + x);
+    return x <= 0.5f ? log1p_of_small(x) : of_large;
+}
+
 } // namespace

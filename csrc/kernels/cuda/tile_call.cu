@@ -110,6 +110,7 @@ bool describe_tiles(const segloss_cross_entropy& args, const segloss_cuda_call& 
     }
     grid.ignores_class = a.ignore_index >= 0 && a.ignore_index < a.num_classes;
     grid.has_voxel_weight = a.voxel_weight.data != nullptr;
+    grid.has_plain_losses = !a.class_weight && a.gamma == 0 && !a.loss.data;
     grid.simple_labels = has_simple_labels(a, static_cast<int64_t>(sizeof(uint4)) / segloss_dtype_size(a.logits.dtype));
     grid.aligned_logits = is_aligned(a.logits, tiles->is_planar, samples);
     grid.aligned_grad = has_grad && is_aligned(a.grad_logits, tiles->is_planar, samples);

@@ -12,6 +12,7 @@ struct TileGrid {
     int log_label_bytes;
     bool ignores_class; // whether ignore_index is a class
     bool has_voxel_weight;
+    bool has_plain_losses; // without weights of classes or gamma, and only their sum is asked for
     bool simple_labels;  // aligned to vectors, of one of four dtypes, and without a table
     bool aligned_logits; // to vectors in every column
     bool aligned_grad;

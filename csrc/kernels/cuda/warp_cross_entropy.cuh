@@ -6,15 +6,6 @@
 
 namespace {
 
-template <class Shape>
-__device__ void store_losses(const WarpTile<Shape>& tile, const segloss_tensor& to, const float (&losses)[Shape::U]) {
-    UNROLL for (int u = 0; u < Shape::U; ++u) {
-        if (tile.has_voxel(u) && tile.group == 0) {
-            store_at(to, tile.offset(to, u), losses[u]);
-        }
-    }
-}
-
 // The gradient of the losses, in place of the exponentials.
 template <class Shape>
 __device__ void find_loss_grad(const LabelSoftmax<Shape>& softmax, const int (&index)[Shape::U],
@@ -38,19 +29,15 @@ __global__ void __launch_bounds__(THREADS)
     LossSums sums;
     Totals refused;
     const auto visit = [&] {
-        float x[Shape::K][U];
+        float x[Shape::K][U], factors[U];
         TileVoxels<U> voxels;
         tile.load_logits(x);
         tile.read_voxels(&voxels, x, &refused);
         const LabelSoftmax<Shape> softmax(tile, voxels.index, x);
-        TileLosses<U> losses(a, voxels, softmax);
-        sums.add(tile, losses.loss, losses.share, voxels.all_one && !a.class_weight);
-        if (__builtin_expect(a.loss.data != nullptr, 0)) {
-            store_losses(tile, a.loss, losses.loss);
-        }
+        add_losses(tile, voxels, softmax, &sums, factors);
         if (GRADIENT) {
-            scale.multiply(tile, losses.factor);
-            find_loss_grad(softmax, voxels.index, losses.factor, x);
+            scale.multiply(tile, factors);
+            find_loss_grad(softmax, voxels.index, factors, x);
             tile.store_grad(x);
         }
     };

@@ -69,14 +69,16 @@ private:
     int num_classes_;
 };
 
-template <class Shape, class Softmax>
+// Labels and classes are multiplied by SCALE before they are compared: the compiler would keep the results of equal
+// comparisons, and there are fewer predicates than logits of a tile.
+template <class Shape, int SCALE, class Softmax>
 __device__ void add_voxels(const TileVoxels<Shape::U>& v, const Softmax& softmax, const float (&x)[Shape::K][Shape::U],
                            LaneSums<Shape::K>* sums) {
     UNROLL for (int u = 0; u < Shape::U; ++u) {
         const float share = v.weight[u] * softmax.share(u);
         UNROLL for (int k = 0; k < Shape::K; ++k) {
-            add_label_sums(v.index[u], k, x[k][u] * share, v.weight[u], &sums->intersection[k], &sums->rest[k],
-                           &sums->target[k]);
+            add_label_sums(SCALE * v.index[u], SCALE * k, x[k][u] * share, v.weight[u], &sums->intersection[k],
+                           &sums->rest[k], &sums->target[k]);
         }
     }
 }
@@ -101,12 +103,12 @@ __global__ void __launch_bounds__(THREADS)
         tile.read_voxels(&voxels, x, &refused);
         if constexpr (LOSS) {
             const LabelSoftmax<Shape> softmax(tile, voxels.index, x);
-            const TileLosses<U> losses(a, voxels, softmax);
-            loss_sums.add(tile, losses.loss, losses.share, voxels.all_one && !a.class_weight);
-            add_voxels<Shape>(voxels, softmax, x, &lane_sums);
+            float factors[U];
+            add_losses(tile, voxels, softmax, &loss_sums, factors);
+            add_voxels<Shape, 2>(voxels, softmax, x, &lane_sums);
         } else {
             const TileSoftmax<Shape> softmax(tile, x);
-            add_voxels<Shape>(voxels, softmax, x, &lane_sums);
+            add_voxels<Shape, 1>(voxels, softmax, x, &lane_sums);
         }
     };
     tile.for_each(visit, [&] { block_sums.add(tile, &lane_sums); });

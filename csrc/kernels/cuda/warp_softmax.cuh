@@ -104,6 +104,16 @@ template <class Shape> struct LabelSoftmax {
         return quotient <= 0.5f ? log1p_of_small(quotient) : of_large;
     }
 
+    // exp(sum_u -log p_y) - 1 of all voxels. One logarithm takes the place of U, and losses near 0 keep their digits.
+    __device__ float exp_of_losses_minus_1() const {
+        float product = 0;
+        UNROLL for (int u = 0; u < U; ++u) {
+            const float quotient = others[u] * fast_reciprocal(label(u));
+            product = fmaf(product, quotient, product + quotient);
+        }
+        return product;
+    }
+
     // What focal multiplies -log p_y by, and its gradient; see focal_factor in voxel_tmpl.h.
     __device__ float2 focal_factors(int u, float gamma) const {
         const float sum = others[u] + label(u);
@@ -142,6 +152,35 @@ template <int U> struct TileLosses {
         UNROLL for (int u = 0; u < U; ++u) { loss[u] *= v.weight[u]; } // a voxel without weight has a finite loss
     }
 };
+
+template <class Shape>
+__device__ void store_losses(const WarpTile<Shape>& tile, const segloss_tensor& to, const float (&losses)[Shape::U]) {
+    UNROLL for (int u = 0; u < Shape::U; ++u) {
+        if (tile.has_voxel(u) && tile.group == 0) {
+            store_at(to, tile.offset(to, u), losses[u]);
+        }
+    }
+}
+
+// Adds the losses of a tile, stores them if they are asked for, and sets the factors of their gradients. Most tiles
+// need no more than the sum of plain losses.
+template <class Shape>
+__device__ void add_losses(const WarpTile<Shape>& tile, const TileVoxels<Shape::U>& v,
+                           const LabelSoftmax<Shape>& softmax, LossSums* sums, float (&factors)[Shape::U]) {
+    constexpr float MAX_PRODUCT = 1e30f;
+    const float product = softmax.exp_of_losses_minus_1();
+    if (__builtin_expect(v.all_one && tile.grid.has_plain_losses && product < MAX_PRODUCT, 1)) {
+        sums->add_ones(tile, log1p_of_positive(product));
+        UNROLL for (auto& factor : factors) { factor = 1; }
+        return;
+    }
+    const TileLosses<Shape::U> losses(tile.a, v, softmax);
+    sums->add(tile, losses.loss, losses.share, v.all_one && !tile.a.class_weight);
+    if (tile.a.loss.data) {
+        store_losses(tile, tile.a.loss, losses.loss);
+    }
+    UNROLL for (int u = 0; u < Shape::U; ++u) { factors[u] = losses.factor[u]; }
+}
 
 // The factor that the gradients of all losses have, or of those of one tile.
 class LossScale {

@@ -48,6 +48,14 @@ public:
         }
     }
 
+    // Likewise, with the sum of all losses, for weights of 1.
+    template <class Shape> __device__ void add_ones(const WarpTile<Shape>& tile, float loss) {
+        if (tile.group == 0) {
+            loss_.add(loss);
+            num_ones_ += Shape::U;
+        }
+    }
+
     __device__ double loss() const { return loss_.value(); }
     __device__ double weight() const { return weight_.value() + num_ones_; }
 
@@ -57,8 +65,9 @@ private:
 };
 
 // Writes the totals of a block. Most blocks have refused nothing.
-__device__ inline void write_tile_totals(const LossSums& sums, const Totals& refused, Totals* of_block) {
-    __shared__ double memory[WARPS * sizeof(Totals) / sizeof(double)];
+template <class Sums = LossSums>
+__device__ void write_tile_totals(const Sums& sums, const Totals& refused, Totals* of_block) {
+    alignas(16) __shared__ double memory[WARPS * sizeof(Totals) / sizeof(double)];
     const auto of_warps = reinterpret_cast<Totals*>(memory);
     Totals mine = refused;
     if (__any_sync(ALL_LANES, refused.num_refused > 0)) {
