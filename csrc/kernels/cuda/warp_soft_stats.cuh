@@ -29,17 +29,7 @@ public:
     }
 
     template <class Shape> __device__ void add(const WarpTile<Shape>& tile, LaneSums<Shape::K>* lane) {
-        constexpr int K = Shape::K;
-        add_over_columns(tile, lane->intersection);
-        add_over_columns(tile, lane->rest);
-        add_over_columns(tile, lane->target);
-        UNROLL for (int k = 0; k < K; ++k) {
-            if (tile.column == k % tile.columns && tile.has_class(k)) {
-                const double intersection = lane->intersection[k];
-                of_warp()[tile.class_of(k)].add(
-                    {intersection, intersection + static_cast<double>(lane->rest[k]), lane->target[k]});
-            }
-        }
+        add_over_columns<padded(Shape::K)>(tile, 1, 0, lane);
         lane->clear();
     }
 
@@ -58,10 +48,41 @@ public:
 private:
     __device__ ClassSums* of_warp() const { return of_warps_ + threadIdx.x / LANES * num_classes_; }
 
-    template <class Shape>
-    static __device__ void add_over_columns(const WarpTile<Shape>& tile, float (&sums)[Shape::K]) {
-        for (int lanes = 1; lanes < tile.columns; lanes *= 2) {
-            UNROLL for (auto& sum : sums) { sum += __shfl_xor_sync(ALL_LANES, sum, lanes); }
+    static __device__ constexpr int padded(int number) { return number <= 2 ? number : 2 * padded((number + 1) / 2); }
+
+    // Keeps one half of `held` sums, of this lane and another, which keeps the other half.
+    template <int HELD, int K> static __device__ void halve(bool keeps_last, int lanes, float (&sums)[K]) {
+        UNROLL for (int k = 0; k < HELD / 2; ++k) {
+            const float first = sums[k], last = k + HELD / 2 < K ? sums[k + HELD / 2] : 0;
+            sums[k] = (keeps_last ? last : first) + __shfl_xor_sync(ALL_LANES, keeps_last ? first : last, lanes);
+        }
+    }
+
+    // Adds the sums of lanes 1, 2, 4 and so on apart. A lane holds those of fewer and fewer classes, from `first` on.
+    template <int HELD, class Shape>
+    __device__ void add_over_columns(const WarpTile<Shape>& tile, int lanes, int first, LaneSums<Shape::K>* lane) {
+        if constexpr (HELD > 1) {
+            if (lanes < tile.columns) {
+                const bool keeps_last = tile.column & lanes;
+                halve<HELD>(keeps_last, lanes, lane->intersection);
+                halve<HELD>(keeps_last, lanes, lane->rest);
+                halve<HELD>(keeps_last, lanes, lane->target);
+                add_over_columns<HELD / 2>(tile, 2 * lanes, first + (keeps_last ? HELD / 2 : 0), lane);
+                return;
+            }
+        }
+        for (; lanes < tile.columns; lanes *= 2) { // all of these lanes hold the same class
+            lane->intersection[0] += __shfl_xor_sync(ALL_LANES, lane->intersection[0], lanes);
+            lane->rest[0] += __shfl_xor_sync(ALL_LANES, lane->rest[0], lanes);
+            lane->target[0] += __shfl_xor_sync(ALL_LANES, lane->target[0], lanes);
+        }
+        constexpr int HOLDERS = padded(Shape::K);
+        UNROLL for (int k = 0; k < HELD; ++k) {
+            const int c = tile.class_of(first + k);
+            if (tile.column < HOLDERS && c < num_classes_) {
+                const double intersection = lane->intersection[k];
+                of_warp()[c].add({intersection, intersection + static_cast<double>(lane->rest[k]), lane->target[k]});
+            }
         }
     }
 
