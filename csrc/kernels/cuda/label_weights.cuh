@@ -7,77 +7,79 @@
 
 namespace {
 
-constexpr int LABELS_AT_ONCE = 16; // of a thread
-constexpr int64_t LABELS_PER_BLOCK = 4 * LABELS_AT_ONCE * THREADS;
+constexpr int VECTORS_AT_ONCE = 4; // of a thread
+constexpr int64_t LABELS_PER_BLOCK = VECTORS_AT_ONCE * 16 * THREADS;
 
 // A thread's sum: of class weights, or the number of labels that count.
 class LabelWeights {
 public:
-    __device__ explicit LabelWeights(const segloss_cross_entropy& args) : a_(args) {}
+    __device__ explicit LabelWeights(const segloss_cross_entropy& args)
+        : a_(args), counts_classes_(!args.class_weight && !is_class(args.ignore_index, args.num_classes)) {}
 
-    // Labels at the positions from `first` on. Most are classes or ignored.
-    template <typename Label, int N> __device__ void add(const Label (&labels)[N], int64_t first) {
-        int num_classes = 0, num_ignored = 0;
-        UNROLL for (const auto label : labels) {
-            num_ignored += label == a_.ignore_index;
-            num_classes += label != a_.ignore_index && is_class(label, a_.num_classes);
+    // Adds vectors of labels, THREADS vectors apart. Most labels are classes.
+    template <typename Label, int N> __device__ void add(const Label (&labels)[VECTORS_AT_ONCE][N], int64_t first) {
+        bool are_classes = counts_classes_;
+        UNROLL for (const auto& vector : labels) {
+            UNROLL for (const auto label : vector) { are_classes = are_classes & is_class(label, a_.num_classes); }
         }
-        count_ += num_classes;
-        if (__builtin_expect(num_classes + num_ignored < N, 0)) {
-            for (int i = 0; i < N; ++i) {
-                if (labels[i] != a_.ignore_index && !is_class(labels[i], a_.num_classes)) {
-                    totals_.refuse(first + i);
-                }
-            }
+        if (__builtin_expect(are_classes, 1)) {
+            count_ += VECTORS_AT_ONCE * N;
+            return;
         }
-        if (__builtin_expect(a_.class_weight != nullptr, 0)) {
-            for (int i = 0; i < N; ++i) {
-                if (labels[i] != a_.ignore_index && is_class(labels[i], a_.num_classes)) {
-                    sum_.add(load_global(static_cast<const float*>(a_.class_weight) + labels[i]));
-                }
-            }
+        UNROLL for (int i = 0; i < VECTORS_AT_ONCE; ++i) {
+            UNROLL for (int j = 0; j < N; ++j) { add_one(labels[i][j], first + i * N * THREADS + j); }
         }
     }
 
-    __device__ Totals totals() const {
-        Totals totals = totals_;
+    template <typename Label> __device__ void add_one(Label label, int64_t position) {
+        const bool is_counted = label != a_.ignore_index, is_valid = is_counted && is_class(label, a_.num_classes);
+        count_ += is_valid;
+        if (__builtin_expect(is_counted && !is_valid, 0)) {
+            refused_.refuse(position);
+        }
+        if (a_.class_weight && is_valid) {
+            sum_.add(load_global(static_cast<const float*>(a_.class_weight) + label));
+        }
+    }
+
+    __device__ static double loss() { return 0; }
+    __device__ double weight() const {
         const double sum = a_.class_weight ? sum_.value() : static_cast<double>(count_);
-        totals.weight = totals.num_refused > 0 ? static_cast<double>(NAN) : sum;
-        return totals;
+        return refused_.num_refused > 0 ? static_cast<double>(NAN) : sum;
     }
+    __device__ const Totals& refused() const { return refused_; }
 
 private:
     const segloss_cross_entropy& a_;
+    const bool counts_classes_;
     CompensatedSum sum_;
     int count_ = 0;
-    Totals totals_;
+    Totals refused_;
 };
 
 template <typename Label>
 __global__ void __launch_bounds__(THREADS)
     add_label_weights(const __grid_constant__ segloss_cross_entropy a, int64_t size, Totals* of_blocks) {
+    constexpr int N = sizeof(uint4) / sizeof(Label), AT_ONCE = VECTORS_AT_ONCE * N * THREADS;
     const Label* const labels = static_cast<const Label*>(a.target.data);
-    const int64_t begin = blockIdx.x * LABELS_PER_BLOCK + threadIdx.x * LABELS_AT_ONCE;
     const int64_t block_end = (blockIdx.x + 1) * LABELS_PER_BLOCK, end = block_end < size ? block_end : size;
+    int64_t first = blockIdx.x * LABELS_PER_BLOCK;
     LabelWeights weights(a);
-    for (int64_t first = begin; first < end; first += LABELS_AT_ONCE * THREADS) {
-        if (first + LABELS_AT_ONCE > end) {
-            for (int64_t i = first; i < end; ++i) {
-                const Label label[] = {load_global(labels + i)};
-                weights.add(label, i);
-            }
-            break;
-        }
+    for (; first + AT_ONCE <= end; first += AT_ONCE) {
+        const int64_t own = first + threadIdx.x * N;
         union {
-            uint4 vectors[sizeof(Label)];
-            Label labels[LABELS_AT_ONCE];
+            uint4 vectors[VECTORS_AT_ONCE];
+            Label labels[VECTORS_AT_ONCE][N];
         } v;
-        UNROLL for (int i = 0; i < static_cast<int>(sizeof(Label)); ++i) {
-            v.vectors[i] = load_global(reinterpret_cast<const uint4*>(labels + first) + i);
+        UNROLL for (int i = 0; i < VECTORS_AT_ONCE; ++i) {
+            v.vectors[i] = load_global(reinterpret_cast<const uint4*>(labels + own) + i * THREADS);
         }
-        weights.add(v.labels, first);
+        weights.add(v.labels, own);
     }
-    write_totals(weights.totals(), of_blocks + blockIdx.x);
+    for (int64_t i = first + threadIdx.x; i < end; i += THREADS) {
+        weights.add_one(load_global(labels + i), i);
+    }
+    write_tile_totals(weights, weights.refused(), of_blocks + blockIdx.x);
 }
 
 // Whether the labels of all positions are one piece of memory, aligned to vectors, and their weights depend on their
