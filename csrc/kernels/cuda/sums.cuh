@@ -11,6 +11,7 @@ constexpr int LANES = 32; // of a warp
 constexpr int WARPS = THREADS / LANES;
 constexpr int64_t MAX_BLOCKS = 1024; // independent of the device, because a sum's bits depend on the grid
 
+
 // Blocks for each sample, with one voxel per thread up to the limit.
 inline int num_blocks(int64_t num_positions, int64_t num_samples) {
     const int64_t wanted = (num_positions + THREADS - 1) / THREADS, most = MAX_BLOCKS / num_samples;
@@ -33,8 +34,9 @@ struct Refused {
     }
 };
 
-// Sums over some voxels. The workspace has one for each block; other sums in its place must not be larger.
-struct Totals : Refused {
+// Sums over some voxels, read and written in vectors. The workspace has one for each block; other sums in its place must
+// not be larger.
+struct alignas(16) Totals : Refused {
     double loss = 0;
     double weight = 0;
 
@@ -68,7 +70,7 @@ template <typename Sum> __device__ Sum of_other_lane(const Sum& mine, int lanes)
 
 // The sum over the threads of a block, returned to thread 0. All threads must call it.
 template <typename Sum> __device__ Sum sum_of_block(Sum mine) {
-    __shared__ double memory[WARPS * sizeof(Sum) / sizeof(double)]; // shared memory has no constructors
+    alignas(16) __shared__ double memory[WARPS * sizeof(Sum) / sizeof(double)]; // shared memory has no constructors
     const auto of_warps = reinterpret_cast<Sum*>(memory);
     for (int lanes = LANES / 2; lanes > 0; lanes /= 2) {
         mine.add(of_other_lane(mine, lanes));

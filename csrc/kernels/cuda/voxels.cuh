@@ -296,9 +296,10 @@ __device__ inline void write_sums(const segloss_cuda_sums& sums, int64_t sample,
 
 // Launched with one block.
 template <typename Real>
-__global__ void finish(const __grid_constant__ segloss_cross_entropy a, const __grid_constant__ segloss_cuda_call call,
-                       const Totals* of_blocks, int64_t count, const double* total_weight,
-                       const __grid_constant__ segloss_cuda_sums sums) {
+__global__ void __launch_bounds__(THREADS)
+    finish(const __grid_constant__ segloss_cross_entropy a, const __grid_constant__ segloss_cuda_call call,
+           const Totals* of_blocks, int64_t count, const double* total_weight,
+           const __grid_constant__ segloss_cuda_sums sums) {
     const Totals total = sum_of_blocks(of_blocks, count, 1);
     if (threadIdx.x == 0) {
         write_sums(sums, 0, total.loss, total.weight, total_weight);
