@@ -146,13 +146,8 @@ int model_call(const char* name, const model_problem* p, OnLaunch f) {
     sums.weight = results + p->num_samples;
     const int64_t cells = p->num_samples * p->num_classes;
     if (op == "cross_entropy") {
-        segloss_cuda_sums weight{};
-        weight.weight = total_weight;
         const auto a = cross_entropy_of(*p, true);
-        auto labels = a;
-        labels.grad_logits = {};
-        const int error = segloss_cuda_cross_entropy_weight(&labels, &whole, &weight);
-        return error ? error : segloss_cuda_cross_entropy_forward(&a, &whole, total_weight, &sums);
+        return segloss_cuda_cross_entropy_mean(&a, &whole, &sums);
     }
     if (op == "cross_entropy_forward") {
         const auto a = cross_entropy_of(*p, false);

@@ -208,14 +208,21 @@ segloss_cuda_sums reduced_into(const Tensor& loss, const Tensor& total_weight, c
 // A launcher that adds weights alone.
 using WeightLauncher = int (*)(const segloss_cross_entropy*, const segloss_cuda_call*, const segloss_cuda_sums*);
 
+// Whether the denominator is known before; sets the scale of the gradient if it is.
+template <class Loss> bool set_gradient_scale(VoxelArguments& voxels, const typename Loss::Options& options) {
+    const auto known = options.is_mean() ? Loss::known_total(voxels) : 1;
+    if (known) {
+        voxels.args.grad_scale = Loss::gradient_scale(*known, options);
+    }
+    return known.has_value();
+}
+
 // Prepares a forward call that also writes the gradient. A total weight that is not known before goes to `sums`, and is
 // returned: forward divides by it.
 template <class Loss>
 const double* prepare_gradient(VoxelArguments& voxels, const typename Loss::Options& options, const Launches& launches,
                                segloss_cuda_call call, segloss_cuda_sums& sums, WeightLauncher launch) {
-    const auto known = options.is_mean() ? Loss::known_total(voxels) : 1;
-    if (known) {
-        voxels.args.grad_scale = Loss::gradient_scale(*known, options);
+    if (set_gradient_scale<Loss>(voxels, options)) {
         return nullptr;
     }
     call.refusal = nullptr; // forward reports
@@ -241,11 +248,9 @@ CrossEntropy::Results cross_entropy_forward(const Arguments& arguments, const Cr
     Launches launches(arguments.op, arguments.input);
     const auto call = launches.call(args, label_sizes(voxels), reading.dtype);
     auto sums = reduced_into(options.is_reduced() ? loss : Tensor(), total_weight, options);
-    const auto* const denominator =
-        options.with_gradient
-            ? prepare_gradient<CrossEntropy>(voxels, options, launches, call, sums, segloss_cuda_cross_entropy_weight)
-            : nullptr;
-    launches.check(segloss_cuda_cross_entropy_forward(&args, &call, denominator, &sums));
+    const bool has_scale = !options.with_gradient || set_gradient_scale<CrossEntropy>(voxels, options);
+    launches.check(has_scale ? segloss_cuda_cross_entropy_forward(&args, &call, /*total_weight=*/nullptr, &sums)
+                             : segloss_cuda_cross_entropy_mean(&args, &call, &sums));
     if (launches.refused_at_once()) {
         raise_refused(arguments, reading);
     }

@@ -482,6 +482,30 @@ static void check_mean_gradient(const struct test_case* t, const struct inputs* 
     free_outputs(&by_scale);
 }
 
+static int differ(double a, double b) { return !(fabs(a - b) <= 1e-9 * fabs(b)); }
+
+/* A mean whose denominator is not known before gives what its weight and forward give. */
+static void check_mean(const struct test_case* t, const struct inputs* in) {
+    struct outputs together, apart;
+    struct segloss_sums sums, expected, of_weight;
+    create_outputs(t, &together);
+    create_outputs(t, &apart);
+    struct segloss_cross_entropy args = arguments_of(t, in, &together), second = arguments_of(t, in, &apart);
+    args.loss = second.loss = args.grad_loss = second.grad_loss = (struct segloss_tensor){0};
+    const struct segloss_cuda_call call = begin_call(t->numbers.real, 0, t->num_positions, t->num_classes);
+    struct segloss_cuda_sums results = results_in(&sums), other = results_in(&expected);
+    results.reduction = other.reduction = SEGLOSS_MEAN_OR_ZERO;
+    check_accepted(run_weight(t->numbers.real, &second, 0, t->num_positions, &of_weight));
+    segloss_cuda_cross_entropy_forward(&second, &call, &of_weight.weight, &other);
+    check_accepted(end_call(&call, segloss_cuda_cross_entropy_mean(&args, &call, &results)));
+    check_same_grad(t, &together, &apart, "mean");
+    if (differ(sums.weight, expected.weight) || differ(sums.loss, expected.loss)) {
+        fail("mean: %g of %g, expected %g of %g", sums.loss, sums.weight, expected.loss, expected.weight);
+    }
+    free_outputs(&together);
+    free_outputs(&apart);
+}
+
 static void test_mean_gradients(void) {
     static const double total_weights[] = {0, 0.75, 3, 1e6};
     for (int k = 0; k < NUM_PAIRS; ++k) {
@@ -494,6 +518,13 @@ static void test_mean_gradients(void) {
         for (size_t i = 0; i < sizeof total_weights / sizeof total_weights[0]; ++i) {
             check_mean_gradient(&t, &in, total_weights[i]);
         }
+        check_mean(&t, &in);
+        free_inputs(&in);
+        t = draw_case(3 * 8192 + 16, 3, number_pairs[k], labels_kind);
+        t.values = ORDINARY;
+        describe_case(&t, "cuda, many blocks");
+        create_inputs(&t, &in);
+        check_mean(&t, &in);
         free_inputs(&in);
     }
     printf("gradients of means: ok\n");

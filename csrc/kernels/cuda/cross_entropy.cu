@@ -79,7 +79,7 @@ int launch_forward(const segloss_cross_entropy& args, const segloss_cuda_call& c
     if (describe_tiles(args, call, &tiles)) {
         *blocks = tiles.grid.num_blocks;
         return with_type_of_tiles(tiles, [&](auto element) {
-            return launch_cross_entropy_tiles<decltype(element)>(tiles, call, total_weight, 0);
+            return launch_cross_entropy_tiles<decltype(element)>(tiles, call, {total_weight}, 0);
         });
     }
     *blocks = num_blocks(call.end - call.begin, 1);
@@ -97,7 +97,7 @@ int launch_backward(const segloss_cross_entropy& args, const segloss_cuda_call& 
     if (describe_tiles(args, call, &tiles)) {
         *blocks = tiles.grid.num_blocks;
         return with_type_of_tiles(tiles, [&](auto element) {
-            return launch_cross_entropy_tiles<decltype(element)>(tiles, call, total_weight, unless_one);
+            return launch_cross_entropy_tiles<decltype(element)>(tiles, call, {total_weight}, unless_one);
         });
     }
     *blocks = num_blocks(call.end - call.begin, 1);
@@ -126,6 +126,28 @@ int launch_finish(const segloss_cross_entropy& args, const segloss_cuda_call& ca
     return launch(call, {}, kernel, args, call, static_cast<const Totals*>(call.workspace), blocks, total_weight, sums);
 }
 
+// The same as launch_weight, finish and launch_forward, but the blocks of forward add up the weights on their own. Sets
+// `blocks` to their number, and `call` to where they write; 0 if that is not possible.
+int launch_mean(const segloss_cross_entropy& args, segloss_cuda_call* call, int64_t* blocks) {
+    TileCall tiles;
+    int64_t num_weights = 0;
+    if (!describe_tiles(args, *call, &tiles)) {
+        return cudaSuccess;
+    }
+    const auto error = launch_label_weights(args, *call, &num_weights);
+    if (error != cudaSuccess || num_weights == 0) {
+        return error;
+    }
+    const auto weights = static_cast<Totals*>(call->workspace);
+    call->workspace = weights + MAX_WEIGHT_BLOCKS;
+    *blocks = tiles.grid.num_blocks;
+    return with_type_of_tiles(tiles, [&](auto element) {
+        constexpr int STRIDE = sizeof(Totals) / sizeof(double);
+        const Denominator denominator{&weights->weight, static_cast<int>(num_weights), STRIDE};
+        return launch_cross_entropy_tiles<decltype(element)>(tiles, *call, denominator, 0);
+    });
+}
+
 } // namespace
 
 extern "C" int segloss_cuda_cross_entropy_weight(const segloss_cross_entropy* args, const segloss_cuda_call* call,
@@ -141,6 +163,22 @@ extern "C" int segloss_cuda_cross_entropy_forward(const segloss_cross_entropy* a
     int64_t blocks = 0;
     const int error = launch_forward(*args, *call, total_weight, &blocks);
     return error != cudaSuccess ? error : launch_finish(*args, *call, blocks, total_weight, *sums);
+}
+
+extern "C" int segloss_cuda_cross_entropy_mean(const segloss_cross_entropy* args, const segloss_cuda_call* call,
+                                               const segloss_cuda_sums* sums) {
+    auto own_call = *call;
+    int64_t blocks = 0;
+    const int error = launch_mean(*args, &own_call, &blocks);
+    if (error != cudaSuccess || blocks > 0) {
+        return error != cudaSuccess ? error : launch_finish(*args, own_call, blocks, nullptr, *sums);
+    }
+    segloss_cuda_sums of_weight{};
+    of_weight.weight = sums->weight;
+    own_call.refusal = nullptr; // forward reports
+    const int of_weight_error = segloss_cuda_cross_entropy_weight(args, &own_call, &of_weight);
+    return of_weight_error != cudaSuccess ? of_weight_error
+                                          : segloss_cuda_cross_entropy_forward(args, call, sums->weight, sums);
 }
 
 extern "C" int segloss_cuda_cross_entropy_backward(const segloss_cross_entropy* args, const segloss_cuda_call* call,

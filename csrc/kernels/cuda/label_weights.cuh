@@ -8,7 +8,7 @@
 namespace {
 
 constexpr int VECTORS_AT_ONCE = 4; // of a thread
-constexpr int64_t LABELS_PER_BLOCK = VECTORS_AT_ONCE * 16 * THREADS;
+constexpr int64_t MIN_LABELS_PER_BLOCK = VECTORS_AT_ONCE * 16 * THREADS;
 
 // A thread's sum: of class weights, or the number of labels that count.
 class LabelWeights {
@@ -58,12 +58,12 @@ private:
 };
 
 template <typename Label>
-__global__ void __launch_bounds__(THREADS)
-    add_label_weights(const __grid_constant__ segloss_cross_entropy a, int64_t size, Totals* of_blocks) {
+__global__ void __launch_bounds__(THREADS) add_label_weights(const __grid_constant__ segloss_cross_entropy a,
+                                                             int64_t size, int64_t per_block, Totals* of_blocks) {
     constexpr int N = sizeof(uint4) / sizeof(Label), AT_ONCE = VECTORS_AT_ONCE * N * THREADS;
     const Label* const labels = static_cast<const Label*>(a.target.data);
-    const int64_t block_end = (blockIdx.x + 1) * LABELS_PER_BLOCK, end = block_end < size ? block_end : size;
-    int64_t first = blockIdx.x * LABELS_PER_BLOCK;
+    const int64_t block_end = (blockIdx.x + 1) * per_block, end = block_end < size ? block_end : size;
+    int64_t first = blockIdx.x * per_block;
     LabelWeights weights(a);
     for (; first + AT_ONCE <= end; first += AT_ONCE) {
         const int64_t own = first + threadIdx.x * N;
@@ -104,8 +104,11 @@ inline cudaError_t launch_label_weights(const segloss_cross_entropy& a, const se
         return cudaSuccess;
     }
     const auto launch_of = [&](auto label) {
-        *blocks = (call.end + LABELS_PER_BLOCK - 1) / LABELS_PER_BLOCK;
-        return launch(call, {*blocks}, add_label_weights<decltype(label)>, a, call.end,
+        constexpr int64_t STEP = MIN_LABELS_PER_BLOCK;
+        const int64_t steps = (call.end + STEP - 1) / STEP;
+        const int64_t per_block = (steps + MAX_WEIGHT_BLOCKS - 1) / MAX_WEIGHT_BLOCKS * STEP;
+        *blocks = (call.end + per_block - 1) / per_block;
+        return launch(call, {*blocks}, add_label_weights<decltype(label)>, a, call.end, per_block,
                       static_cast<Totals*>(call.workspace));
     };
     switch (a.target.dtype) {

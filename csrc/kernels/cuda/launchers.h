@@ -81,7 +81,8 @@ struct segloss_cuda_sums {
  *
  * `total_weight` is the mean's denominator if it is known before, else NULL: the gradient is divided by it; if it is 0,
  * the gradient is 0. An absent grad_loss is 1. Forward also writes the gradient of the losses to grad_logits, if given:
- * that of cross entropy, and of the losses of sigmoids. The weight alone does not read the logits.
+ * that of cross entropy, and of the losses of sigmoids. The weight alone does not read the logits. The mean is forward
+ * with the gradient of a mean whose denominator is not known before: it goes to sums->weight, which must be given.
  *
  * The binary losses are soft statistics of one sample without sums of classes: with_loss of a sigmoid, where forward
  * also writes the loss of each class to `loss`, if given, and backward takes an absent grad_intersection for 0.
@@ -92,6 +93,8 @@ int segloss_cuda_cross_entropy_weight(const struct segloss_cross_entropy* args, 
                                       const struct segloss_cuda_sums* sums);
 int segloss_cuda_cross_entropy_forward(const struct segloss_cross_entropy* args, const struct segloss_cuda_call* call,
                                        const double* total_weight, const struct segloss_cuda_sums* sums);
+int segloss_cuda_cross_entropy_mean(const struct segloss_cross_entropy* args, const struct segloss_cuda_call* call,
+                                    const struct segloss_cuda_sums* sums);
 int segloss_cuda_cross_entropy_backward(const struct segloss_cross_entropy* args, const struct segloss_cuda_call* call,
                                         const double* total_weight, int unless_one);
 int segloss_cuda_binary_weight(const struct segloss_cross_entropy* args, const struct segloss_cuda_call* call,

@@ -308,7 +308,8 @@ int num_stats_blocks(int64_t num_positions, int64_t num_samples, int64_t num_cla
     return affordable < 1 ? 1 : blocks < affordable ? blocks : static_cast<int>(affordable);
 }
 
-// The workspace has room for that many totals and, behind them, rows of sums for each class.
+// The workspace has room for that many totals and, behind them, rows of sums for each class. The mean of cross entropy
+// has the weights of labels there, too.
 int64_t most_totals(int64_t num_positions, int64_t num_samples) {
     return std::max(num_blocks(num_positions / num_samples, num_samples) * num_samples,
                     most_tile_blocks(num_positions));
@@ -395,7 +396,8 @@ cudaError_t launch_weight(const segloss_cross_entropy& args, const segloss_cuda_
 extern "C" size_t segloss_cuda_workspace(int64_t num_positions, int64_t num_samples, int64_t num_classes) {
     const auto totals = static_cast<size_t>(most_totals(num_positions, num_samples)) * sizeof(Totals);
     const auto rows = static_cast<size_t>(most_rows(num_positions, num_samples, num_classes));
-    return totals + rows * static_cast<size_t>(num_classes) * sizeof(ClassSums);
+    return totals + std::max(rows * static_cast<size_t>(num_classes) * sizeof(ClassSums),
+                             static_cast<size_t>(MAX_WEIGHT_BLOCKS) * sizeof(Totals));
 }
 
 extern "C" int segloss_cuda_binary_weight(const segloss_cross_entropy* args, const segloss_cuda_call* call,

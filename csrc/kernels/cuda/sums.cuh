@@ -11,6 +11,7 @@ constexpr int LANES = 32; // of a warp
 constexpr int WARPS = THREADS / LANES;
 constexpr int64_t MAX_BLOCKS = 1024; // independent of the device, because a sum's bits depend on the grid
 
+constexpr int64_t MAX_WEIGHT_BLOCKS = 512; // that add label weights: each block of a later kernel adds up theirs
 
 // Blocks for each sample, with one voxel per thread up to the limit.
 inline int num_blocks(int64_t num_positions, int64_t num_samples) {
@@ -84,6 +85,19 @@ template <typename Sum> __device__ Sum sum_of_block(Sum mine) {
         mine.add(of_warps[warp]);
     }
     return mine;
+}
+
+// Likewise, returned to all threads.
+__device__ inline double sum_for_block(double mine) {
+    __shared__ double of_warps[WARPS];
+    mine = sum_of_warp(mine);
+    if (threadIdx.x % LANES == 0) {
+        of_warps[threadIdx.x / LANES] = mine;
+    }
+    __syncthreads();
+    double sum = of_warps[0];
+    UNROLL for (int warp = 1; warp < WARPS; ++warp) { sum += of_warps[warp]; }
+    return sum;
 }
 
 // Writes the sum of a block's totals.

@@ -19,13 +19,13 @@ __device__ void find_loss_grad(const LabelSoftmax<Shape>& softmax, const int (&i
 template <class Shape, bool GRADIENT>
 __global__ void __launch_bounds__(THREADS)
     warp_cross_entropy(const __grid_constant__ segloss_cross_entropy a, const __grid_constant__ TileGrid grid,
-                       const double* total_weight, int unless_one, Totals* of_blocks) {
+                       const __grid_constant__ Denominator denominator, int unless_one, Totals* of_blocks) {
     if (is_written<float>(a, unless_one)) {
         return;
     }
     constexpr int U = Shape::U;
     WarpTile<Shape> tile(a, grid);
-    const LossScale scale(a, total_weight);
+    const LossScale scale(a, denominator);
     LossSums sums;
     Totals refused;
     const auto visit = [&] {
@@ -48,13 +48,13 @@ __global__ void __launch_bounds__(THREADS)
 } // namespace
 
 template <typename T>
-int launch_cross_entropy_tiles(const TileCall& tiles, const segloss_cuda_call& call, const double* total_weight,
+int launch_cross_entropy_tiles(const TileCall& tiles, const segloss_cuda_call& call, const Denominator& denominator,
                                int unless_one) {
     return with_shape<T>(tiles, [&](auto shape) {
         using Shape = decltype(shape);
         const auto kernel =
             tiles.args.grad_logits.data ? warp_cross_entropy<Shape, true> : warp_cross_entropy<Shape, false>;
-        return launch_tiles(tiles, call, 0, kernel, tiles.args, tiles.grid, total_weight, unless_one,
+        return launch_tiles(tiles, call, 0, kernel, tiles.args, tiles.grid, denominator, unless_one,
                             static_cast<Totals*>(call.workspace));
     });
 }

@@ -1,3 +1,3 @@
 #include "warp_cross_entropy.cuh"
 
-template int launch_cross_entropy_tiles<__half>(const TileCall&, const segloss_cuda_call&, const double*, int);
+template int launch_cross_entropy_tiles<__half>(const TileCall&, const segloss_cuda_call&, const Denominator&, int);

@@ -220,7 +220,7 @@ __global__ void __launch_bounds__(THREADS)
     }
     WarpTile<Shape> tile(a, grid);
     const Slopes<Shape> slopes(tile, s, is_per_sample);
-    const LossScale scale(a, total_weight);
+    const LossScale scale(a, {total_weight});
     Totals refused;
     const auto visit = [&] {
         float x[K][U];

@@ -185,9 +185,11 @@ __device__ void add_losses(const WarpTile<Shape>& tile, const TileVoxels<Shape::
 // The factor that the gradients of all losses have, or of those of one tile.
 class LossScale {
 public:
-    __device__ LossScale(const segloss_cross_entropy& args, const double* total_weight) : a_(args) {
-        const bool is_zero = total_weight && *total_weight == 0;
-        factor_ = is_zero ? 0 : static_cast<float>(total_weight ? a_.grad_scale / *total_weight : a_.grad_scale);
+    // All threads of a block construct it.
+    __device__ LossScale(const segloss_cross_entropy& args, const Denominator& denominator) : a_(args) {
+        const double total = value_of(denominator);
+        const bool is_zero = total == 0;
+        factor_ = is_zero ? 0 : static_cast<float>(a_.grad_scale / total);
         is_per_voxel_ = a_.grad_loss.data && (a_.grad_loss.strides[0] != 0 || a_.grad_loss.strides[1] != 0);
         if (a_.grad_loss.data && !is_per_voxel_ && !is_zero) {
             factor_ *= number_at(a_.grad_loss, 0);
@@ -206,6 +208,17 @@ public:
     }
 
 private:
+    static __device__ double value_of(const Denominator& denominator) {
+        if (denominator.count == 1) {
+            return denominator.numbers ? *denominator.numbers : 1;
+        }
+        double sum = 0;
+        for (int i = static_cast<int>(threadIdx.x); i < denominator.count; i += THREADS) {
+            sum += load_global(denominator.numbers + i * denominator.stride);
+        }
+        return sum_for_block(sum);
+    }
+
     const segloss_cross_entropy& a_;
     float factor_;
     bool is_per_voxel_;
