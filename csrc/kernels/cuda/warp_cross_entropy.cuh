@@ -8,11 +8,14 @@ namespace {
 
 // The gradient of the losses, in place of the exponentials.
 template <class Shape>
-__device__ void find_loss_grad(const LabelSoftmax<Shape>& softmax, const int (&index)[Shape::U],
-                               const float (&factors)[Shape::U], float (&x)[Shape::K][Shape::U]) {
+__device__ void find_loss_grad(const WarpTile<Shape>& tile, const LabelSoftmax<Shape>& softmax,
+                               const int (&index)[Shape::U], const float (&factors)[Shape::U],
+                               float (&x)[Shape::K][Shape::U]) {
     UNROLL for (int u = 0; u < Shape::U; ++u) {
         const float factor = factors[u] * softmax.share(u);
-        UNROLL for (int k = 0; k < Shape::K; ++k) { x[k][u] = (k == index[u] ? -softmax.others[u] : x[k][u]) * factor; }
+        UNROLL for (int k = 0; k < Shape::K; ++k) {
+            x[k][u] = (tile.index_of(k) == index[u] ? -softmax.others[u] : x[k][u]) * factor;
+        }
     }
 }
 
@@ -33,11 +36,11 @@ __global__ void __launch_bounds__(THREADS)
         TileVoxels<U> voxels;
         tile.load_logits(x);
         tile.read_voxels(&voxels, x, &refused);
-        const LabelSoftmax<Shape> softmax(tile, voxels.index, x);
+        const LabelSoftmax<Shape> softmax(tile, voxels, x);
         add_losses(tile, voxels, softmax, &sums, factors);
         if (GRADIENT) {
             scale.multiply(tile, factors);
-            find_loss_grad(softmax, voxels.index, factors, x);
+            find_loss_grad(tile, softmax, voxels.index, factors, x);
             tile.store_grad(x);
         }
     };

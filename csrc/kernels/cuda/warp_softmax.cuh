@@ -81,17 +81,17 @@ template <class Shape> struct LabelSoftmax {
     float others[U];
     float log2_label[U];
 
-    __device__ LabelSoftmax(const WarpTile<Shape>& tile, const int (&index)[U], float (&x)[K][U]) {
+    __device__ LabelSoftmax(const WarpTile<Shape>& tile, const TileVoxels<U>& v, float (&x)[K][U]) {
         TileExponentials<Shape>(tile, x, [&](int k, int u, float power) {
             if (k == 0) {
-                others[u] = index[u] == 0 ? 0 : x[k][u];
-                log2_label[u] = index[u] == 0 ? power : 0;
+                others[u] = v.index[u] == 0 ? 0 : x[k][u];
+                log2_label[u] = v.index[u] == 0 ? power : 0;
             } else {
-                add_unless(index[u], k, x[k][u], &others[u], power, &log2_label[u]);
+                add_unless(v.index[u], tile.index_of(k), x[k][u], &others[u], power, &log2_label[u]);
             }
         });
         tile.reduce(others, Sum());
-        tile.reduce(log2_label, Sum());
+        tile.take_from_labels(v.label, log2_label);
     }
 
     __device__ float label(int u) const { return fast_exp2(log2_label[u]); }

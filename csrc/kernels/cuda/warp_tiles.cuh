@@ -30,7 +30,7 @@ template <typename T_, int K_, bool GROUPED_, bool PLANAR_> struct TileShape {
 // The voxels of a lane. Those that do not count have weight 0 and no class; refused ones have weight nan.
 template <int U> struct TileVoxels {
     int label[U];
-    int index[U]; // of the label among this lane's classes; other numbers than 0 to K - 1 if another lane has it
+    int index[U]; // of the label among the classes from this lane's first on; tile.index_of(k) if it is class k
     float weight[U];
     bool all_one; // all weights
 };
@@ -88,12 +88,21 @@ public:
 
     // Only the last two of a lane's classes can be missing.
     __device__ bool has_class(int k) const { return !GROUPED || k < K - 2 || class_of(k) < a.num_classes; }
-    __device__ int class_of(int k) const { return GROUPED ? (k << grid.log_groups) + group : k; }
+    __device__ int index_of(int k) const { return GROUPED ? k << grid.log_groups : k; }
+    __device__ int class_of(int k) const { return index_of(k) + group; }
 
     // A reduction over the groups, returned to all of them.
     template <typename Value, typename Function> __device__ void reduce(Value (&values)[U], const Function& f) const {
         for (int lanes = columns; GROUPED && lanes < LANES; lanes *= 2) {
             UNROLL for (auto& value : values) { value = f(value, __shfl_xor_sync(ALL_LANES, value, lanes)); }
+        }
+    }
+
+    // Gives all groups the values of those that have the labels.
+    __device__ void take_from_labels(const int (&labels)[U], float (&values)[U]) const {
+        UNROLL for (int u = 0; u < (GROUPED ? U : 0); ++u) {
+            const int owner = (labels[u] & ((1 << grid.log_groups) - 1)) * columns + column;
+            values[u] = __shfl_sync(ALL_LANES, values[u], owner);
         }
     }
 
@@ -128,7 +137,7 @@ public:
                 clear_voxel(x, u, v->label[u] == NO_CLASS);
             }
         }
-        UNROLL for (int u = 0; u < U; ++u) { v->index[u] = index_of(v->label[u]); }
+        UNROLL for (int u = 0; u < U; ++u) { v->index[u] = v->label[u] - group; }
     }
 
     // The shared memory of all warps' tiles, in vectors. What else a kernel keeps there lies behind it.
@@ -164,14 +173,6 @@ private:
     __device__ T* first_of(const segloss_tensor& t) const {
         T* const tile = static_cast<T*>(t.data) + sample * t.strides[0] + (begin_ + at_) * t.strides[1];
         return PLANAR ? tile + column * U + group * t.stride_class : tile;
-    }
-
-    __device__ int index_of(int label) const {
-        if (!GROUPED) {
-            return label;
-        }
-        const int others = label - group;
-        return (others & ((1 << grid.log_groups) - 1)) == 0 ? others >> grid.log_groups : -1;
     }
 
     static __device__ void clear_voxel(float (&x)[K][U], int u, bool is_cleared) {

@@ -257,6 +257,11 @@ template <typename T> T __shfl_xor_sync(unsigned /*all lanes*/, T mine, int lane
     return emulation::of_warp(mine, [&](const auto& get) { return get(threadIdx.x ^ static_cast<unsigned>(lanes)); });
 }
 
+template <typename T> T __shfl_sync(unsigned /*all lanes*/, T mine, int lane) {
+    const unsigned first = threadIdx.x / emulation::Block::WARP * emulation::Block::WARP;
+    return emulation::of_warp(mine, [&](const auto& get) { return get(first + static_cast<unsigned>(lane)); });
+}
+
 inline void __threadfence_system() {}
 
 template <typename T> T __ldg(const T* address) { return *address; }
