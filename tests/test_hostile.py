@@ -63,9 +63,18 @@ def bits(tensor: Tensor) -> Tensor | None:
     return tensor.detach().view(sizes[tensor.element_size()]).clone()
 
 
+def written_by(operator):
+    """The places of the arguments that an operator writes to."""
+    return [k for k, each in enumerate(operator._schema.arguments) if each.alias_info and each.alias_info.is_write]
+
+
 def survives(call, *arguments, **options):
-    """The value of a call, or None after an error that says enough. Asserts that no tensor has changed."""
-    tensors = [each for each in (*arguments, *options.values()) if isinstance(each, Tensor)]
+    """The value of a call, or None after an error that says enough. Asserts that no tensor has changed, but for those
+    that an operator is to change.
+    """
+    written = written_by(call) if isinstance(call, torch._ops.OpOverload) else []
+    values = [*(each for k, each in enumerate(arguments) if k not in written), *options.values()]
+    tensors = [each for each in values if isinstance(each, Tensor)]
     before = [bits(tensor) for tensor in tensors]
     value = None
     try:
@@ -302,6 +311,7 @@ def operator_calls(draw):
         "target": like_labels(sizes, num_classes, dim, LABELS + READABLE),
         "weight": st.one_of(st.none(), tensors([num_classes], READABLE)),
         "voxel_weight": st.one_of(st.none(), like_labels(sizes, num_classes, dim, READABLE + LABELS)),
+        "gradient": tensors(whole, READABLE),
         "grad_loss": st.one_of(tensors([], READABLE), tensors(sizes, READABLE), tensors(whole, READABLE)),
         "grad_intersection": tensors([batch, num_classes], READABLE),
         "grad_prediction": tensors([batch, num_classes], READABLE),
@@ -325,7 +335,7 @@ def operator_calls(draw):
     strategies = {**tensors_of, "values": tensors(whole, READABLE), **numbers}
     names = [each.name for each in operator._schema.arguments]
     if "factors" in names:
-        loss = operator._schema.name.removeprefix("segloss::").removesuffix("_forward").removesuffix("_backward")
+        loss = re.sub("^segloss::|_(forward|backward|rescale)$", "", operator._schema.name)
         strategies["options"], strategies["factors"] = map(st.just, draw(lists_of_options(loss)))
     arguments = [draw(strategies.get(name, st.booleans())) for name in names]
     return operator, arguments

@@ -143,8 +143,9 @@ Tensor equal_label_counts_cuda(const Comparison& maps, std::optional<int64_t> ma
     auto counts =
         maps.per_sample ? at::empty({2, samples}, options.dtype(at::kLong)) : at::empty({2}, options.dtype(at::kLong));
     Launches launches(maps.op, maps.input);
-    auto are_one_hot = mask_dim && maps.input.numel() > 0 ? at::empty({2}, options.dtype(at::kBool)) : Tensor();
-    if (are_one_hot.defined()) {
+    Tensor are_one_hot;
+    if (mask_dim && maps.input.numel() > 0) {
+        are_one_hot = at::empty({2}, options.dtype(at::kBool));
         auto* const answers = are_one_hot.mutable_data_ptr<bool>();
         read_one_hot(launches, maps.input, *mask_dim, Tensor(), answers);
         read_one_hot(launches, maps.target, *mask_dim, Tensor(), answers + 1);

@@ -123,10 +123,14 @@ public:
         const auto reading = read(arguments, options);
         Loss::check_handed(handed, arguments, options);
         const auto& logits = arguments.logits();
+        check_dense(arguments.op, gradient, "gradient");
         TORCH_CHECK(gradient.sizes() == logits.sizes() && gradient.scalar_type() == logits.scalar_type() &&
-                        gradient.device() == logits.device(),
+                        gradient.device() == logits.device() && gradient.is_non_overlapping_and_dense(),
                     arguments.op, ": expected a gradient like the logits ", logits.sizes(), ", got ", gradient.sizes(),
                     " of dtype ", gradient.scalar_type());
+        TORCH_CHECK(options.is_reduced(), arguments.op,
+                    ": expected reduction 1 (mean) or 2 (sum) with a gradient to "
+                    "rescale, got 0 (none)");
         implementation(gradient, handed, arguments, options, reading);
     }
 
@@ -409,11 +413,16 @@ private:
 
     // ---- CPU --------------------------------------------------------------------------------------------------------
 
+    static void scale_or_rewrite_cpu(const Tensor& gradient, const Handed& handed, const Arguments& arguments,
+                                     const Options& options, const Reading& reading) {
+        if (!scale_gradient(gradient, handed[0])) {
+            Loss::rewrite_gradient_cpu(gradient, handed, arguments, options, reading);
+        }
+    }
+
     static void rescale_cpu(const Tensor& gradient, const Handed& handed, const Arguments& arguments,
                             const Options& options) {
-        if (!scale_gradient(gradient, handed[0])) {
-            checked_rescale<&Loss::rewrite_gradient_cpu>(gradient, handed, arguments, options);
-        }
+        checked_rescale<&scale_or_rewrite_cpu>(gradient, handed, arguments, options);
     }
 
 public:

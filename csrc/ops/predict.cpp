@@ -86,6 +86,8 @@ void check_prediction_out(const Prediction& given, const Tensor& out) {
 
 // The sizes of a stand-in for a target: `size` in the place of input's last dimensions but the class dimension.
 c10::SymDimVector sizes_of_target(const Tensor& input, int64_t dim, c10::SymIntArrayRef size) {
+    TORCH_CHECK(static_cast<int64_t>(size.size()) < input.dim(), kPredict, ": expected at most ", input.dim() - 1,
+                " sizes for input ", input.sym_sizes(), ", got ", size);
     c10::SymDimVector sizes(input.sym_sizes());
     sizes[dim] = 1;
     auto d = input.dim() - 1;
