@@ -35,8 +35,8 @@ struct Refused {
     }
 };
 
-// Sums over some voxels, read and written in vectors. The workspace has one for each block; other sums in its place must
-// not be larger.
+// Sums over some voxels, read and written in vectors. The workspace has one for each block; other sums in its place
+// must not be larger.
 struct alignas(16) Totals : Refused {
     double loss = 0;
     double weight = 0;
