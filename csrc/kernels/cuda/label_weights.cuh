@@ -93,7 +93,7 @@ inline bool has_contiguous_labels(const segloss_cross_entropy& a, const segloss_
         stride *= a.positions.sizes[d];
     }
     return a.target_kind == SEGLOSS_LABELS && !a.labels.rows && !a.voxel_weight.data && call.begin == 0 &&
-           call.end == stride && call.real == SEGLOSS_REAL_FLOAT &&
+           call.end > 0 && call.end == stride && call.real == SEGLOSS_REAL_FLOAT &&
            reinterpret_cast<uintptr_t>(a.target.data) % sizeof(uint4) == 0;
 }
 
