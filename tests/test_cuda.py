@@ -1,5 +1,7 @@
 """What only a GPU can show; skipped without one. The other tests run on a GPU, too: see conftest.py."""
 
+from functools import partial
+
 import pytest
 import torch
 from tolerances import assert_close
@@ -79,22 +81,55 @@ def test_synchronize_raises_what_the_last_call_refused(loss):
     segloss.synchronize(x.device)
 
 
-@OF_KERNELS
-@LOSSES
-@pytest.mark.usefixtures("without_checks_at_once")
-def test_a_cuda_graph_gives_the_value_and_the_gradient_of_other_logits(loss):
-    x, y = logits_and_labels()
+def captured(function):
+    """A CUDA graph of a call, and the results that its replays overwrite."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # torch requires a first call on a stream that is not captured
-        value_and_gradient(loss, x, y)
+        function()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        actual = value_and_gradient(loss, x, y)
+        results = function()
+    return graph, results
+
+
+@OF_KERNELS
+@pytest.mark.parametrize("ignore_index", [-100, 255])
+@pytest.mark.parametrize("factor", [1.0, 0.5])
+@LOSSES
+@pytest.mark.usefixtures("without_checks_at_once")
+def test_a_cuda_graph_gives_the_value_and_the_gradient_of_other_logits_and_labels(loss, factor, ignore_index):
+    x, y = logits_and_labels()
+    step = partial(value_and_gradient, lambda x, y: loss(x, y, ignore_index=ignore_index) * factor, x, y)
+    graph, actual = captured(step)
     x.detach().copy_(torch.randn(SHAPE))
+    y.copy_(y.flip(2))
+    y[0, 0, :7] = ignore_index if ignore_index > 0 else 1
     graph.replay()
-    for a, e in zip(actual, value_and_gradient(loss, x, y), strict=True):
+    for a, e in zip(actual, step(), strict=True):
+        assert_close(a, e)
+    y[1, 0, 3, 4, 5] = 200
+    graph.replay()
+    with pytest.raises(IndexError, match=r"Target 200 is out of bounds, the first of 1, at index \[1, 0, 3, 4, 5\]"):
+        segloss.synchronize()
+
+
+@OF_KERNELS
+@pytest.mark.usefixtures("without_checks_at_once")
+def test_a_cuda_graph_gives_scores_and_predictions_of_other_logits():
+    x, y = logits_and_labels()
+    x = x.detach()
+
+    def scores():
+        prediction = segloss.predict(x)
+        maps = segloss.accuracy(prediction, y.squeeze(1))
+        return prediction, maps, segloss.dice_score(x, y), segloss.confusion_matrix(prediction, y.squeeze(1), SHAPE[1])
+
+    graph, actual = captured(scores)
+    x.copy_(torch.randn(SHAPE))
+    graph.replay()
+    for a, e in zip(actual, scores(), strict=True):
         assert_close(a, e)
 
 
