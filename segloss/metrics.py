@@ -52,7 +52,7 @@ def confusion_matrix(
             logits, one-hot of input's shape.
         num_classes: C; it also says that integer or bool input is a label map. Default: None, the number of classes of
             the logits, or with label maps 1 + the largest label of both at the voxels that count, 0 if there is none.
-            Give it to add matrices of several batches.
+            Give it to add matrices of several batches, and on a GPU, where the host otherwise waits for this number.
         ignore_index: label of the voxels to ignore, or a sequence of labels, as they are in target; whatever is
             predicted there.
         label_map: the class of each label, where labels are not classes themselves: a mapping ``{label: class}``, in

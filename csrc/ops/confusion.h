@@ -33,8 +33,8 @@ struct Comparison {
 // negatives. `dim` is not used for label maps. Here and below, counts `per_sample` have a dimension of N before C.
 at::Tensor confusion_counts(const Comparison& given, const c10::SymInt& num_classes, bool per_class);
 
-// The number of classes of two label maps: 1 + their largest label. Here and below: RuntimeError if both maps are
-// one-hot along `mask_dim`.
+// The number of classes of two label maps: 1 + their largest label, for which the host waits. Here and below:
+// RuntimeError if both maps are one-hot along `mask_dim`.
 int64_t num_label_classes(const Comparison& maps, std::optional<int64_t> mask_dim);
 
 // int64 [2], or [2, N]: the number of voxels that count where two label maps agree, and of all voxels that count.
