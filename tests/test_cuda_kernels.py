@@ -101,6 +101,13 @@ def test_predictions_counts_and_weights(library):
     assert " passed" in run_python(library, ON_EMULATED_GPU, *files, "-k", selected, SEGLOSS_SYNC_CHECKS="1")
 
 
+def test_label_sets(library):
+    """The tests of label sets, on an emulated GPU."""
+    unlike_the_cpu = "bad or refused or vmap or compile or modules or second"  # what raises later, or is no kernel's
+    options = ["test_label_sets.py", "-k", f"not ({unlike_the_cpu})"]
+    assert " passed" in run_python(library, ON_EMULATED_GPU, *options, SEGLOSS_SYNC_CHECKS="1")
+
+
 LAUNCHES = """
 import ctypes
 from test_devices import without_kernels

@@ -100,6 +100,64 @@ VOXEL_FUNCTION REAL FN(label_grad)(const struct STRUCT(softmax) * s, REAL share,
     return share * (is_label ? -((1 - e) + s->tail) : e);
 }
 
+/* ---- sets: sets_tmpl.h has the formulas ---- */
+
+struct STRUCT(set_sums) {
+    REAL max; /* the largest logit of the set */
+    double inside, outside;
+};
+
+/* max starts at the lowest finite number, so that a set of logits of -inf has inside = 0. */
+VOXEL_FUNCTION void FN(start_set)(struct STRUCT(set_sums) * set) {
+    set->max = REAL_LOWEST;
+    set->inside = set->outside = 0;
+}
+
+/* Adds a class to the sums, after finish_softmax; `max` is found before. */
+VOXEL_FUNCTION void FN(add_to_set)(struct STRUCT(set_sums) * set, const struct STRUCT(softmax) * s, REAL x, int is_in) {
+    const REAL e = MATH(exp)(x - (is_in ? set->max : s->max));
+    set->inside += is_in ? (double)e : 0;
+    set->outside += is_in ? 0 : (double)e;
+}
+
+/* The odds against the set; inf where they overflow. */
+VOXEL_FUNCTION REAL FN(odds_against_set)(const struct STRUCT(softmax) * s, const struct STRUCT(set_sums) * set) {
+    return (REAL)set->outside / ((REAL)set->inside * MATH(exp)(set->max - s->max));
+}
+
+/* -log q. Where the odds are large their logarithm is found from the parts, which do not overflow. */
+VOXEL_FUNCTION REAL FN(set_nll)(const struct STRUCT(softmax) * s, const struct STRUCT(set_sums) * set) {
+    const REAL distance = s->max - set->max, outside = (REAL)set->outside, inside = (REAL)set->inside;
+    const REAL below = MATH(exp)(-distance);
+    return distance < 16 ? MATH(log1p)(outside / (inside * below))
+                         : distance + (MATH(log)(outside + inside * below) - MATH(log)(inside));
+}
+
+/* -log q for log probabilities: their sum over the set is q. */
+VOXEL_FUNCTION REAL FN(set_log_nll)(const struct STRUCT(set_sums) * set) {
+    return -(set->max + (REAL)log(set->inside));
+}
+
+/* (1 - q)^gamma, or with `of_gradient` the factor of the gradient of -log q, as focal_factor has it. */
+VOXEL_FUNCTION REAL FN(set_focal_factor)(REAL odds, REAL nll, REAL gamma, int of_gradient) {
+    const REAL minus_log_complement = odds > 1 ? MATH(log1p)(1 / odds) : MATH(log1p)(odds) - MATH(log)(odds);
+    const REAL power = MATH(exp)(-gamma * minus_log_complement);
+    const REAL quotient = odds != 0 && odds != (REAL)INFINITY ? nll / odds : 0;
+    return of_gradient ? power * (1 + gamma * quotient) : power;
+}
+
+/* The gradient of -log q. `share` is that of the softmax. */
+VOXEL_FUNCTION REAL FN(set_grad)(const struct STRUCT(softmax) * s, const struct STRUCT(set_sums) * set, REAL share,
+                                 REAL x, int is_in) {
+    const REAL odds = FN(odds_against_set)(s, set), complement = odds == (REAL)INFINITY ? 1 : odds / (1 + odds);
+    return is_in ? -MATH(exp)(x - set->max) / (REAL)set->inside * complement : MATH(exp)(x - s->max) * share;
+}
+
+/* The same for log probabilities. */
+VOXEL_FUNCTION REAL FN(set_log_grad)(const struct STRUCT(set_sums) * set, REAL x, int is_in) {
+    return is_in ? -MATH(exp)(x - set->max) / (REAL)set->inside : 0;
+}
+
 /* ---- sigmoids: the formulas are in binary_tmpl.h ---- */
 
 VOXEL_FUNCTION REAL FN(sigmoid)(REAL x) {

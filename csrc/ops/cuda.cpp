@@ -181,14 +181,13 @@ void* Launches::native_stream() const { return device_.is_cuda() ? stream().nati
 
 namespace {
 
-// What has no CUDA kernels takes the composite, slab by slab: label sets, and logits that are resized.
-bool takes_composite(const Arguments& arguments, const Reading& reading) {
-    return reading.kind == Target::sets || arguments.coarse;
-}
+// Logits that are resized have no CUDA kernels: they take the composite, slab by slab.
+bool takes_composite(const Arguments& arguments) { return arguments.coarse.has_value(); }
 
 // The sizes for a voxel's index in messages: those of the labels as given, if the target holds labels.
 at::DimVector label_sizes(const VoxelArguments& voxels) {
-    return voxels.reading.kind == Target::labels ? at::DimVector(voxels.arguments.target.sizes()) : voxels.sizes;
+    const bool has_labels = voxels.reading.kind == Target::labels || voxels.reading.kind == Target::sets;
+    return has_labels ? at::DimVector(voxels.arguments.target.sizes()) : voxels.sizes;
 }
 
 // Where the kernels put a loss and its total weight. An undefined loss is not reduced.
@@ -236,7 +235,7 @@ const double* prepare_gradient(VoxelArguments& voxels, const typename Loss::Opti
 
 CrossEntropy::Results cross_entropy_forward(const Arguments& arguments, const CrossEntropy::Options& options,
                                             const Reading& reading) {
-    if (takes_composite(arguments, reading)) {
+    if (takes_composite(arguments)) {
         return Operator<CrossEntropy>::forward_slabs(arguments, options, reading);
     }
     auto results = CrossEntropy::shapes(arguments, options, reading);
@@ -298,7 +297,7 @@ segloss_cuda_sums sums_into(const SoftStats::Results& results) {
 
 SoftStats::Results soft_stats_forward(const Arguments& arguments, const SoftStats::Options& options,
                                       const Reading& reading) {
-    if (takes_composite(arguments, reading)) {
+    if (takes_composite(arguments)) {
         return Operator<SoftStats>::forward_slabs(arguments, options, reading);
     }
     VoxelArguments voxels(arguments, reading, options.of_voxels());
@@ -321,7 +320,7 @@ SoftStats::Results soft_stats_forward(const Arguments& arguments, const SoftStat
 
 Tensor soft_stats_backward(const SoftStats::Handed& handed, const Arguments& arguments,
                            const SoftStats::Options& options, const Reading& reading) {
-    if (takes_composite(arguments, reading)) {
+    if (takes_composite(arguments)) {
         return Operator<SoftStats>::backward_slabs(handed, arguments, options, reading);
     }
     const auto by_class = [&](const Tensor& grad) { return grad.to(reading.compute_dtype()).contiguous(); };
@@ -358,7 +357,7 @@ segloss_soft_stats as_soft_stats(const VoxelArguments& voxels) {
 
 BinaryCrossEntropy::Results binary_forward(const Arguments& arguments, const BinaryCrossEntropy::Options& options,
                                            const Reading& reading) {
-    if (takes_composite(arguments, reading)) {
+    if (takes_composite(arguments)) {
         return Operator<BinaryCrossEntropy>::forward_slabs(arguments, options, reading);
     }
     auto results = BinaryCrossEntropy::shapes(arguments, options, reading);
@@ -402,7 +401,7 @@ void write_gradient(const Tensor& gradient, const BinaryCrossEntropy::Handed& ha
 template <class Loss>
 Tensor backward(const typename Loss::Handed& handed, const Arguments& arguments, const typename Loss::Options& options,
                 const Reading& reading) {
-    if (takes_composite(arguments, reading)) {
+    if (takes_composite(arguments)) {
         return Operator<Loss>::backward_slabs(handed, arguments, options, reading);
     }
     const auto gradient = at::empty_like(arguments.input);

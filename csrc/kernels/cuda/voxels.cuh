@@ -11,9 +11,11 @@ namespace {
 template <typename Real> struct SoftmaxOf;
 template <> struct SoftmaxOf<float> {
     using type = softmax_float;
+    using Sets = set_sums_float;
 };
 template <> struct SoftmaxOf<double> {
     using type = softmax_double;
+    using Sets = set_sums_double;
 };
 
 using VoxelWalk = Walk<6>;
@@ -32,6 +34,7 @@ template <typename Real> __device__ bool is_outside(const segloss_range& range, 
 template <typename Real, typename T, bool TILED> struct Voxel {
     using Number = Real;
     using Softmax = typename SoftmaxOf<Real>::type;
+    using SetSums = typename SoftmaxOf<Real>::Sets;
     using Stride = std::conditional_t<TILED, int, int64_t>;
     static constexpr bool IS_TILED = TILED;
 
@@ -64,12 +67,11 @@ template <typename Real, typename T, bool TILED> struct Voxel {
     __device__ Real logit(int64_t c) const { return static_cast<Real>(number(logits[c])); }
 
     __device__ Real target(int64_t c) const {
-        if (a->target_kind == SEGLOSS_LABELS) {
+        if (has_label()) {
             return static_cast<Real>(c == label);
         }
         if (has_sets(&a->labels)) {
-            return static_cast<Real>(label >= 0 &&
-                                     is_in_set(set_of_class(row_of_position(&a->labels, position), label), c));
+            return static_cast<Real>(label >= 0 && is_in_set(set_of_label(/*is_group=*/has_set()), c));
         }
         return load<Real>(a->target, target_at + c * a->target.stride_class);
     }
@@ -115,14 +117,45 @@ template <typename Real, typename T, bool TILED> struct Voxel {
         return (a->grad_loss.data ? load<Real>(a->grad_loss, at) : 1) * factor * weight;
     }
 
+    // ---- sets: the label stands for the classes of its set; its group is for statistics ----
+
+    __device__ bool has_set() const { return a->target_kind == SEGLOSS_SETS; }
+
+    __device__ const int64_t* set_of_label(bool is_group) const {
+        const auto* const row = row_of_position(&a->labels, position);
+        return set_of_class(row, label + (is_group ? row[SEGLOSS_ROW_CLASSES] : 0));
+    }
+
+    __device__ SetSums read_set(const Softmax& s) const {
+        const auto* const set = set_of_label(/*is_group=*/false);
+        SetSums sums;
+        start_set(&sums);
+        for (int64_t c = 0; c < a->num_classes; ++c) {
+            sums.max = is_in_set(set, c) && logit(c) > sums.max ? logit(c) : sums.max;
+        }
+        for (int64_t c = 0; c < a->num_classes; ++c) {
+            add_to_set(&sums, &s, logit(c), is_in_set(set, c));
+        }
+        return sums;
+    }
+
+    // The factor of -log q, or of its gradient.
+    __device__ Real set_factor(const Softmax& s, const SetSums& set, bool of_gradient) const {
+        const Real sharp = sharp_weight(), gamma = static_cast<Real>(a->gamma);
+        return gamma == 0 ? sharp
+                          : sharp * set_focal_factor(odds_against_set(&s, &set), set_nll(&s, &set), gamma, of_gradient);
+    }
+
     // ---- softmax losses: a label has one sharp factor; probabilities and smoothing have a factor for each class ----
+
+    __device__ bool has_label() const { return a->target_kind == SEGLOSS_LABELS; }
 
     __device__ bool has_factors() const { return a->target_kind == SEGLOSS_PROBABILITIES || a->label_smoothing != 0; }
 
     // The factor of -log p_c, without the sharp factor of a label.
     __device__ Real factor(int64_t c) const {
         const Real uniform = static_cast<Real>(a->label_smoothing / static_cast<double>(a->num_classes));
-        if (a->target_kind == SEGLOSS_LABELS) {
+        if (has_label() || has_set()) {
             return class_weight(c) * uniform;
         }
         return class_weight(c) * (static_cast<Real>(1 - a->label_smoothing) * target(c) + uniform);
@@ -141,25 +174,33 @@ template <typename Real, typename T, bool TILED> struct Voxel {
         return s;
     }
 
+    __device__ Real sharp_weight() const { return static_cast<Real>(1 - a->label_smoothing) * class_weight(label); }
+
     __device__ Real sharp_factor(const Softmax& s, bool of_gradient) const {
-        if (a->target_kind != SEGLOSS_LABELS) {
+        if (!has_label()) {
             return 0;
         }
-        const Real sharp = static_cast<Real>(1 - a->label_smoothing) * class_weight(label);
+        const Real sharp = sharp_weight();
         return a->gamma == 0 ? sharp : sharp * focal_factor(&s, logit(label), static_cast<Real>(a->gamma), of_gradient);
     }
 
     __device__ Real loss(const Softmax& s) const {
-        const Real x_y = a->target_kind == SEGLOSS_LABELS ? logit(label) : s.max; // there may be no classes
-        return weight * softmax_loss(&s, x_y, sharp_factor(s, false));
+        const Real x_y = has_label() ? logit(label) : s.max; // there may be no classes
+        const Real loss = softmax_loss(&s, x_y, sharp_factor(s, false));
+        return weight * (has_set() ? loss + set_loss(s) : loss);
     }
 
     // What the voxel adds to the mean's denominator.
-    __device__ Real share_of_mean() const {
-        return a->target_kind == SEGLOSS_LABELS ? weight * class_weight(label) : weight;
-    }
+    __device__ Real share_of_mean() const { return has_label() || has_set() ? weight * class_weight(label) : weight; }
 
 private:
+    // Of a set, without what smoothing adds.
+    __device__ Real set_loss(const Softmax& s) const {
+        const auto set = read_set(s);
+        const Real sharp = set_factor(s, set, false);
+        return sharp == 0 ? 0 : sharp * (a->log_probabilities ? set_log_nll(&set) : set_nll(&s, &set));
+    }
+
     __device__ void refuse_if(bool is_refused) {
         label = is_refused ? BAD : label;
         weight = is_refused ? 0 : weight;
@@ -178,7 +219,7 @@ private:
     }
 
     __device__ int64_t read_label() const {
-        if (a->target_kind == SEGLOSS_LABELS || has_sets(&a->labels)) {
+        if (has_label() || has_sets(&a->labels)) {
             return load_class(a->target, target_at, a->labels, position, a->num_classes, a->ignore_index);
         }
         return a->target_kind == SEGLOSS_MASKS ? read_masks() : 0;
@@ -230,13 +271,26 @@ template <typename V> struct LossGrad {
     const V& v;
     const typename V::Softmax& s;
     Real share, scale, sharp, total;
+    typename V::SetSums set;
 
     __device__ LossGrad(const V& voxel, const typename V::Softmax& softmax, Real grad_scale)
         : v(voxel), s(softmax), share(softmax_share(&softmax)), scale(grad_scale),
-          sharp(voxel.sharp_factor(softmax, true)), total(static_cast<Real>(softmax.mass) + sharp) {}
+          sharp(voxel.sharp_factor(softmax, true)), total(static_cast<Real>(softmax.mass) + sharp) {
+        if (v.has_set()) {
+            set = v.read_set(s);
+            sharp = v.set_factor(s, set, true);
+        }
+    }
 
     // Calls visit(c, gradient) for every class.
     template <typename Function> __device__ void for_each(const Function& visit) const {
+        if (v.has_set()) {
+            const auto* const members = v.set_of_label(/*is_group=*/false);
+            for (int64_t c = 0; c < v.a->num_classes; ++c) {
+                visit(c, of_set(c, is_in_set(members, c)));
+            }
+            return;
+        }
         if (v.has_factors() || v.a->log_probabilities) {
             for (int64_t c = 0; c < v.a->num_classes; ++c) {
                 visit(c, with_factors(c));
@@ -250,8 +304,16 @@ template <typename V> struct LossGrad {
     }
 
 private:
+    __device__ Real of_set(int64_t c, int is_in) const {
+        const Real x = v.logit(c);
+        const Real of_label =
+            v.a->log_probabilities ? set_log_grad(&set, x, is_in) : set_grad(&s, &set, share, x, is_in);
+        const Real of_all = v.has_factors() ? softmax_grad(&s, share, x, v.factor(c), total) : 0;
+        return scale * ((sharp == 0 ? 0 : sharp * of_label) + of_all);
+    }
+
     __device__ Real with_factors(int64_t c) const {
-        const Real at_label = v.a->target_kind == SEGLOSS_LABELS && c == v.label ? sharp : 0;
+        const Real at_label = v.has_label() && c == v.label ? sharp : 0;
         const Real q = v.has_factors() ? v.factor(c) + at_label : at_label;
         return scale * (v.a->log_probabilities ? -q : softmax_grad(&s, share, v.logit(c), q, total));
     }
