@@ -29,16 +29,17 @@ __device__ inline float fast_reciprocal(float x) {
     return y;
 }
 
-// Adds p and v to the first and the last sum if a equals b, else p to `rest`. Without PTX the compiler would take
-// selects besides the additions.
-__device__ inline void add_label_sums(int a, int b, float p, float v, float* intersection, float* rest, float* target) {
+// Adds x y to `prediction`; if a equals b, also to `intersection`, and v to `target`. Without PTX the compiler would
+// take selects besides the additions.
+__device__ inline void add_label_sums(int a, int b, float x, float y, float v, float* intersection, float* prediction,
+                                      float* target) {
     asm("{\n\t.reg .pred is_label;\n\t"
         "setp.eq.s32 is_label, %3, %4;\n\t"
-        "@is_label add.f32 %0, %0, %5;\n\t"
-        "@!is_label add.f32 %1, %1, %5;\n\t"
-        "@is_label add.f32 %2, %2, %6;\n\t}"
-        : "+f"(*intersection), "+f"(*rest), "+f"(*target)
-        : "r"(a), "r"(b), "f"(p), "f"(v));
+        "fma.rn.f32 %1, %5, %6, %1;\n\t"
+        "@is_label fma.rn.f32 %0, %5, %6, %0;\n\t"
+        "@is_label add.f32 %2, %2, %7;\n\t}"
+        : "+f"(*intersection), "+f"(*prediction), "+f"(*target)
+        : "r"(a), "r"(b), "f"(x), "f"(y), "f"(v));
 }
 
 // Adds x to the sum unless a equals b; sets `label` to y if it does.

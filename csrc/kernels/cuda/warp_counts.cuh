@@ -53,8 +53,7 @@ __global__ void __launch_bounds__(THREADS)
         float x[Shape::K][Shape::U];
         int predicted[Shape::U];
         TileVoxels<Shape::U> voxels;
-        tile.load_logits(x);
-        tile.read_voxels(&voxels, x, &refused);
+        tile.read(&voxels, x, &refused);
         find_predictions(tile, x, predicted);
         UNROLL for (int u = 0; u < Shape::U; ++u) {
             if (tile.group == 0 && voxels.label[u] >= 0) {

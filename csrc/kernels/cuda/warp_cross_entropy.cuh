@@ -34,8 +34,7 @@ __global__ void __launch_bounds__(THREADS)
     const auto visit = [&] {
         float x[Shape::K][U], factors[U];
         TileVoxels<U> voxels;
-        tile.load_logits(x);
-        tile.read_voxels(&voxels, x, &refused);
+        tile.read(&voxels, x, &refused);
         const LabelSoftmax<Shape> softmax(tile, voxels, x);
         add_losses(tile, voxels, softmax, &sums, factors);
         if (GRADIENT) {

@@ -8,13 +8,12 @@
 
 namespace {
 
-// A lane's sums of each of its classes, over the tiles of one round: of v p where the class is the label and where it
-// is not, and of v where it is.
+// A lane's sums of each of its classes, over the tiles of one round.
 template <int K> struct LaneSums {
-    float intersection[K], rest[K], target[K];
+    float intersection[K], prediction[K], target[K];
 
     __device__ void clear() {
-        UNROLL for (int k = 0; k < K; ++k) { intersection[k] = rest[k] = target[k] = 0; }
+        UNROLL for (int k = 0; k < K; ++k) { intersection[k] = prediction[k] = target[k] = 0; }
     }
 };
 
@@ -65,7 +64,7 @@ private:
             if (lanes < tile.columns) {
                 const bool keeps_last = tile.column & lanes;
                 halve<HELD>(keeps_last, lanes, lane->intersection);
-                halve<HELD>(keeps_last, lanes, lane->rest);
+                halve<HELD>(keeps_last, lanes, lane->prediction);
                 halve<HELD>(keeps_last, lanes, lane->target);
                 add_over_columns<HELD / 2>(tile, 2 * lanes, first + (keeps_last ? HELD / 2 : 0), lane);
                 return;
@@ -73,15 +72,14 @@ private:
         }
         for (; lanes < tile.columns; lanes *= 2) { // all of these lanes hold the same class
             lane->intersection[0] += __shfl_xor_sync(ALL_LANES, lane->intersection[0], lanes);
-            lane->rest[0] += __shfl_xor_sync(ALL_LANES, lane->rest[0], lanes);
+            lane->prediction[0] += __shfl_xor_sync(ALL_LANES, lane->prediction[0], lanes);
             lane->target[0] += __shfl_xor_sync(ALL_LANES, lane->target[0], lanes);
         }
         constexpr int HOLDERS = padded(Shape::K);
         UNROLL for (int k = 0; k < HELD; ++k) {
             const int c = tile.class_of(first + k);
             if (tile.column < HOLDERS && c < num_classes_) {
-                const double intersection = lane->intersection[k];
-                of_warp()[c].add({intersection, intersection + static_cast<double>(lane->rest[k]), lane->target[k]});
+                of_warp()[c].add({lane->intersection[k], lane->prediction[k], lane->target[k]});
             }
         }
     }
@@ -98,8 +96,8 @@ __device__ void add_voxels(const WarpTile<Shape>& tile, const TileVoxels<Shape::
     UNROLL for (int u = 0; u < Shape::U; ++u) {
         const float share = v.weight[u] * softmax.share(u);
         UNROLL for (int k = 0; k < Shape::K; ++k) {
-            add_label_sums(SCALE * v.index[u], SCALE * tile.index_of(k), x[k][u] * share, v.weight[u],
-                           &sums->intersection[k], &sums->rest[k], &sums->target[k]);
+            add_label_sums(SCALE * v.index[u], SCALE * tile.index_of(k), x[k][u], share, v.weight[u],
+                           &sums->intersection[k], &sums->prediction[k], &sums->target[k]);
         }
     }
 }
@@ -120,8 +118,7 @@ __global__ void __launch_bounds__(THREADS)
     const auto visit = [&] {
         float x[K][U];
         TileVoxels<U> voxels;
-        tile.load_logits(x);
-        tile.read_voxels(&voxels, x, &refused);
+        tile.read(&voxels, x, &refused);
         if constexpr (LOSS) {
             const LabelSoftmax<Shape> softmax(tile, voxels, x);
             float factors[U];
@@ -225,8 +222,7 @@ __global__ void __launch_bounds__(THREADS)
     const auto visit = [&] {
         float x[K][U];
         TileVoxels<U> voxels;
-        tile.load_logits(x);
-        tile.read_voxels(&voxels, x, &refused);
+        tile.read(&voxels, x, &refused);
         if constexpr (LOSS) {
             const LabelSoftmax<Shape> softmax(tile, voxels, x);
             TileLosses<U> losses(a, voxels, softmax);

@@ -17,7 +17,6 @@ extern __shared__ uint4 segloss_shared[]; // sized by the launch
 namespace {
 
 constexpr unsigned ALL_LANES = ~0u;
-constexpr int64_t VOXELS_PER_BLOCK = 32 * THREADS; // of one sample
 
 // T: the type of the logits and of their gradient. K: the number of a lane's classes. GROUPED: whether lanes share the
 // classes of a voxel. PLANAR: whether the voxels of a class are contiguous, or the classes of a voxel.
@@ -55,7 +54,7 @@ public:
     static constexpr int K = Shape::K, U = Shape::U;
     static constexpr bool GROUPED = Shape::GROUPED, PLANAR = Shape::PLANAR;
     // After so many tiles a lane's sums are passed on, as long sums in float lose digits.
-    static constexpr int STEPS = 32 / U;
+    static constexpr int STEPS = 8;
 
     // The first tile of this warp in its block.
     __device__ WarpTile(const segloss_cross_entropy& args, const TileGrid& of_call)
@@ -63,9 +62,9 @@ public:
           column(lane() & (columns - 1)), group(GROUPED ? lane() >> (5 - of_call.log_groups) : 0) {
         const unsigned per_sample = static_cast<unsigned>(grid.blocks_per_sample);
         sample = static_cast<int>(blockIdx.x / per_sample);
-        begin_ = static_cast<int64_t>(blockIdx.x % per_sample) * VOXELS_PER_BLOCK;
+        begin_ = static_cast<int64_t>(blockIdx.x % per_sample) * grid.voxels_per_block;
         const int64_t left = a.positions.sizes[1] - begin_;
-        size_ = static_cast<int>(left < VOXELS_PER_BLOCK ? left : VOXELS_PER_BLOCK);
+        size_ = static_cast<int>(left < grid.voxels_per_block ? left : grid.voxels_per_block);
         at_ = warp() * columns * U;
         logits_ = first_of(a.logits);
         grad_ = first_of(a.grad_logits);
@@ -106,21 +105,15 @@ public:
         }
     }
 
-    // Missing classes are -inf. Voxels past the end are 0.
-    __device__ void load_logits(float (&x)[K][U]) const {
-        PLANAR ? load_planar(x) : load_interleaved(x);
-        if (GROUPED) {
-            UNROLL for (int k = K > 2 ? K - 2 : 0; k < K; ++k) {
-                UNROLL for (int u = 0; u < U; ++u) { x[k][u] = has_class(k) ? x[k][u] : -INFINITY; }
-            }
-        }
-    }
-
     __device__ void store_grad(const float (&x)[K][U]) const { PLANAR ? store_planar(x) : store_interleaved(x); }
 
-    // The labels of this lane's voxels and their weights; the logits of voxels that do not count are set to 0. Refused
-    // ones are noted in `totals` by the first group.
-    __device__ void read_voxels(TileVoxels<U>* v, float (&x)[K][U], Totals* totals) const {
+    // The logits, labels and weights of this lane's voxels. Missing classes are -inf; voxels that do not count, and
+    // those past the end, have logits of 0. Refused ones are noted in `totals` by the first group.
+    //
+    // The labels are loaded before a logit is used, so that a warp waits for memory once.
+    __device__ void read(TileVoxels<U>* v, float (&x)[K][U], Totals* totals) const {
+        uint4 vectors[K];
+        PLANAR ? load_planar(vectors) : copy_interleaved();
         bool are_classes = is_whole() && grid.simple_labels;
         if (__builtin_expect(are_classes, 1)) {
             are_classes = read_vector_of_labels(v->label);
@@ -129,6 +122,8 @@ public:
                 v->label[u] = has_voxel(u) ? class_at(a, offset(a.target, u), position(u)) : NO_CLASS;
             }
         }
+        PLANAR ? unpack_planar(vectors, x) : read_interleaved(x);
+        clear_missing(x);
         UNROLL for (int u = 0; u < U; ++u) { v->weight[u] = 1; }
         v->all_one = are_classes && !grid.has_voxel_weight;
         if (__builtin_expect(!v->all_one, 0)) {
@@ -239,20 +234,35 @@ private:
         return GROUPED ? t.stride_class << grid.log_groups : t.stride_class;
     }
 
-    __device__ void load_planar(float (&x)[K][U]) const {
+    __device__ void load_planar(uint4 (&vectors)[K]) const {
         const int64_t step = step_of(a.logits, grid);
         if (__builtin_expect(grid.aligned_logits && is_whole(), 1)) {
-            uint4 vectors[K];
             UNROLL for (int k = 0; k < K; ++k) {
                 vectors[k] = has_class(k) ? load_global(reinterpret_cast<const uint4*>(logits_ + k * step)) : uint4{};
             }
-            UNROLL for (int k = 0; k < K; ++k) { unpack<T>(vectors[k], x[k]); }
             return;
         }
         UNROLL for (int k = 0; k < K; ++k) {
+            union {
+                uint4 vector = {};
+                T elements[U];
+            } column;
             UNROLL for (int u = 0; u < U; ++u) {
-                x[k][u] = has_class(k) && has_voxel(u) ? number(load_global(logits_ + k * step + u)) : 0;
+                if (has_class(k) && has_voxel(u)) {
+                    column.elements[u] = load_global(logits_ + k * step + u);
+                }
             }
+            vectors[k] = column.vector;
+        }
+    }
+
+    __device__ void unpack_planar(const uint4 (&vectors)[K], float (&x)[K][U]) const {
+        UNROLL for (int k = 0; k < K; ++k) { unpack<T>(vectors[k], x[k]); }
+    }
+
+    __device__ void clear_missing(float (&x)[K][U]) const {
+        UNROLL for (int k = K > 2 ? K - 2 : 0; k < K; ++k) {
+            UNROLL for (int u = 0; u < U; ++u) { x[k][u] = has_class(k) ? x[k][u] : -INFINITY; }
         }
     }
 
@@ -305,7 +315,7 @@ private:
         }
     }
 
-    __device__ void load_interleaved(float (&x)[K][U]) const {
+    __device__ void copy_interleaved() const {
         __syncwarp(); // all lanes are done with the previous tile
         if (__builtin_expect(grid.aligned_logits && is_whole(), 1)) {
             for_each_vector(
@@ -313,6 +323,9 @@ private:
         } else {
             for_each_element([&](T* shared, int index) { *shared = load_global(logits_ + index); });
         }
+    }
+
+    __device__ void read_interleaved(float (&x)[K][U]) const {
         wait_for_copies();
         __syncwarp();
         if constexpr (GROUPED) {

@@ -299,8 +299,10 @@ inline float without_denormal(float x) { return std::fabs(x) < 0x1p-126f ? std::
 } // namespace emulation
 
 inline float max_or_nan(float x, float y) { return x != x || x > y ? x : y; }
-inline void add_label_sums(int a, int b, float p, float v, float* intersection, float* rest, float* target) {
-    (a == b ? *intersection : *rest) += p;
+inline void add_label_sums(int a, int b, float x, float y, float v, float* intersection, float* prediction,
+                           float* target) {
+    *prediction = std::fma(x, y, *prediction);
+    *intersection = a == b ? std::fma(x, y, *intersection) : *intersection;
     *target += a == b ? v : 0;
 }
 inline void add_unless(int a, int b, float x, float* sum, float y, float* label) {
