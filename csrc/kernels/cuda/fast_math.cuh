@@ -29,36 +29,49 @@ __device__ inline float fast_reciprocal(float x) {
     return y;
 }
 
-// Adds x y to `prediction`; if a equals b, also to `intersection`, and v to `target`. Without PTX the compiler would
-// take selects besides the additions.
-__device__ inline void add_label_sums(int a, int b, float x, float y, float v, float* intersection, float* prediction,
-                                      float* target) {
-    asm("{\n\t.reg .pred is_label;\n\t"
-        "setp.eq.s32 is_label, %3, %4;\n\t"
+// What depends on whether a class is a voxel's label: a bit of `labels`, of which `bit` is 1 there. Without PTX the
+// compiler would take selects besides the additions, and comparisons for bits that one instruction turns into
+// predicates.
+
+// Adds x y to `prediction`; at the label also to `intersection`, and v to `target`.
+__device__ inline void add_label_sums(unsigned labels, unsigned bit, float x, float y, float v, float* intersection,
+                                      float* prediction, float* target) {
+    asm("{\n\t.reg .pred p;\n\t.reg .b32 label;\n\t"
+        "and.b32 label, %3, %4;\n\t"
+        "setp.ne.b32 p, label, 0;\n\t"
         "fma.rn.f32 %1, %5, %6, %1;\n\t"
-        "@is_label fma.rn.f32 %0, %5, %6, %0;\n\t"
-        "@is_label add.f32 %2, %2, %7;\n\t}"
+        "@p fma.rn.f32 %0, %5, %6, %0;\n\t"
+        "@p add.f32 %2, %2, %7;\n\t}"
         : "+f"(*intersection), "+f"(*prediction), "+f"(*target)
-        : "r"(a), "r"(b), "f"(x), "f"(y), "f"(v));
+        : "r"(labels), "r"(bit), "f"(x), "f"(y), "f"(v));
 }
 
-// Adds x to the sum unless a equals b; sets `label` to y if it does.
-__device__ inline void add_unless(int a, int b, float x, float* sum, float y, float* label) {
-    asm("{\n\t.reg .pred p;\n\t"
-        "setp.eq.s32 p, %2, %3;\n\t"
+// Adds x to the sum but at the label, which it sets to y.
+__device__ inline void add_unless_label(unsigned labels, unsigned bit, float x, float* sum, float y, float* at_label) {
+    asm("{\n\t.reg .pred p;\n\t.reg .b32 label;\n\t"
+        "and.b32 label, %2, %3;\n\t"
+        "setp.ne.b32 p, label, 0;\n\t"
         "@!p add.f32 %0, %0, %4;\n\t"
         "@p mov.f32 %1, %5;\n\t}"
-        : "+f"(*sum), "+f"(*label)
-        : "r"(a), "r"(b), "f"(x), "f"(y));
+        : "+f"(*sum), "+f"(*at_label)
+        : "r"(labels), "r"(bit), "f"(x), "f"(y));
 }
 
-// Adds x y to the sum unless a equals b.
-__device__ inline void add_product_unless(int a, int b, float x, float y, float* sum) {
-    asm("{\n\t.reg .pred p;\n\t"
-        "setp.ne.s32 p, %1, %2;\n\t"
+// Adds x y to the sum but at the label.
+__device__ inline void add_product_unless_label(unsigned labels, unsigned bit, float x, float y, float* sum) {
+    asm("{\n\t.reg .pred p;\n\t.reg .b32 label;\n\t"
+        "and.b32 label, %1, %2;\n\t"
+        "setp.eq.b32 p, label, 0;\n\t"
         "@p fma.rn.f32 %0, %3, %4, %0;\n\t}"
         : "+f"(*sum)
-        : "r"(a), "r"(b), "f"(x), "f"(y));
+        : "r"(labels), "r"(bit), "f"(x), "f"(y));
+}
+
+// 2^n, 0 for n >= 32.
+__device__ inline unsigned bit_or_0(unsigned n) {
+    unsigned bit;
+    asm("shl.b32 %0, 1, %1;" : "=r"(bit) : "r"(n));
+    return bit;
 }
 
 // The larger number; nan if one of them is nan.

@@ -6,8 +6,6 @@ namespace {
 
 constexpr int64_t MIN_SAMPLE = 1024; // smaller samples would leave most of their block idle
 constexpr int64_t MAX_CLASSES = 256;
-constexpr int TILES_PER_WARP = 8;      // of a lane's 16 bytes for each class
-constexpr int64_t ENOUGH_BLOCKS = 512; // for the largest devices; below, blocks are smaller
 constexpr int MAX_IN_STEPS_OF_ONE = 8; // classes of a lane; above, only even numbers are compiled
 constexpr int MAX_LOG_GROUPS = 4;
 
@@ -60,12 +58,6 @@ bool has_simple_labels(const segloss_cross_entropy& a, int64_t per_lane) {
            reinterpret_cast<uintptr_t>(t.data) % static_cast<uintptr_t>(alignment) == 0;
 }
 
-// What a block does besides its tiles takes less time the more there are. Two-byte logits have half as many tiles.
-int64_t voxels_per_block(int64_t num_voxels, int per_lane) {
-    const int64_t most = TILES_PER_WARP * THREADS * per_lane, least = TILES_PER_WARP * THREADS * 4;
-    return num_voxels / most < ENOUGH_BLOCKS ? least : most;
-}
-
 // Columns of a tile lie so far apart that lanes which read the same class of different voxels use different banks.
 int pitch_of(int num_classes, int log_groups) {
     static const int remainders[] = {1, 1, 1, 2, 4}; // by the number of groups
@@ -94,7 +86,7 @@ bool describe_tiles(const segloss_cross_entropy& args, const segloss_cuda_call& 
     }
     const int64_t samples = a.positions.sizes[0], size = a.positions.sizes[1];
     const int per_vector = static_cast<int>(sizeof(uint4)) / segloss_dtype_size(a.logits.dtype);
-    const int64_t of_block = voxels_per_block(call.end, per_vector), blocks = (size + of_block - 1) / of_block;
+    const int64_t of_block = voxels_per_block(per_vector), blocks = (size + of_block - 1) / of_block;
     if (size < (samples == 1 ? 1 : MIN_SAMPLE) || samples * size != call.end || samples * blocks > INT32_MAX) {
         return false;
     }
@@ -113,7 +105,6 @@ bool describe_tiles(const segloss_cross_entropy& args, const segloss_cuda_call& 
     tiles->classes_per_lane = per_lane <= MAX_IN_STEPS_OF_ONE ? per_lane : per_lane + per_lane % 2;
     grid.num_blocks = static_cast<int>(samples * blocks);
     grid.blocks_per_sample = static_cast<int>(blocks);
-    grid.voxels_per_block = static_cast<int>(of_block);
     grid.pitch = pitch_of(num_classes, grid.log_groups);
     while (1 << grid.log_label_bytes < segloss_dtype_size(a.target.dtype)) {
         ++grid.log_label_bytes;

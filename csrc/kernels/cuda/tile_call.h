@@ -7,7 +7,6 @@
 struct TileGrid {
     int num_blocks; // of all samples
     int blocks_per_sample;
-    int voxels_per_block;
     int log_groups; // of lanes that share the classes of a voxel
     int pitch;      // vectors of shared memory from column to column, if classes are contiguous
     int log_label_bytes;

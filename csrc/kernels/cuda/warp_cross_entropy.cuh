@@ -8,19 +8,19 @@ namespace {
 
 // The gradient of the losses, in place of the exponentials.
 template <class Shape>
-__device__ void find_loss_grad(const WarpTile<Shape>& tile, const LabelSoftmax<Shape>& softmax,
-                               const int (&index)[Shape::U], const float (&factors)[Shape::U],
-                               float (&x)[Shape::K][Shape::U]) {
+__device__ void find_loss_grad(const LabelSoftmax<Shape>& softmax, const unsigned (&is_label)[Shape::U],
+                               const float (&factors)[Shape::U], float (&x)[Shape::K][Shape::U]) {
     UNROLL for (int u = 0; u < Shape::U; ++u) {
         const float factor = factors[u] * softmax.share(u);
         UNROLL for (int k = 0; k < Shape::K; ++k) {
-            x[k][u] = (tile.index_of(k) == index[u] ? -softmax.others[u] : x[k][u]) * factor;
+            x[k][u] = (is_label[u] & 1u << k ? -softmax.others[u] : x[k][u]) * factor;
         }
     }
 }
 
+// Four blocks on a multiprocessor ask for enough bytes at once; the compiler would take registers for three.
 template <class Shape, bool GRADIENT>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, Shape::K* Shape::U <= 32 ? 4 : 1)
     warp_cross_entropy(const __grid_constant__ segloss_cross_entropy a, const __grid_constant__ TileGrid grid,
                        const __grid_constant__ Denominator denominator, int unless_one, Totals* of_blocks) {
     if (is_written<float>(a, unless_one)) {
@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(THREADS)
         add_losses(tile, voxels, softmax, &sums, factors);
         if (GRADIENT) {
             scale.multiply(tile, factors);
-            find_loss_grad(tile, softmax, voxels.index, factors, x);
+            find_loss_grad(softmax, voxels.is_label, factors, x);
             tile.store_grad(x);
         }
     };

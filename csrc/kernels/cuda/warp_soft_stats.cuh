@@ -88,16 +88,14 @@ private:
     int num_classes_;
 };
 
-// Labels and classes are multiplied by SCALE before they are compared: the compiler would keep the results of equal
-// comparisons, and there are fewer predicates than logits of a tile.
-template <class Shape, int SCALE, class Softmax>
-__device__ void add_voxels(const WarpTile<Shape>& tile, const TileVoxels<Shape::U>& v, const Softmax& softmax,
-                           const float (&x)[Shape::K][Shape::U], LaneSums<Shape::K>* sums) {
+template <class Shape, class Softmax>
+__device__ void add_voxels(const TileVoxels<Shape::U>& v, const Softmax& softmax, const float (&x)[Shape::K][Shape::U],
+                           LaneSums<Shape::K>* sums) {
     UNROLL for (int u = 0; u < Shape::U; ++u) {
         const float share = v.weight[u] * softmax.share(u);
         UNROLL for (int k = 0; k < Shape::K; ++k) {
-            add_label_sums(SCALE * v.index[u], SCALE * tile.index_of(k), x[k][u], share, v.weight[u],
-                           &sums->intersection[k], &sums->prediction[k], &sums->target[k]);
+            add_label_sums(v.is_label[u], 1u << k, x[k][u], share, v.weight[u], &sums->intersection[k],
+                           &sums->prediction[k], &sums->target[k]);
         }
     }
 }
@@ -123,10 +121,10 @@ __global__ void __launch_bounds__(THREADS)
             const LabelSoftmax<Shape> softmax(tile, voxels, x);
             float factors[U];
             add_losses(tile, voxels, softmax, &loss_sums, factors);
-            add_voxels<Shape, 2>(tile, voxels, softmax, x, &lane_sums);
+            add_voxels<Shape>(voxels, softmax, x, &lane_sums);
         } else {
             const TileSoftmax<Shape> softmax(tile, x);
-            add_voxels<Shape, 1>(tile, voxels, softmax, x, &lane_sums);
+            add_voxels<Shape>(voxels, softmax, x, &lane_sums);
         }
     };
     tile.for_each(visit, [&] { block_sums.add(tile, &lane_sums); });
@@ -183,7 +181,7 @@ template <class Shape, bool LOSS> struct StatsGrad {
         UNROLL for (int u = 0; u < U; ++u) {
             origins[u] = slopes.of_label(v.label[u]);
             UNROLL for (int k = 0; k < K; ++k) {
-                add_product_unless(v.index[u], tile.index_of(k), x[k][u], slopes.b[k] - origins[u], &means[u]);
+                add_product_unless_label(v.is_label[u], 1u << k, x[k][u], slopes.b[k] - origins[u], &means[u]);
             }
         }
         tile.reduce(means, Sum());
@@ -196,7 +194,7 @@ template <class Shape, bool LOSS> struct StatsGrad {
             const float factor = LOSS ? factors[u] * share : 0;
             const float of_others = factor - by_slope * (origins[u] + means[u]), of_label = -by_slope * means[u];
             UNROLL for (int k = 0; k < K; ++k) {
-                const bool is_label = tile.index_of(k) == v.index[u];
+                const bool is_label = v.is_label[u] & 1u << k;
                 x[k][u] *= is_label ? of_label : by_slope * slopes.b[k] + of_others;
                 if constexpr (LOSS) {
                     x[k][u] -= is_label ? factor * softmax.others[u] : 0;

@@ -83,12 +83,9 @@ template <class Shape> struct LabelSoftmax {
 
     __device__ LabelSoftmax(const WarpTile<Shape>& tile, const TileVoxels<U>& v, float (&x)[K][U]) {
         TileExponentials<Shape>(tile, x, [&](int k, int u, float power) {
-            if (k == 0) {
-                others[u] = v.index[u] == 0 ? 0 : x[k][u];
-                log2_label[u] = v.index[u] == 0 ? power : 0;
-            } else {
-                add_unless(v.index[u], tile.index_of(k), x[k][u], &others[u], power, &log2_label[u]);
-            }
+            others[u] = k == 0 ? 0 : others[u];
+            log2_label[u] = k == 0 ? 0 : log2_label[u];
+            add_unless_label(v.is_label[u], 1u << k, x[k][u], &others[u], power, &log2_label[u]);
         });
         tile.reduce(others, Sum());
         tile.take_from_labels(v.label, log2_label);

@@ -8,6 +8,7 @@
 
 #include <type_traits>
 
+#include "fast_math.cuh"
 #include "memory.cuh"
 #include "sums.cuh"
 #include "tile_call.h"
@@ -17,6 +18,9 @@ extern __shared__ uint4 segloss_shared[]; // sized by the launch
 namespace {
 
 constexpr unsigned ALL_LANES = ~0u;
+
+// Of one sample. A warp has 8 tiles if each lane has all classes of its voxels.
+constexpr int voxels_per_block(int voxels_of_lane) { return 8 * THREADS * voxels_of_lane; }
 
 // T: the type of the logits and of their gradient. K: the number of a lane's classes. GROUPED: whether lanes share the
 // classes of a voxel. PLANAR: whether the voxels of a class are contiguous, or the classes of a voxel.
@@ -29,7 +33,7 @@ template <typename T_, int K_, bool GROUPED_, bool PLANAR_> struct TileShape {
 // The voxels of a lane. Those that do not count have weight 0 and no class; refused ones have weight nan.
 template <int U> struct TileVoxels {
     int label[U];
-    int index[U]; // of the label among the classes from this lane's first on; tile.index_of(k) if it is class k
+    unsigned is_label[U]; // bit k: whether the lane's class k is the label
     float weight[U];
     bool all_one; // all weights
 };
@@ -62,9 +66,9 @@ public:
           column(lane() & (columns - 1)), group(GROUPED ? lane() >> (5 - of_call.log_groups) : 0) {
         const unsigned per_sample = static_cast<unsigned>(grid.blocks_per_sample);
         sample = static_cast<int>(blockIdx.x / per_sample);
-        begin_ = static_cast<int64_t>(blockIdx.x % per_sample) * grid.voxels_per_block;
+        begin_ = static_cast<int64_t>(blockIdx.x % per_sample) * voxels_per_block(U);
         const int64_t left = a.positions.sizes[1] - begin_;
-        size_ = static_cast<int>(left < grid.voxels_per_block ? left : grid.voxels_per_block);
+        size_ = static_cast<int>(left < voxels_per_block(U) ? left : voxels_per_block(U));
         at_ = warp() * columns * U;
         logits_ = first_of(a.logits);
         grad_ = first_of(a.grad_logits);
@@ -87,8 +91,7 @@ public:
 
     // Only the last two of a lane's classes can be missing.
     __device__ bool has_class(int k) const { return !GROUPED || k < K - 2 || class_of(k) < a.num_classes; }
-    __device__ int index_of(int k) const { return GROUPED ? k << grid.log_groups : k; }
-    __device__ int class_of(int k) const { return index_of(k) + group; }
+    __device__ int class_of(int k) const { return GROUPED ? (k << grid.log_groups) + group : k; }
 
     // A reduction over the groups, returned to all of them.
     template <typename Value, typename Function> __device__ void reduce(Value (&values)[U], const Function& f) const {
@@ -132,7 +135,7 @@ public:
                 clear_voxel(x, u, v->label[u] == NO_CLASS);
             }
         }
-        UNROLL for (int u = 0; u < U; ++u) { v->index[u] = v->label[u] - group; }
+        UNROLL for (int u = 0; u < U; ++u) { v->is_label[u] = bit_of(v->label[u]); }
     }
 
     // The shared memory of all warps' tiles, in vectors. What else a kernel keeps there lies behind it.
@@ -154,6 +157,12 @@ private:
     enum { NO_CLASS = static_cast<int>(IGNORED), REFUSED = static_cast<int>(BAD) };
 
     __device__ int64_t index(int u) const { return begin_ + at_ + column * U + u; } // in the sample
+    // Bit k for the lane's class k; 0 for all others. The rotation makes what is no multiple of the number of groups large.
+    __device__ unsigned bit_of(int label) const {
+        const auto index = static_cast<unsigned>(label - group);
+        return bit_or_0(GROUPED ? __funnelshift_r(index, index, grid.log_groups) : index);
+    }
+
     __device__ bool is_whole() const { return at_ + columns * U <= size_; }
 
     __device__ void advance() {

@@ -299,17 +299,21 @@ inline float without_denormal(float x) { return std::fabs(x) < 0x1p-126f ? std::
 } // namespace emulation
 
 inline float max_or_nan(float x, float y) { return x != x || x > y ? x : y; }
-inline void add_label_sums(int a, int b, float x, float y, float v, float* intersection, float* prediction,
-                           float* target) {
+inline void add_label_sums(unsigned labels, unsigned bit, float x, float y, float v, float* intersection,
+                           float* prediction, float* target) {
     *prediction = std::fma(x, y, *prediction);
-    *intersection = a == b ? std::fma(x, y, *intersection) : *intersection;
-    *target += a == b ? v : 0;
+    *intersection = labels & bit ? std::fma(x, y, *intersection) : *intersection;
+    *target += labels & bit ? v : 0;
 }
-inline void add_unless(int a, int b, float x, float* sum, float y, float* label) {
-    (a == b ? *label : *sum) = a == b ? y : *sum + x;
+inline void add_unless_label(unsigned labels, unsigned bit, float x, float* sum, float y, float* at_label) {
+    (labels & bit ? *at_label : *sum) = labels & bit ? y : *sum + x;
 }
-inline void add_product_unless(int a, int b, float x, float y, float* sum) {
-    *sum = a == b ? *sum : std::fma(x, y, *sum);
+inline void add_product_unless_label(unsigned labels, unsigned bit, float x, float y, float* sum) {
+    *sum = labels & bit ? *sum : std::fma(x, y, *sum);
+}
+inline unsigned bit_or_0(unsigned n) { return n < 32 ? 1u << n : 0; }
+inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
+    return static_cast<unsigned>((static_cast<uint64_t>(high) << 32 | low) >> (shift & 31));
 }
 inline float fast_exp2(float x) { return emulation::with_error(std::exp2(static_cast<double>(x))); }
 inline float fast_log2(float x) {
