@@ -369,6 +369,12 @@ def test_devices_without_kernels(loss, dtype):
         assert_close(a, e)
 
 
+@EVERY_LOSS
+def test_a_batch_of_no_samples_on_devices_without_kernels(loss):
+    with without_kernels():
+        test_a_batch_of_no_samples(loss)
+
+
 @pytest.mark.parametrize("name", ["cross_entropy", "cross_entropy of each voxel", "dice_ce_loss"])
 @pytest.mark.parametrize(
     ("small", "size", "upsample"),

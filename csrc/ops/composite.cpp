@@ -329,7 +329,9 @@ Tensor Slabs::of_samples(const Tensor& tensor, int64_t slab) const {
     return along_ == batch_dim ? narrow(tensor, 0, slab) : tensor;
 }
 
-Range Slabs::range(int64_t slab) const { return {along_, slab * length_, std::min(length_, size_ - slab * length_)}; }
+Range Slabs::range(int64_t slab) const {
+    return count_ == 1 ? Range() : Range{along_, slab * length_, std::min(length_, size_ - slab * length_)};
+}
 
 Tensor Slabs::narrow(const Tensor& tensor, int64_t dim, int64_t slab) const {
     const auto begin = slab * length_;
