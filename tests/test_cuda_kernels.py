@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from kernel_build import KERNELS, ROOT, compiled, link, run
+from test_memory import PRELUDE
 from torch.utils.cpp_extension import include_paths, library_paths
 
 from segloss import _extension
@@ -108,6 +109,60 @@ def test_label_sets(library):
     assert " passed" in run_python(library, ON_EMULATED_GPU, *options, SEGLOSS_SYNC_CHECKS="1")
 
 
+def test_logits_of_another_size(library):
+    """The tests of these logits, on an emulated GPU."""
+    ratios = "at_every_ratio and (dtype1 and not aligned or dtype2 and aligned)"  # float32 and float16
+    others = "each_axis or every_loss or half_logits or minus_infinity or no_effect or no_samples or layout or format"
+    classes = "more_classes and not 113 and not (dice and 150)"
+    predictions = "test_metrics or interpolated"
+    options = ["test_upsample.py", "test_predict.py", "-k", f"{ratios} or {others} or {classes} or {predictions}"]
+    assert " passed" in run_python(library, ON_EMULATED_GPU, *options, SEGLOSS_SYNC_CHECKS="1")
+
+
+def test_gradients_of_logits_of_another_size_have_the_same_bits_in_any_order(library):
+    script = """
+import ctypes
+from test_devices import without_kernels
+from test_upsample import labels_for, value_and_gradient
+gpu = ctypes.CDLL(library)
+def results(order, *arguments, **options):
+    gpu.set_order(order)
+    with without_kernels():
+        return value_and_gradient(*arguments, **options)
+for loss in segloss.cross_entropy, segloss.dice_ce_loss:
+    for shape, size, upsample in ((20, 70), (60, 300), "bilinear"), ((5, 6, 35), (9, 12, 70), "trilinear"):
+        x = torch.randn(2, 9, *shape)
+        arguments = (loss, x, labels_for(x, size))
+        first = results(0, *arguments, upsample=upsample)
+        for order in 1, 2, 3:
+            other = results(order, *arguments, upsample=upsample)
+            print(all(torch.equal(a, b) for a, b in zip(first, other)))
+"""
+    assert run_python(library, script).split() == 12 * ["True"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_logits_of_another_size_are_in_no_memory_at_the_full_size(library):
+    script = """
+from test_devices import without_kernels
+def step(x, labels, loss):
+    with without_kernels():
+        loss(x, labels, upsample="bilinear").backward()
+        segloss.dice_score(x, labels, upsample="bilinear")
+        segloss.predict(x, labels.shape[1:], upsample="bilinear")
+for loss in segloss.cross_entropy, segloss.dice_ce_loss:
+    x, labels = torch.randn(1, 150, 32, 32), torch.zeros(1, 128, 128, dtype=torch.uint8)
+    step(x[..., :4, :4].clone().requires_grad_(), labels[..., :16, :16], loss)
+    x.requires_grad_()
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory("VmRSS")
+    step(x, labels, loss)
+    print((memory("VmHWM") - before) * 1024 - x.nbytes)
+"""
+    full_size = 4 * 150 * 128 * 128
+    assert all(int(number) < full_size / 4 for number in run_python(library, PRELUDE + script).split())
+
+
 LAUNCHES = """
 import ctypes
 from test_devices import without_kernels
@@ -141,6 +196,9 @@ report("dice_loss", labels)
 report("dice_ce_loss", labels)
 report("dice_focal_loss", labels)
 report("tversky_loss", masks, activation="sigmoid")
+large = torch.randint(3, (2, 120))
+report("cross_entropy", large.byte(), upsample="linear")
+report("dice_ce_loss", large, upsample="linear")
 """
     assert run_python(library, LAUNCHES + script).splitlines() == [
         "cross_entropy 2 1",
@@ -154,6 +212,8 @@ report("tversky_loss", masks, activation="sigmoid")
         "dice_ce_loss 2 2",
         "dice_focal_loss 2 2",
         "tversky_loss 2 2",
+        "cross_entropy 4 3",  # also tables of the axes, and the gradient of the small logits
+        "dice_ce_loss 3 4",
     ]
 
 
@@ -345,6 +405,30 @@ print(loss(good).item())
     error, value = run_python(library, REPORT + script, SEGLOSS_SYNC_CHECKS="1").splitlines()[-2:]
     assert "Target 7 is out of bounds: 2 labels are outside [0, 2), the first at index [0, 2]" in error
     assert value == str(torch.tensor(2.0).log().round(decimals=5).item())
+
+
+def test_bad_labels_of_logits_of_another_size(library):
+    """The gradient is nan where the refused voxel has a part, at four pixels of each class."""
+    script = """
+x, y = torch.randn(2, 3, 4, 5), torch.randint(3, (2, 1, 8, 15))
+y[1, 0, 6, 7] = 5
+bilinear = 2 << 1 | 2 << 3
+options = options_of("cross_entropy", with_gradient=True, upsample=bilinear, reduction=2, ignore_index=255)
+operator = torch.ops.segloss.cross_entropy_forward.default
+value, _, gradient = operator.redispatch(DispatchKeySet(DispatchKey.CUDA), "loss", x, y, None, None, *options)
+print(value.item(), gradient.isnan().nonzero()[:, 2:].unique(dim=0).tolist(), gradient.isnan().sum().item())
+try:
+    loss(good)
+except IndexError as error:
+    print(error)
+arguments = ("dice", x, y, None, None, *options_of("soft_stats", upsample=bilinear))
+sums = torch.ops.segloss.soft_stats_forward.default.redispatch(DispatchKeySet(DispatchKey.CUDA), *arguments)[0]
+print(sums.isnan().all(1).tolist())
+"""
+    values, report, sums = run_python(library, REPORT + script).splitlines()
+    assert values == "nan [[2, 2], [3, 2]] 6"
+    assert "Target 5 is out of bounds, the first of 1, at index [1, 0, 6, 7] of labels [2, 1, 8, 15]. " in report
+    assert sums == "[False, True]"
 
 
 def test_counts_of_an_emulated_gpu_equal_those_of_the_cpu(library):

@@ -27,6 +27,7 @@
 #include "checks.h"
 #include "cross_entropy.h"
 #include "cuda.h"
+#include "cuda_resize.h"
 #include "layout.h"
 #include "soft_stats.h"
 
@@ -181,8 +182,25 @@ void* Launches::native_stream() const { return device_.is_cuda() ? stream().nati
 
 namespace {
 
-// Logits that are resized have no CUDA kernels: they take the composite, slab by slab.
-bool takes_composite(const Arguments& arguments) { return arguments.coarse.has_value(); }
+// Whether there are kernels for these losses of resized logits.
+bool has_resized_kernels(const CrossEntropy::Options& options) {
+    return options.label_smoothing == 0 && !options.log_probabilities;
+}
+bool has_resized_kernels(const SoftStats::Options& options) {
+    return options.is_softmax() && !options.squared && (!options.voxel_loss || options.label_smoothing == 0);
+}
+bool has_resized_kernels(const BinaryCrossEntropy::Options& /*options*/) { return false; }
+
+// Resized logits that have no CUDA kernels take the composite, slab by slab.
+template <class Options>
+bool takes_composite(const Arguments& arguments, const Options& options, const Reading& reading) {
+    if (!arguments.coarse) {
+        return false;
+    }
+    const bool has_kernels = reading.kind == Target::labels && has_resized_kernels(options) &&
+                             CudaResize::takes(*arguments.coarse, reading.dim, reading.compute_dtype());
+    return !has_kernels;
+}
 
 // The sizes for a voxel's index in messages: those of the labels as given, if the target holds labels.
 at::DimVector label_sizes(const VoxelArguments& voxels) {
@@ -235,7 +253,7 @@ const double* prepare_gradient(VoxelArguments& voxels, const typename Loss::Opti
 
 CrossEntropy::Results cross_entropy_forward(const Arguments& arguments, const CrossEntropy::Options& options,
                                             const Reading& reading) {
-    if (takes_composite(arguments)) {
+    if (takes_composite(arguments, options, reading)) {
         return Operator<CrossEntropy>::forward_slabs(arguments, options, reading);
     }
     auto results = CrossEntropy::shapes(arguments, options, reading);
@@ -243,9 +261,12 @@ CrossEntropy::Results cross_entropy_forward(const Arguments& arguments, const Cr
     const auto losses = options.is_reduced() ? Tensor() : loss;
     VoxelArguments voxels(arguments, reading, options.of_voxels());
     auto& args = voxels.args;
-    voxels.describe_with({{&losses, &args.loss}}, options.with_gradient ? gradient : Tensor());
+    auto resize = describe_voxels(voxels, {{&losses, &args.loss}}, options.with_gradient ? gradient : Tensor());
     Launches launches(arguments.op, arguments.input);
-    const auto call = launches.call(args, label_sizes(voxels), reading.dtype);
+    auto call = launches.call(args, label_sizes(voxels), reading.dtype);
+    if (resize) {
+        resize->add_to(call);
+    }
     auto sums = reduced_into(options.is_reduced() ? loss : Tensor(), total_weight, options);
     const bool has_scale = !options.with_gradient || set_gradient_scale<CrossEntropy>(voxels, options);
     launches.check(has_scale ? segloss_cuda_cross_entropy_forward(&args, &call, /*total_weight=*/nullptr, &sums)
@@ -262,9 +283,12 @@ void write_gradient(const Tensor& gradient, const CrossEntropy::Handed& handed, 
     const auto& [grad_loss, total_weight] = handed;
     VoxelArguments voxels(arguments, reading, options.of_voxels());
     auto& args = voxels.args;
-    voxels.describe_with({{&grad_loss, &args.grad_loss}}, gradient);
+    auto resize = describe_voxels(voxels, {{&grad_loss, &args.grad_loss}}, gradient);
     Launches launches(arguments.op, arguments.input);
-    const auto call = launches.call(args, label_sizes(voxels), reading.dtype);
+    auto call = launches.call(args, label_sizes(voxels), reading.dtype);
+    if (resize) {
+        resize->add_to(call);
+    }
     const auto* denominator = options.is_mean() ? total_weight.const_data_ptr<double>() : nullptr;
     launches.check(segloss_cuda_cross_entropy_backward(&args, &call, denominator, unless_one));
     if (launches.refused_at_once()) {
@@ -297,19 +321,21 @@ segloss_cuda_sums sums_into(const SoftStats::Results& results) {
 
 SoftStats::Results soft_stats_forward(const Arguments& arguments, const SoftStats::Options& options,
                                       const Reading& reading) {
-    if (takes_composite(arguments)) {
+    if (takes_composite(arguments, options, reading)) {
         return Operator<SoftStats>::forward_slabs(arguments, options, reading);
     }
     VoxelArguments voxels(arguments, reading, options.of_voxels());
-    voxels.describe_with({});
+    auto resize = describe_voxels(voxels, {});
     auto args = kernel_arguments(voxels, options);
     const auto samples = num_samples(arguments.input, options.dim).expect_int();
     auto results = SoftStats::shapes(arguments, options, reading);
     const auto sums = sums_into(results);
     Launches launches(arguments.op, arguments.input);
     if (samples > 0) {
-        const auto call =
-            launches.call(args.voxels, label_sizes(voxels), reading.dtype, samples, args.voxels.num_classes);
+        auto call = launches.call(args.voxels, label_sizes(voxels), reading.dtype, samples, args.voxels.num_classes);
+        if (resize) {
+            resize->add_to(call);
+        }
         launches.check(segloss_cuda_soft_stats_forward(&args, &call, /*total_weight=*/nullptr, &sums));
     }
     if (launches.refused_at_once()) {
@@ -320,23 +346,26 @@ SoftStats::Results soft_stats_forward(const Arguments& arguments, const SoftStat
 
 Tensor soft_stats_backward(const SoftStats::Handed& handed, const Arguments& arguments,
                            const SoftStats::Options& options, const Reading& reading) {
-    if (takes_composite(arguments)) {
+    if (takes_composite(arguments, options, reading)) {
         return Operator<SoftStats>::backward_slabs(handed, arguments, options, reading);
     }
     const auto by_class = [&](const Tensor& grad) { return grad.to(reading.compute_dtype()).contiguous(); };
     const auto by_intersection = by_class(handed[0]);
     const auto by_prediction = by_class(handed[1]);
-    const auto grad_input = at::empty_like(arguments.input);
+    const auto grad_input = at::empty_like(arguments.logits());
     VoxelArguments voxels(arguments, reading, options.of_voxels());
     const auto by_loss = options.voxel_loss ? of_voxels(handed[2], voxels.sizes) : Tensor();
-    voxels.describe_with({{&by_loss, &voxels.args.grad_loss}}, grad_input);
+    auto resize = describe_voxels(voxels, {{&by_loss, &voxels.args.grad_loss}}, grad_input);
     auto args = kernel_arguments(voxels, options);
     args.grad_intersection = by_intersection.const_data_ptr();
     args.grad_prediction = by_prediction.const_data_ptr();
     const auto samples = num_samples(arguments.input, options.dim).expect_int();
     Launches launches(arguments.op, arguments.input);
     if (samples > 0) {
-        const auto call = launches.call(args.voxels, label_sizes(voxels), reading.dtype, samples);
+        auto call = launches.call(args.voxels, label_sizes(voxels), reading.dtype, samples);
+        if (resize) {
+            resize->add_to(call);
+        }
         launches.check(segloss_cuda_soft_stats_backward(&args, &call, /*total_weight=*/nullptr, /*unless_one=*/0));
     }
     if (launches.refused_at_once()) {
@@ -357,7 +386,7 @@ segloss_soft_stats as_soft_stats(const VoxelArguments& voxels) {
 
 BinaryCrossEntropy::Results binary_forward(const Arguments& arguments, const BinaryCrossEntropy::Options& options,
                                            const Reading& reading) {
-    if (takes_composite(arguments)) {
+    if (takes_composite(arguments, options, reading)) {
         return Operator<BinaryCrossEntropy>::forward_slabs(arguments, options, reading);
     }
     auto results = BinaryCrossEntropy::shapes(arguments, options, reading);
@@ -401,10 +430,10 @@ void write_gradient(const Tensor& gradient, const BinaryCrossEntropy::Handed& ha
 template <class Loss>
 Tensor backward(const typename Loss::Handed& handed, const Arguments& arguments, const typename Loss::Options& options,
                 const Reading& reading) {
-    if (takes_composite(arguments)) {
+    if (takes_composite(arguments, options, reading)) {
         return Operator<Loss>::backward_slabs(handed, arguments, options, reading);
     }
-    const auto gradient = at::empty_like(arguments.input);
+    const auto gradient = at::empty_like(arguments.logits());
     write_gradient(gradient, handed, arguments, options, reading, /*unless_one=*/false);
     return gradient;
 }

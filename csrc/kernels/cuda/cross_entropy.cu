@@ -72,9 +72,28 @@ __global__ void __launch_bounds__(THREADS)
     write_totals(mine, of_blocks + blockIdx.x);
 }
 
+// Of logits of another size, with their gradient, if it is wanted.
+int launch_resized(const segloss_cross_entropy& args, const segloss_cuda_call& call, const Denominator& denominator,
+                   int unless_one, int64_t* blocks) {
+    TileCall tiles;
+    if (!describe_resized_tiles(args, call, &tiles)) {
+        return cudaErrorInvalidValue;
+    }
+    *blocks = tiles.grid.num_blocks;
+    int error = launch_axis_tables(tiles, call);
+    if (error == cudaSuccess) {
+        error = launch_resized_cross_entropy(tiles, call, denominator, unless_one);
+    }
+    const bool has_grad = call.resize->grad.data != nullptr;
+    return error != cudaSuccess || !has_grad ? error : launch_resized_grad(tiles, call, nullptr, unless_one);
+}
+
 // Launches a kernel over blocks of voxels, and sets `blocks` to their number.
 int launch_forward(const segloss_cross_entropy& args, const segloss_cuda_call& call, const double* total_weight,
                    int64_t* blocks) {
+    if (call.resize) {
+        return launch_resized(args, call, {total_weight}, 0, blocks);
+    }
     TileCall tiles;
     if (describe_tiles(args, call, &tiles)) {
         *blocks = tiles.grid.num_blocks;
@@ -93,6 +112,9 @@ int launch_forward(const segloss_cross_entropy& args, const segloss_cuda_call& c
 
 int launch_backward(const segloss_cross_entropy& args, const segloss_cuda_call& call, const double* total_weight,
                     int unless_one, int64_t* blocks) {
+    if (call.resize) {
+        return launch_resized(args, call, {total_weight}, unless_one, blocks);
+    }
     TileCall tiles;
     if (describe_tiles(args, call, &tiles)) {
         *blocks = tiles.grid.num_blocks;
@@ -131,7 +153,7 @@ int launch_finish(const segloss_cross_entropy& args, const segloss_cuda_call& ca
 int launch_mean(const segloss_cross_entropy& args, segloss_cuda_call* call, int64_t* blocks) {
     TileCall tiles;
     int64_t num_weights = 0;
-    if (!describe_tiles(args, *call, &tiles)) {
+    if (!call->resize && !describe_tiles(args, *call, &tiles)) {
         return cudaSuccess;
     }
     const auto error = launch_label_weights(args, *call, &num_weights);
@@ -140,10 +162,13 @@ int launch_mean(const segloss_cross_entropy& args, segloss_cuda_call* call, int6
     }
     const auto weights = static_cast<Totals*>(call->workspace);
     call->workspace = weights + MAX_WEIGHT_BLOCKS;
+    constexpr int STRIDE = sizeof(Totals) / sizeof(double);
+    const Denominator denominator{&weights->weight, static_cast<int>(num_weights), STRIDE};
+    if (call->resize) {
+        return launch_resized(args, *call, denominator, 0, blocks);
+    }
     *blocks = tiles.grid.num_blocks;
     return with_type_of_tiles(tiles, [&](auto element) {
-        constexpr int STRIDE = sizeof(Totals) / sizeof(double);
-        const Denominator denominator{&weights->weight, static_cast<int>(num_weights), STRIDE};
         return launch_cross_entropy_tiles<decltype(element)>(tiles, *call, denominator, 0);
     });
 }

@@ -47,6 +47,27 @@ struct segloss_refusal {
     enum segloss_refused what;
 };
 
+/* How an axis of logits becomes one of the target's: see segloss_axis. The operators pass the modes in this order. */
+enum segloss_axis_mode { SEGLOSS_SAME_SIZE, SEGLOSS_NEAREST, SEGLOSS_LINEAR, SEGLOSS_NEAREST_EXACT };
+
+struct segloss_cuda_axis {
+    enum segloss_axis_mode mode;
+    int64_t size; /* of the target */
+    int64_t size_from;
+};
+
+/* Logits of another size than the target, for cross entropy, soft statistics, predictions and their counts. The kernels
+ * interpolate as they read; the arguments' logits and grad_logits are then not used, and their positions are samples
+ * and voxels. These kernels take what segloss_cuda_takes_resized says, labels as targets, logits in REAL float and no
+ * smoothing. */
+struct segloss_cuda_resize {
+    int64_t num_samples;
+    struct segloss_cuda_axis axes[SEGLOSS_AXES];
+    int aligns_corners;
+    const float* from;          /* [N][C][planes][rows][columns] */
+    struct segloss_tensor grad; /* with respect to `from`, of any dtype; the strides are those of N and of the axes */
+};
+
 struct segloss_cuda_call {
     enum segloss_real real;
     int64_t begin;
@@ -55,10 +76,17 @@ struct segloss_cuda_call {
     void* workspace;                 /* device memory of segloss_cuda_workspace() bytes */
     struct segloss_refusal* refusal; /* memory that host and device see; written only if nobody claims it. NULL: none */
     struct segloss_origin origin;
-    void* stream; /* a cudaStream_t */
+    void* stream;                             /* a cudaStream_t */
+    const struct segloss_cuda_resize* resize; /* of logits of another size, else NULL */
 };
 
 size_t segloss_cuda_workspace(int64_t num_positions, int64_t num_samples, int64_t num_classes);
+
+/* Of a call with logits of another size. */
+size_t segloss_cuda_resized_workspace(const struct segloss_cuda_resize* resize, int64_t num_classes);
+
+/* Whether there are kernels for so many classes and logits of another size. */
+int segloss_cuda_takes_resized(const struct segloss_cuda_resize* resize, int64_t num_classes);
 
 /* A mean divides the sum of the losses by its denominator. If that is 0, the mean is nan, or 0. */
 enum segloss_reduction { SEGLOSS_SUM, SEGLOSS_MEAN, SEGLOSS_MEAN_OR_ZERO };

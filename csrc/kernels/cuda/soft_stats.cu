@@ -331,9 +331,40 @@ bool describe_stats_tiles(const segloss_soft_stats& s, const segloss_cuda_call& 
     return has_form && describe_tiles(s.voxels, call, tiles);
 }
 
+// Of logits of another size.
+int launch_resized_forward(const segloss_soft_stats& s, const segloss_cuda_call& call, Parts* parts) {
+    TileCall tiles;
+    if (s.activation != SEGLOSS_SOFTMAX || s.soft_label || !describe_resized_tiles(s.voxels, call, &tiles)) {
+        return cudaErrorInvalidValue;
+    }
+    auto* const rows = static_cast<ClassSums*>(resized_rows(tiles, call));
+    const int64_t blocks = tiles.grid.blocks_per_sample;
+    *parts = {rows, static_cast<const Totals*>(call.workspace), call.num_samples, s.voxels.num_classes, blocks, blocks,
+              1};
+    const int error = launch_axis_tables(tiles, call);
+    return error != cudaSuccess ? error : launch_resized_stats(tiles, s, call, rows);
+}
+
+int launch_resized_backward(const segloss_soft_stats& s, const segloss_cuda_call& call, const double* total_weight,
+                            int unless_one, int64_t* num_totals) {
+    TileCall tiles;
+    if (s.activation != SEGLOSS_SOFTMAX || s.squared || !describe_resized_tiles(s.voxels, call, &tiles)) {
+        return cudaErrorInvalidValue;
+    }
+    *num_totals = tiles.grid.num_blocks;
+    int error = launch_axis_tables(tiles, call);
+    if (error == cudaSuccess) {
+        error = launch_resized_stats_grad(tiles, s, call, total_weight, unless_one);
+    }
+    return error != cudaSuccess ? error : launch_resized_grad(tiles, call, s.grad_prediction, unless_one);
+}
+
 // Launches a kernel over blocks of voxels, and describes what they write.
 int launch_forward(const segloss_soft_stats& s, const segloss_cuda_call& call, const double* total_weight,
                    int64_t num_summed, Parts* parts) {
+    if (call.resize) {
+        return launch_resized_forward(s, call, parts);
+    }
     const Samples samples(call);
     const int64_t num_classes = s.voxels.num_classes;
     ClassSums* const rows = class_sums_of(call);
@@ -361,6 +392,9 @@ int launch_forward(const segloss_soft_stats& s, const segloss_cuda_call& call, c
 
 int launch_backward(const segloss_soft_stats& s, const segloss_cuda_call& call, const double* total_weight,
                     int unless_one, int64_t* num_totals) {
+    if (call.resize) {
+        return launch_resized_backward(s, call, total_weight, unless_one, num_totals);
+    }
     const Samples samples(call);
     const int64_t num_classes = s.voxels.num_classes;
     TileCall tiles;

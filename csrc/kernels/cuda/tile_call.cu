@@ -1,5 +1,7 @@
 #include "tile_call.h"
 
+#include <algorithm>
+
 #include "warp_tiles.cuh"
 
 namespace {
@@ -66,22 +68,146 @@ int pitch_of(int num_classes, int log_groups) {
     return num_classes + (remainders[log_groups] - num_classes % divisor + divisor) % divisor;
 }
 
+// Whether the kernels over tiles have the formula.
+bool has_form_of_tiles(const segloss_cross_entropy& a, const segloss_cuda_call& call) {
+    const bool has_ranges = a.logit_range.low < a.logit_range.high;
+    return call.real == SEGLOSS_REAL_FLOAT && a.target_kind == SEGLOSS_LABELS && a.label_smoothing == 0 &&
+           !a.log_probabilities && !has_ranges && call.begin == 0 && a.num_classes >= 2 && a.num_classes <= MAX_CLASSES;
+}
+
+void describe_classes(int num_classes, TileCall* tiles) {
+    auto& grid = tiles->grid;
+    while (num_classes > MAX_IN_STEPS_OF_ONE << grid.log_groups && grid.log_groups < MAX_LOG_GROUPS) {
+        ++grid.log_groups;
+    }
+    const int per_lane = (num_classes + (1 << grid.log_groups) - 1) >> grid.log_groups;
+    tiles->classes_per_lane = per_lane <= MAX_IN_STEPS_OF_ONE ? per_lane : per_lane + per_lane % 2;
+    grid.pitch = pitch_of(num_classes, grid.log_groups);
+}
+
+// Of so many voxels for each lane.
+void describe_voxels(int64_t per_lane, TileCall* tiles) {
+    const auto& a = tiles->args;
+    auto& grid = tiles->grid;
+    while (1 << grid.log_label_bytes < segloss_dtype_size(a.target.dtype)) {
+        ++grid.log_label_bytes;
+    }
+    grid.ignores_class = a.ignore_index >= 0 && a.ignore_index < a.num_classes;
+    grid.has_voxel_weight = a.voxel_weight.data != nullptr;
+    grid.has_plain_losses = !a.class_weight && a.gamma == 0 && !a.loss.data;
+    grid.simple_labels = has_simple_labels(a, per_lane);
+}
+
+// ---- logits of another size ----
+
+constexpr int PER_LANE = PER_VECTOR<float>;
+
+// How the voxels of a sample are divided into tiles, each in one line.
+struct LineTiles {
+    static constexpr int VOXELS_PER_BLOCK = voxels_per_block(PER_LANE);
+
+    int64_t width;    // voxels of a tile
+    int64_t per_line; // tiles
+    int64_t size;     // of a sample, with the voxels that tiles lack
+    int64_t blocks;   // of a sample
+
+    LineTiles(const segloss_cuda_resize& resize, int64_t num_classes) {
+        TileCall tiles = {};
+        describe_classes(static_cast<int>(num_classes), &tiles);
+        width = (LANES >> tiles.grid.log_groups) * PER_LANE;
+        per_line = (resize.axes[SEGLOSS_COLUMNS].size + width - 1) / width;
+        size = resize.axes[SEGLOSS_PLANES].size * resize.axes[SEGLOSS_ROWS].size * per_line * width;
+        blocks = (size + VOXELS_PER_BLOCK - 1) / VOXELS_PER_BLOCK;
+    }
+};
+
+// The parts of the workspace of a call with logits of another size, in bytes from its beginning.
+struct ResizedWorkspace {
+    int64_t rows, entries[SEGLOSS_AXES], first[SEGLOSS_AXES], states, slopes, size = 0;
+
+    ResizedWorkspace(const segloss_cuda_resize& resize, int64_t num_classes) {
+        const int64_t blocks = resize.num_samples * LineTiles(resize, num_classes).blocks;
+        add(std::max<int64_t>(blocks, MAX_BLOCKS), sizeof(Totals)); // the general kernel of weights has MAX_BLOCKS
+        rows = add(blocks * num_classes, 3 * sizeof(double));
+        int64_t voxels = resize.num_samples;
+        for (int k = 0; k < SEGLOSS_AXES; ++k) {
+            const auto& axis = resize.axes[k];
+            entries[k] = add(axis.size, sizeof(AxisEntry));
+            first[k] = add(axis.size_from + 1, sizeof(int));
+            voxels *= axis.size;
+        }
+        states = add(resize.grad.data ? voxels : 0, sizeof(VoxelState));
+        slopes = add(resize.grad.data ? voxels : 0, sizeof(float));
+    }
+
+private:
+    // Returns where the numbers begin.
+    int64_t add(int64_t count, size_t bytes) {
+        const int64_t begin = size, alignment = sizeof(uint4);
+        size += (count * static_cast<int64_t>(bytes) + alignment - 1) / alignment * alignment;
+        return begin;
+    }
+};
+
+// The most coarse columns that a tile reads.
+int64_t columns_of_tile(const segloss_cuda_resize& resize, int64_t width) {
+    const auto& axis = resize.axes[SEGLOSS_COLUMNS];
+    const bool is_aligned = resize.aligns_corners && axis.size > 1;
+    const int64_t from = is_aligned ? axis.size_from - 1 : axis.size_from, to = is_aligned ? axis.size - 1 : axis.size;
+    return std::min((width * from + to - 1) / to + 3, axis.size_from);
+}
+
+// Chooses the shared memory for coarse columns; lanes whose neighbours read the same class use different banks.
+void choose_stage(const TileCall& tiles, int64_t columns, TileResize* resize) {
+    constexpr int64_t MOST_BYTES = 32 << 10; // region losses have sums behind it
+    const int vectors = ((tiles.classes_per_lane + 3) / 4) << tiles.grid.log_groups;
+    resize->staged_pitch = vectors | 1;
+    const int64_t bytes = WARPS * columns * resize->staged_pitch * static_cast<int64_t>(sizeof(uint4));
+    resize->staged_columns = bytes <= MOST_BYTES ? static_cast<int>(columns) : 0;
+}
+
+void describe_resize(const segloss_cuda_call& call, TileCall* tiles) {
+    const auto& resize = *call.resize;
+    const int64_t num_classes = tiles->args.num_classes;
+    const ResizedWorkspace parts(resize, num_classes);
+    const LineTiles lines(resize, num_classes);
+    char* const workspace = static_cast<char*>(call.workspace);
+    auto& result = tiles->grid.resize;
+    result.size_from = 1;
+    for (int k = 0; k < SEGLOSS_AXES; ++k) {
+        const auto& axis = resize.axes[k];
+        const bool blends = axis.mode == SEGLOSS_LINEAR && axis.size != axis.size_from;
+        result.axes[k] = {reinterpret_cast<AxisEntry*>(workspace + parts.entries[k]),
+                          reinterpret_cast<int*>(workspace + parts.first[k]), static_cast<int>(axis.size),
+                          static_cast<int>(axis.size_from), blends};
+        result.size_from *= axis.size_from;
+    }
+    result.from = resize.from;
+    result.padded_size = lines.size;
+    result.tiles_per_line = static_cast<int>(lines.per_line);
+    choose_stage(*tiles, columns_of_tile(resize, lines.width), &result);
+    if (resize.grad.data) {
+        result.states = reinterpret_cast<VoxelState*>(workspace + parts.states);
+        result.slopes = reinterpret_cast<float*>(workspace + parts.slopes);
+    }
+    tiles->grid.blocks_per_sample = static_cast<int>(lines.blocks);
+    tiles->grid.num_blocks = static_cast<int>(resize.num_samples * lines.blocks);
+}
+
 } // namespace
 
 int64_t TileCall::shared_bytes() const {
     const int64_t columns = LANES >> grid.log_groups;
-    return is_planar ? 0 : WARPS * columns * grid.pitch * static_cast<int64_t>(sizeof(uint4));
+    const int64_t staged = grid.resize.staged_columns * grid.resize.staged_pitch; // 0 for logits of the target's size
+    return is_planar ? WARPS * staged * static_cast<int64_t>(sizeof(uint4))
+                     : WARPS * columns * grid.pitch * static_cast<int64_t>(sizeof(uint4));
 }
 
 int64_t most_tile_blocks(int64_t num_positions) { return num_positions / MIN_SAMPLE + 1; }
 
 bool describe_tiles(const segloss_cross_entropy& args, const segloss_cuda_call& call, TileCall* tiles) {
     auto& a = tiles->args = args;
-    const auto num_classes = static_cast<int>(args.num_classes);
-    const bool has_ranges = args.logit_range.low < args.logit_range.high;
-    if (call.real != SEGLOSS_REAL_FLOAT || !is_type_of_tiles(args.logits.dtype) || args.target_kind != SEGLOSS_LABELS ||
-        args.label_smoothing != 0 || args.log_probabilities || has_ranges || call.begin != 0 || args.num_classes < 2 ||
-        args.num_classes > MAX_CLASSES || !set_samples(call, &a)) {
+    if (!has_form_of_tiles(a, call) || !is_type_of_tiles(a.logits.dtype) || !set_samples(call, &a)) {
         return false;
     }
     const int64_t samples = a.positions.sizes[0], size = a.positions.sizes[1];
@@ -98,22 +224,53 @@ bool describe_tiles(const segloss_cross_entropy& args, const segloss_cuda_call& 
         return false;
     }
     auto& grid = tiles->grid = {};
-    while (num_classes > MAX_IN_STEPS_OF_ONE << grid.log_groups && grid.log_groups < MAX_LOG_GROUPS) {
-        ++grid.log_groups;
-    }
-    const int per_lane = (num_classes + (1 << grid.log_groups) - 1) >> grid.log_groups;
-    tiles->classes_per_lane = per_lane <= MAX_IN_STEPS_OF_ONE ? per_lane : per_lane + per_lane % 2;
+    describe_classes(static_cast<int>(args.num_classes), tiles);
+    describe_voxels(per_vector, tiles);
     grid.num_blocks = static_cast<int>(samples * blocks);
     grid.blocks_per_sample = static_cast<int>(blocks);
-    grid.pitch = pitch_of(num_classes, grid.log_groups);
-    while (1 << grid.log_label_bytes < segloss_dtype_size(a.target.dtype)) {
-        ++grid.log_label_bytes;
-    }
-    grid.ignores_class = a.ignore_index >= 0 && a.ignore_index < a.num_classes;
-    grid.has_voxel_weight = a.voxel_weight.data != nullptr;
-    grid.has_plain_losses = !a.class_weight && a.gamma == 0 && !a.loss.data;
-    grid.simple_labels = has_simple_labels(a, per_vector);
     grid.aligned_logits = is_aligned(a.logits, tiles->is_planar, samples);
     grid.aligned_grad = has_grad && is_aligned(a.grad_logits, tiles->is_planar, samples);
     return true;
+}
+
+bool describe_resized_tiles(const segloss_cross_entropy& args, const segloss_cuda_call& call, TileCall* tiles) {
+    auto& a = tiles->args = args;
+    auto of_samples = call;
+    of_samples.num_samples = call.resize->num_samples;
+    if (!has_form_of_tiles(a, call) || !set_samples(of_samples, &a) ||
+        !segloss_cuda_takes_resized(call.resize, a.num_classes)) {
+        return false;
+    }
+    auto& grid = tiles->grid = {};
+    tiles->is_planar = true;
+    describe_classes(static_cast<int>(a.num_classes), tiles);
+    describe_voxels(PER_LANE, tiles);
+    grid.simple_labels = grid.simple_labels && call.resize->axes[SEGLOSS_COLUMNS].size % PER_LANE == 0;
+    describe_resize(call, tiles);
+    return true;
+}
+
+void* resized_rows(const TileCall& tiles, const segloss_cuda_call& call) {
+    const ResizedWorkspace parts(*call.resize, tiles.args.num_classes);
+    return static_cast<char*>(call.workspace) + parts.rows;
+}
+
+extern "C" size_t segloss_cuda_resized_workspace(const segloss_cuda_resize* resize, int64_t num_classes) {
+    const size_t of_mean = static_cast<size_t>(MAX_WEIGHT_BLOCKS) * sizeof(Totals); // the weights come first there
+    return static_cast<size_t>(ResizedWorkspace(*resize, num_classes).size) + of_mean;
+}
+
+extern "C" int segloss_cuda_takes_resized(const segloss_cuda_resize* resize, int64_t num_classes) {
+    if (num_classes < 2 || num_classes > MAX_CLASSES || resize->num_samples < 1) {
+        return 0;
+    }
+    int64_t size_from = num_classes; // offsets in a sample have 32 bits
+    for (const auto& axis : resize->axes) {
+        if (axis.size < 1 || axis.size_from < 1 || axis.size > INT32_MAX || axis.size_from > INT32_MAX / size_from) {
+            return 0;
+        }
+        size_from *= axis.size_from;
+    }
+    const LineTiles lines(*resize, num_classes);
+    return lines.size <= INT32_MAX && resize->num_samples * lines.blocks <= INT32_MAX;
 }

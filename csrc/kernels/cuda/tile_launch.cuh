@@ -6,23 +6,30 @@
 
 namespace {
 
-template <typename T, bool GROUPED, bool PLANAR, int... K, typename Function>
+template <typename T, bool GROUPED, bool PLANAR, bool RESIZED, int... K, typename Function>
 int with_classes_per_lane(std::integer_sequence<int, K...> /*numbers*/, int number, const Function& f) {
     int error = cudaErrorInvalidValue;
-    ((number == K ? void(error = f(TileShape<T, K, GROUPED, PLANAR>())) : void()), ...);
+    ((number == K ? void(error = f(TileShape<T, K, GROUPED, PLANAR, RESIZED>())) : void()), ...);
     return error;
 }
 
-template <typename T, bool PLANAR, typename Function> int with_layout(const TileCall& tiles, const Function& f) {
+template <typename T, bool PLANAR, bool RESIZED, typename Function>
+int with_layout(const TileCall& tiles, const Function& f) {
     using Alone = std::integer_sequence<int, 2, 3, 4, 5, 6, 7, 8>;
     using Grouped = std::integer_sequence<int, 5, 6, 7, 8, 10, 12, 14, 16>;
-    return tiles.grid.log_groups == 0 ? with_classes_per_lane<T, false, PLANAR>(Alone(), tiles.classes_per_lane, f)
-                                      : with_classes_per_lane<T, true, PLANAR>(Grouped(), tiles.classes_per_lane, f);
+    const int number = tiles.classes_per_lane;
+    return tiles.grid.log_groups == 0 ? with_classes_per_lane<T, false, PLANAR, RESIZED>(Alone(), number, f)
+                                      : with_classes_per_lane<T, true, PLANAR, RESIZED>(Grouped(), number, f);
 }
 
 // Returns f(shape), an error of CUDA's runtime.
 template <typename T, typename Function> int with_shape(const TileCall& tiles, const Function& f) {
-    return tiles.is_planar ? with_layout<T, true>(tiles, f) : with_layout<T, false>(tiles, f);
+    return tiles.is_planar ? with_layout<T, true, false>(tiles, f) : with_layout<T, false, false>(tiles, f);
+}
+
+// The same for logits of another size.
+template <typename Function> int with_resized_shape(const TileCall& tiles, const Function& f) {
+    return with_layout<float, true, true>(tiles, f);
 }
 
 // Returns f(T()) for the type of the logits.

@@ -18,6 +18,16 @@ __device__ void find_loss_grad(const LabelSoftmax<Shape>& softmax, const unsigne
     }
 }
 
+// What the gradient of resized logits needs of each voxel.
+template <class Shape>
+__device__ void store_states(const WarpTile<Shape>& tile, const TileVoxels<Shape::U>& v,
+                             const LabelSoftmax<Shape>& softmax, const float (&factors)[Shape::U]) {
+    UNROLL for (int u = 0; u < Shape::U; ++u) {
+        const float factor = factors[u] * softmax.share(u);
+        tile.store_state(u, state_of(v, u, softmax.exponentials, factor, -factor * softmax.others[u]));
+    }
+}
+
 // Four blocks on a multiprocessor ask for enough bytes at once; the compiler would take registers for three.
 template <class Shape, bool GRADIENT>
 __global__ void __launch_bounds__(THREADS, Shape::K* Shape::U <= 32 ? 4 : 1)
@@ -37,10 +47,14 @@ __global__ void __launch_bounds__(THREADS, Shape::K* Shape::U <= 32 ? 4 : 1)
         tile.read(&voxels, x, &refused);
         const LabelSoftmax<Shape> softmax(tile, voxels, x);
         add_losses(tile, voxels, softmax, &sums, factors);
-        if (GRADIENT) {
+        if constexpr (GRADIENT) {
             scale.multiply(tile, factors);
-            find_loss_grad(softmax, voxels.is_label, factors, x);
-            tile.store_grad(x);
+            if constexpr (Shape::RESIZED) {
+                store_states(tile, voxels, softmax, factors);
+            } else {
+                find_loss_grad(softmax, voxels.is_label, factors, x);
+                tile.store_grad(x);
+            }
         }
     };
     tile.for_each(visit, [] {});
@@ -49,14 +63,23 @@ __global__ void __launch_bounds__(THREADS, Shape::K* Shape::U <= 32 ? 4 : 1)
 
 } // namespace
 
+// Launches the kernel of a shape.
+struct CrossEntropyLauncher {
+    const TileCall& tiles;
+    const segloss_cuda_call& call;
+    const Denominator& denominator;
+    int unless_one;
+
+    template <class Shape> int operator()(Shape /*shape*/) const {
+        const void* const gradient = Shape::RESIZED ? tiles.grid.resize.states : tiles.args.grad_logits.data;
+        const auto kernel = gradient ? warp_cross_entropy<Shape, true> : warp_cross_entropy<Shape, false>;
+        return launch_tiles(tiles, call, 0, kernel, tiles.args, tiles.grid, denominator, unless_one,
+                            static_cast<Totals*>(call.workspace));
+    }
+};
+
 template <typename T>
 int launch_cross_entropy_tiles(const TileCall& tiles, const segloss_cuda_call& call, const Denominator& denominator,
                                int unless_one) {
-    return with_shape<T>(tiles, [&](auto shape) {
-        using Shape = decltype(shape);
-        const auto kernel =
-            tiles.args.grad_logits.data ? warp_cross_entropy<Shape, true> : warp_cross_entropy<Shape, false>;
-        return launch_tiles(tiles, call, 0, kernel, tiles.args, tiles.grid, denominator, unless_one,
-                            static_cast<Totals*>(call.workspace));
-    });
+    return with_shape<T>(tiles, CrossEntropyLauncher{tiles, call, denominator, unless_one});
 }

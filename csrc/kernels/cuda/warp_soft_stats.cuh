@@ -190,19 +190,62 @@ template <class Shape, bool LOSS> struct StatsGrad {
 
     __device__ void find(const Softmax& softmax, const float (&factors)[U], float (&x)[K][U]) const {
         UNROLL for (int u = 0; u < U; ++u) {
-            const float share = softmax.share(u), by_slope = v.weight[u] * share;
-            const float factor = LOSS ? factors[u] * share : 0;
-            const float of_others = factor - by_slope * (origins[u] + means[u]), of_label = -by_slope * means[u];
+            const OfVoxel of = of_voxel(softmax, factors, u);
             UNROLL for (int k = 0; k < K; ++k) {
                 const bool is_label = v.is_label[u] & 1u << k;
-                x[k][u] *= is_label ? of_label : by_slope * slopes.b[k] + of_others;
+                x[k][u] *= is_label ? of.label : of.slope * slopes.b[k] + of.others;
                 if constexpr (LOSS) {
-                    x[k][u] -= is_label ? factor * softmax.others[u] : 0;
+                    x[k][u] -= is_label ? of.factor * softmax.others[u] : 0;
                 }
             }
         }
     }
+
+    // For resized logits.
+    __device__ void store_states(const Softmax& softmax, const float (&factors)[U], const float (&x)[K][U]) const {
+        float labels[U];
+        UNROLL for (int u = 0; u < U; ++u) {
+            labels[u] = 0;
+            UNROLL for (int k = 0; k < K; ++k) { labels[u] = v.is_label[u] & 1u << k ? x[k][u] : labels[u]; }
+        }
+        tile.take_from_labels(v.label, labels);
+        UNROLL for (int u = 0; u < U; ++u) {
+            const OfVoxel of = of_voxel(softmax, factors, u);
+            float of_label = of.label * labels[u];
+            if constexpr (LOSS) {
+                of_label -= of.factor * softmax.others[u];
+            }
+            tile.store_state(u, state_of(v, u, softmax.exponentials, of.others, of_label));
+            tile.store_slope(u, of.slope);
+        }
+    }
+
+private:
+    // What the exponentials are multiplied by: the label's, and others with the slopes.
+    struct OfVoxel {
+        float slope, factor, others, label;
+    };
+
+    __device__ OfVoxel of_voxel(const Softmax& softmax, const float (&factors)[U], int u) const {
+        const float share = softmax.share(u), by_slope = v.weight[u] * share;
+        const float factor = LOSS ? factors[u] * share : 0;
+        return {by_slope, factor, factor - by_slope * (origins[u] + means[u]), -by_slope * means[u]};
+    }
 };
+
+// The gradient, or what that of resized logits needs of each voxel.
+template <class Shape, bool LOSS, class Softmax>
+__device__ void write_stats_grad(const WarpTile<Shape>& tile, const Slopes<Shape>& slopes,
+                                 const TileVoxels<Shape::U>& v, const Softmax& softmax,
+                                 const float (&factors)[Shape::U], float (&x)[Shape::K][Shape::U]) {
+    const StatsGrad<Shape, LOSS> grad(tile, slopes, v, softmax, x);
+    if constexpr (Shape::RESIZED) {
+        grad.store_states(softmax, factors, x);
+    } else {
+        grad.find(softmax, factors, x);
+        tile.store_grad(x);
+    }
+}
 
 template <class Shape, bool LOSS>
 __global__ void __launch_bounds__(THREADS)
@@ -225,12 +268,11 @@ __global__ void __launch_bounds__(THREADS)
             const LabelSoftmax<Shape> softmax(tile, voxels, x);
             TileLosses<U> losses(a, voxels, softmax);
             scale.multiply(tile, losses.factor);
-            StatsGrad<Shape, LOSS>(tile, slopes, voxels, softmax, x).find(softmax, losses.factor, x);
+            write_stats_grad<Shape, LOSS>(tile, slopes, voxels, softmax, losses.factor, x);
         } else {
             const TileSoftmax<Shape> softmax(tile, x);
-            StatsGrad<Shape, LOSS>(tile, slopes, voxels, softmax, x).find(softmax, {}, x);
+            write_stats_grad<Shape, LOSS>(tile, slopes, voxels, softmax, {}, x);
         }
-        tile.store_grad(x);
     };
     tile.for_each(visit, [] {});
     write_tile_totals({}, refused, of_blocks + blockIdx.x);
@@ -238,30 +280,48 @@ __global__ void __launch_bounds__(THREADS)
 
 } // namespace
 
-template <typename T>
-int launch_stats_tiles(const TileCall& tiles, const segloss_soft_stats& s, const segloss_cuda_call& call, void* rows) {
-    auto args = s;
-    args.voxels = tiles.args;
-    const int64_t sum_bytes = WARPS * args.voxels.num_classes * static_cast<int64_t>(sizeof(ClassSums));
-    return with_shape<T>(tiles, [&](auto shape) {
-        using Shape = decltype(shape);
+// Launch the kernel of a shape.
+struct StatsLauncher {
+    const TileCall& tiles;
+    const segloss_soft_stats& s;
+    const segloss_cuda_call& call;
+    void* rows;
+
+    template <class Shape> int operator()(Shape /*shape*/) const {
+        auto args = s;
+        args.voxels = tiles.args;
+        const int64_t sum_bytes = WARPS * args.voxels.num_classes * static_cast<int64_t>(sizeof(ClassSums));
         const auto kernel = s.with_loss ? warp_soft_stats_forward<Shape, true> : warp_soft_stats_forward<Shape, false>;
         return launch_tiles(tiles, call, sum_bytes, kernel, args, tiles.grid, static_cast<ClassSums*>(rows),
                             static_cast<Totals*>(call.workspace));
-    });
+    }
+};
+
+struct StatsGradLauncher {
+    const TileCall& tiles;
+    const segloss_soft_stats& s;
+    const segloss_cuda_call& call;
+    const double* total_weight;
+    int unless_one;
+
+    template <class Shape> int operator()(Shape /*shape*/) const {
+        auto args = s;
+        args.voxels = tiles.args;
+        const int64_t slope_bytes = args.voxels.num_classes * static_cast<int64_t>(sizeof(float));
+        const auto kernel =
+            s.with_loss ? warp_soft_stats_backward<Shape, true> : warp_soft_stats_backward<Shape, false>;
+        return launch_tiles(tiles, call, slope_bytes, kernel, args, tiles.grid, call.num_samples > 1, total_weight,
+                            unless_one, static_cast<Totals*>(call.workspace));
+    }
+};
+
+template <typename T>
+int launch_stats_tiles(const TileCall& tiles, const segloss_soft_stats& s, const segloss_cuda_call& call, void* rows) {
+    return with_shape<T>(tiles, StatsLauncher{tiles, s, call, rows});
 }
 
 template <typename T>
 int launch_stats_grad_tiles(const TileCall& tiles, const segloss_soft_stats& s, const segloss_cuda_call& call,
                             const double* total_weight, int unless_one) {
-    auto args = s;
-    args.voxels = tiles.args;
-    const int64_t slope_bytes = args.voxels.num_classes * static_cast<int64_t>(sizeof(float));
-    return with_shape<T>(tiles, [&](auto shape) {
-        using Shape = decltype(shape);
-        const auto kernel =
-            s.with_loss ? warp_soft_stats_backward<Shape, true> : warp_soft_stats_backward<Shape, false>;
-        return launch_tiles(tiles, call, slope_bytes, kernel, args, tiles.grid, call.num_samples > 1, total_weight,
-                            unless_one, static_cast<Totals*>(call.workspace));
-    });
+    return with_shape<T>(tiles, StatsGradLauncher{tiles, s, call, total_weight, unless_one});
 }

@@ -14,8 +14,8 @@ struct Sum {
     __device__ float operator()(float a, float b) const { return a + b; }
 };
 
-// Numbers of 2^16 and more would overflow, or lose what distinguishes them, when they are scaled.
-constexpr float MAX_SCALED = 65536;
+// Numbers of 2^16 and more would overflow, or lose what distinguishes them, when they are scaled. True for nan.
+__device__ inline bool is_huge(float max) { return !(fabsf(max) < 65536); }
 
 // The logits of a tile are replaced by exp(x_c - max). All exponentials of a voxel may have a common factor near 1,
 // which cancels in what is computed of them.
@@ -23,17 +23,18 @@ template <class Shape> class TileExponentials {
 public:
     static constexpr int K = Shape::K, U = Shape::U;
 
+    float max[U];
+
     // Calls visit(k, u, power) when x[k][u] has become 2^power.
     template <typename Visit>
     __device__ TileExponentials(const WarpTile<Shape>& tile, float (&x)[K][U], const Visit& visit) {
-        float max[U];
         bool is_ordinary = true;
         UNROLL for (int u = 0; u < U; ++u) {
             max[u] = x[0][u];
             UNROLL for (int k = 1; k < K; ++k) { max[u] = fmaxf(max[u], x[k][u]); }
         }
         tile.reduce(max, Maximum());
-        UNROLL for (int u = 0; u < U; ++u) { is_ordinary = is_ordinary && fabsf(max[u]) < MAX_SCALED; }
+        UNROLL for (int u = 0; u < U; ++u) { is_ordinary = is_ordinary && !is_huge(max[u]); }
         if (__builtin_expect(is_ordinary, 1)) {
             UNROLL for (int u = 0; u < U; ++u) {
                 const float scaled_max = max[u] * LOG2_E;
@@ -57,15 +58,24 @@ private:
     }
 };
 
+// What the gradient of resized logits needs of a voxel.
+template <class Shape>
+__device__ VoxelState state_of(const TileVoxels<Shape::U>& v, int u, const TileExponentials<Shape>& exponentials,
+                               float constant, float of_label) {
+    const bool is_refused = v.weight[u] != v.weight[u];
+    return {is_refused ? NAN : exponentials.max[u], constant, of_label, v.label[u]};
+}
+
 // A softmax whose labels matter for sums alone.
 template <class Shape> struct TileSoftmax {
     static constexpr int K = Shape::K, U = Shape::U;
 
     float sums[U];
+    TileExponentials<Shape> exponentials;
 
-    __device__ TileSoftmax(const WarpTile<Shape>& tile, float (&x)[K][U]) {
-        TileExponentials<Shape>(tile, x,
-                                [&](int k, int u, float /*power*/) { sums[u] = k == 0 ? x[k][u] : sums[u] + x[k][u]; });
+    __device__ TileSoftmax(const WarpTile<Shape>& tile, float (&x)[K][U])
+        : exponentials(tile, x,
+                       [&](int k, int u, float /*power*/) { sums[u] = k == 0 ? x[k][u] : sums[u] + x[k][u]; }) {
         tile.reduce(sums, Sum());
     }
 
@@ -80,13 +90,14 @@ template <class Shape> struct LabelSoftmax {
 
     float others[U];
     float log2_label[U];
+    TileExponentials<Shape> exponentials;
 
-    __device__ LabelSoftmax(const WarpTile<Shape>& tile, const TileVoxels<U>& v, float (&x)[K][U]) {
-        TileExponentials<Shape>(tile, x, [&](int k, int u, float power) {
-            others[u] = k == 0 ? 0 : others[u];
-            log2_label[u] = k == 0 ? 0 : log2_label[u];
-            add_unless_label(v.is_label[u], 1u << k, x[k][u], &others[u], power, &log2_label[u]);
-        });
+    __device__ LabelSoftmax(const WarpTile<Shape>& tile, const TileVoxels<U>& v, float (&x)[K][U])
+        : exponentials(tile, x, [&](int k, int u, float power) {
+              others[u] = k == 0 ? 0 : others[u];
+              log2_label[u] = k == 0 ? 0 : log2_label[u];
+              add_unless_label(v.is_label[u], 1u << k, x[k][u], &others[u], power, &log2_label[u]);
+          }) {
         tile.reduce(others, Sum());
         tile.take_from_labels(v.label, log2_label);
     }

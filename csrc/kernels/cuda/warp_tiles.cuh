@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "fast_math.cuh"
+#include "interpolation.cuh"
 #include "memory.cuh"
 #include "sums.cuh"
 #include "tile_call.h"
@@ -23,11 +24,13 @@ constexpr unsigned ALL_LANES = ~0u;
 constexpr int voxels_per_block(int voxels_of_lane) { return 8 * THREADS * voxels_of_lane; }
 
 // T: the type of the logits and of their gradient. K: the number of a lane's classes. GROUPED: whether lanes share the
-// classes of a voxel. PLANAR: whether the voxels of a class are contiguous, or the classes of a voxel.
-template <typename T_, int K_, bool GROUPED_, bool PLANAR_> struct TileShape {
+// classes of a voxel. PLANAR: whether the voxels of a class are contiguous, or the classes of a voxel. RESIZED: whether
+// the logits, which are planar, have another size. Each line of voxels then begins a new tile, and what the gradient of
+// the logits needs of each voxel takes the place of the gradient.
+template <typename T_, int K_, bool GROUPED_, bool PLANAR_, bool RESIZED_ = false> struct TileShape {
     using T = T_;
     static constexpr int K = K_, U = PER_VECTOR<T>;
-    static constexpr bool GROUPED = GROUPED_, PLANAR = PLANAR_;
+    static constexpr bool GROUPED = GROUPED_, PLANAR = PLANAR_, RESIZED = RESIZED_;
 };
 
 // The voxels of a lane. Those that do not count have weight 0 and no class; refused ones have weight nan.
@@ -56,7 +59,7 @@ template <class Shape> class WarpTile {
 public:
     using T = typename Shape::T;
     static constexpr int K = Shape::K, U = Shape::U;
-    static constexpr bool GROUPED = Shape::GROUPED, PLANAR = Shape::PLANAR;
+    static constexpr bool GROUPED = Shape::GROUPED, PLANAR = Shape::PLANAR, RESIZED = Shape::RESIZED;
     // After so many tiles a lane's sums are passed on, as long sums in float lose digits.
     static constexpr int STEPS = 8;
 
@@ -67,12 +70,17 @@ public:
         const unsigned per_sample = static_cast<unsigned>(grid.blocks_per_sample);
         sample = static_cast<int>(blockIdx.x / per_sample);
         begin_ = static_cast<int64_t>(blockIdx.x % per_sample) * voxels_per_block(U);
-        const int64_t left = a.positions.sizes[1] - begin_;
+        const int64_t left = (RESIZED ? grid.resize.padded_size : a.positions.sizes[1]) - begin_;
         size_ = static_cast<int>(left < voxels_per_block(U) ? left : voxels_per_block(U));
         at_ = warp() * columns * U;
+        if constexpr (RESIZED) {
+            place_.start(grid.resize, static_cast<int>(begin_ / (columns * U)) + warp());
+            find_voxels();
+            return;
+        }
         logits_ = first_of(a.logits);
         grad_ = first_of(a.grad_logits);
-        labels_ = static_cast<const char*>(a.target.data) + (offset(a.target, 0) << grid.log_label_bytes);
+        labels_ = first_label();
     }
 
     // Calls visit() for each of this warp's tiles; after every STEPS of them, finish().
@@ -116,7 +124,9 @@ public:
     // The labels are loaded before a logit is used, so that a warp waits for memory once.
     __device__ void read(TileVoxels<U>* v, float (&x)[K][U], Totals* totals) const {
         uint4 vectors[K];
-        PLANAR ? load_planar(vectors) : copy_interleaved();
+        if constexpr (!RESIZED) {
+            PLANAR ? load_planar(vectors) : copy_interleaved();
+        }
         bool are_classes = is_whole() && grid.simple_labels;
         if (__builtin_expect(are_classes, 1)) {
             are_classes = read_vector_of_labels(v->label);
@@ -125,8 +135,12 @@ public:
                 v->label[u] = has_voxel(u) ? class_at(a, offset(a.target, u), position(u)) : NO_CLASS;
             }
         }
-        PLANAR ? unpack_planar(vectors, x) : read_interleaved(x);
-        clear_missing(x);
+        if constexpr (RESIZED) {
+            read_resized(x);
+        } else {
+            PLANAR ? unpack_planar(vectors, x) : read_interleaved(x);
+            clear_missing(x);
+        }
         UNROLL for (int u = 0; u < U; ++u) { v->weight[u] = 1; }
         v->all_one = are_classes && !grid.has_voxel_weight;
         if (__builtin_expect(!v->all_one, 0)) {
@@ -138,11 +152,32 @@ public:
         UNROLL for (int u = 0; u < U; ++u) { v->is_label[u] = bit_of(v->label[u]); }
     }
 
+    // Resized logits alone.
+    __device__ void read_resized(float (&x)[K][U]) const {
+        interpolate(x);
+        clear_missing(x);
+    }
+
+    // What the gradient of resized logits needs of voxel u.
+    __device__ void store_state(int u, const VoxelState& state) const {
+        if (group == 0 && has_voxel(u)) {
+            store_global(reinterpret_cast<uint4*>(grid.resize.states + position(u)),
+                         *reinterpret_cast<const uint4*>(&state));
+        }
+    }
+    __device__ void store_slope(int u, float slope) const {
+        if (group == 0 && has_voxel(u)) {
+            store_global(grid.resize.slopes + position(u), slope);
+        }
+    }
+
     // The shared memory of all warps' tiles, in vectors. What else a kernel keeps there lies behind it.
-    __device__ int shared_vectors() const { return PLANAR ? 0 : WARPS * columns * grid.pitch; }
+    __device__ int shared_vectors() const {
+        return RESIZED ? WARPS * staged_vectors() : PLANAR ? 0 : WARPS * columns * grid.pitch;
+    }
 
     // Voxel u of this lane: whether it is there, its position in all samples, and its offset in a tensor.
-    __device__ bool has_voxel(int u) const { return at_ + column * U + u < size_; }
+    __device__ bool has_voxel(int u) const { return RESIZED ? u < count_ : at_ + column * U + u < size_; }
     __device__ int64_t position(int u) const { return sample * a.positions.sizes[1] + index(u); }
     __device__ int64_t offset(const segloss_tensor& t, int u) const {
         return sample * t.strides[0] + index(u) * t.strides[1];
@@ -156,18 +191,27 @@ public:
 private:
     enum { NO_CLASS = static_cast<int>(IGNORED), REFUSED = static_cast<int>(BAD) };
 
-    __device__ int64_t index(int u) const { return begin_ + at_ + column * U + u; } // in the sample
-    // Bit k for the lane's class k; 0 for all others. The rotation makes what is no multiple of the number of groups large.
+    // In the sample.
+    __device__ int64_t index(int u) const { return (RESIZED ? first_ : begin_ + at_ + column * U) + u; }
+
+    // Of resized logits, this lane's part of it.
+    __device__ bool is_whole() const { return RESIZED ? count_ == U : at_ + columns * U <= size_; }
+
+    // Bit k for the lane's class k; 0 for all others. The rotation makes what is no multiple of the number of groups
+    // large.
     __device__ unsigned bit_of(int label) const {
         const auto index = static_cast<unsigned>(label - group);
         return bit_or_0(GROUPED ? __funnelshift_r(index, index, grid.log_groups) : index);
     }
 
-    __device__ bool is_whole() const { return at_ + columns * U <= size_; }
-
     __device__ void advance() {
         const int voxels = WARPS * columns * U;
         at_ += voxels;
+        if constexpr (RESIZED) {
+            place_.advance(grid.resize, WARPS);
+            find_voxels();
+            return;
+        }
         logits_ += PLANAR ? voxels : voxels * num_classes();
         grad_ += PLANAR ? voxels : voxels * num_classes();
         labels_ += voxels << grid.log_label_bytes;
@@ -177,6 +221,10 @@ private:
     __device__ T* first_of(const segloss_tensor& t) const {
         T* const tile = static_cast<T*>(t.data) + sample * t.strides[0] + (begin_ + at_) * t.strides[1];
         return PLANAR ? tile + column * U + group * t.stride_class : tile;
+    }
+
+    __device__ const char* first_label() const {
+        return static_cast<const char*>(a.target.data) + (offset(a.target, 0) << grid.log_label_bytes);
     }
 
     static __device__ void clear_voxel(float (&x)[K][U], int u, bool is_cleared) {
@@ -272,6 +320,58 @@ private:
     __device__ void clear_missing(float (&x)[K][U]) const {
         UNROLL for (int k = K > 2 ? K - 2 : 0; k < K; ++k) {
             UNROLL for (int u = 0; u < U; ++u) { x[k][u] = has_class(k) ? x[k][u] : -INFINITY; }
+        }
+    }
+
+    // ---- logits of another size ----
+
+    __device__ int first_column() const { return place_.part * columns * U; } // of the tile
+    __device__ int staged_vectors() const { return grid.resize.staged_columns * grid.resize.staged_pitch; } // of a warp
+
+    __device__ void find_voxels() {
+        const int num_columns = grid.resize.axes[SEGLOSS_COLUMNS].size, of_lane = first_column() + column * U;
+        const int left = num_columns - of_lane;
+        count_ = left < 0 ? 0 : left < U ? left : U;
+        first_ = static_cast<int64_t>(place_.line) * num_columns + of_lane;
+        labels_ = first_label();
+    }
+
+    __device__ void interpolate(float (&x)[K][U]) const {
+        const auto& resize = grid.resize;
+        const auto& axis = resize.axes[SEGLOSS_COLUMNS];
+        const CoarseLines lines(resize, place_.plane, place_.row);
+        const float* const of_sample = resize.from + sample * a.num_classes * resize.size_from;
+        AxisEntry entries[U];
+        UNROLL for (int u = 0; u < U; ++u) {
+            const int index = first_column() + column * U + u;
+            entries[u] = entry_of(axis, index < axis.size ? index : axis.size - 1);
+        }
+        if (__builtin_expect(resize.staged_columns == 0, 0)) {
+            UNROLL for (int k = 0; k < K; ++k) {
+                const float* const of_class = of_sample + class_of(k) * resize.size_from;
+                UNROLL for (int u = 0; u < U; ++u) {
+                    x[k][u] = has_class(k) ? interpolated(lines, entries[u], of_class) : 0;
+                }
+            }
+            return;
+        }
+        const int first = __shfl_sync(ALL_LANES, entries[0].low, 0);
+        const int last = __shfl_sync(ALL_LANES, entries[U - 1].high, LANES - 1);
+        uint4* const staged = segloss_shared + warp() * staged_vectors();
+        __syncwarp(); // all lanes are done with the previous tile
+        stage_lines(lines, of_sample + first, last - first + 1, staged);
+        __syncwarp();
+        expand(entries, first, resize.staged_pitch, staged + group * STAGED_VECTORS<K>, x);
+    }
+
+    __device__ void stage_lines(const CoarseLines& lines, const float* from, int num_columns, uint4* staged) const {
+        switch (lines.count) {
+        case 1:
+            return stage<K, 1>(grid.resize, lines, from, num_columns, num_classes(), grid.log_groups, staged);
+        case 2:
+            return stage<K, 2>(grid.resize, lines, from, num_columns, num_classes(), grid.log_groups, staged);
+        default:
+            return stage<K, 4>(grid.resize, lines, from, num_columns, num_classes(), grid.log_groups, staged);
         }
     }
 
@@ -387,6 +487,9 @@ private:
     const T* logits_;
     T* grad_;
     const char* labels_;
+    TilePlace place_; // of resized logits
+    int64_t first_;   // this lane's first voxel in the sample, and how many it has
+    int count_;
 };
 
 } // namespace

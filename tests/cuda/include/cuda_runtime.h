@@ -262,6 +262,12 @@ template <typename T> T __shfl_sync(unsigned /*all lanes*/, T mine, int lane) {
     return emulation::of_warp(mine, [&](const auto& get) { return get(first + static_cast<unsigned>(lane)); });
 }
 
+// The first lanes keep their own.
+template <typename T> T __shfl_up_sync(unsigned /*all lanes*/, T mine, unsigned lanes) {
+    const bool has_other = threadIdx.x % emulation::Block::WARP >= lanes;
+    return emulation::of_warp(mine, [&](const auto& get) { return get(threadIdx.x - (has_other ? lanes : 0)); });
+}
+
 inline void __threadfence_system() {}
 
 template <typename T> T __ldg(const T* address) { return *address; }
