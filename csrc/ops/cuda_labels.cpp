@@ -9,6 +9,7 @@
 #include "checks.h"
 #include "confusion.h"
 #include "cuda.h"
+#include "cuda_resize.h"
 #include "label_table.h"
 #include "layout.h"
 #include "predict.h"
@@ -93,14 +94,27 @@ Tensor is_one_hot_cuda(c10::string_view op, const Tensor& target, int64_t dim) {
 
 // ---- counts ---------------------------------------------------------------------------------------------------------
 
+// Resized logits, if there are kernels for them.
+std::optional<CudaResize> resized_logits(const std::optional<Coarse>& coarse, const Tensor& input, int64_t dim) {
+    if (!coarse || !CudaResize::takes(*coarse, dim, compute_dtype(input.scalar_type()))) {
+        return std::nullopt;
+    }
+    return std::optional<CudaResize>(std::in_place, *coarse, dim, /*gradient=*/Tensor());
+}
+
 // The samples that are counted apart; a kernel runs if there is one.
 int64_t samples_of(const Comparison& given) { return num_counted_apart(given).expect_int(); }
 
 Tensor confusion_counts_cuda(const Comparison& given, const c10::SymInt& num_classes, bool per_class) {
-    if (given.coarse) {
+    auto resize = resized_logits(given.coarse, given.input, given.dim);
+    if (given.coarse && !resize) {
         return confusion_counts_composite(given, num_classes, per_class);
     }
-    const auto args = confusion_for_kernel(given, num_classes, per_class);
+    auto args = confusion_for_kernel(given, num_classes, per_class);
+    if (resize) {
+        args.positions =
+            resize->describe(position_sizes(given.input, given.dim), given.dim, {{&given.target, &args.target}});
+    }
     const auto samples = samples_of(given), classes = args.num_classes;
     at::DimVector sizes{per_class ? 3 : classes, classes};
     if (given.per_sample) {
@@ -109,7 +123,10 @@ Tensor confusion_counts_cuda(const Comparison& given, const c10::SymInt& num_cla
     auto counts = at::zeros(sizes, given.input.options().dtype(at::kLong));
     Launches launches(given.op, given.input);
     if (samples > 0) {
-        const auto call = launches.call(args, given.target.sizes(), given.input.scalar_type(), samples);
+        auto call = launches.call(args, given.target.sizes(), given.input.scalar_type(), samples);
+        if (resize) {
+            resize->add_to(call);
+        }
         launches.check(segloss_cuda_confusion(&args, &call, counts.mutable_data_ptr<int64_t>()));
     }
     if (launches.refused_at_once()) {
@@ -181,14 +198,19 @@ Tensor mask_counts_cuda(const Comparison& masks) {
 // ---- predictions ----------------------------------------------------------------------------------------------------
 
 void write_prediction_cuda(const Prediction& given, const Tensor& out) {
-    if (given.coarse) {
+    const auto sizes = position_sizes(given.input, given.dim);
+    auto resize = resized_logits(given.coarse, given.input, given.dim);
+    if (given.coarse && (!resize || CudaResize::has_gaps(out, sizes, given.dim))) {
         write_prediction_composite(given, out);
         return;
     }
-    const auto args = prediction_for_kernel(given, out);
+    auto args = prediction_for_kernel(given, out);
     Launches launches(kPredict, given.input);
-    const auto call = launches.call(args.num_classes, /*ignore_index=*/-100, position_sizes(given.input, given.dim),
-                                    given.input.scalar_type());
+    auto call = launches.call(args.num_classes, /*ignore_index=*/-100, sizes, given.input.scalar_type());
+    if (resize) {
+        args.positions = resize->describe(sizes, given.dim, {{&out, &args.prediction}});
+        resize->add_to(call);
+    }
     launches.check(segloss_cuda_predict(&args, &call));
 }
 

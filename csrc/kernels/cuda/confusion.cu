@@ -70,6 +70,14 @@ int launch_count(const segloss_confusion& args, const segloss_cuda_call& call, i
     TileCall tiles;
     auto of_tiles = call;
     of_tiles.real = SEGLOSS_REAL_FLOAT; // comparisons round nothing
+    if (call.resize) {
+        if (!describe_resized_tiles(as_voxels(args), call, &tiles)) {
+            return cudaErrorInvalidValue;
+        }
+        *num_totals = tiles.grid.num_blocks;
+        const int error = launch_axis_tables(tiles, call);
+        return error != cudaSuccess ? error : launch_resized_counts(tiles, call, args.per_class, counts);
+    }
     if (!args.prediction_is_labels && describe_tiles(as_voxels(args), of_tiles, &tiles)) {
         *num_totals = tiles.grid.num_blocks;
         return with_type_of_tiles(tiles, [&](auto element) {

@@ -1,6 +1,7 @@
 // The class of each voxel, or for each class whether its logit is above a threshold; a thread owns a voxel.
 
 #include "launch.cuh"
+#include "tile_call.h"
 
 namespace {
 
@@ -44,9 +45,29 @@ __global__ void __launch_bounds__(THREADS)
                   });
 }
 
+// Of logits of another size.
+int launch_resized(const segloss_predict& args, const segloss_cuda_call& call) {
+    segloss_cross_entropy voxels{};
+    voxels.positions = args.positions;
+    voxels.num_classes = args.num_classes;
+    voxels.target_kind = SEGLOSS_LABELS;
+    voxels.loss = args.prediction;
+    TileCall tiles;
+    if (!describe_resized_tiles(voxels, call, &tiles)) {
+        return cudaErrorInvalidValue;
+    }
+    const auto threshold = static_cast<float>(args.threshold);
+    const int error = launch_axis_tables(tiles, call);
+    return error != cudaSuccess ? error
+                                : launch_resized_predictions(tiles, call, args.has_threshold ? &threshold : nullptr);
+}
+
 } // namespace
 
 extern "C" int segloss_cuda_predict(const segloss_predict* args, const segloss_cuda_call* call) {
+    if (call->resize) {
+        return launch_resized(*args, *call);
+    }
     const int64_t blocks = num_blocks(call->end - call->begin, 1), num_classes = args->num_classes;
     return with_types(SEGLOSS_REAL_DOUBLE, args->logits.dtype, num_classes, 0, [&](auto, auto element, auto tiled) {
         using T = decltype(element);

@@ -68,10 +68,20 @@ __global__ void __launch_bounds__(THREADS)
 
 } // namespace
 
+// Launches the kernel of a shape.
+struct CountsLauncher {
+    const TileCall& tiles;
+    const segloss_cuda_call& call;
+    int per_class;
+    int64_t* counts;
+
+    template <class Shape> int operator()(Shape /*shape*/) const {
+        return launch_tiles(tiles, call, 0, warp_counts<Shape>, tiles.args, tiles.grid, per_class, call.num_samples,
+                            counts, static_cast<Totals*>(call.workspace));
+    }
+};
+
 template <typename T>
 int launch_count_tiles(const TileCall& tiles, const segloss_cuda_call& call, int per_class, int64_t* counts) {
-    return with_shape<T>(tiles, [&](auto shape) {
-        return launch_tiles(tiles, call, 0, warp_counts<decltype(shape)>, tiles.args, tiles.grid, per_class,
-                            call.num_samples, counts, static_cast<Totals*>(call.workspace));
-    });
+    return with_shape<T>(tiles, CountsLauncher{tiles, call, per_class, counts});
 }
