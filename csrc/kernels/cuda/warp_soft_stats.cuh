@@ -15,6 +15,14 @@ template <int K> struct LaneSums {
     __device__ void clear() {
         UNROLL for (int k = 0; k < K; ++k) { intersection[k] = prediction[k] = target[k] = 0; }
     }
+
+    template <typename Function> __device__ void for_each_kind(const Function& f) {
+        f(intersection);
+        f(prediction);
+        f(target);
+    }
+
+    __device__ ClassSums of_class(int k) const { return {intersection[k], prediction[k], target[k]}; }
 };
 
 // The sums of a block, by warps: each warp adds to its own.
@@ -27,7 +35,7 @@ public:
         __syncwarp();
     }
 
-    template <class Shape> __device__ void add(const WarpTile<Shape>& tile, LaneSums<Shape::K>* lane) {
+    template <class Shape, class Lane> __device__ void add(const WarpTile<Shape>& tile, Lane* lane) {
         add_over_columns<padded(Shape::K)>(tile, 1, 0, lane);
         lane->clear();
     }
@@ -58,28 +66,24 @@ private:
     }
 
     // Adds the sums of lanes 1, 2, 4 and so on apart. A lane holds those of fewer and fewer classes, from `first` on.
-    template <int HELD, class Shape>
-    __device__ void add_over_columns(const WarpTile<Shape>& tile, int lanes, int first, LaneSums<Shape::K>* lane) {
+    template <int HELD, class Shape, class Lane>
+    __device__ void add_over_columns(const WarpTile<Shape>& tile, int lanes, int first, Lane* lane) {
         if constexpr (HELD > 1) {
             if (lanes < tile.columns) {
                 const bool keeps_last = tile.column & lanes;
-                halve<HELD>(keeps_last, lanes, lane->intersection);
-                halve<HELD>(keeps_last, lanes, lane->prediction);
-                halve<HELD>(keeps_last, lanes, lane->target);
+                lane->for_each_kind([&](auto& sums) { halve<HELD>(keeps_last, lanes, sums); });
                 add_over_columns<HELD / 2>(tile, 2 * lanes, first + (keeps_last ? HELD / 2 : 0), lane);
                 return;
             }
         }
         for (; lanes < tile.columns; lanes *= 2) { // all of these lanes hold the same class
-            lane->intersection[0] += __shfl_xor_sync(ALL_LANES, lane->intersection[0], lanes);
-            lane->prediction[0] += __shfl_xor_sync(ALL_LANES, lane->prediction[0], lanes);
-            lane->target[0] += __shfl_xor_sync(ALL_LANES, lane->target[0], lanes);
+            lane->for_each_kind([&](auto& sums) { sums[0] += __shfl_xor_sync(ALL_LANES, sums[0], lanes); });
         }
         constexpr int HOLDERS = padded(Shape::K);
         UNROLL for (int k = 0; k < HELD; ++k) {
             const int c = tile.class_of(first + k);
             if (tile.column < HOLDERS && c < num_classes_) {
-                of_warp()[c].add({lane->intersection[k], lane->prediction[k], lane->target[k]});
+                of_warp()[c].add(lane->of_class(k));
             }
         }
     }
