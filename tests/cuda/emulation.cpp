@@ -45,3 +45,8 @@ extern "C" int takes_tiles(const segloss_cross_entropy* args, const segloss_cuda
     TileCall tiles;
     return describe_tiles(*args, *call, &tiles);
 }
+
+extern "C" int takes_sigmoid_tiles(const segloss_soft_stats* stats, const segloss_cuda_call* call) {
+    TileCall tiles;
+    return describe_sigmoid_tiles(*stats, *call, &tiles);
+}

@@ -5,6 +5,7 @@
 
 #include "binary_tests.h"
 #include "label_table_tests.h"
+#include "sigmoid_tests.h"
 #include "soft_stats_tests.h"
 #include "table.h"
 #include "tile_tests.h"
@@ -614,6 +615,12 @@ int main(void) {
     test_binary_on_gpu();
     test_tiles();
     test_what_takes_no_tiles();
+    test_sigmoid_tiles();
+    test_many_sigmoid_tiles();
+    test_confident_sigmoid_tiles();
+    test_bits_of_sigmoids();
+    test_refused_sigmoids();
+    test_what_takes_no_sigmoid_tiles();
     test_confusion();
     test_bad_labels();
     test_bad_predictions();

@@ -74,6 +74,18 @@ __device__ inline unsigned bit_or_0(unsigned n) {
     return bit;
 }
 
+// Whether a word has a bit. Without PTX the compiler would shift the bit down first.
+__device__ inline bool has_bit(unsigned word, unsigned bit) {
+    int result;
+    asm("{\n\t.reg .pred p;\n\t.reg .b32 masked;\n\t"
+        "and.b32 masked, %1, %2;\n\t"
+        "setp.ne.u32 p, masked, 0;\n\t"
+        "selp.s32 %0, 1, 0, p;\n\t}"
+        : "=r"(result)
+        : "r"(word), "r"(bit));
+    return result != 0;
+}
+
 // The larger number; nan if one of them is nan.
 __device__ inline float max_or_nan(float x, float y) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800

@@ -6,11 +6,13 @@
 #include <cuda_runtime.h>
 #include <stdint.h>
 
-// Before a loop whose number of turns the compiler knows, so that arrays become registers.
+// Before a loop whose number of turns the compiler knows: so that arrays become registers, or where few tiles go.
 #ifdef __CUDACC__
 #define UNROLL _Pragma("unroll")
+#define NO_UNROLL _Pragma("unroll 1")
 #else
 #define UNROLL
+#define NO_UNROLL
 #endif
 
 namespace {
@@ -40,6 +42,27 @@ __device__ inline void store_global(uint4* address, const uint4& value) {
 #else
     *address = value;
 #endif
+}
+
+// Of memory that is not aligned to vectors; rarely called, so not inlined.
+template <class Vector, typename Element> __device__ __noinline__ Vector load_elements(const Element* from) {
+    constexpr int COUNT = static_cast<int>(sizeof(Vector) / sizeof(Element));
+    union {
+        Element elements[COUNT];
+        Vector vector;
+    } v;
+    UNROLL for (int i = 0; i < COUNT; ++i) { v.elements[i] = load_global(from + i); }
+    return v.vector;
+}
+
+template <typename Element> __device__ __noinline__ void store_elements(Element* to, const uint4& vector) {
+    constexpr int COUNT = static_cast<int>(sizeof vector / sizeof(Element));
+    union {
+        uint4 vector;
+        Element elements[COUNT];
+    } v;
+    v.vector = vector;
+    UNROLL for (int i = 0; i < COUNT; ++i) { store_global(to + i, v.elements[i]); }
 }
 
 // Copies 16 bytes to shared memory without passing through registers, where the device can. The copy has happened

@@ -377,6 +377,14 @@ int launch_forward(const segloss_soft_stats& s, const segloss_cuda_call& call, c
         return with_type_of_tiles(
             tiles, [&](auto element) { return launch_stats_tiles<decltype(element)>(tiles, s, call, rows); });
     }
+    if ((num_summed > 0 ? !s.voxels.grad_logits.data : s.with_loss) && describe_sigmoid_tiles(s, call, &tiles)) {
+        const int64_t blocks = tiles.grid.num_blocks / samples.count;
+        *parts = {rows, totals, samples.count, num_summed, blocks, blocks, losses_per_voxel};
+        return with_type_of_tiles(tiles, [&](auto element) {
+            return launch_sigmoid_tiles<decltype(element)>(tiles, s, call, total_weight, 0,
+                                                           num_summed > 0 ? rows : nullptr);
+        });
+    }
     const int64_t blocks = num_stats_blocks(samples.size, samples.count, num_summed);
     const int64_t sum_bytes = num_summed * WARPS * static_cast<int64_t>(sizeof(ClassSums));
     return with_types(
@@ -402,6 +410,14 @@ int launch_backward(const segloss_soft_stats& s, const segloss_cuda_call& call, 
         *num_totals = tiles.grid.num_blocks;
         return with_type_of_tiles(tiles, [&](auto element) {
             return launch_stats_grad_tiles<decltype(element)>(tiles, s, call, total_weight, unless_one);
+        });
+    }
+    if (describe_sigmoid_tiles(s, call, &tiles)) {
+        *num_totals = tiles.grid.num_blocks;
+        return with_type_of_tiles(tiles, [&](auto element) {
+            using T = decltype(element);
+            return s.grad_intersection ? launch_sigmoid_grad_tiles<T>(tiles, s, call, total_weight, unless_one)
+                                       : launch_sigmoid_tiles<T>(tiles, s, call, total_weight, unless_one, nullptr);
         });
     }
     const int64_t blocks = num_blocks(samples.size, samples.count);

@@ -7,7 +7,7 @@
 namespace {
 
 constexpr int64_t MIN_SAMPLE = 1024; // smaller samples would leave most of their block idle
-constexpr int64_t MAX_CLASSES = 256;
+constexpr int64_t MAX_CLASSES = 256, MAX_SIGMOID_CLASSES = 128;
 constexpr int MAX_IN_STEPS_OF_ONE = 8; // classes of a lane; above, only even numbers are compiled
 constexpr int MAX_LOG_GROUPS = 4;
 
@@ -43,11 +43,11 @@ bool is_interleaved(const segloss_tensor& t, int64_t num_classes) {
 }
 
 // Whether each lane's 16 bytes begin at a multiple of 16.
-bool is_aligned(const segloss_tensor& t, bool is_planar, int64_t num_samples) {
+bool is_aligned(const segloss_tensor& t, const TileCall& tiles) {
     const int64_t vector = static_cast<int64_t>(sizeof(uint4)) / segloss_dtype_size(t.dtype);
-    const bool samples = num_samples == 1 || t.strides[0] % vector == 0;
-    return reinterpret_cast<uintptr_t>(t.data) % sizeof(uint4) == 0 && samples &&
-           (!is_planar || t.stride_class % vector == 0);
+    const bool samples = tiles.args.positions.sizes[0] == 1 || t.strides[0] % vector == 0;
+    const bool classes = tiles.args.num_classes == 1 || !tiles.is_planar || t.stride_class % vector == 0;
+    return reinterpret_cast<uintptr_t>(t.data) % sizeof(uint4) == 0 && samples && classes;
 }
 
 bool has_simple_labels(const segloss_cross_entropy& a, int64_t per_lane) {
@@ -60,6 +60,43 @@ bool has_simple_labels(const segloss_cross_entropy& a, int64_t per_lane) {
            reinterpret_cast<uintptr_t>(t.data) % static_cast<uintptr_t>(alignment) == 0;
 }
 
+// Labels, or masks or probabilities that lie as the logits do. Masks of sets of labels are none of these.
+bool has_readable_targets(const TileCall& tiles) {
+    const auto& a = tiles.args;
+    const auto dtype = a.target.dtype;
+    const bool has_numbers = a.target_kind == SEGLOSS_MASKS || a.target_kind == SEGLOSS_PROBABILITIES;
+    const bool has_dtype = is_type_of_tiles(dtype) || dtype == SEGLOSS_UINT8 || dtype == SEGLOSS_INT64;
+    const bool has_layout = tiles.is_planar ? is_planar(a.target) : is_interleaved(a.target, a.num_classes);
+    return a.target_kind == SEGLOSS_LABELS || (has_numbers && has_dtype && has_layout && !a.labels.rows);
+}
+
+// Whether they are aligned to the vectors of as many as a lane has voxels.
+bool has_aligned_masks(const TileCall& tiles, int64_t per_lane) {
+    const auto& t = tiles.args.target;
+    const int64_t bytes = per_lane * segloss_dtype_size(t.dtype), alignment = bytes < 16 ? bytes : 16;
+    const bool samples = tiles.args.positions.sizes[0] == 1 || t.strides[0] % per_lane == 0;
+    const bool classes = tiles.args.num_classes == 1 || !tiles.is_planar || t.stride_class % per_lane == 0;
+    return samples && classes && reinterpret_cast<uintptr_t>(t.data) % static_cast<uintptr_t>(alignment) == 0;
+}
+
+// Whether losses have neither weights nor exponents, and one gradient.
+bool has_plain_binary_losses(const segloss_cross_entropy& a) {
+    const bool has_gradients = a.grad_loss.data && (a.grad_loss.strides[0] != 0 || a.grad_loss.strides[1] != 0);
+    return !a.class_weight && !a.weight_of_ones && a.gamma == 0 && a.label_smoothing == 0 && !has_gradients;
+}
+
+bool is_plain_sigmoid(const segloss_soft_stats& s, const TileCall& tiles) {
+    const auto& a = tiles.args;
+    const bool has_dtype =
+        a.target.dtype == SEGLOSS_UINT8 || a.target.dtype == SEGLOSS_FLOAT32 || a.target.dtype == a.logits.dtype;
+    const bool ignores_mask = a.ignore_index == 0 || a.ignore_index == 1;
+    const bool has_targets = a.target_kind == SEGLOSS_LABELS  ? a.num_classes > 1 && tiles.grid.simple_labels
+                             : a.target_kind == SEGLOSS_MASKS ? has_dtype && !ignores_mask
+                                                              : false;
+    return has_targets && !a.voxel_weight.data && !s.squared && !s.soft_label &&
+           (!s.with_loss || has_plain_binary_losses(a));
+}
+
 // Columns of a tile lie so far apart that lanes which read the same class of different voxels use different banks.
 int pitch_of(int num_classes, int log_groups) {
     static const int remainders[] = {1, 1, 1, 2, 4}; // by the number of groups
@@ -68,11 +105,16 @@ int pitch_of(int num_classes, int log_groups) {
     return num_classes + (remainders[log_groups] - num_classes % divisor + divisor) % divisor;
 }
 
-// Whether the kernels over tiles have the formula.
+// Whether tiles can hold the logits, whatever is computed of them.
 bool has_form_of_tiles(const segloss_cross_entropy& a, const segloss_cuda_call& call) {
     const bool has_ranges = a.logit_range.low < a.logit_range.high;
-    return call.real == SEGLOSS_REAL_FLOAT && a.target_kind == SEGLOSS_LABELS && a.label_smoothing == 0 &&
-           !a.log_probabilities && !has_ranges && call.begin == 0 && a.num_classes >= 2 && a.num_classes <= MAX_CLASSES;
+    return call.real == SEGLOSS_REAL_FLOAT && !a.log_probabilities && !has_ranges && call.begin == 0;
+}
+
+// Whether the kernels of a softmax have the formula.
+bool has_softmax_of_tiles(const segloss_cross_entropy& a) {
+    return a.target_kind == SEGLOSS_LABELS && a.label_smoothing == 0 && a.num_classes >= 2 &&
+           a.num_classes <= MAX_CLASSES;
 }
 
 void describe_classes(int num_classes, TileCall* tiles) {
@@ -194,18 +236,8 @@ void describe_resize(const segloss_cuda_call& call, TileCall* tiles) {
     tiles->grid.num_blocks = static_cast<int>(resize.num_samples * lines.blocks);
 }
 
-} // namespace
-
-int64_t TileCall::shared_bytes() const {
-    const int64_t columns = LANES >> grid.log_groups;
-    const int64_t staged = grid.resize.staged_columns * grid.resize.staged_pitch; // 0 for logits of the target's size
-    return is_planar ? WARPS * staged * static_cast<int64_t>(sizeof(uint4))
-                     : WARPS * columns * grid.pitch * static_cast<int64_t>(sizeof(uint4));
-}
-
-int64_t most_tile_blocks(int64_t num_positions) { return num_positions / MIN_SAMPLE + 1; }
-
-bool describe_tiles(const segloss_cross_entropy& args, const segloss_cuda_call& call, TileCall* tiles) {
+// Of tiles of any kind, of logits of the target's size.
+bool describe(const segloss_cross_entropy& args, const segloss_cuda_call& call, TileCall* tiles) {
     auto& a = tiles->args = args;
     if (!has_form_of_tiles(a, call) || !is_type_of_tiles(a.logits.dtype) || !set_samples(call, &a)) {
         return false;
@@ -228,16 +260,44 @@ bool describe_tiles(const segloss_cross_entropy& args, const segloss_cuda_call& 
     describe_voxels(per_vector, tiles);
     grid.num_blocks = static_cast<int>(samples * blocks);
     grid.blocks_per_sample = static_cast<int>(blocks);
-    grid.aligned_logits = is_aligned(a.logits, tiles->is_planar, samples);
-    grid.aligned_grad = has_grad && is_aligned(a.grad_logits, tiles->is_planar, samples);
+    grid.aligned_logits = is_aligned(a.logits, *tiles);
+    grid.aligned_grad = has_grad && is_aligned(a.grad_logits, *tiles);
     return true;
+}
+
+} // namespace
+
+int64_t TileCall::shared_bytes() const {
+    const int64_t columns = LANES >> grid.log_groups;
+    const int64_t staged = grid.resize.staged_columns * grid.resize.staged_pitch; // 0 for logits of the target's size
+    return is_planar ? WARPS * staged * static_cast<int64_t>(sizeof(uint4))
+                     : WARPS * columns * grid.pitch * static_cast<int64_t>(sizeof(uint4));
+}
+
+int64_t most_tile_blocks(int64_t num_positions) { return num_positions / MIN_SAMPLE + 1; }
+
+bool describe_tiles(const segloss_cross_entropy& args, const segloss_cuda_call& call, TileCall* tiles) {
+    return has_softmax_of_tiles(args) && describe(args, call, tiles);
+}
+
+bool describe_sigmoid_tiles(const segloss_soft_stats& s, const segloss_cuda_call& call, TileCall* tiles) {
+    const auto& a = s.voxels;
+    const bool has_grads_by_class = !s.grad_intersection && a.grad_loss.data && a.grad_loss.stride_class != 0;
+    const bool has_losses_by_class = a.loss.data || (has_grads_by_class && a.num_classes > 1);
+    if (s.activation != SEGLOSS_SIGMOID || has_losses_by_class || a.num_classes < 1 ||
+        a.num_classes > MAX_SIGMOID_CLASSES || !describe(a, call, tiles)) {
+        return false;
+    }
+    tiles->grid.plain_sigmoid = is_plain_sigmoid(s, *tiles);
+    tiles->grid.aligned_masks = has_aligned_masks(*tiles, sizeof(uint4) / segloss_dtype_size(a.logits.dtype));
+    return has_readable_targets(*tiles);
 }
 
 bool describe_resized_tiles(const segloss_cross_entropy& args, const segloss_cuda_call& call, TileCall* tiles) {
     auto& a = tiles->args = args;
     auto of_samples = call;
     of_samples.num_samples = call.resize->num_samples;
-    if (!has_form_of_tiles(a, call) || !set_samples(of_samples, &a) ||
+    if (!has_form_of_tiles(a, call) || !has_softmax_of_tiles(a) || !set_samples(of_samples, &a) ||
         !segloss_cuda_takes_resized(call.resize, a.num_classes)) {
         return false;
     }

@@ -49,6 +49,8 @@ struct TileGrid {
     bool has_voxel_weight;
     bool has_plain_losses; // without weights of classes or gamma, and only their sum is asked for
     bool simple_labels;    // aligned to vectors, of one of four dtypes, and without a table
+    bool plain_sigmoid;    // no options, and targets of 0 and 1
+    bool aligned_masks;    // or probabilities: to the vectors of as many as a lane has voxels
     bool aligned_logits;   // to vectors in every column
     bool aligned_grad;
     TileResize resize;
@@ -77,6 +79,10 @@ bool describe_tiles(const segloss_cross_entropy& args, const segloss_cuda_call& 
 // The same for logits of another size, which no other kernels take.
 bool describe_resized_tiles(const segloss_cross_entropy& args, const segloss_cuda_call& call, TileCall* tiles);
 
+// Likewise for a sigmoid: of 1 to 128 classes, with labels, or with masks or probabilities that lie as the logits do,
+// in float32, float16, bfloat16, uint8 (or bool) or int64. Sets of labels and losses of each class are not computed.
+bool describe_sigmoid_tiles(const segloss_soft_stats& s, const segloss_cuda_call& call, TileCall* tiles);
+
 // Where the sums of each class, of all blocks, lie in the workspace of such a call, behind the totals.
 void* resized_rows(const TileCall& tiles, const segloss_cuda_call& call);
 
@@ -93,6 +99,12 @@ int launch_stats_tiles(const TileCall& tiles, const segloss_soft_stats& s, const
 template <typename T>
 int launch_stats_grad_tiles(const TileCall& tiles, const segloss_soft_stats& s, const segloss_cuda_call& call,
                             const double* total_weight, int unless_one);
+template <typename T> // without `rows` the losses, with their gradient if it is wanted; else the sums of classes
+int launch_sigmoid_tiles(const TileCall& tiles, const segloss_soft_stats& s, const segloss_cuda_call& call,
+                         const double* total_weight, int unless_one, void* rows);
+template <typename T>
+int launch_sigmoid_grad_tiles(const TileCall& tiles, const segloss_soft_stats& s, const segloss_cuda_call& call,
+                              const double* total_weight, int unless_one);
 template <typename T>
 int launch_count_tiles(const TileCall& tiles, const segloss_cuda_call& call, int per_class, int64_t* counts);
 

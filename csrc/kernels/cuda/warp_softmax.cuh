@@ -204,6 +204,8 @@ public:
         }
     }
 
+    __device__ float factor() const { return factor_; } // of all losses
+
     template <class Shape> __device__ void multiply(const WarpTile<Shape>& tile, float (&factors)[Shape::U]) const {
         UNROLL for (auto& factor : factors) { factor *= factor_; }
         if (__builtin_expect(is_per_voxel_, 0)) {

@@ -26,11 +26,13 @@ constexpr int voxels_per_block(int voxels_of_lane) { return 8 * THREADS * voxels
 // T: the type of the logits and of their gradient. K: the number of a lane's classes. GROUPED: whether lanes share the
 // classes of a voxel. PLANAR: whether the voxels of a class are contiguous, or the classes of a voxel. RESIZED: whether
 // the logits, which are planar, have another size. Each line of voxels then begins a new tile, and what the gradient of
-// the logits needs of each voxel takes the place of the gradient.
-template <typename T_, int K_, bool GROUPED_, bool PLANAR_, bool RESIZED_ = false> struct TileShape {
+// the logits needs of each voxel takes the place of the gradient. SURE: so many of a lane's classes are always there;
+// if lanes share classes, all but two, unless another number is given.
+template <typename T_, int K_, bool GROUPED_, bool PLANAR_, bool RESIZED_ = false, int SURE_ = 0> struct TileShape {
     using T = T_;
     static constexpr int K = K_, U = PER_VECTOR<T>;
     static constexpr bool GROUPED = GROUPED_, PLANAR = PLANAR_, RESIZED = RESIZED_;
+    static constexpr int SURE = !GROUPED ? K : SURE_ > 0 ? SURE_ : K > 2 ? K - 2 : 0;
 };
 
 // The voxels of a lane. Those that do not count have weight 0 and no class; refused ones have weight nan.
@@ -80,25 +82,42 @@ public:
         }
         logits_ = first_of(a.logits);
         grad_ = first_of(a.grad_logits);
-        labels_ = first_label();
+        targets_ = first_target();
     }
 
-    // Calls visit() for each of this warp's tiles; after every STEPS of them, finish().
-    template <typename Visit, typename Finish> __device__ void for_each(const Visit& visit, const Finish& finish) {
+    // Calls visit() for each of this warp's tiles, or for every AT_ONCE of them; after every STEPS tiles, finish().
+    template <int AT_ONCE = 1, typename Visit, typename Finish>
+    __device__ void for_each(const Visit& visit, const Finish& finish) {
+        static_assert(STEPS % AT_ONCE == 0);
         while (at_ < size_) {
-            for (int step = 0; step < STEPS && at_ < size_; ++step) {
+            for (int step = 0; step < STEPS && at_ < size_; step += AT_ONCE) {
                 visit();
-                advance();
+                advance(AT_ONCE);
             }
             finish();
         }
     }
 
+    // The tile that is so many tiles of this warp later. It can lie past the end.
+    __device__ WarpTile ahead(int tiles) const {
+        WarpTile tile = *this;
+        tile.advance(tiles);
+        return tile;
+    }
+
+    // Whether all of the voxels of this and the next tiles, so many in all, are there. Of resized logits: those of this
+    // lane in this tile.
+    __device__ bool is_whole(int tiles = 1) const {
+        return RESIZED ? count_ == U : at_ + (tiles - 1) * voxels_between() + columns * U <= size_;
+    }
+
+    // The distance of this warp's tiles.
+    __device__ int voxels_between() const { return WARPS * columns * U; }
+
     static __device__ int lane() { return static_cast<int>(threadIdx.x % LANES); }
     static __device__ int warp() { return static_cast<int>(threadIdx.x / LANES); }
 
-    // Only the last two of a lane's classes can be missing.
-    __device__ bool has_class(int k) const { return !GROUPED || k < K - 2 || class_of(k) < a.num_classes; }
+    __device__ bool has_class(int k) const { return k < Shape::SURE || class_of(k) < a.num_classes; }
     __device__ int class_of(int k) const { return GROUPED ? (k << grid.log_groups) + group : k; }
 
     // A reduction over the groups, returned to all of them.
@@ -125,20 +144,13 @@ public:
     __device__ void read(TileVoxels<U>* v, float (&x)[K][U], Totals* totals) const {
         uint4 vectors[K];
         if constexpr (!RESIZED) {
-            PLANAR ? load_planar(vectors) : copy_interleaved();
+            PLANAR ? load_planar(vectors) : start_copy();
         }
-        bool are_classes = is_whole() && grid.simple_labels;
-        if (__builtin_expect(are_classes, 1)) {
-            are_classes = read_vector_of_labels(v->label);
-        } else {
-            UNROLL for (int u = 0; u < U; ++u) {
-                v->label[u] = has_voxel(u) ? class_at(a, offset(a.target, u), position(u)) : NO_CLASS;
-            }
-        }
+        const bool are_classes = read_labels(v->label);
         if constexpr (RESIZED) {
             read_resized(x);
         } else {
-            PLANAR ? unpack_planar(vectors, x) : read_interleaved(x);
+            PLANAR ? unpack_planar(vectors, x) : read_copied(x);
             clear_missing(x);
         }
         UNROLL for (int u = 0; u < U; ++u) { v->weight[u] = 1; }
@@ -171,6 +183,145 @@ public:
         }
     }
 
+    // The class of each label, or what it is instead. Whether all are classes; it can say no if they are.
+    __device__ bool read_labels(int (&labels)[U]) const {
+        if (__builtin_expect(is_whole() && grid.simple_labels, 1)) {
+            return read_simple_labels(labels);
+        }
+        UNROLL for (int u = 0; u < U; ++u) {
+            labels[u] = has_voxel(u) ? class_at(a, offset(a.target, u), position(u)) : NO_CLASS;
+        }
+        return false;
+    }
+
+    // Of whole tiles, if labels are simple.
+    __device__ bool read_simple_labels(int (&classes)[U]) const {
+        switch (a.target.dtype) {
+        case SEGLOSS_UINT8:
+            return read_labels_of<uint8_t>(classes);
+        case SEGLOSS_INT16:
+            return read_labels_of<int16_t>(classes);
+        case SEGLOSS_INT32:
+            return read_labels_of<int32_t>(classes);
+        default:
+            return read_labels_of<int64_t>(classes);
+        }
+    }
+
+    // Sets the weight of a voxel from its label, and clears the label if the weight is 0. Notes refused ones in
+    // `totals`.
+    __device__ void weigh(TileVoxels<U>* v, int u, Totals* totals) const {
+        const bool is_refused = v->label[u] == REFUSED;
+        const bool has_class = v->label[u] >= 0;
+        const bool is_weighted = has_class && a.voxel_weight.data;
+        const float weight = is_weighted ? number_at(a.voxel_weight, offset(a.voxel_weight, u)) : 1;
+        v->weight[u] = is_refused ? NAN : has_class ? weight : 0;
+        v->label[u] = has_class && weight == 0 ? static_cast<int>(NO_CLASS) : v->label[u];
+        if (is_refused && group == 0) {
+            totals->refuse(position(u));
+        }
+    }
+
+    // ---- class by class: row k has the logits of this lane's voxels in its class k ----
+
+    // Of this and the next tiles, which must be whole and planar.
+    template <int TILES> __device__ void load_rows(uint4 (&rows)[TILES][K]) const {
+        const int64_t step = step_of(a.logits, grid);
+        if (__builtin_expect(grid.aligned_logits, 1)) {
+            for_each_row<TILES>([&](int i, int k) {
+                rows[i][k] = load_global(reinterpret_cast<const uint4*>(logits_ + k * step + i * voxels_between()));
+            });
+        } else {
+            for_each_row<TILES>(
+                [&](int i, int k) { rows[i][k] = load_elements<uint4>(logits_ + k * step + i * voxels_between()); });
+        }
+    }
+
+    template <int TILES> __device__ void store_rows(const uint4 (&rows)[TILES][K]) const {
+        const int64_t step = step_of(a.grad_logits, grid);
+        if (__builtin_expect(grid.aligned_grad, 1)) {
+            for_each_row<TILES>([&](int i, int k) {
+                store_global(reinterpret_cast<uint4*>(grad_ + k * step + i * voxels_between()), rows[i][k]);
+            });
+        } else {
+            for_each_row<TILES>(
+                [&](int i, int k) { store_elements(grad_ + k * step + i * voxels_between(), rows[i][k]); });
+        }
+    }
+
+    // Of any tile, if its classes are contiguous between finish_copy() and copy_out(). Voxels past the end are 0.
+    __device__ void load_row(int k, float (&x)[U]) const {
+        if (PLANAR && __builtin_expect(is_whole(), 1)) {
+            const T* const from = logits_ + k * step_of(a.logits, grid);
+            unpack<T>(grid.aligned_logits ? load_global(reinterpret_cast<const uint4*>(from))
+                                          : load_elements<uint4>(from),
+                      x);
+            return;
+        }
+        UNROLL for (int u = 0; u < U; ++u) {
+            x[u] = 0;
+            if (has_voxel(u)) {
+                x[u] = number(PLANAR ? load_global(logits_ + k * step_of(a.logits, grid) + u) : *shared_element(k, u));
+            }
+        }
+    }
+
+    __device__ void store_row(int k, const float (&x)[U]) const {
+        if (PLANAR && __builtin_expect(is_whole(), 1)) {
+            T* const to = grad_ + k * step_of(a.grad_logits, grid);
+            grid.aligned_grad ? store_global(reinterpret_cast<uint4*>(to), pack<T>(x)) : store_elements(to, pack<T>(x));
+            return;
+        }
+        UNROLL for (int u = 0; u < U; ++u) {
+            if (has_voxel(u)) {
+                assign(PLANAR ? grad_[k * step_of(a.grad_logits, grid) + u] : *shared_element(k, u), x[u]);
+            }
+        }
+    }
+
+    // Brings contiguous classes to shared memory; they are there after finish_copy().
+    __device__ void start_copy() const {
+        __syncwarp(); // all lanes are done with the previous tile
+        if (__builtin_expect(grid.aligned_logits && is_whole(), 1)) {
+            for_each_vector(
+                [&](uint4* shared, int index) { copy_async(shared, reinterpret_cast<const uint4*>(logits_) + index); });
+        } else {
+            for_each_element([&](T* shared, int index) { *shared = load_global(logits_ + index); });
+        }
+    }
+
+    static __device__ void finish_copy() {
+        wait_for_copies();
+        __syncwarp();
+    }
+
+    // All logits of this lane, after start_copy(); missing classes are 0.
+    __device__ void read_copied(float (&x)[K][U]) const {
+        finish_copy();
+        if constexpr (GROUPED) {
+            UNROLL for (int k = 0; k < K; ++k) {
+                UNROLL for (int u = 0; u < U; ++u) { x[k][u] = has_class(k) ? number(*shared_element(k, u)) : 0; }
+            }
+        } else {
+            UNROLL for (int row = 0; row < K; ++row) {
+                float numbers[U];
+                unpack<T>(shared_tile()[column * grid.pitch + row], numbers);
+                UNROLL for (int i = 0; i < U; ++i) { x[(row * U + i) % K][(row * U + i) / K] = numbers[i]; }
+            }
+        }
+    }
+
+    __device__ void copy_out() const {
+        __syncwarp(); // all lanes have written their gradient
+        if (__builtin_expect(grid.aligned_grad && is_whole(), 1)) {
+            for_each_vector([&](const uint4* shared, int index) {
+                store_global(reinterpret_cast<uint4*>(grad_) + index, *shared);
+            });
+        } else {
+            for_each_element([&](const T* shared, int index) { store_global(grad_ + index, *shared); });
+        }
+    }
+
     // The shared memory of all warps' tiles, in vectors. What else a kernel keeps there lies behind it.
     __device__ int shared_vectors() const {
         return RESIZED ? WARPS * staged_vectors() : PLANAR ? 0 : WARPS * columns * grid.pitch;
@@ -183,19 +334,28 @@ public:
         return sample * t.strides[0] + index(u) * t.strides[1];
     }
 
+    // What the label of a voxel without a class is.
+    enum { NO_CLASS = static_cast<int>(IGNORED), REFUSED = static_cast<int>(BAD) };
+
+    // Where the targets of this lane's first voxel are.
+    __device__ const char* targets() const { return targets_; }
+
     const segloss_cross_entropy& a;
     const TileGrid& grid;
     const int columns, column, group;
     int sample;
 
 private:
-    enum { NO_CLASS = static_cast<int>(IGNORED), REFUSED = static_cast<int>(BAD) };
+    template <int TILES, typename Function> __device__ void for_each_row(const Function& f) const {
+        UNROLL for (int i = 0; i < TILES * K; ++i) {
+            if (has_class(i % K)) {
+                f(i / K, i % K);
+            }
+        }
+    }
 
     // In the sample.
     __device__ int64_t index(int u) const { return (RESIZED ? first_ : begin_ + at_ + column * U) + u; }
-
-    // Of resized logits, this lane's part of it.
-    __device__ bool is_whole() const { return RESIZED ? count_ == U : at_ + columns * U <= size_; }
 
     // Bit k for the lane's class k; 0 for all others. The rotation makes what is no multiple of the number of groups
     // large.
@@ -204,17 +364,18 @@ private:
         return bit_or_0(GROUPED ? __funnelshift_r(index, index, grid.log_groups) : index);
     }
 
-    __device__ void advance() {
-        const int voxels = WARPS * columns * U;
+    __device__ void advance(int tiles) {
+        const int voxels = tiles * voxels_between();
         at_ += voxels;
         if constexpr (RESIZED) {
-            place_.advance(grid.resize, WARPS);
+            place_.advance(grid.resize, tiles * WARPS);
             find_voxels();
             return;
         }
-        logits_ += PLANAR ? voxels : voxels * num_classes();
-        grad_ += PLANAR ? voxels : voxels * num_classes();
-        labels_ += voxels << grid.log_label_bytes;
+        const int elements = PLANAR ? voxels : voxels * num_classes();
+        logits_ += elements;
+        grad_ += elements;
+        targets_ += (a.target_kind == SEGLOSS_LABELS ? voxels : elements) << grid.log_label_bytes;
     }
 
     // Where this lane's first class and voxel are, or the tile's, if classes are contiguous.
@@ -223,7 +384,7 @@ private:
         return PLANAR ? tile + column * U + group * t.stride_class : tile;
     }
 
-    __device__ const char* first_label() const {
+    __device__ const char* first_target() const {
         return static_cast<const char*>(a.target.data) + (offset(a.target, 0) << grid.log_label_bytes);
     }
 
@@ -247,7 +408,7 @@ private:
             Label labels[U];
         } v;
         UNROLL for (int i = 0; i < VECTORS; ++i) {
-            v.vectors[i] = load_global(reinterpret_cast<const Vector*>(labels_) + i);
+            v.vectors[i] = load_global(reinterpret_cast<const Vector*>(targets_) + i);
         }
         bool are_classes = !grid.ignores_class;
         UNROLL for (int u = 0; u < U; ++u) {
@@ -258,31 +419,6 @@ private:
             UNROLL for (int u = 0; u < U; ++u) { classes[u] = class_of_label(v.labels[u]); }
         }
         return are_classes;
-    }
-
-    __device__ bool read_vector_of_labels(int (&classes)[U]) const {
-        switch (a.target.dtype) {
-        case SEGLOSS_UINT8:
-            return read_labels_of<uint8_t>(classes);
-        case SEGLOSS_INT16:
-            return read_labels_of<int16_t>(classes);
-        case SEGLOSS_INT32:
-            return read_labels_of<int32_t>(classes);
-        default:
-            return read_labels_of<int64_t>(classes);
-        }
-    }
-
-    __device__ void weigh(TileVoxels<U>* v, int u, Totals* totals) const {
-        const bool is_refused = v->label[u] == REFUSED;
-        const bool has_class = v->label[u] >= 0;
-        const bool is_weighted = has_class && a.voxel_weight.data;
-        const float weight = is_weighted ? number_at(a.voxel_weight, offset(a.voxel_weight, u)) : 1;
-        v->weight[u] = is_refused ? NAN : has_class ? weight : 0;
-        v->label[u] = has_class && weight == 0 ? static_cast<int>(NO_CLASS) : v->label[u];
-        if (is_refused && group == 0) {
-            totals->refuse(position(u));
-        }
     }
 
     // ---- planar logits ----
@@ -318,7 +454,7 @@ private:
     }
 
     __device__ void clear_missing(float (&x)[K][U]) const {
-        UNROLL for (int k = K > 2 ? K - 2 : 0; k < K; ++k) {
+        UNROLL for (int k = Shape::SURE; k < K; ++k) {
             UNROLL for (int u = 0; u < U; ++u) { x[k][u] = has_class(k) ? x[k][u] : -INFINITY; }
         }
     }
@@ -333,7 +469,7 @@ private:
         const int left = num_columns - of_lane;
         count_ = left < 0 ? 0 : left < U ? left : U;
         first_ = static_cast<int64_t>(place_.line) * num_columns + of_lane;
-        labels_ = first_label();
+        targets_ = first_target();
     }
 
     __device__ void interpolate(float (&x)[K][U]) const {
@@ -400,6 +536,7 @@ private:
 
     __device__ int num_classes() const { return GROUPED ? static_cast<int>(a.num_classes) : K; }
     __device__ uint4* shared_tile() const { return segloss_shared + warp() * columns * grid.pitch; }
+    __device__ T* shared_element(int k, int u) const { return shared_column(column) + u * num_classes() + class_of(k); }
     __device__ T* shared_column(int index) const { return reinterpret_cast<T*>(shared_tile() + index * grid.pitch); }
     // Calls f(shared, index) for each vector of the tile, in turn over the lanes.
     template <typename Function> __device__ void for_each_vector(const Function& f) const {
@@ -424,35 +561,6 @@ private:
         }
     }
 
-    __device__ void copy_interleaved() const {
-        __syncwarp(); // all lanes are done with the previous tile
-        if (__builtin_expect(grid.aligned_logits && is_whole(), 1)) {
-            for_each_vector(
-                [&](uint4* shared, int index) { copy_async(shared, reinterpret_cast<const uint4*>(logits_) + index); });
-        } else {
-            for_each_element([&](T* shared, int index) { *shared = load_global(logits_ + index); });
-        }
-    }
-
-    __device__ void read_interleaved(float (&x)[K][U]) const {
-        wait_for_copies();
-        __syncwarp();
-        if constexpr (GROUPED) {
-            const T* const own = shared_column(column) + group;
-            UNROLL for (int k = 0; k < K; ++k) {
-                UNROLL for (int u = 0; u < U; ++u) {
-                    x[k][u] = has_class(k) ? number(own[u * num_classes() + (k << grid.log_groups)]) : 0;
-                }
-            }
-        } else {
-            UNROLL for (int row = 0; row < K; ++row) {
-                float numbers[U];
-                unpack<T>(shared_tile()[column * grid.pitch + row], numbers);
-                UNROLL for (int i = 0; i < U; ++i) { x[(row * U + i) % K][(row * U + i) / K] = numbers[i]; }
-            }
-        }
-    }
-
     __device__ void store_interleaved(const float (&x)[K][U]) const {
         __syncwarp(); // all lanes have read their logits
         if constexpr (GROUPED) {
@@ -471,14 +579,7 @@ private:
                 shared_tile()[column * grid.pitch + row] = pack<T>(numbers);
             }
         }
-        __syncwarp();
-        if (__builtin_expect(grid.aligned_grad && is_whole(), 1)) {
-            for_each_vector([&](const uint4* shared, int index) {
-                store_global(reinterpret_cast<uint4*>(grad_) + index, *shared);
-            });
-        } else {
-            for_each_element([&](const T* shared, int index) { store_global(grad_ + index, *shared); });
-        }
+        copy_out();
     }
 
     int64_t begin_; // the block's first voxel in the sample
@@ -486,7 +587,7 @@ private:
     int at_;        // the tile's first voxel in the block
     const T* logits_;
     T* grad_;
-    const char* labels_;
+    const char* targets_;
     TilePlace place_; // of resized logits
     int64_t first_;   // this lane's first voxel in the sample, and how many it has
     int count_;

@@ -272,6 +272,10 @@ inline void __threadfence_system() {}
 
 template <typename T> T __ldg(const T* address) { return *address; }
 
+inline bool has_bit(unsigned word, unsigned bit) { return (word & bit) != 0; }
+
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+
 inline unsigned __float_as_uint(float x) {
     unsigned bits;
     std::memcpy(&bits, &x, sizeof bits);

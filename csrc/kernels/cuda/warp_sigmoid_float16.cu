@@ -1,0 +1,4 @@
+#include "warp_sigmoid.cuh"
+
+template int launch_sigmoid_tiles<__half>(const TileCall&, const segloss_soft_stats&, const segloss_cuda_call&,
+                                          const double*, int, void*);
