@@ -135,6 +135,19 @@ def test_a_cuda_graph_gives_scores_and_predictions_of_other_logits():
 
 @OF_KERNELS
 @LOSSES
+@pytest.mark.usefixtures("without_checks_at_once")
+def test_a_cuda_graph_interpolates_other_logits(loss):
+    x, y = torch.randn(2, 5, 10, 13, 14, requires_grad=True), logits_and_labels()[1]
+    step = partial(value_and_gradient, partial(loss, upsample="trilinear"), x, y)
+    graph, actual = captured(step)
+    x.detach().copy_(torch.randn(x.shape))
+    graph.replay()
+    for a, e in zip(actual, step(), strict=True):
+        assert_close(a, e)
+
+
+@OF_KERNELS
+@LOSSES
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 @pytest.mark.usefixtures("without_checks_at_once")
 def test_the_host_does_not_wait_for_the_device(loss):

@@ -62,6 +62,7 @@ public:
     using T = typename Shape::T;
     static constexpr int K = Shape::K, U = Shape::U;
     static constexpr bool GROUPED = Shape::GROUPED, PLANAR = Shape::PLANAR, RESIZED = Shape::RESIZED;
+    static constexpr int VOXELS_PER_BLOCK = voxels_per_block(U);
     // After so many tiles a lane's sums are passed on, as long sums in float lose digits.
     static constexpr int STEPS = 8;
 
@@ -71,9 +72,9 @@ public:
           column(lane() & (columns - 1)), group(GROUPED ? lane() >> (5 - of_call.log_groups) : 0) {
         const unsigned per_sample = static_cast<unsigned>(grid.blocks_per_sample);
         sample = static_cast<int>(blockIdx.x / per_sample);
-        begin_ = static_cast<int64_t>(blockIdx.x % per_sample) * voxels_per_block(U);
+        begin_ = static_cast<int64_t>(blockIdx.x % per_sample) * VOXELS_PER_BLOCK;
         const int64_t left = (RESIZED ? grid.resize.padded_size : a.positions.sizes[1]) - begin_;
-        size_ = static_cast<int>(left < voxels_per_block(U) ? left : voxels_per_block(U));
+        size_ = static_cast<int>(left < VOXELS_PER_BLOCK ? left : VOXELS_PER_BLOCK);
         at_ = warp() * columns * U;
         if constexpr (RESIZED) {
             place_.start(grid.resize, static_cast<int>(begin_ / (columns * U)) + warp());
@@ -140,16 +141,17 @@ public:
     // The logits, labels and weights of this lane's voxels. Missing classes are -inf; voxels that do not count, and
     // those past the end, have logits of 0. Refused ones are noted in `totals` by the first group.
     //
-    // The labels are loaded before a logit is used, so that a warp waits for memory once.
+    // The labels are loaded before a logit is used, so that a warp waits for memory once. Not those of resized logits,
+    // whose interpolation takes too many registers.
     __device__ void read(TileVoxels<U>* v, float (&x)[K][U], Totals* totals) const {
         uint4 vectors[K];
-        if constexpr (!RESIZED) {
-            PLANAR ? load_planar(vectors) : start_copy();
-        }
-        const bool are_classes = read_labels(v->label);
         if constexpr (RESIZED) {
             read_resized(x);
         } else {
+            PLANAR ? load_planar(vectors) : start_copy();
+        }
+        const bool are_classes = read_labels(v->label);
+        if constexpr (!RESIZED) {
             PLANAR ? unpack_planar(vectors, x) : read_copied(x);
             clear_missing(x);
         }
