@@ -6,6 +6,8 @@
 #include <cuda_runtime.h>
 #include <stdint.h>
 
+#include <type_traits>
+
 // Before a loop whose number of turns the compiler knows: so that arrays become registers, or where few tiles go.
 #ifdef __CUDACC__
 #define UNROLL _Pragma("unroll")
@@ -55,23 +57,28 @@ template <class Vector, typename Element> __device__ __noinline__ Vector load_el
     return v.vector;
 }
 
-template <typename Element> __device__ __noinline__ void store_elements(Element* to, const uint4& vector) {
+template <class Vector, typename Element>
+__device__ __noinline__ void store_elements(Element* to, const Vector& vector) {
     constexpr int COUNT = static_cast<int>(sizeof vector / sizeof(Element));
     union {
-        uint4 vector;
+        Vector vector;
         Element elements[COUNT];
     } v;
     v.vector = vector;
     UNROLL for (int i = 0; i < COUNT; ++i) { store_global(to + i, v.elements[i]); }
 }
 
-// Copies 16 bytes to shared memory without passing through registers, where the device can. The copy has happened
+// Copies 8 or 16 bytes to shared memory without passing through registers, where the device can. The copy has happened
 // after wait_for_copies(), for this thread alone.
-__device__ inline void copy_async(uint4* shared, const uint4* global) {
+template <class Vector> __device__ void copy_async(Vector* shared, const Vector* global) {
     note_access(global, sizeof *global, false);
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
     const auto address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
+    if constexpr (sizeof(Vector) == 16) {
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
+    } else {
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(address), "l"(global) : "memory");
+    }
 #else
     *shared = __ldg(global);
 #endif
@@ -121,18 +128,27 @@ template <> struct Packed<__nv_bfloat16> {
 // How many numbers 16 bytes hold.
 template <typename T> constexpr int PER_VECTOR = static_cast<int>(sizeof(uint4) / sizeof(T));
 
-template <typename T> __device__ void unpack(const uint4& vector, float (&to)[PER_VECTOR<T>]) {
-    constexpr int N = Packed<T>::COUNT;
+// The vector of N numbers.
+template <typename T, int N> using VectorOf = std::conditional_t<N == PER_VECTOR<T>, uint4, uint2>;
+
+template <typename T, int N> __device__ void unpack(const VectorOf<T, N>& vector, float (&to)[N]) {
+    constexpr int COUNT = Packed<T>::COUNT;
     Packed<T>::unpack(vector.x, to);
-    Packed<T>::unpack(vector.y, to + N);
-    Packed<T>::unpack(vector.z, to + 2 * N);
-    Packed<T>::unpack(vector.w, to + 3 * N);
+    Packed<T>::unpack(vector.y, to + COUNT);
+    if constexpr (N == PER_VECTOR<T>) {
+        Packed<T>::unpack(vector.z, to + 2 * COUNT);
+        Packed<T>::unpack(vector.w, to + 3 * COUNT);
+    }
 }
 
-template <typename T> __device__ uint4 pack(const float (&from)[PER_VECTOR<T>]) {
-    constexpr int N = Packed<T>::COUNT;
-    return {Packed<T>::pack(from), Packed<T>::pack(from + N), Packed<T>::pack(from + 2 * N),
-            Packed<T>::pack(from + 3 * N)};
+template <typename T, int N> __device__ VectorOf<T, N> pack(const float (&from)[N]) {
+    constexpr int COUNT = Packed<T>::COUNT;
+    if constexpr (N == PER_VECTOR<T>) {
+        return {Packed<T>::pack(from), Packed<T>::pack(from + COUNT), Packed<T>::pack(from + 2 * COUNT),
+                Packed<T>::pack(from + 3 * COUNT)};
+    } else {
+        return {Packed<T>::pack(from), Packed<T>::pack(from + COUNT)};
+    }
 }
 
 } // namespace

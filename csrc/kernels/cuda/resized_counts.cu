@@ -7,8 +7,9 @@ __device__ __noinline__ inline void store_integer_at(const segloss_tensor& t, in
 }
 
 template <class Shape, bool MASKS>
-__global__ void __launch_bounds__(THREADS) warp_predictions(const __grid_constant__ segloss_cross_entropy a,
-                                                            const __grid_constant__ TileGrid grid, float threshold) {
+__global__ void __launch_bounds__(THREADS)
+    warp_predictions(const __grid_constant__ segloss_cross_entropy a, const __grid_constant__ typename Shape::Grid grid,
+                     float threshold) {
     constexpr int K = Shape::K, U = Shape::U;
     const segloss_tensor& to = a.loss;
     WarpTile<Shape> tile(a, grid);

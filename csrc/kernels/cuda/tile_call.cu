@@ -8,7 +8,7 @@ namespace {
 
 constexpr int64_t MIN_SAMPLE = 1024; // smaller samples would leave most of their block idle
 constexpr int64_t MAX_CLASSES = 256, MAX_SIGMOID_CLASSES = 128;
-constexpr int MAX_IN_STEPS_OF_ONE = 8; // classes of a lane; above, only even numbers are compiled
+constexpr int MAX_ALONE = 8; // classes, if a lane has all of them; above, only even numbers are compiled
 constexpr int MAX_LOG_GROUPS = 4;
 
 bool is_type_of_tiles(segloss_dtype dtype) {
@@ -42,12 +42,12 @@ bool is_interleaved(const segloss_tensor& t, int64_t num_classes) {
     return t.stride_class == 1 && t.strides[1] == num_classes;
 }
 
-// Whether each lane's 16 bytes begin at a multiple of 16.
+// Whether each lane's vectors begin at a multiple of their size.
 bool is_aligned(const segloss_tensor& t, const TileCall& tiles) {
-    const int64_t vector = static_cast<int64_t>(sizeof(uint4)) / segloss_dtype_size(t.dtype);
+    const int64_t vector = tiles.voxels_per_lane, bytes = vector * segloss_dtype_size(t.dtype);
     const bool samples = tiles.args.positions.sizes[0] == 1 || t.strides[0] % vector == 0;
     const bool classes = tiles.args.num_classes == 1 || !tiles.is_planar || t.stride_class % vector == 0;
-    return reinterpret_cast<uintptr_t>(t.data) % sizeof(uint4) == 0 && samples && classes;
+    return reinterpret_cast<uintptr_t>(t.data) % static_cast<uintptr_t>(bytes) == 0 && samples && classes;
 }
 
 bool has_simple_labels(const segloss_cross_entropy& a, int64_t per_lane) {
@@ -117,18 +117,31 @@ bool has_softmax_of_tiles(const segloss_cross_entropy& a) {
            a.num_classes <= MAX_CLASSES;
 }
 
-void describe_classes(int num_classes, TileCall* tiles) {
+// What a lane has: so many voxels, and at most so many of their classes.
+struct Lane {
+    int voxels, most_classes;
+};
+
+// As many voxels as 16 bytes hold; of half-precision logits only half of them if lanes share classes, so that fewer
+// lanes share them and need exchange maxima and sums.
+Lane lane_of(segloss_dtype dtype, int64_t num_classes) {
+    const int per_vector = static_cast<int>(sizeof(uint4)) / segloss_dtype_size(dtype);
+    return num_classes <= MAX_ALONE || per_vector == 4 ? Lane{per_vector, MAX_ALONE} : Lane{4, 2 * MAX_ALONE};
+}
+
+void describe_classes(int num_classes, const Lane& lane, TileCall* tiles) {
     auto& grid = tiles->grid;
-    while (num_classes > MAX_IN_STEPS_OF_ONE << grid.log_groups && grid.log_groups < MAX_LOG_GROUPS) {
+    while (num_classes > lane.most_classes << grid.log_groups && grid.log_groups < MAX_LOG_GROUPS) {
         ++grid.log_groups;
     }
     const int per_lane = (num_classes + (1 << grid.log_groups) - 1) >> grid.log_groups;
-    tiles->classes_per_lane = per_lane <= MAX_IN_STEPS_OF_ONE ? per_lane : per_lane + per_lane % 2;
+    tiles->voxels_per_lane = lane.voxels;
+    tiles->classes_per_lane = per_lane <= MAX_ALONE ? per_lane : per_lane + per_lane % 2;
+    tiles->is_grouped = num_classes > MAX_ALONE;
     grid.pitch = pitch_of(num_classes, grid.log_groups);
 }
 
-// Of so many voxels for each lane.
-void describe_voxels(int64_t per_lane, TileCall* tiles) {
+void describe_voxels(TileCall* tiles) {
     const auto& a = tiles->args;
     auto& grid = tiles->grid;
     while (1 << grid.log_label_bytes < segloss_dtype_size(a.target.dtype)) {
@@ -137,16 +150,16 @@ void describe_voxels(int64_t per_lane, TileCall* tiles) {
     grid.ignores_class = a.ignore_index >= 0 && a.ignore_index < a.num_classes;
     grid.has_voxel_weight = a.voxel_weight.data != nullptr;
     grid.has_plain_losses = !a.class_weight && a.gamma == 0 && !a.loss.data;
-    grid.simple_labels = has_simple_labels(a, per_lane);
+    grid.simple_labels = has_simple_labels(a, tiles->voxels_per_lane);
 }
 
 // ---- logits of another size ----
 
-constexpr int PER_LANE = PER_VECTOR<float>;
+constexpr Lane LANE = {PER_VECTOR<float>, MAX_ALONE};
 
 // How the voxels of a sample are divided into tiles, each in one line.
 struct LineTiles {
-    static constexpr int VOXELS_PER_BLOCK = voxels_per_block(PER_LANE);
+    static constexpr int VOXELS_PER_BLOCK = voxels_per_block(LANE.voxels);
 
     int64_t width;    // voxels of a tile
     int64_t per_line; // tiles
@@ -155,8 +168,8 @@ struct LineTiles {
 
     LineTiles(const segloss_cuda_resize& resize, int64_t num_classes) {
         TileCall tiles = {};
-        describe_classes(static_cast<int>(num_classes), &tiles);
-        width = (LANES >> tiles.grid.log_groups) * PER_LANE;
+        describe_classes(static_cast<int>(num_classes), LANE, &tiles);
+        width = (LANES >> tiles.grid.log_groups) * LANE.voxels;
         per_line = (resize.axes[SEGLOSS_COLUMNS].size + width - 1) / width;
         size = resize.axes[SEGLOSS_PLANES].size * resize.axes[SEGLOSS_ROWS].size * per_line * width;
         blocks = (size + VOXELS_PER_BLOCK - 1) / VOXELS_PER_BLOCK;
@@ -237,14 +250,13 @@ void describe_resize(const segloss_cuda_call& call, TileCall* tiles) {
 }
 
 // Of tiles of any kind, of logits of the target's size.
-bool describe(const segloss_cross_entropy& args, const segloss_cuda_call& call, TileCall* tiles) {
+bool describe(const segloss_cross_entropy& args, const segloss_cuda_call& call, const Lane& lane, TileCall* tiles) {
     auto& a = tiles->args = args;
     if (!has_form_of_tiles(a, call) || !is_type_of_tiles(a.logits.dtype) || !set_samples(call, &a)) {
         return false;
     }
     const int64_t samples = a.positions.sizes[0], size = a.positions.sizes[1];
-    const int per_vector = static_cast<int>(sizeof(uint4)) / segloss_dtype_size(a.logits.dtype);
-    const int64_t of_block = voxels_per_block(per_vector), blocks = (size + of_block - 1) / of_block;
+    const int64_t of_block = voxels_per_block(lane.voxels), blocks = (size + of_block - 1) / of_block;
     if (size < (samples == 1 ? 1 : MIN_SAMPLE) || samples * size != call.end || samples * blocks > INT32_MAX) {
         return false;
     }
@@ -256,8 +268,8 @@ bool describe(const segloss_cross_entropy& args, const segloss_cuda_call& call, 
         return false;
     }
     auto& grid = tiles->grid = {};
-    describe_classes(static_cast<int>(args.num_classes), tiles);
-    describe_voxels(per_vector, tiles);
+    describe_classes(static_cast<int>(args.num_classes), lane, tiles);
+    describe_voxels(tiles);
     grid.num_blocks = static_cast<int>(samples * blocks);
     grid.blocks_per_sample = static_cast<int>(blocks);
     grid.aligned_logits = is_aligned(a.logits, *tiles);
@@ -271,13 +283,13 @@ int64_t TileCall::shared_bytes() const {
     const int64_t columns = LANES >> grid.log_groups;
     const int64_t staged = grid.resize.staged_columns * grid.resize.staged_pitch; // 0 for logits of the target's size
     return is_planar ? WARPS * staged * static_cast<int64_t>(sizeof(uint4))
-                     : WARPS * columns * grid.pitch * static_cast<int64_t>(sizeof(uint4));
+                     : WARPS * columns * grid.pitch * voxels_per_lane * segloss_dtype_size(args.logits.dtype);
 }
 
 int64_t most_tile_blocks(int64_t num_positions) { return num_positions / MIN_SAMPLE + 1; }
 
 bool describe_tiles(const segloss_cross_entropy& args, const segloss_cuda_call& call, TileCall* tiles) {
-    return has_softmax_of_tiles(args) && describe(args, call, tiles);
+    return has_softmax_of_tiles(args) && describe(args, call, lane_of(args.logits.dtype, args.num_classes), tiles);
 }
 
 bool describe_sigmoid_tiles(const segloss_soft_stats& s, const segloss_cuda_call& call, TileCall* tiles) {
@@ -285,11 +297,11 @@ bool describe_sigmoid_tiles(const segloss_soft_stats& s, const segloss_cuda_call
     const bool has_grads_by_class = !s.grad_intersection && a.grad_loss.data && a.grad_loss.stride_class != 0;
     const bool has_losses_by_class = a.loss.data || (has_grads_by_class && a.num_classes > 1);
     if (s.activation != SEGLOSS_SIGMOID || has_losses_by_class || a.num_classes < 1 ||
-        a.num_classes > MAX_SIGMOID_CLASSES || !describe(a, call, tiles)) {
+        a.num_classes > MAX_SIGMOID_CLASSES || !describe(a, call, lane_of(a.logits.dtype, 1), tiles)) {
         return false;
     }
     tiles->grid.plain_sigmoid = is_plain_sigmoid(s, *tiles);
-    tiles->grid.aligned_masks = has_aligned_masks(*tiles, sizeof(uint4) / segloss_dtype_size(a.logits.dtype));
+    tiles->grid.aligned_masks = has_aligned_masks(*tiles, tiles->voxels_per_lane);
     return has_readable_targets(*tiles);
 }
 
@@ -303,9 +315,9 @@ bool describe_resized_tiles(const segloss_cross_entropy& args, const segloss_cud
     }
     auto& grid = tiles->grid = {};
     tiles->is_planar = true;
-    describe_classes(static_cast<int>(a.num_classes), tiles);
-    describe_voxels(PER_LANE, tiles);
-    grid.simple_labels = grid.simple_labels && call.resize->axes[SEGLOSS_COLUMNS].size % PER_LANE == 0;
+    describe_classes(static_cast<int>(a.num_classes), LANE, tiles);
+    describe_voxels(tiles);
+    grid.simple_labels = grid.simple_labels && call.resize->axes[SEGLOSS_COLUMNS].size % LANE.voxels == 0;
     describe_resize(call, tiles);
     return true;
 }

@@ -53,13 +53,19 @@ struct TileGrid {
     bool aligned_masks;    // or probabilities: to the vectors of as many as a lane has voxels
     bool aligned_logits;   // to vectors in every column
     bool aligned_grad;
+};
+
+// Kernels of other tiles do not get `resize`: with more parameters nvcc gives some of them more registers.
+struct ResizedTileGrid : TileGrid {
     TileResize resize;
 };
 
 struct TileCall {
     segloss_cross_entropy args;
-    TileGrid grid;
+    ResizedTileGrid grid;
+    int voxels_per_lane;
     int classes_per_lane;
+    bool is_grouped; // lanes share the classes of a voxel, or could
     bool is_planar;
 
     // Bytes of shared memory for the tiles of a block.

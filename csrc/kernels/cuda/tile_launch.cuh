@@ -6,20 +6,26 @@
 
 namespace {
 
+// The voxels of a lane whose classes other lanes share.
+constexpr int U_OF_GROUPS = 4;
+
 template <typename T, bool GROUPED, bool PLANAR, bool RESIZED, int... K, typename Function>
 int with_classes_per_lane(std::integer_sequence<int, K...> /*numbers*/, int number, const Function& f) {
     int error = cudaErrorInvalidValue;
-    ((number == K ? void(error = f(TileShape<T, K, GROUPED, PLANAR, RESIZED>())) : void()), ...);
+    constexpr int U = GROUPED ? U_OF_GROUPS : PER_VECTOR<T>;
+    ((number == K ? void(error = f(TileShape<T, K, GROUPED, PLANAR, U, RESIZED>())) : void()), ...);
     return error;
 }
 
 template <typename T, bool PLANAR, bool RESIZED, typename Function>
 int with_layout(const TileCall& tiles, const Function& f) {
     using Alone = std::integer_sequence<int, 2, 3, 4, 5, 6, 7, 8>;
-    using Grouped = std::integer_sequence<int, 5, 6, 7, 8, 10, 12, 14, 16>;
+    using SharedFloats = std::integer_sequence<int, 5, 6, 7, 8, 10, 12, 14, 16>;
+    using SharedHalves = std::integer_sequence<int, 10, 12, 14, 16>;
+    using Grouped = std::conditional_t<sizeof(T) == sizeof(float), SharedFloats, SharedHalves>;
     const int number = tiles.classes_per_lane;
-    return tiles.grid.log_groups == 0 ? with_classes_per_lane<T, false, PLANAR, RESIZED>(Alone(), number, f)
-                                      : with_classes_per_lane<T, true, PLANAR, RESIZED>(Grouped(), number, f);
+    return tiles.is_grouped ? with_classes_per_lane<T, true, PLANAR, RESIZED>(Grouped(), number, f)
+                            : with_classes_per_lane<T, false, PLANAR, RESIZED>(Alone(), number, f);
 }
 
 // Returns f(shape), an error of CUDA's runtime.

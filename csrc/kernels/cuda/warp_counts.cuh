@@ -43,9 +43,9 @@ __device__ void find_predictions(const WarpTile<Shape>& tile, const float (&x)[S
 }
 
 template <class Shape>
-__global__ void __launch_bounds__(THREADS)
-    warp_counts(const __grid_constant__ segloss_cross_entropy a, const __grid_constant__ TileGrid grid, int per_class,
-                int64_t num_samples, int64_t* counts, Totals* of_blocks) {
+__global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE)
+    warp_counts(const __grid_constant__ segloss_cross_entropy a, const __grid_constant__ typename Shape::Grid grid,
+                int per_class, int64_t num_samples, int64_t* counts, Totals* of_blocks) {
     WarpTile<Shape> tile(a, grid);
     const PairCounts cells(counts, num_samples > 1 ? tile.sample : 0, num_samples, a.num_classes, per_class);
     Totals refused;

@@ -28,10 +28,10 @@ __device__ void store_states(const WarpTile<Shape>& tile, const TileVoxels<Shape
     }
 }
 
-// Four blocks on a multiprocessor ask for enough bytes at once; the compiler would take registers for three.
 template <class Shape, bool GRADIENT>
-__global__ void __launch_bounds__(THREADS, Shape::K* Shape::U <= 32 ? 4 : 1)
-    warp_cross_entropy(const __grid_constant__ segloss_cross_entropy a, const __grid_constant__ TileGrid grid,
+__global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE)
+    warp_cross_entropy(const __grid_constant__ segloss_cross_entropy a,
+                       const __grid_constant__ typename Shape::Grid grid,
                        const __grid_constant__ Denominator denominator, int unless_one, Totals* of_blocks) {
     if (is_written<float>(a, unless_one)) {
         return;

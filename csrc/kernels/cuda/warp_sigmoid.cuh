@@ -141,7 +141,7 @@ private:
 
     const WarpTile<Shape>& first;
     HardTargets<Shape> targets_[TILES];
-    std::conditional_t<Shape::PLANAR, uint4[TILES][K], float[TILES][K][U]> rows_;
+    std::conditional_t<Shape::PLANAR, typename Shape::Vector[TILES][K], float[TILES][K][U]> rows_;
 };
 
 template <class Shape, class Rule> class SigmoidWalk {
@@ -344,7 +344,7 @@ private:
 };
 
 template <class Shape, bool STATS, bool LOSS, bool GRADIENT>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE)
     warp_sigmoid_forward(const __grid_constant__ segloss_soft_stats s, const __grid_constant__ TileGrid grid,
                          const double* total_weight, int unless_one, ClassSums* rows, Totals* of_blocks) {
     const auto& a = s.voxels;
@@ -436,7 +436,7 @@ private:
 };
 
 template <class Shape, bool LOSS>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE)
     warp_sigmoid_backward(const __grid_constant__ segloss_soft_stats s, const __grid_constant__ TileGrid grid,
                           bool is_per_sample, const double* total_weight, int unless_one, Totals* of_blocks) {
     if (is_written<float>(s.voxels, unless_one)) {
@@ -451,7 +451,7 @@ __global__ void __launch_bounds__(THREADS)
 // ---- launching ------------------------------------------------------------------------------------------------------
 
 // Each lane has 1 to K classes.
-template <typename T, int K, bool PLANAR> using SigmoidShape = TileShape<T, K, true, PLANAR, false, 1>;
+template <typename T, int K, bool PLANAR> using SigmoidShape = TileShape<T, K, true, PLANAR, PER_VECTOR<T>, false, 1>;
 
 // Returns f(shape), an error of CUDA's runtime. Few shapes are compiled: those of voxels whose classes are contiguous
 // are rare with a sigmoid.

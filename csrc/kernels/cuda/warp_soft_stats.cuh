@@ -105,9 +105,9 @@ __device__ void add_voxels(const TileVoxels<Shape::U>& v, const Softmax& softmax
 }
 
 template <class Shape, bool LOSS>
-__global__ void __launch_bounds__(THREADS)
-    warp_soft_stats_forward(const __grid_constant__ segloss_soft_stats s, const __grid_constant__ TileGrid grid,
-                            ClassSums* rows, Totals* of_blocks) {
+__global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE)
+    warp_soft_stats_forward(const __grid_constant__ segloss_soft_stats s,
+                            const __grid_constant__ typename Shape::Grid grid, ClassSums* rows, Totals* of_blocks) {
     constexpr int K = Shape::K, U = Shape::U;
     const auto& a = s.voxels;
     const int num_classes = static_cast<int>(a.num_classes);
@@ -252,9 +252,10 @@ __device__ void write_stats_grad(const WarpTile<Shape>& tile, const Slopes<Shape
 }
 
 template <class Shape, bool LOSS>
-__global__ void __launch_bounds__(THREADS)
-    warp_soft_stats_backward(const __grid_constant__ segloss_soft_stats s, const __grid_constant__ TileGrid grid,
-                             bool is_per_sample, const double* total_weight, int unless_one, Totals* of_blocks) {
+__global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE)
+    warp_soft_stats_backward(const __grid_constant__ segloss_soft_stats s,
+                             const __grid_constant__ typename Shape::Grid grid, bool is_per_sample,
+                             const double* total_weight, int unless_one, Totals* of_blocks) {
     constexpr int K = Shape::K, U = Shape::U;
     const auto& a = s.voxels;
     if (is_written<float>(a, unless_one)) {

@@ -194,7 +194,7 @@ public:
         } else {
             find_states();
         }
-        UNROLL for (int u = 0; u < U; ++u) { tile.weigh(&voxels, u, totals); }
+        tile.weigh(&voxels, totals);
     }
 
     // Reads the targets of class k; 0 in voxels that do not count.

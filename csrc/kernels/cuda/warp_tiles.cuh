@@ -20,18 +20,26 @@ namespace {
 
 constexpr unsigned ALL_LANES = ~0u;
 
+// The compiler must not take more registers than four blocks on a multiprocessor have: fewer ask for too few bytes at
+// once.
+constexpr int BLOCKS_AT_ONCE = 4;
+
 // Of one sample. A warp has 8 tiles if each lane has all classes of its voxels.
 constexpr int voxels_per_block(int voxels_of_lane) { return 8 * THREADS * voxels_of_lane; }
 
 // T: the type of the logits and of their gradient. K: the number of a lane's classes. GROUPED: whether lanes share the
-// classes of a voxel. PLANAR: whether the voxels of a class are contiguous, or the classes of a voxel. RESIZED: whether
-// the logits, which are planar, have another size. Each line of voxels then begins a new tile, and what the gradient of
-// the logits needs of each voxel takes the place of the gradient. SURE: so many of a lane's classes are always there;
-// if lanes share classes, all but two, unless another number is given.
-template <typename T_, int K_, bool GROUPED_, bool PLANAR_, bool RESIZED_ = false, int SURE_ = 0> struct TileShape {
+// classes of a voxel. PLANAR: whether the voxels of a class are contiguous, or the classes of a voxel. U: the number of
+// a lane's voxels. RESIZED: whether the logits, which are planar, have another size. Each line of voxels then begins a
+// new tile, and what the gradient of the logits needs of each voxel takes the place of the gradient. SURE: so many of a
+// lane's classes are always there; if lanes share classes, all but two, unless another number is given.
+template <typename T_, int K_, bool GROUPED_, bool PLANAR_, int U_ = PER_VECTOR<T_>, bool RESIZED_ = false,
+          int SURE_ = 0>
+struct TileShape {
     using T = T_;
-    static constexpr int K = K_, U = PER_VECTOR<T>;
+    static constexpr int K = K_, U = U_;
+    using Vector = VectorOf<T, U>; // of a lane's voxels in one class
     static constexpr bool GROUPED = GROUPED_, PLANAR = PLANAR_, RESIZED = RESIZED_;
+    using Grid = std::conditional_t<RESIZED, ResizedTileGrid, TileGrid>;
     static constexpr int SURE = !GROUPED ? K : SURE_ > 0 ? SURE_ : K > 2 ? K - 2 : 0;
 };
 
@@ -60,6 +68,7 @@ __device__ __noinline__ inline int class_at(const segloss_cross_entropy& a, int6
 template <class Shape> class WarpTile {
 public:
     using T = typename Shape::T;
+    using Vector = typename Shape::Vector;
     static constexpr int K = Shape::K, U = Shape::U;
     static constexpr bool GROUPED = Shape::GROUPED, PLANAR = Shape::PLANAR, RESIZED = Shape::RESIZED;
     static constexpr int VOXELS_PER_BLOCK = voxels_per_block(U);
@@ -67,13 +76,13 @@ public:
     static constexpr int STEPS = 8;
 
     // The first tile of this warp in its block.
-    __device__ WarpTile(const segloss_cross_entropy& args, const TileGrid& of_call)
+    __device__ WarpTile(const segloss_cross_entropy& args, const typename Shape::Grid& of_call)
         : a(args), grid(of_call), columns(GROUPED ? LANES >> of_call.log_groups : LANES),
           column(lane() & (columns - 1)), group(GROUPED ? lane() >> (5 - of_call.log_groups) : 0) {
         const unsigned per_sample = static_cast<unsigned>(grid.blocks_per_sample);
         sample = static_cast<int>(blockIdx.x / per_sample);
         begin_ = static_cast<int64_t>(blockIdx.x % per_sample) * VOXELS_PER_BLOCK;
-        const int64_t left = (RESIZED ? grid.resize.padded_size : a.positions.sizes[1]) - begin_;
+        const int64_t left = size_of_sample() - begin_;
         size_ = static_cast<int>(left < VOXELS_PER_BLOCK ? left : VOXELS_PER_BLOCK);
         at_ = warp() * columns * U;
         if constexpr (RESIZED) {
@@ -144,7 +153,7 @@ public:
     // The labels are loaded before a logit is used, so that a warp waits for memory once. Not those of resized logits,
     // whose interpolation takes too many registers.
     __device__ void read(TileVoxels<U>* v, float (&x)[K][U], Totals* totals) const {
-        uint4 vectors[K];
+        Vector vectors[K];
         if constexpr (RESIZED) {
             read_resized(x);
         } else {
@@ -158,10 +167,8 @@ public:
         UNROLL for (int u = 0; u < U; ++u) { v->weight[u] = 1; }
         v->all_one = are_classes && !grid.has_voxel_weight;
         if (__builtin_expect(!v->all_one, 0)) {
-            UNROLL for (int u = 0; u < U; ++u) {
-                weigh(v, u, totals);
-                clear_voxel(x, u, v->label[u] == NO_CLASS);
-            }
+            weigh(v, totals);
+            UNROLL for (int u = 0; u < U; ++u) { clear_voxel(x, u, v->label[u] == NO_CLASS); }
         }
         UNROLL for (int u = 0; u < U; ++u) { v->is_label[u] = bit_of(v->label[u]); }
     }
@@ -210,40 +217,39 @@ public:
         }
     }
 
-    // Sets the weight of a voxel from its label, and clears the label if the weight is 0. Notes refused ones in
-    // `totals`.
-    __device__ void weigh(TileVoxels<U>* v, int u, Totals* totals) const {
-        const bool is_refused = v->label[u] == REFUSED;
-        const bool has_class = v->label[u] >= 0;
-        const bool is_weighted = has_class && a.voxel_weight.data;
-        const float weight = is_weighted ? number_at(a.voxel_weight, offset(a.voxel_weight, u)) : 1;
-        v->weight[u] = is_refused ? NAN : has_class ? weight : 0;
-        v->label[u] = has_class && weight == 0 ? static_cast<int>(NO_CLASS) : v->label[u];
-        if (is_refused && group == 0) {
-            totals->refuse(position(u));
+    // Sets the weights of voxels from their labels, and clears the labels of those with weight 0. Notes refused ones in
+    // `totals`. Most voxels without a class are ignored.
+    __device__ void weigh(TileVoxels<U>* v, Totals* totals) const {
+        bool has_refused = false;
+        UNROLL for (int u = 0; u < U; ++u) {
+            v->weight[u] = v->label[u] >= 0 ? 1 : 0;
+            has_refused = has_refused || v->label[u] == REFUSED;
+        }
+        if (__builtin_expect(has_refused || grid.has_voxel_weight, 0)) {
+            UNROLL for (int u = 0; u < U; ++u) { weigh_voxel(v, u, totals); }
         }
     }
 
     // ---- class by class: row k has the logits of this lane's voxels in its class k ----
 
     // Of this and the next tiles, which must be whole and planar.
-    template <int TILES> __device__ void load_rows(uint4 (&rows)[TILES][K]) const {
+    template <int TILES> __device__ void load_rows(Vector (&rows)[TILES][K]) const {
         const int64_t step = step_of(a.logits, grid);
         if (__builtin_expect(grid.aligned_logits, 1)) {
             for_each_row<TILES>([&](int i, int k) {
-                rows[i][k] = load_global(reinterpret_cast<const uint4*>(logits_ + k * step + i * voxels_between()));
+                rows[i][k] = load_global(reinterpret_cast<const Vector*>(logits_ + k * step + i * voxels_between()));
             });
         } else {
             for_each_row<TILES>(
-                [&](int i, int k) { rows[i][k] = load_elements<uint4>(logits_ + k * step + i * voxels_between()); });
+                [&](int i, int k) { rows[i][k] = load_elements<Vector>(logits_ + k * step + i * voxels_between()); });
         }
     }
 
-    template <int TILES> __device__ void store_rows(const uint4 (&rows)[TILES][K]) const {
+    template <int TILES> __device__ void store_rows(const Vector (&rows)[TILES][K]) const {
         const int64_t step = step_of(a.grad_logits, grid);
         if (__builtin_expect(grid.aligned_grad, 1)) {
             for_each_row<TILES>([&](int i, int k) {
-                store_global(reinterpret_cast<uint4*>(grad_ + k * step + i * voxels_between()), rows[i][k]);
+                store_global(reinterpret_cast<Vector*>(grad_ + k * step + i * voxels_between()), rows[i][k]);
             });
         } else {
             for_each_row<TILES>(
@@ -255,8 +261,8 @@ public:
     __device__ void load_row(int k, float (&x)[U]) const {
         if (PLANAR && __builtin_expect(is_whole(), 1)) {
             const T* const from = logits_ + k * step_of(a.logits, grid);
-            unpack<T>(grid.aligned_logits ? load_global(reinterpret_cast<const uint4*>(from))
-                                          : load_elements<uint4>(from),
+            unpack<T>(grid.aligned_logits ? load_global(reinterpret_cast<const Vector*>(from))
+                                          : load_elements<Vector>(from),
                       x);
             return;
         }
@@ -271,7 +277,8 @@ public:
     __device__ void store_row(int k, const float (&x)[U]) const {
         if (PLANAR && __builtin_expect(is_whole(), 1)) {
             T* const to = grad_ + k * step_of(a.grad_logits, grid);
-            grid.aligned_grad ? store_global(reinterpret_cast<uint4*>(to), pack<T>(x)) : store_elements(to, pack<T>(x));
+            grid.aligned_grad ? store_global(reinterpret_cast<Vector*>(to), pack<T>(x))
+                              : store_elements(to, pack<T>(x));
             return;
         }
         UNROLL for (int u = 0; u < U; ++u) {
@@ -285,8 +292,9 @@ public:
     __device__ void start_copy() const {
         __syncwarp(); // all lanes are done with the previous tile
         if (__builtin_expect(grid.aligned_logits && is_whole(), 1)) {
-            for_each_vector(
-                [&](uint4* shared, int index) { copy_async(shared, reinterpret_cast<const uint4*>(logits_) + index); });
+            for_each_vector([&](Vector* shared, int index) {
+                copy_async(shared, reinterpret_cast<const Vector*>(logits_) + index);
+            });
         } else {
             for_each_element([&](T* shared, int index) { *shared = load_global(logits_ + index); });
         }
@@ -316,17 +324,21 @@ public:
     __device__ void copy_out() const {
         __syncwarp(); // all lanes have written their gradient
         if (__builtin_expect(grid.aligned_grad && is_whole(), 1)) {
-            for_each_vector([&](const uint4* shared, int index) {
-                store_global(reinterpret_cast<uint4*>(grad_) + index, *shared);
+            for_each_vector([&](const Vector* shared, int index) {
+                store_global(reinterpret_cast<Vector*>(grad_) + index, *shared);
             });
         } else {
             for_each_element([&](const T* shared, int index) { store_global(grad_ + index, *shared); });
         }
     }
 
-    // The shared memory of all warps' tiles, in vectors. What else a kernel keeps there lies behind it.
+    // The shared memory of all warps' tiles, in vectors of 16 bytes. What else a kernel keeps there lies behind it.
     __device__ int shared_vectors() const {
-        return RESIZED ? WARPS * staged_vectors() : PLANAR ? 0 : WARPS * columns * grid.pitch;
+        if constexpr (RESIZED) {
+            return WARPS * staged_vectors();
+        }
+        const int pitch = grid.pitch * static_cast<int>(sizeof(Vector));
+        return PLANAR ? 0 : WARPS * columns * pitch / static_cast<int>(sizeof(uint4));
     }
 
     // Voxel u of this lane: whether it is there, its position in all samples, and its offset in a tensor.
@@ -343,7 +355,7 @@ public:
     __device__ const char* targets() const { return targets_; }
 
     const segloss_cross_entropy& a;
-    const TileGrid& grid;
+    const typename Shape::Grid& grid;
     const int columns, column, group;
     int sample;
 
@@ -353,6 +365,15 @@ private:
             if (has_class(i % K)) {
                 f(i / K, i % K);
             }
+        }
+    }
+
+    // With the voxels that tiles of resized logits lack.
+    __device__ int64_t size_of_sample() const {
+        if constexpr (RESIZED) {
+            return grid.resize.padded_size;
+        } else {
+            return a.positions.sizes[1];
         }
     }
 
@@ -388,6 +409,18 @@ private:
 
     __device__ const char* first_target() const {
         return static_cast<const char*>(a.target.data) + (offset(a.target, 0) << grid.log_label_bytes);
+    }
+
+    __device__ void weigh_voxel(TileVoxels<U>* v, int u, Totals* totals) const {
+        const bool is_refused = v->label[u] == REFUSED, is_weighted = v->label[u] >= 0 && grid.has_voxel_weight;
+        v->weight[u] = is_weighted ? number_at(a.voxel_weight, offset(a.voxel_weight, u)) : v->weight[u];
+        v->label[u] = is_weighted && v->weight[u] == 0 ? static_cast<int>(NO_CLASS) : v->label[u];
+        if (is_refused) {
+            v->weight[u] = NAN;
+            if (group == 0) {
+                totals->refuse(position(u));
+            }
+        }
     }
 
     static __device__ void clear_voxel(float (&x)[K][U], int u, bool is_cleared) {
@@ -429,17 +462,17 @@ private:
         return GROUPED ? t.stride_class << grid.log_groups : t.stride_class;
     }
 
-    __device__ void load_planar(uint4 (&vectors)[K]) const {
+    __device__ void load_planar(Vector (&vectors)[K]) const {
         const int64_t step = step_of(a.logits, grid);
         if (__builtin_expect(grid.aligned_logits && is_whole(), 1)) {
             UNROLL for (int k = 0; k < K; ++k) {
-                vectors[k] = has_class(k) ? load_global(reinterpret_cast<const uint4*>(logits_ + k * step)) : uint4{};
+                vectors[k] = has_class(k) ? load_global(reinterpret_cast<const Vector*>(logits_ + k * step)) : Vector{};
             }
             return;
         }
         UNROLL for (int k = 0; k < K; ++k) {
             union {
-                uint4 vector = {};
+                Vector vector = {};
                 T elements[U];
             } column;
             UNROLL for (int u = 0; u < U; ++u) {
@@ -451,7 +484,7 @@ private:
         }
     }
 
-    __device__ void unpack_planar(const uint4 (&vectors)[K], float (&x)[K][U]) const {
+    __device__ void unpack_planar(const Vector (&vectors)[K], float (&x)[K][U]) const {
         UNROLL for (int k = 0; k < K; ++k) { unpack<T>(vectors[k], x[k]); }
     }
 
@@ -518,7 +551,7 @@ private:
         if (__builtin_expect(grid.aligned_grad && is_whole(), 1)) {
             UNROLL for (int k = 0; k < K; ++k) {
                 if (has_class(k)) {
-                    store_global(reinterpret_cast<uint4*>(grad_ + k * step), pack<T>(x[k]));
+                    store_global(reinterpret_cast<Vector*>(grad_ + k * step), pack<T>(x[k]));
                 }
             }
             return;
@@ -537,7 +570,9 @@ private:
     // ---- contiguous classes: a tile is one piece of memory, copied to shared memory and from there ----
 
     __device__ int num_classes() const { return GROUPED ? static_cast<int>(a.num_classes) : K; }
-    __device__ uint4* shared_tile() const { return segloss_shared + warp() * columns * grid.pitch; }
+    __device__ Vector* shared_tile() const {
+        return reinterpret_cast<Vector*>(segloss_shared) + warp() * columns * grid.pitch;
+    }
     __device__ T* shared_element(int k, int u) const { return shared_column(column) + u * num_classes() + class_of(k); }
     __device__ T* shared_column(int index) const { return reinterpret_cast<T*>(shared_tile() + index * grid.pitch); }
     // Calls f(shared, index) for each vector of the tile, in turn over the lanes.
