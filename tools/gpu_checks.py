@@ -34,6 +34,11 @@ class Check:
     resident: int = 0  # blocks on a multiprocessor, if something else than the kernel limits them
     streams: int = 2  # that count: 1 for a sum, which only reads
 
+    @property
+    def limit(self) -> int:
+        """The kernel's last argument: of elements, or of a copy's vectors."""
+        return -(-self.total // self.elements) if self.kernel.startswith("copy") else self.total
+
 
 def copies(device: Device, *speeds: float) -> list[Check]:
     total = (1 << 28) + 2

@@ -52,7 +52,8 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* ke
 
 struct model_problem {
     int64_t num_samples, num_classes, num_positions; // positions of one sample
-    int dtype, label_dtype, is_planar, per_sample;
+    int64_t ignore_index;
+    int dtype, is_planar; // labels are uint8
     void *logits, *labels, *grad, *grad_loss, *grad_intersection, *grad_prediction, *workspace, *refusal, *total_weight,
         *results;
 };
@@ -80,18 +81,20 @@ static segloss_positions positions_of(const model_problem& p) {
     return {1, {p.num_samples * p.num_positions}};
 }
 
+static segloss_tensor labels_of(const model_problem& p) { return describe(p, p.labels, SEGLOSS_UINT8, 1); }
+
 static segloss_cross_entropy cross_entropy_of(const model_problem& p, bool has_grad) {
     segloss_cross_entropy a{};
     a.positions = positions_of(p);
     a.num_classes = p.num_classes;
     a.logits = describe(p, p.logits, p.dtype, p.num_classes);
-    a.target = describe(p, p.labels, p.label_dtype, 1);
+    a.target = labels_of(p);
     a.target_kind = SEGLOSS_LABELS;
-    a.ignore_index = -100;
+    a.ignore_index = p.ignore_index;
     a.grad_scale = 1;
-    a.grad_loss.data = has_grad ? p.grad_loss : nullptr;
-    a.grad_loss.dtype = SEGLOSS_FLOAT32;
     if (has_grad) {
+        a.grad_loss.data = p.grad_loss;
+        a.grad_loss.dtype = SEGLOSS_FLOAT32;
         a.grad_logits = describe(p, p.grad, p.dtype, p.num_classes);
     }
     return a;
@@ -102,25 +105,48 @@ static segloss_soft_stats soft_stats_of(const model_problem& p, bool has_grad, b
     s.voxels = cross_entropy_of(p, has_grad);
     s.with_loss = with_loss;
     s.activation = SEGLOSS_SOFTMAX;
-    s.sample_size = p.per_sample ? p.num_positions : 0;
+    s.sample_size = p.num_positions;
     s.grad_intersection = p.grad_intersection;
     s.grad_prediction = p.grad_prediction;
     return s;
 }
 
-static segloss_cuda_call call_of(const model_problem& p, bool per_sample) {
+static segloss_cuda_call call_of(const model_problem& p, int64_t num_samples) {
     segloss_cuda_call call{};
     call.real = SEGLOSS_REAL_FLOAT;
     call.end = p.num_samples * p.num_positions;
-    call.num_samples = per_sample ? p.num_samples : 1;
+    call.num_samples = num_samples;
     call.workspace = p.workspace;
     call.refusal = static_cast<segloss_refusal*>(p.refusal);
     return call;
 }
 
-size_t model_workspace(const model_problem* p) {
-    return segloss_cuda_workspace(p->num_samples * p->num_positions, p->per_sample ? p->num_samples : 1,
-                                  p->num_classes);
+// With the gradient, for a mean; its denominator is known, or added up first.
+static int cross_entropy(const model_problem& p, const segloss_cuda_call& call, double* total_weight,
+                         const segloss_cuda_sums& sums) {
+    auto a = cross_entropy_of(p, true);
+    a.grad_loss = {};
+    if (p.ignore_index < 0) {
+        a.grad_scale = 1 / static_cast<double>(call.end);
+        return segloss_cuda_cross_entropy_forward(&a, &call, nullptr, &sums);
+    }
+    segloss_cuda_sums weight{};
+    weight.weight = total_weight;
+    auto of_weight = call;
+    of_weight.refusal = nullptr;
+    const int error = segloss_cuda_cross_entropy_weight(&a, &of_weight, &weight);
+    return error ? error : segloss_cuda_cross_entropy_forward(&a, &call, total_weight, &sums);
+}
+
+static int counts(const model_problem& p, const segloss_cuda_call& call) {
+    segloss_confusion a{};
+    a.positions = positions_of(p);
+    a.num_classes = p.num_classes;
+    a.prediction = describe(p, p.logits, p.dtype, p.num_classes);
+    a.target = labels_of(p);
+    a.ignore_index = p.ignore_index;
+    a.per_class = 1;
+    return segloss_cuda_confusion(&a, &call, static_cast<int64_t*>(p.results));
 }
 
 int model_call(const char* name, const model_problem* p, OnLaunch f) {
@@ -129,22 +155,12 @@ int model_call(const char* name, const model_problem* p, OnLaunch f) {
     const bool with_loss = op.find("dice_ce") == 0, backward = op.find("backward") != std::string::npos;
     double* const results = static_cast<double*>(p->results);
     double* const total_weight = static_cast<double*>(p->total_weight);
-    const auto whole = call_of(*p, false), samples = call_of(*p, p->per_sample);
-#ifdef FIRST_LAUNCHERS
-    const auto sums = reinterpret_cast<segloss_sums*>(results);
-    if (op == "cross_entropy" || op == "cross_entropy_forward") {
-        const auto a = cross_entropy_of(*p, op == "cross_entropy");
-        const int error = segloss_cuda_cross_entropy_forward(&a, &whole, sums);
-        return error || op != "cross_entropy" ? error : segloss_cuda_cross_entropy_backward(&a, &whole, total_weight);
-    }
-    if (op == "counts") {
-#else
+    const auto whole = call_of(*p, 1), samples = call_of(*p, p->num_samples);
     segloss_cuda_sums sums{};
     sums.loss = results;
     sums.loss_dtype = SEGLOSS_FLOAT32;
     sums.reduction = SEGLOSS_MEAN;
     sums.weight = results + p->num_samples;
-    const int64_t cells = p->num_samples * p->num_classes;
     if (op == "cross_entropy") {
         const auto a = cross_entropy_of(*p, true);
         return segloss_cuda_cross_entropy_mean(&a, &whole, &sums);
@@ -157,29 +173,19 @@ int model_call(const char* name, const model_problem* p, OnLaunch f) {
         const auto a = cross_entropy_of(*p, true);
         return segloss_cuda_cross_entropy_backward(&a, &whole, total_weight, 0);
     }
+    if (op.find("cross_entropy") == 0) {
+        return cross_entropy(*p, whole, total_weight, sums);
+    }
     if (op == "counts") {
-#endif
-        segloss_confusion a{};
-        a.positions = positions_of(*p);
-        a.num_classes = p->num_classes;
-        a.prediction = describe(*p, p->logits, p->dtype, p->num_classes);
-        a.target = describe(*p, p->labels, p->label_dtype, 1);
-        a.ignore_index = -100;
-        a.per_class = 1;
-        return segloss_cuda_confusion(&a, &whole, static_cast<int64_t*>(p->results));
+        return counts(*p, whole);
     }
     const auto s = soft_stats_of(*p, backward, with_loss);
-#ifdef FIRST_LAUNCHERS
-    return backward ? segloss_cuda_soft_stats_backward(&s, &samples, with_loss ? total_weight : nullptr)
-                    : segloss_cuda_soft_stats_forward(&s, &samples, results + 2 * p->num_samples, sums);
-#else
     if (backward) {
         return segloss_cuda_soft_stats_backward(&s, &samples, with_loss ? total_weight : nullptr, 0);
     }
     sums.intersection = results + 2 * p->num_samples;
-    sums.prediction = sums.intersection + cells;
-    sums.target = sums.prediction + cells;
+    sums.prediction = sums.intersection + p->num_samples * p->num_classes;
+    sums.target = sums.prediction + p->num_samples * p->num_classes;
     return segloss_cuda_soft_stats_forward(&s, &samples, nullptr, &sums);
-#endif
 }
 }

@@ -73,6 +73,10 @@ def parse_address(text: str) -> tuple[Operand, ...]:
     return tuple(parse_operand(part) for part in re.findall(r"-?[^+\-]+", text))
 
 
+def float_of(text: str) -> float:
+    return float(text.replace("QNAN", "nan").replace("SNAN", "nan"))
+
+
 def parse_operand(text: str) -> Operand:
     text = text.removesuffix(".reuse")
     if match := REGISTER.match(text):
