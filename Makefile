@@ -173,7 +173,8 @@ build/torch-%/torch/version.py: | $(PACKAGER)/.installed
 	@rm build/torch-$*/*.whl
 
 # Shares of a GPU's memory rate that the CUDA kernels should reach, from their compiled code. Needs nvcc, no GPU, no torch.
-# make gpu-model MODEL="--arch sm_90 --only cross_entropy --classes 4 --fast --details" reports on one GPU and one operator.
+# make gpu-model MODEL="--arch sm_90 --only cross_entropy --classes 4 --details" reports on one GPU and one operator;
+# MODEL=--write renews the results and the table of the documentation.
 MODELLER := build/venv-gpu
 gpu-model: $(MODELLER)/.installed
 	PATH=$$(echo $(CURDIR)/$(MODELLER)/lib/python*/site-packages/nvidia/cu13/bin):$$PATH \

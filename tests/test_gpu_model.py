@@ -14,8 +14,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
+from gpu_compile import lanes_of_classes  # noqa: E402
 from gpu_devices import A100, H100  # noqa: E402
-from gpu_model import Launch, lanes_of_classes, predict, resident_blocks  # noqa: E402
+from gpu_predict import predict, resident_blocks  # noqa: E402
+from gpu_problems import Launch  # noqa: E402
 from multiprocessor import BLOCK_START, Counts, cycles_alone, cycles_together, instruction_cycles, step_of  # noqa: E402
 from sass import Kernel, add_resources, parse_instruction, parse_sass  # noqa: E402
 from warps import ALL_LANES, LANE, LANES, Block, Memory, Program, Unknown, Warp, bank_conflicts, global_access  # noqa: E402
@@ -171,6 +173,7 @@ X, Y = np.linspace(-3, 5, LANES, dtype=np.float32), np.linspace(7, -2, LANES, dt
         ("PRMT R0, R1, 0x7770, RZ", A & 0xFF),
         ("SEL R0, R1, R2, P1", np.where(LANE % 2 == 0, A, B)),
         ("IMNMX R0, R1, R2, !PT", np.maximum(A.view(np.int32), B.view(np.int32)).view(np.uint32)),
+        ("VIADDMNMX R0, R1, 0x7, R2, !PT", np.maximum(A.view(np.int32) + 7, B.view(np.int32)).view(np.uint32)),
         ("POPC R0, R1", np.array([int(a).bit_count() for a in A])),
         ("FLO.U32 R0, R1", np.array([int(a).bit_length() - 1 for a in A])),
         ("SHFL.BFLY PT, R0, R1, 0x4, 0x1f", A[LANE ^ 4]),

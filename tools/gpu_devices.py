@@ -3,10 +3,12 @@
 Multiprocessors and bandwidths are those of NVIDIA's data sheets ("NVIDIA H100 Tensor Core GPU", "NVIDIA A100 Tensor
 Core GPU") and of the white paper "NVIDIA Ada GPU Architecture"; limits of a multiprocessor and its lanes those of the
 CUDA C++ Programming Guide ("Technical Specifications per Compute Capability", "Throughput of Native Arithmetic
-Instructions"). Clocks are the highest of an A100 and of an RTX 4090, and for an H100, which reaches 1.98 GHz where its
-power allows, that of the PCIe card.
+Instructions"). The rest are assumptions.
 
-What a copy reaches of the bandwidth, as others measured it:
+Assumed as the clock that a card keeps up: the highest of an A100 and of an RTX 4090, and for an H100, which reaches
+1.98 GHz where its power allows, that of the PCIe card.
+
+Assumed as what a copy reaches of the bandwidth, after what others measured:
   H100      3.01 of 3.35 TB/s by a softmax (Getting Memory-bound Kernels to Speed-of-Light, github.com/Dao-AILab/quack,
             media/2025-07-10-membound-sol.md); 2.90 by BabelStream's copy, 3.18 by its dot, which only reads
             (github.com/Azure/AI-benchmarking-guide, ND_H100_v5_results.md)
@@ -14,10 +16,10 @@ What a copy reaches of the bandwidth, as others measured it:
             one of single doubles (github.com/te42kyfo/gpu-benches, cuda-stream/a100_80.txt)
   RTX 4090  922 of 1008 GB/s by a float4 copy (nvbench)
 
-The latency is that of a chain of loads in idle memory, in cycles: 650 on an H100, 570 on an A100, 631 on an L40, which
-has the chip of an RTX 4090 (gpu-benches, gpu-latency/h100_pcie.txt and l40.txt, cuda-latency/a100_80.txt). Loads take
-longer where memory has to turn around for many stores: `turnaround` is fitted to the "scale" columns of gpu-benches'
-cuda-stream and gpu-stream, from 3 % to all of a multiprocessor's threads.
+Assumed as the latency, in cycles: that of a chain of loads in idle memory, 650 on an H100, 570 on an A100, 631 on an
+L40, which has the chip of an RTX 4090 (gpu-benches, gpu-latency/h100_pcie.txt and l40.txt, cuda-latency/a100_80.txt).
+Loads take longer where memory has to turn around for many stores: `turnaround` is fitted to the "scale" columns of
+gpu-benches' cuda-stream and gpu-stream, from 3 % to all of a multiprocessor's threads.
 """
 
 from __future__ import annotations

@@ -121,21 +121,15 @@ static segloss_cuda_call call_of(const model_problem& p, int64_t num_samples) {
     return call;
 }
 
-// With the gradient, for a mean; its denominator is known, or added up first.
-static int cross_entropy(const model_problem& p, const segloss_cuda_call& call, double* total_weight,
-                         const segloss_cuda_sums& sums) {
+// Of a mean, with the gradient. Without ignored labels its denominator is known before.
+static int cross_entropy(const model_problem& p, const segloss_cuda_call& call, const segloss_cuda_sums& sums) {
     auto a = cross_entropy_of(p, true);
     a.grad_loss = {};
-    if (p.ignore_index < 0) {
-        a.grad_scale = 1 / static_cast<double>(call.end);
-        return segloss_cuda_cross_entropy_forward(&a, &call, nullptr, &sums);
+    if (p.ignore_index >= 0) {
+        return segloss_cuda_cross_entropy_mean(&a, &call, &sums);
     }
-    segloss_cuda_sums weight{};
-    weight.weight = total_weight;
-    auto of_weight = call;
-    of_weight.refusal = nullptr;
-    const int error = segloss_cuda_cross_entropy_weight(&a, &of_weight, &weight);
-    return error ? error : segloss_cuda_cross_entropy_forward(&a, &call, total_weight, &sums);
+    a.grad_scale = 1 / static_cast<double>(call.end);
+    return segloss_cuda_cross_entropy_forward(&a, &call, nullptr, &sums);
 }
 
 static int counts(const model_problem& p, const segloss_cuda_call& call) {
@@ -161,20 +155,8 @@ int model_call(const char* name, const model_problem* p, OnLaunch f) {
     sums.loss_dtype = SEGLOSS_FLOAT32;
     sums.reduction = SEGLOSS_MEAN;
     sums.weight = results + p->num_samples;
-    if (op == "cross_entropy") {
-        const auto a = cross_entropy_of(*p, true);
-        return segloss_cuda_cross_entropy_mean(&a, &whole, &sums);
-    }
-    if (op == "cross_entropy_forward") {
-        const auto a = cross_entropy_of(*p, false);
-        return segloss_cuda_cross_entropy_forward(&a, &whole, nullptr, &sums);
-    }
-    if (op == "cross_entropy_backward") {
-        const auto a = cross_entropy_of(*p, true);
-        return segloss_cuda_cross_entropy_backward(&a, &whole, total_weight, 0);
-    }
     if (op.find("cross_entropy") == 0) {
-        return cross_entropy(*p, whole, total_weight, sums);
+        return cross_entropy(*p, whole, sums);
     }
     if (op == "counts") {
         return counts(*p, whole);

@@ -357,6 +357,7 @@ def least(a: Array, b: Array, is_min: Array) -> Array:
 
 
 of_values("IMNMX VIMNMX", "iip")(lambda i: least)
+of_values("VIADDMNMX", "iiip")(lambda i: lambda a, b, c, is_min: least(a + b, c, is_min))
 of_values("IABS", "s")(lambda i: np.abs)
 of_values("POPC", "u")(lambda i: lambda a: np.bitwise_count(a).astype(np.uint32))
 
