@@ -1,5 +1,6 @@
 """The model of GPUs in tools: what it reads from compiled code, computes of it, and says of kernels of known speed."""
 
+import json
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 from gpu_compile import lanes_of_classes  # noqa: E402
 from gpu_devices import A100, H100  # noqa: E402
+from gpu_model import PAGE, RESULTS, table_of  # noqa: E402
 from gpu_predict import predict, resident_blocks  # noqa: E402
 from gpu_problems import Launch  # noqa: E402
 from multiprocessor import BLOCK_START, Counts, cycles_alone, cycles_together, instruction_cycles, step_of  # noqa: E402
@@ -309,6 +311,15 @@ def test_a_launch_takes_at_least_its_largest_bound():
     assert prediction.counts.stored == 1024
     assert prediction.bounds["bytes"] == pytest.approx(8 * 2**20 / A100.copy_rate, rel=0.05)
     assert prediction.time >= prediction.bound == prediction.bounds["bytes"]
+
+
+# ---- results ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_has_the_table_of_the_results():
+    results = json.loads(RESULTS.read_text())
+    assert sum(row["device"] == "H100" for row in results["rows"]) == 112
+    assert table_of(results) in PAGE.read_text(encoding="utf-8")
 
 
 # ---- the tool --------------------------------------------------------------------------------------------------------
