@@ -104,8 +104,9 @@ __device__ void add_voxels(const TileVoxels<Shape::U>& v, const Softmax& softmax
     }
 }
 
+// Without losses, few logits a lane need so few registers that twice as many blocks can run at once.
 template <class Shape, bool LOSS>
-__global__ void __launch_bounds__(THREADS, BLOCKS_AT_ONCE)
+__global__ void __launch_bounds__(THREADS, !LOSS && Shape::K * Shape::U <= 20 ? 2 * BLOCKS_AT_ONCE : BLOCKS_AT_ONCE)
     warp_soft_stats_forward(const __grid_constant__ segloss_soft_stats s,
                             const __grid_constant__ typename Shape::Grid grid, ClassSums* rows, Totals* of_blocks) {
     constexpr int K = Shape::K, U = Shape::U;

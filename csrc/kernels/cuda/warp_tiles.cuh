@@ -578,12 +578,18 @@ private:
     // Calls f(shared, index) for each vector of the tile, in turn over the lanes.
     template <typename Function> __device__ void for_each_vector(const Function& f) const {
         const int rows = num_classes(); // vectors of a column
-        int index = lane(), at = index / rows, row = index % rows;
-        const int next = LANES / rows, next_row = LANES % rows;
-        for (; index < columns * rows; index += LANES) {
-            f(shared_tile() + at * grid.pitch + row, index);
+        if (grid.pitch == rows) {
+            for (int index = lane(); index < columns * rows; index += LANES) {
+                f(shared_tile() + index, index);
+            }
+            return;
+        }
+        int row = lane() % rows, place = lane() / rows * grid.pitch + row;
+        const int next_row = LANES % rows, next_place = LANES / rows * grid.pitch + next_row;
+        for (int index = lane(); index < columns * rows; index += LANES) {
+            f(shared_tile() + place, index);
             row += next_row;
-            at += next + (row >= rows);
+            place += next_place + (row >= rows ? grid.pitch - rows : 0);
             row -= row >= rows ? rows : 0;
         }
     }
