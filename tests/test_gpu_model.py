@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
-from gpu_compile import lanes_of_classes  # noqa: E402
+from gpu_compile import classes_of_lane  # noqa: E402
 from gpu_devices import A100, H100  # noqa: E402
 from gpu_model import PAGE, RESULTS, table_of  # noqa: E402
 from gpu_predict import predict, resident_blocks  # noqa: E402
@@ -265,15 +265,9 @@ def test_blocks_on_a_multiprocessor(registers, static, dynamic, resident):
     assert resident_blocks(kernel, Launch("none", (1, 1, 1), 128, dynamic, ()), H100) == resident
 
 
-def test_classes_of_a_lane():
-    assert [lanes_of_classes(c) for c in (2, 8, 9, 19, 105, 256)] == [
-        (False, 2),
-        (False, 8),
-        (True, 5),
-        (True, 5),
-        (True, 7),
-        (True, 16),
-    ]
+@pytest.mark.parametrize(("most", "expected"), [(8, [2, 8, 5, 5, 7, 16]), (16, [2, 8, 10, 10, 14, 16])])
+def test_classes_of_a_lane(most, expected):
+    assert [classes_of_lane(num_classes, most) for num_classes in (2, 8, 9, 19, 105, 256)] == expected
 
 
 # ---- time ------------------------------------------------------------------------------------------------------------

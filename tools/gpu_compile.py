@@ -34,11 +34,11 @@ def text_with_includes(path: Path, seen: set[Path]) -> str:
     return text + "".join(text_with_includes(path.parent / name, seen) for name in included)
 
 
-def lanes_of_classes(num_classes: int) -> tuple[bool, int]:
-    """Whether lanes share a voxel's classes, and how many each has, as tile_call.cu has it."""
-    log_groups = next((n for n in range(4) if num_classes <= 8 << n), 4)
+def classes_of_lane(num_classes: int, most: int) -> int:
+    """How many classes a lane has, as tile_call.cu has it."""
+    log_groups = next((n for n in range(4) if num_classes <= most << n), 4)
     number = -(-num_classes >> log_groups)
-    return log_groups > 0, number if number <= 8 else number + number % 2
+    return number if number <= 8 else number + number % 2
 
 
 def narrowed(cuda: Path, classes: set[int], folder: Path) -> Path:
@@ -47,9 +47,10 @@ def narrowed(cuda: Path, classes: set[int], folder: Path) -> Path:
     copy = folder / f"sources-{digest(cuda, sorted(classes))}"
     for path in [*cuda.parent.glob("*.h"), *cuda.glob("*")]:
         text = path.read_text()
-        for name, is_shared in (("Alone", False), ("Grouped", True)):
-            numbers = sorted({number for shared, number in map(lanes_of_classes, classes) if shared == is_shared})
-            of_type = ", ".join(["int", *map(str, numbers)])
+        for name, most in (("Alone", 8), ("SharedFloats", 8), ("SharedHalves", 16)):
+            taken = [number for number in classes if number > 1 and (number <= 8) == (name == "Alone")]
+            numbers = {classes_of_lane(number, most) for number in taken}
+            of_type = ", ".join(["int", *map(str, sorted(numbers))])
             text = re.sub(rf"(using {name} = .*integer_sequence)<int[\d, ]+>", rf"\1<{of_type}>", text)
         with_types = r"(cudaError_t with_types\(.*?\{)\n.*?\n\}\n"
         text = re.sub(with_types, r"\1 return f(float(), float(), std::false_type()); }\n", text, flags=re.DOTALL)

@@ -53,7 +53,7 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* ke
 struct model_problem {
     int64_t num_samples, num_classes, num_positions; // positions of one sample
     int64_t ignore_index;
-    int dtype, is_planar; // labels are uint8
+    int dtype, is_planar; // labels and masks are uint8
     void *logits, *labels, *grad, *grad_loss, *grad_intersection, *grad_prediction, *workspace, *refusal, *total_weight,
         *results;
 };
@@ -111,6 +111,15 @@ static segloss_soft_stats soft_stats_of(const model_problem& p, bool has_grad, b
     return s;
 }
 
+// With masks in place of labels.
+static segloss_soft_stats sigmoid_of(const model_problem& p, bool has_grad, bool with_loss) {
+    auto s = soft_stats_of(p, has_grad, with_loss);
+    s.activation = SEGLOSS_SIGMOID;
+    s.voxels.target = describe(p, p.labels, SEGLOSS_UINT8, p.num_classes);
+    s.voxels.target_kind = SEGLOSS_MASKS;
+    return s;
+}
+
 static segloss_cuda_call call_of(const model_problem& p, int64_t num_samples) {
     segloss_cuda_call call{};
     call.real = SEGLOSS_REAL_FLOAT;
@@ -130,6 +139,14 @@ static int cross_entropy(const model_problem& p, const segloss_cuda_call& call, 
     }
     a.grad_scale = 1 / static_cast<double>(call.end);
     return segloss_cuda_cross_entropy_forward(&a, &call, nullptr, &sums);
+}
+
+// Likewise.
+static int binary_cross_entropy(const model_problem& p, const segloss_cuda_call& call, const segloss_cuda_sums& sums) {
+    auto s = sigmoid_of(p, true, true);
+    s.voxels.grad_loss = {};
+    s.voxels.grad_scale = 1 / static_cast<double>(call.end * p.num_classes);
+    return segloss_cuda_soft_stats_forward(&s, &call, nullptr, &sums);
 }
 
 static int counts(const model_problem& p, const segloss_cuda_call& call) {
@@ -161,7 +178,11 @@ int model_call(const char* name, const model_problem* p, OnLaunch f) {
     if (op == "counts") {
         return counts(*p, whole);
     }
-    const auto s = soft_stats_of(*p, backward, with_loss);
+    if (op == "sigmoid_bce") {
+        return binary_cross_entropy(*p, whole, sums);
+    }
+    const auto s =
+        op.find("sigmoid") == 0 ? sigmoid_of(*p, backward, with_loss) : soft_stats_of(*p, backward, with_loss);
     if (backward) {
         return segloss_cuda_soft_stats_backward(&s, &samples, with_loss ? total_weight : nullptr, 0);
     }

@@ -20,7 +20,7 @@ from gpu_checks import CHECKS
 from gpu_compile import Toolkit, digest, narrowed, run
 from gpu_devices import DEVICES, H100, Device
 from gpu_predict import Row, check_row, details_of, predict, row_of
-from gpu_problems import OPS, SHAPES, Problem, launches_of, library_of
+from gpu_problems import OPS, Problem, launches_of, library_of
 from warps import Memory, Unknown
 
 TOOLS = Path(__file__).resolve().parent
@@ -72,6 +72,9 @@ IN_WORDS = {
     "dice_ce_forward": "Dice + cross entropy, forward",
     "dice_ce_backward": "Dice + cross entropy, backward",
     "counts": "argmax and counts",
+    "sigmoid_bce": "binary cross entropy of masks, with its gradient",
+    "sigmoid_dice_forward": "Dice of a sigmoid and masks, forward",
+    "sigmoid_dice_backward": "Dice of a sigmoid and masks, backward",
 }
 
 
@@ -99,7 +102,7 @@ def table_of(results: Results) -> str:
         if row["device"] == H100.name
     }
     for op, words in IN_WORDS.items():
-        for classes in (shape[1] for shape in SHAPES):
+        for classes in (shape[1] for shape in OPS[op].shapes):
             shares = [cells.get((op, classes, *column), "") for column in columns]
             lines.append(f"| {words} | {classes} | " + " | ".join(shares) + " |")
     return "\n".join(lines) + "\n"
@@ -116,16 +119,16 @@ def write(results: Results) -> None:
 
 
 def problems(args: argparse.Namespace) -> Iterator[Problem]:
+    def is_wanted(op: str, shape: tuple[int, ...]) -> bool:
+        has_name = any(fnmatch(op, pattern) for pattern in args.only.split(","))
+        return has_name and (not args.classes or str(shape[1]) in args.classes.split(","))
+
     for op in OPS:
-        if any(fnmatch(op, pattern) for pattern in args.only.split(",")):
-            for shape in shapes(args):
+        for shape in OPS[op].shapes:
+            if is_wanted(op, shape):
                 for dtype in args.dtype.split(","):
                     for layout in args.layout.split(","):
                         yield Problem(op, shape, dtype, layout)
-
-
-def shapes(args: argparse.Namespace) -> list[tuple[int, ...]]:
-    return [shape for shape in SHAPES if args.classes == "" or str(shape[1]) in args.classes.split(",")]
 
 
 def kept(folder: Path, key: str, make: Callable[[], Row]) -> Row:
@@ -204,7 +207,7 @@ def main() -> None:
     print("A model of compiled code: nothing here was measured.")
     nvcc = re.findall(r"V([\d.]+)", run("nvcc", "--version"))[0]
     folder = args.build / nvcc
-    cuda = narrowed(args.sources.resolve(), {shape[1] for shape in shapes(args)}, folder)
+    cuda = narrowed(args.sources.resolve(), {problem.classes for problem in problems(args)}, folder)
     if args.arch == f"sm_{ONLY_COMPILED}":
         report_registers(Toolkit(ONLY_COMPILED, folder), cuda, args)
         return

@@ -14,6 +14,9 @@ from gpu_compile import Toolkit
 from sass import Kernel
 from warps import Memory
 
+SHAPES = ((2, 3, 128, 128, 128), (2, 4, 128, 128, 128), (2, 19, 1024, 2048), (1, 105, 128, 128, 128))
+SIGMOID_SHAPES = ((2, 1, 128, 128, 128), (2, 4, 128, 128, 128))
+
 
 @dataclass(frozen=True)
 class Op:
@@ -22,10 +25,13 @@ class Op:
     launcher: str  # its source
     tiles: str  # the source of its kernel over tiles, without the type
     ignore_index: int = -100
+    shapes: tuple[tuple[int, ...], ...] = SHAPES
+    has_masks: bool = False  # of each class, in place of labels
 
 
 CROSS_ENTROPY = "cross_entropy", "warp_cross_entropy"
 SUMS, SUMS_GRAD = ("soft_stats", "warp_soft_stats"), ("soft_stats", "warp_soft_stats_grad")
+SIGMOID, SIGMOID_GRAD = ("soft_stats", "warp_sigmoid"), ("soft_stats", "warp_sigmoid_grad")
 OPS = {
     "cross_entropy": Op(2, 1, *CROSS_ENTROPY),  # of a mean over all voxels, with its gradient
     "cross_entropy_ignoring": Op(2, 2, *CROSS_ENTROPY, ignore_index=255),  # of one over the voxels that have a class
@@ -34,9 +40,11 @@ OPS = {
     "dice_ce_forward": Op(1, 1, *SUMS),
     "dice_ce_backward": Op(2, 1, *SUMS_GRAD),
     "counts": Op(1, 1, "confusion", "warp_counts"),  # of argmax, by class
+    "sigmoid_bce": Op(2, 1, *SIGMOID, shapes=SIGMOID_SHAPES, has_masks=True),  # with its gradient
+    "sigmoid_dice_forward": Op(1, 1, *SIGMOID, shapes=SIGMOID_SHAPES, has_masks=True),
+    "sigmoid_dice_backward": Op(2, 1, *SIGMOID_GRAD, shapes=SIGMOID_SHAPES, has_masks=True),
 }
 DTYPES = {"float32": 0, "float16": 2, "bfloat16": 3}
-SHAPES = ((2, 3, 128, 128, 128), (2, 4, 128, 128, 128), (2, 19, 1024, 2048), (1, 105, 128, 128, 128))
 
 
 @dataclass(frozen=True)
@@ -59,8 +67,12 @@ class Problem:
         return self.voxels * self.classes * (4 if self.dtype == "float32" else 2)
 
     @property
+    def label_bytes(self) -> int:
+        return self.voxels * (self.classes if OPS[self.op].has_masks else 1)
+
+    @property
     def floor_bytes(self) -> int:
-        return OPS[self.op].units * self.logits_bytes + OPS[self.op].label_reads * self.voxels
+        return OPS[self.op].units * self.logits_bytes + OPS[self.op].label_reads * self.label_bytes
 
 
 def library_of(problem: Problem, cuda: Path, toolkit: Toolkit) -> Path:
@@ -115,7 +127,8 @@ def random_logits(dtype: str) -> npt.NDArray[Any]:
 
 
 def random_labels(problem: Problem) -> npt.NDArray[Any]:
-    labels = np.random.default_rng(1).integers(0, problem.classes, PERIOD).astype(np.uint8)
+    most = 2 if OPS[problem.op].has_masks else problem.classes
+    labels = np.random.default_rng(1).integers(0, most, PERIOD).astype(np.uint8)
     if OPS[problem.op].ignore_index >= 0:  # in runs, as segmentations have them
         labels[np.arange(PERIOD) % 1024 < 64] = OPS[problem.op].ignore_index
     return labels
@@ -127,7 +140,7 @@ def fill_memory(problem: Problem, memory: Memory) -> ProblemStruct:
     zeros = np.zeros(PERIOD, np.uint8)
     tensors: dict[str, tuple[npt.NDArray[Any], int]] = {
         "logits": (random_logits(problem.dtype), problem.logits_bytes),
-        "labels": (random_labels(problem), problem.voxels),
+        "labels": (random_labels(problem), problem.label_bytes),
         "grad": (zeros, problem.logits_bytes),
         "grad_loss": (np.ones(4, np.float32), 0),
         "grad_intersection": (np.ones(cells, np.float32), 0),
