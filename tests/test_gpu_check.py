@@ -168,7 +168,7 @@ def test_the_calls_that_the_tools_watch_are_right():
     command = [sys.executable, ROOT / "tools" / "gpu_calls.py", "small", "--device", "cpu"]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 17
+    assert len(done.stdout.splitlines()) == 24
 
 
 def module_of(path):

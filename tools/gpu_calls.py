@@ -54,6 +54,15 @@ def small_calls() -> Iterator[Call]:
     yield "focal_loss with options", partial(segloss.focal_loss, logits, labels, weight=weight, ignore_index=1)
     yield "focal_loss of sigmoids", partial(segloss.focal_loss, logits, masks, activation="sigmoid")
     yield "dice_loss of sigmoids", partial(segloss.dice_loss, logits, masks, activation="sigmoid")
+    for classes, dtype, last in [(1, torch.float32, False), (5, torch.bfloat16, False), (9, torch.float32, True)]:
+        x = logits_of((2, classes, 45, 67), dtype, last)
+        masks = torch.rand(x.shape).lt(0.3)
+        call = partial(segloss.dice_ce_loss, x, masks, activation="sigmoid", ignore_index=255)
+        yield f"dice_ce_loss of masks, {classes} classes, {dtype}, last: {last}", call
+    for name, loss in LOSSES.items():
+        small = logits_of((2, 3, 12, 17))
+        yield f"{name} of upsampled logits", partial(loss, small, labels, upsample="bilinear")
+        yield f"{name} of label sets", partial(loss, logits, labels, label_sets={0: (0, 1)})
     yield "cross_entropy of each voxel", partial(segloss.cross_entropy, logits, labels, reduction="none")
     yield "confusion_matrix", partial(segloss.confusion_matrix, logits, labels)
 
