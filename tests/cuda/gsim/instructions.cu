@@ -20,6 +20,7 @@ struct Results {
     float fused[THREADS];
     int all[BLOCKS], some[BLOCKS];
     unsigned permuted;
+    uint64_t inserted;
 };
 
 __global__ void execute(const uint8_t* bytes, const int64_t* integers, Results* r) {
@@ -45,6 +46,7 @@ __global__ void execute(const uint8_t* bytes, const int64_t* integers, Results* 
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r->exponential[i]) : "f"(-static_cast<float>(i) * 1.25f));
     if (i == 0) {
         asm("prmt.b32 %0, %1, %2, 0x7b32;" : "=r"(r->permuted) : "r"(0x80c0ffee + bytes[0]), "r"(0x01020304));
+        asm("bfi.b64 %0, %1, %2, 40, 16;" : "=l"(r->inserted) : "l"(0xabcdeull), "l"(0x1122334455667788ull + bytes[0]));
     }
 }
 
@@ -101,5 +103,6 @@ int main() {
     report("fma is fused", fused);
     report("bar.red in every block", all);
     report("prmt", r.permuted == 0x01ff80c0);
+    report("bfi of 64 bits", r.inserted == 0x11bcde4455667788);
     return failures > 0;
 }
