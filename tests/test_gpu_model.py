@@ -19,7 +19,7 @@ from gpu_compile import classes_of_lane  # noqa: E402
 from gpu_devices import A100, H100  # noqa: E402
 from gpu_model import PAGE, RESULTS, table_of  # noqa: E402
 from gpu_predict import predict, resident_blocks  # noqa: E402
-from gpu_problems import Launch  # noqa: E402
+from gpu_problems import OPS, Launch  # noqa: E402
 from multiprocessor import BLOCK_START, Counts, cycles_alone, cycles_together, instruction_cycles, step_of  # noqa: E402
 from sass import Kernel, add_resources, parse_instruction, parse_sass  # noqa: E402
 from warps import ALL_LANES, LANE, LANES, Block, Memory, Program, Unknown, Warp, bank_conflicts, global_access  # noqa: E402
@@ -312,7 +312,8 @@ def test_a_launch_takes_at_least_its_largest_bound():
 
 def test_the_page_has_the_table_of_the_results():
     results = json.loads(RESULTS.read_text())
-    assert sum(row["device"] == "H100" for row in results["rows"]) == 112
+    of_each_device = 4 * sum(len(op.shapes) for op in OPS.values())  # two dtypes, two layouts
+    assert sum(row["device"] == "H100" for row in results["rows"]) == of_each_device
     assert table_of(results) in PAGE.read_text(encoding="utf-8")
 
 
