@@ -93,13 +93,13 @@ static int set_label(const struct label_table_case* c, const struct test_case* t
     return 0;
 }
 
-static void expect_near(const char* name, double got, double expected, long double tolerance) {
+static void expect_similar(const char* name, double got, double expected, long double tolerance) {
     if (!same_number(got, expected) && !(fabsl((long double)got - expected) <= tolerance * (1 + fabsl(expected)))) {
         fail("%s of raw labels: %.17g, of classes: %.17g", name, got, expected);
     }
 }
 
-static void expect_same(const char* name, double got, double expected) { expect_near(name, got, expected, 0); }
+static void expect_same(const char* name, double got, double expected) { expect_similar(name, got, expected, 0); }
 
 /* The counts and losses of raw labels, which may have a label without a class at `bad`, are those of the classes. */
 static void check_label_table(const struct segloss_kernels* table, const struct label_table_case* c,
@@ -234,16 +234,16 @@ static void check_sets(const struct segloss_kernels* table, const struct sets_ca
             check_accepted(table->binary_forward[real](&args[k].voxels, 0, t->num_positions, &loss_sums[k]));
         }
     }
-    expect_near("the loss", sums[1].loss, sums[0].loss, of_sums);
+    expect_similar("the loss", sums[1].loss, sums[0].loss, of_sums);
     expect_same("the weight", sums[1].weight, sums[0].weight);
-    expect_near("the binary loss", loss_sums[1].loss, loss_sums[0].loss, of_sums);
+    expect_similar("the binary loss", loss_sums[1].loss, loss_sums[0].loss, of_sums);
     for (int64_t channel = 0; channel < t->num_classes; ++channel) {
         for (int k = 0; k < SEGLOSS_STATISTICS; ++k) {
-            expect_near("a statistic", stats[1][k][channel], stats[0][k][channel], of_sums);
+            expect_similar("a statistic", stats[1][k][channel], stats[0][k][channel], of_sums);
         }
         for (int64_t p = 0; p < t->num_positions; ++p) {
-            expect_near("a gradient", (double)get(&of_labels.grad, p, channel), (double)get(&of_masks.grad, p, channel),
-                        of_grad);
+            expect_similar("a gradient", (double)get(&of_labels.grad, p, channel),
+                           (double)get(&of_masks.grad, p, channel), of_grad);
         }
     }
     free_outputs(&of_masks);
