@@ -163,6 +163,31 @@ for loss in segloss.cross_entropy, segloss.dice_ce_loss:
     assert all(int(number) < full_size / 4 for number in run_python(library, PRELUDE + script).split())
 
 
+def test_samples_of_several_blocks(library):
+    """A block has 4096 or 8192 voxels."""
+    script = """
+from itertools import product
+from test_devices import without_kernels
+def value_and_gradient(loss, x, y):
+    x = x.detach().requires_grad_()
+    value = loss(x, y)
+    return value.detach(), *torch.autograd.grad(value, x)
+formats = torch.contiguous_format, torch.channels_last
+for (dtype, tolerance), classes, memory in product([(torch.float32, 1e-5), (torch.bfloat16, 8e-3)], (3, 19), formats):
+    x = torch.randn(1, classes, 91, 93).to(dtype).contiguous(memory_format=memory)
+    y = torch.randint(classes, (1, 1, 91, 93), dtype=torch.uint8)
+    for loss in segloss.cross_entropy, segloss.dice_ce_loss:
+        expected = value_and_gradient(loss, x, y)
+        with without_kernels():
+            actual = value_and_gradient(loss, x, y)
+        errors = [(a - e).abs().max() / e.abs().max() for a, e in zip(actual, expected)]
+        print(max(errors).item() <= tolerance, errors)
+"""
+    lines = run_python(library, script).splitlines()
+    assert len(lines) == 16
+    assert all(line.startswith("True") for line in lines), lines
+
+
 LAUNCHES = """
 import ctypes
 from test_devices import without_kernels
