@@ -126,7 +126,8 @@ struct Lane {
 // lanes share them and need exchange maxima and sums.
 Lane lane_of(segloss_dtype dtype, int64_t num_classes) {
     const int per_vector = static_cast<int>(sizeof(uint4)) / segloss_dtype_size(dtype);
-    return num_classes <= MAX_ALONE || per_vector == 4 ? Lane{per_vector, MAX_ALONE} : Lane{4, 2 * MAX_ALONE};
+    return num_classes <= MAX_ALONE || per_vector == VOXELS_OF_SHARED_LANE ? Lane{per_vector, MAX_ALONE}
+                                                                           : Lane{VOXELS_OF_SHARED_LANE, 2 * MAX_ALONE};
 }
 
 void describe_classes(int num_classes, const Lane& lane, TileCall* tiles) {

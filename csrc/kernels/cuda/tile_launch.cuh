@@ -6,13 +6,10 @@
 
 namespace {
 
-// The voxels of a lane whose classes other lanes share.
-constexpr int U_OF_GROUPS = 4;
-
 template <typename T, bool GROUPED, bool PLANAR, bool RESIZED, int... K, typename Function>
 int with_classes_per_lane(std::integer_sequence<int, K...> /*numbers*/, int number, const Function& f) {
     int error = cudaErrorInvalidValue;
-    constexpr int U = GROUPED ? U_OF_GROUPS : PER_VECTOR<T>;
+    constexpr int U = GROUPED ? VOXELS_OF_SHARED_LANE : PER_VECTOR<T>;
     ((number == K ? void(error = f(TileShape<T, K, GROUPED, PLANAR, U, RESIZED>())) : void()), ...);
     return error;
 }

@@ -209,30 +209,6 @@ private:
 
 // ---- forward --------------------------------------------------------------------------------------------------------
 
-// A lane's sums of v p g, v p and v g, over the tiles of one round.
-template <int K> struct SigmoidSums {
-    float intersection[K] = {}, prediction[K] = {}, target[K] = {};
-
-    __device__ void clear() { *this = {}; }
-
-    template <typename Function> __device__ void for_each_kind(const Function& f) {
-        f(intersection);
-        f(prediction);
-        f(target);
-    }
-
-    __device__ ClassSums of_class(int k) const { return {intersection[k], prediction[k], target[k]}; }
-
-    // Of a class that the compiler does not know.
-    __device__ void add(int k, float of_intersection, float of_prediction, float of_target) {
-        UNROLL for (int i = 0; i < K; ++i) {
-            intersection[i] += i == k ? of_intersection : 0;
-            prediction[i] += i == k ? of_prediction : 0;
-            target[i] += i == k ? of_target : 0;
-        }
-    }
-};
-
 // A lane's losses, and its weights if it is in the first group. Most of these are 1.
 struct SigmoidLosses {
     CompensatedSum losses;
@@ -337,7 +313,7 @@ private:
     const segloss_soft_stats& s_;
     const Scale scale_;
     BlockSums& block_;
-    SigmoidSums<K> sums_; // over the tiles of one round
+    LaneSums<K> sums_; // over the tiles of one round
     SoftplusSum softplus_;
     float loss_ = 0;   // over the tiles of one round
     float factors_[U]; // of the gradients of a tile's voxels

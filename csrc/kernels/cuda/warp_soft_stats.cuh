@@ -10,11 +10,9 @@ namespace {
 
 // A lane's sums of each of its classes, over the tiles of one round.
 template <int K> struct LaneSums {
-    float intersection[K], prediction[K], target[K];
+    float intersection[K] = {}, prediction[K] = {}, target[K] = {};
 
-    __device__ void clear() {
-        UNROLL for (int k = 0; k < K; ++k) { intersection[k] = prediction[k] = target[k] = 0; }
-    }
+    __device__ void clear() { *this = {}; }
 
     template <typename Function> __device__ void for_each_kind(const Function& f) {
         f(intersection);
@@ -23,6 +21,15 @@ template <int K> struct LaneSums {
     }
 
     __device__ ClassSums of_class(int k) const { return {intersection[k], prediction[k], target[k]}; }
+
+    // Of a class that the compiler does not know.
+    __device__ void add(int k, float of_intersection, float of_prediction, float of_target) {
+        UNROLL for (int i = 0; i < K; ++i) {
+            intersection[i] += i == k ? of_intersection : 0;
+            prediction[i] += i == k ? of_prediction : 0;
+            target[i] += i == k ? of_target : 0;
+        }
+    }
 };
 
 // The sums of a block, by warps: each warp adds to its own.
@@ -35,7 +42,7 @@ public:
         __syncwarp();
     }
 
-    template <class Shape, class Lane> __device__ void add(const WarpTile<Shape>& tile, Lane* lane) {
+    template <class Shape> __device__ void add(const WarpTile<Shape>& tile, LaneSums<Shape::K>* lane) {
         add_over_columns<padded(Shape::K)>(tile, 1, 0, lane);
         lane->clear();
     }
@@ -66,8 +73,8 @@ private:
     }
 
     // Adds the sums of lanes 1, 2, 4 and so on apart. A lane holds those of fewer and fewer classes, from `first` on.
-    template <int HELD, class Shape, class Lane>
-    __device__ void add_over_columns(const WarpTile<Shape>& tile, int lanes, int first, Lane* lane) {
+    template <int HELD, class Shape>
+    __device__ void add_over_columns(const WarpTile<Shape>& tile, int lanes, int first, LaneSums<Shape::K>* lane) {
         if constexpr (HELD > 1) {
             if (lanes < tile.columns) {
                 const bool keeps_last = tile.column & lanes;
@@ -117,7 +124,6 @@ __global__ void __launch_bounds__(THREADS, !LOSS && Shape::K * Shape::U <= 20 ? 
     LaneSums<K> lane_sums;
     LossSums loss_sums;
     Totals refused;
-    lane_sums.clear();
     const auto visit = [&] {
         float x[K][U];
         TileVoxels<U> voxels;

@@ -24,6 +24,9 @@ constexpr unsigned ALL_LANES = ~0u;
 // once.
 constexpr int BLOCKS_AT_ONCE = 4;
 
+// The voxels of a lane that shares their classes with other lanes. With a sigmoid as many as 16 bytes hold.
+constexpr int VOXELS_OF_SHARED_LANE = 4;
+
 // Of one sample. A warp has 8 tiles if each lane has all classes of its voxels.
 constexpr int voxels_per_block(int voxels_of_lane) { return 8 * THREADS * voxels_of_lane; }
 
