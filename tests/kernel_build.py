@@ -4,6 +4,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from hashlib import sha256
@@ -85,13 +86,11 @@ def kernel_sources():
 
 
 def built_kernels():
-    """The object files that the extension was linked of, where the build left them and nothing has changed since."""
+    """The extension's library of kernels, if a program can link it and nothing has changed since it was built."""
+    library = ROOT / "segloss" / "_kernels.so"
     newest = max(path.stat().st_mtime for path in [*KERNELS.glob("*.[ch]"), ROOT / "setup.py"])
-    for directory in ROOT.glob("build/temp*/segloss._kernels/csrc/kernels"):
-        objects = [directory / f"{name}.o" for name, *_ in kernel_sources()]
-        if all(each.exists() and each.stat().st_mtime > newest for each in objects):
-            return objects
-    return None
+    is_usable = sys.platform == "linux" and not EMULATOR and library.exists() and library.stat().st_mtime > newest
+    return [library] if is_usable else None
 
 
 @cache

@@ -75,7 +75,7 @@ def sanitized(tmp_path_factory):
     """Compiler, flags and the kernels' object files: what can be fuzzed, too, where there is libFuzzer."""
     directory = tmp_path_factory.mktemp("sanitized")
     fuzzed = (fuzz_kernels.COMPILER, fuzz_kernels.INSTRUMENT)
-    for compiler, flags in (fuzzed, ("cc", ["-O1", "-g", *SANITIZE])):
+    for compiler, flags in (fuzzed, ("cc", ["-Og", "-g1", *SANITIZE])):  # -O1 -g compiles three times as long
         if can_link(compiler, fuzz_kernels.LINK if flags is fuzz_kernels.INSTRUMENT else flags, directory):
             return compiler, flags, compile_objects(compiler, flags, kernel_sources())
     pytest.skip("no compiler on PATH links the address and the undefined-behaviour sanitizer")
