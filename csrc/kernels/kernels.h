@@ -256,15 +256,15 @@ struct segloss_one_hot {
     int32_t* labels; /* [P] */
 };
 
-/* Logits at another size: they are interpolated along three axes, one after the other, planes, rows and columns. An
- * axis that is not there has one index. Index i of an axis has the value
+/* The axes of a volume. One that is not there has one index. */
+enum segloss_axes { SEGLOSS_PLANES, SEGLOSS_ROWS, SEGLOSS_COLUMNS, SEGLOSS_AXES };
+
+/* Logits at another size: they are interpolated along three axes, one after the other. Index i of an axis has the value
  *
  *   low_weight[i] * x[low[i]] + high_weight[i] * x[high[i]]
  *
  * with high[i] - low[i] = 1, or equal, so that a weight of 0 never meets an infinite x. The indices never fall, and no
  * weight is 0. */
-enum segloss_axes { SEGLOSS_PLANES, SEGLOSS_ROWS, SEGLOSS_COLUMNS, SEGLOSS_AXES };
-
 struct segloss_axis {
     const int32_t* low;
     const int32_t* high;
@@ -289,6 +289,42 @@ enum { SEGLOSS_RESIZED_CLASSES = 16 };
 /* REAL that the workspace of one thread holds: the four rows that a row can come from, and their sum. */
 static inline int64_t segloss_resize_workspace(const struct segloss_resize* args) {
     return 5 * SEGLOSS_RESIZED_CLASSES * (args->axes[SEGLOSS_COLUMNS].size_from + 32);
+}
+
+/* Maps of Euclidean distances, one for each class c of a label map: of the voxels of class c to the nearest other
+ * voxel, and 0 elsewhere, where an ignored voxel is of no class; or, `of_boundary`, of every voxel to the nearest
+ * boundary voxel, one of class c with a neighbour of another class, not an ignored one, along an axis, or with none, at
+ * the end of the image. `is_signed`: negative where the class is c; then the others have a distance to the nearest
+ * voxel of class c in place of 0. Without any voxel to measure to: inf. Maps are made in place, axis by axis, from the
+ * last one:
+ *
+ *   distance_marks over all positions of the labels;
+ *   if of_boundary, distance_boundary along all axes but the last one;
+ *   distance_lines along all axes, from the last one to last_axis.
+ *
+ * The lines along an axis are those of all maps, counted in the order of their first elements. */
+struct segloss_distance {
+    struct segloss_positions positions; /* of the labels, over all samples */
+    int64_t num_classes;                /* 0: one map, and class c is all classes but 0 */
+    struct segloss_tensor labels;
+    int64_t ignore_index;
+    struct segloss_label_table label_table; /* optional; then ignore_index is not used */
+    struct segloss_tensor maps;             /* REAL; contiguous */
+
+    int64_t sizes[SEGLOSS_AXES];
+    double spacing[SEGLOSS_AXES]; /* between neighbouring voxels, > 0 */
+    int last_axis;                /* the first one that is there: SEGLOSS_PLANES in three dimensions */
+    int of_boundary;
+    int is_signed;
+};
+
+/* So many lines are measured at once. A search for the nearest voxel goes so many steps before it looks whether to go
+ * on. */
+enum { SEGLOSS_DISTANCE_LINES = 16, SEGLOSS_DISTANCE_STEPS = 4 };
+
+/* The numbers of double that the workspace of one thread holds. */
+static inline int64_t segloss_distance_workspace(const struct segloss_distance* args, int axis) {
+    return (SEGLOSS_DISTANCE_LINES + 4) * args->sizes[axis] + SEGLOSS_DISTANCE_STEPS;
 }
 
 /* All kernels of one instruction set. Each but those of top-k returns -1, or the position of the first voxel that it
@@ -331,6 +367,10 @@ struct segloss_kernels {
     int64_t (*topk_ties[SEGLOSS_REALS])(const struct segloss_topk* args, int64_t begin, int64_t end, int64_t n,
                                         int64_t* position);
     void (*topk_backward[SEGLOSS_REALS])(const struct segloss_topk* args, int64_t begin, int64_t end);
+    int64_t (*distance_marks[SEGLOSS_REALS])(const struct segloss_distance* args, int64_t begin, int64_t end);
+    void (*distance_boundary[SEGLOSS_REALS])(const struct segloss_distance* args, int axis, int64_t begin, int64_t end);
+    void (*distance_lines[SEGLOSS_REALS])(const struct segloss_distance* args, int axis, int64_t begin, int64_t end,
+                                          double* workspace);
     int64_t (*one_hot)(const struct segloss_one_hot* args, int64_t begin, int64_t end);
     /* Writes what the next two need of the columns; returns its bytes. Without `plan` it only returns these. */
     int64_t (*resize_plan[SEGLOSS_REALS])(const struct segloss_axis* columns, void* plan);

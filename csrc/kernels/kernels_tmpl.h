@@ -19,6 +19,7 @@
 #include "kernels.h"
 #include "labels.h"
 #include "confusion.h"
+#include "hull.h"
 #include "one_hot.h"
 
 #define REAL float
@@ -78,6 +79,9 @@ const struct segloss_kernels SEGLOSS_KERNELS = {
     .topk_count = {topk_count_f32, topk_count_f64},
     .topk_ties = {topk_ties_f32, topk_ties_f64},
     .topk_backward = {topk_backward_f32, topk_backward_f64},
+    .distance_marks = {distance_marks_f32, distance_marks_f64},
+    .distance_boundary = {distance_boundary_f32, distance_boundary_f64},
+    .distance_lines = {distance_lines_f32, distance_lines_f64},
     .one_hot = one_hot_labels,
     .resize_plan = {resize_plan_f32, resize_plan_f64},
     .resize_row = {resize_row_f32, resize_row_f64},

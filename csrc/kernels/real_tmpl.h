@@ -14,7 +14,11 @@
 #include "confusion_tmpl.h"
 #include "topk_tmpl.h"
 #include "resize_tmpl.h"
+#include "distance_tmpl.h"
 
+#undef MARK_INSIDE
+#undef MARK_OUTSIDE
+#undef MARK_IGNORED
 #undef CHUNK
 #undef CLASS_CHUNK
 #undef ROWS
