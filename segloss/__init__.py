@@ -11,6 +11,7 @@ from types import ModuleType
 
 from segloss._extension import get_isa, synchronize  # isort: skip  first: it registers the operators
 from segloss import _vmap  # noqa: F401  registers the batching rules
+from segloss.distance import distance_transform
 from segloss.functional import (
     binary_cross_entropy_with_logits,
     cross_entropy,
@@ -81,6 +82,7 @@ __all__ = [
     "dice_focal_loss",
     "dice_loss",
     "dice_score",
+    "distance_transform",
     "focal_loss",
     "generalized_dice_loss",
     "get_isa",

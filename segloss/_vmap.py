@@ -399,6 +399,12 @@ def _predict(
     return prediction
 
 
+@_rule(_ops.distance_transform.default)
+def _distance_transform(labels: Tensor, label_table: Tensor | None, *options: Any) -> Tensor:
+    maps: Tensor = _ops.distance_transform(labels.flatten(0, 1), label_table, *options)
+    return maps.view(*labels.shape[:2], *maps.shape[1:])
+
+
 # ---- counts: one member after the other ----
 
 

@@ -28,7 +28,7 @@ MODULES = {
 }
 MODULES_ALONE = (segloss.BinaryDiceLoss, segloss.MultiClassDiceLoss, segloss.DeepSupervisionLoss)
 METRICS = {name: getattr(segloss, name) for name in ("accuracy", "confusion_matrix", "dice_score", "jaccard_index")}
-NEITHER = ("SoftStats", "get_isa", "predict", "soft_stats", "synchronize", "total_weight")
+NEITHER = ("SoftStats", "distance_transform", "get_isa", "predict", "soft_stats", "synchronize", "total_weight")
 
 # The keywords that say what labels mean, besides ignore_index.
 OF_LABELS = {"label_map": None, "regions": None, "label_sets": None, "label_set_index": None}

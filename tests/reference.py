@@ -4,6 +4,7 @@ All of them are differentiable; `value_and_gradient` asks torch's autograd for t
 """
 
 import math
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -478,3 +479,38 @@ def resized(x: Tensor, size: tuple[int, ...], upsample: str | tuple[str, ...], a
         )
         x = longer.reshape(*line.shape[:-1], length).movedim(-1, axis)
     return x
+
+
+def distance_map(
+    inside: Tensor, spacing: tuple[float, ...], of: str, signed: bool, ignored: Tensor | None = None
+) -> Tensor:
+    """Distances of one mask [*], from each voxel to all others."""
+    ignored = torch.zeros_like(inside) if ignored is None else ignored
+    places = torch.cartesian_prod(*map(torch.arange, inside.shape)).view(-1, inside.dim())
+
+    def to_nearest(near: Tensor) -> Tensor:
+        if not near.any():
+            return torch.full(inside.shape, torch.inf).double()
+        differences = (places[:, None] - places[near.flatten()]).double() * torch.tensor(spacing, dtype=torch.float64)
+        squares = differences.square().sum(-1).amin(1)
+        roots = [math.sqrt(each) for each in squares]  # of torch, they are not exact
+        return torch.tensor(roots, dtype=torch.float64).view_as(inside)
+
+    if of == "foreground":
+        distances = torch.where(inside, to_nearest(~inside), 0.0)
+        return torch.where(inside, -distances, to_nearest(inside)) if signed else distances
+    distances = to_nearest(boundary(inside, ignored))
+    return torch.where(inside & (distances > 0), -distances, distances) if signed else distances
+
+
+def boundary(inside: Tensor, ignored: Tensor) -> Tensor:
+    """The voxels of a mask [*] with a neighbour along an axis that is outside, or with none."""
+    outside = ~inside & ~ignored
+    result = torch.zeros_like(inside)
+    for place in inside.nonzero().tolist():
+        for axis, step in product(range(inside.dim()), (-1, 1)):
+            neighbour = [i + step * (d == axis) for d, i in enumerate(place)]
+            is_there = 0 <= neighbour[axis] < inside.shape[axis]
+            if not is_there or outside[tuple(neighbour)]:
+                result[tuple(place)] = True
+    return result

@@ -77,13 +77,17 @@ static void FN(distance_boundary)(const struct segloss_distance* a, int axis, in
     }
 }
 
-/* Along the last axis a voxel is either one to measure to, or infinitely far from the others: a run of such voxels has
- * the distances to its two ends. */
-static void FN(measure_to_ends)(REAL* f, int64_t begin, int64_t end, int ends_at_begin, int ends_at_end) {
-    const REAL at_begin = ends_at_begin ? 1 : (REAL)INFINITY, at_end = ends_at_end ? 1 : (REAL)INFINITY;
+/* Which voxels of a line belong together: those of a side; or boundary voxels, and all others. */
+static int FN(kind)(const struct segloss_distance* a, REAL mark) {
+    return a->of_boundary ? mark == 0 : signbit(mark) != 0;
+}
+
+/* Along the last axis, a run of voxels lies between the nearest ones to measure to, or the ends of the image. */
+static void FN(measure_to_ends)(REAL* f, int64_t begin, int64_t end, int64_t length) {
+    const REAL before_first = begin > 0 ? 1 : (REAL)INFINITY, after_last = end < length ? 1 : (REAL)INFINITY;
     for (int64_t i = begin; i < end; ++i) {
-        const REAL from_begin = (REAL)(i - begin) + at_begin, from_end = (REAL)(end - 1 - i) + at_end;
-        const REAL distance = from_begin < from_end ? from_begin : from_end;
+        const REAL to_begin = (REAL)(i - begin) + before_first, to_end = (REAL)(end - 1 - i) + after_last;
+        const REAL distance = to_begin < to_end ? to_begin : to_end;
         f[i] = (REAL)copysign(distance * distance, f[i]);
     }
 }
@@ -91,25 +95,17 @@ static void FN(measure_to_ends)(REAL* f, int64_t begin, int64_t end, int ends_at
 /* The marks of a line become squared distances. */
 static void FN(measure_marks)(const struct segloss_distance* a, REAL* f) {
     const int64_t length = a->sizes[SEGLOSS_COLUMNS];
-    const int has_sides = a->is_signed && !a->of_boundary;
     if (a->of_boundary) {
         FN(mark_boundary)(&(struct FN(lines)){f, length, 1, 1});
     }
     for (int64_t begin = 0, end = 0; begin < length; begin = end) {
-        const int is_inside = signbit(f[begin]) != 0;
-        const int is_near = a->of_boundary ? f[begin] == 0 : !has_sides && !is_inside;
-        for (end = begin; end < length; ++end) {
-            const int same_side = (signbit(f[end]) != 0) == is_inside;
-            if (a->of_boundary ? (f[end] == 0) != is_near : !same_side) {
-                break;
-            }
+        const int kind = FN(kind)(a, f[begin]);
+        const int is_near = a->of_boundary ? kind : !kind && !a->is_signed;
+        for (end = begin; end < length && FN(kind)(a, f[end]) == kind; ++end) {
+            f[end] = is_near ? (REAL)copysign(0, f[end]) : f[end];
         }
-        if (is_near) {
-            for (int64_t i = begin; i < end; ++i) {
-                f[i] = (REAL)copysign(0, f[i]);
-            }
-        } else {
-            FN(measure_to_ends)(f, begin, end, begin > 0, end < length);
+        if (!is_near) {
+            FN(measure_to_ends)(f, begin, end, length);
         }
     }
 }
@@ -132,8 +128,7 @@ static void FN(measure_last_axis)(const struct segloss_distance* a, int64_t begi
     }
 }
 
-/* ---- the other axes: a tile of lines at once, a row for each index, with -f, so that the nearest is the largest ----
- */
+/* ---- the other axes: a tile of lines at once; it has a row for each index, and -f: the nearest is the largest ---- */
 
 enum { FN(TILE_VECTORS) = SEGLOSS_DISTANCE_LINES * sizeof(REAL) / SEGLOSS_VECTOR_BYTES };
 
@@ -145,8 +140,7 @@ struct FN(tile) {
     double step;
 };
 
-/* Of a map whose sides measure to each other, a side has 0 on the other one. Returns whether any voxel has a distance.
- */
+/* If the sides measure to each other, the other one has 0. Returns whether any voxel has a distance. */
 static int FN(load_tile)(REAL* near, const struct FN(lines) * lines, int has_sides, int side) {
     int any_finite = 0;
     for (int64_t i = 0; i < lines->length; ++i) {

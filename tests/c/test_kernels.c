@@ -5,6 +5,7 @@
 #include "binary_tests.h"
 #include "confusion_tests.h"
 #include "cross_entropy_tests.h"
+#include "distance_tests.h"
 #include "elementary_tests.h"
 #include "label_table_tests.h"
 #include "resize_tests.h"
@@ -62,5 +63,6 @@ int main(void) {
     test_marginal_loss();
     test_one_hot();
     test_resize();
+    test_distances();
     return 0;
 }
