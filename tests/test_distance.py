@@ -63,7 +63,7 @@ def test_distances_equal_those_of_scipy():
 def test_lines_whose_voxels_are_far_apart(shape, signed):
     """They are measured by the lower envelope of parabolas."""
     mask = torch.ones(shape, dtype=torch.bool)
-    mask.view(-1)[torch.randint(mask.numel(), (3,))] = False
+    mask.view(-1)[torch.randint(mask.numel() // 16, (40,))] = False
     expected = ndimage.distance_transform_edt(mask.numpy())
     if signed:
         expected = ndimage.distance_transform_edt(~mask.numpy()) - expected
