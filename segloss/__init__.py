@@ -30,11 +30,14 @@ from segloss.losses import (
     DiceLoss,
     FocalLoss,
     GeneralizedDiceLoss,
+    LovaszHingeLoss,
+    LovaszSoftmaxLoss,
     MultiClassDiceLoss,
     NLLLoss,
     TopKLoss,
     TverskyLoss,
 )
+from segloss.lovasz import lovasz_hinge_loss, lovasz_softmax_loss
 from segloss.metrics import accuracy, confusion_matrix, dice_score, jaccard_index
 from segloss.prediction import predict
 from segloss.region import (
@@ -69,6 +72,8 @@ __all__ = [
     "DiceLoss",
     "FocalLoss",
     "GeneralizedDiceLoss",
+    "LovaszHingeLoss",
+    "LovaszSoftmaxLoss",
     "MultiClassDiceLoss",
     "NLLLoss",
     "SoftStats",
@@ -87,6 +92,8 @@ __all__ = [
     "generalized_dice_loss",
     "get_isa",
     "jaccard_index",
+    "lovasz_hinge_loss",
+    "lovasz_softmax_loss",
     "nll_loss",
     "predict",
     "soft_stats",

@@ -57,13 +57,13 @@ def document_module(module: type, function: Callable[..., Any]) -> None:
     entries = of_function.entries()
     of_call = [name for name in inspect.signature(module.forward).parameters if name != "self"]  # type: ignore[attr-defined]
     call = "\n".join(_bullet(entries[name]) for name in of_call)
-    optional = ", ".join(f"{name}=None" for name in of_call[2:])
+    optional = "".join(f", {name}=None" for name in of_call[2:])
     for name in ("weight", "pos_weight"):
         if name in entries:
             entries[name] += "\n        It is a buffer and moves with the module."
     sections = of_function.sections | own.sections
     sections["Args"] = _arguments(entries, inspect.signature(module).parameters)
-    sections["Call"] = f"    ``loss(input, target, {optional})``, where\n\n{call}"
+    sections["Call"] = f"    ``loss(input, target{optional})``, where\n\n{call}"
     summary, *_ = own.text.partition("\n\n")  # the explanation comes from the function, which may say more
     _, _, explanation = of_function.text.partition("\n\n")
     module.__doc__ = str(_Doc(f"{summary}\n\n{explanation}", sections))

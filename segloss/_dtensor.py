@@ -233,6 +233,21 @@ def _topk_sum_backward(
     return [(results[:1], [*results[:2], *arguments])]
 
 
+@_rule(_ops.lovasz_forward.default)
+def _lovasz_forward(
+    op: str, input: Any, target: Any, weight: Any, voxel_weight: Any, label_table: Any, *options: Any
+) -> list[_Sharding]:
+    whole = Replicate()  # all voxels are sorted together
+    tensors = [whole, whole, _whole(weight), _whole(voxel_weight), _whole(label_table)]
+    return [([whole] * 3, [*_BEFORE, *tensors, *_AFTER])]
+
+
+@_rule(_ops.lovasz_backward.default)
+def _lovasz_backward(grad_loss: Any, slopes: Any, *call: Any) -> list[_Sharding]:
+    [(_, arguments)] = _lovasz_forward(*call)
+    return [([Replicate()], [Replicate(), Replicate(), *arguments])]
+
+
 @_rule(_ops.one_hot_labels.default)
 def _one_hot_labels(op: str, target: Any, dim: int, *advice: str) -> list[_Sharding]:
     rest = [None] * (1 + len(advice))

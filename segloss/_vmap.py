@@ -246,6 +246,14 @@ def _folded(dim: int, input: Tensor, *tensors: Tensor | None) -> list[Tensor | N
     return [fold(tensor) for tensor in (input, *tensors)]
 
 
+def _unfolded(dim: int, folded: Tensor, like: Tensor) -> Tensor:
+    """[B * N, *] of the folded input's shape to [B, N, *] of the input's."""
+    if like.ndim == 2:
+        return folded
+    unfolded = folded.unflatten(0, (len(like), like.shape[2 if dim == 0 else 1]))
+    return unfolded.movedim(1, 2) if dim == 0 else unfolded
+
+
 def _folded_table(label_table: Tensor | None) -> Tensor | None:
     return label_table if label_table is None or label_table.ndim < 3 else label_table.flatten(0, 1)
 
@@ -284,10 +292,7 @@ def _soft_stats_backward(
     x, y, v = _folded(dim, input, target, voxel_weight)
     arguments = (op, x, y, weight, v, _folded_table(label_table))
     gradient: Tensor = _ops.soft_stats_backward(*grads, *arguments, max(dim, 1), *options)
-    if input.ndim == 2:
-        return gradient
-    gradient = gradient.reshape(len(input), -1, *gradient.shape[1:])
-    return gradient.movedim(1, 2) if dim == 0 else gradient
+    return _unfolded(dim, gradient, input)
 
 
 # ---- binary cross entropy: like cross entropy; soft statistics give the total weight of each sample ----
@@ -334,6 +339,58 @@ def _binary_cross_entropy_backward(
     shape = full_shape(input, target, dim + 1, named["upsample"])
     arguments = (grad_loss, total_weight, op, input, target, weight, voxel_weight, label_table, dim, *options)
     return _gradient(_ops.binary_cross_entropy_backward.default, _BINARY_OPTIONS, shape, *arguments)
+
+
+# ---- Lovasz losses: the samples of a member are a group, so the hidden dimension and the batch can be merged ----
+
+
+_LOVASZ_OPTIONS = names_of_options(_ops.lovasz.default)
+
+
+def _by_member(options: Sequence[int], dim: int, input: Tensor) -> list[int]:
+    """The options, in which a group is no larger than a member's batch."""
+    named = dict(zip(_LOVASZ_OPTIONS, options, strict=True))
+    num_samples = 1 if input.ndim == 2 else input.shape[2 if dim == 0 else 1]
+    return [*(named | {"group_size": named["group_size"] or max(num_samples, 1)}).values()]
+
+
+@_rule(_ops.lovasz_forward.default)
+def _lovasz_forward(
+    op: str,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    voxel_weight: Tensor | None,
+    label_table: Tensor | None,
+    dim: int,
+    options: Sequence[int],
+    factors: Sequence[float],
+) -> tuple[Tensor, Tensor, Tensor]:
+    x, y = _folded(dim, input, target)
+    arguments = (op, x, y, weight, voxel_weight, _folded_table(label_table))
+    loss, num_ones, slopes = _ops.lovasz_forward(*arguments, max(dim, 1), _by_member(options, dim, input), factors)
+    by_group = (each.unflatten(0, (len(input), len(each) // len(input))) for each in (loss, num_ones))
+    return (*by_group, _unfolded(dim, slopes, input))
+
+
+@_rule(_ops.lovasz_backward.default)
+def _lovasz_backward(
+    grad_loss: Tensor,
+    slopes: Tensor,
+    op: str,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    voxel_weight: Tensor | None,
+    label_table: Tensor | None,
+    dim: int,
+    options: Sequence[int],
+    factors: Sequence[float],
+) -> Tensor:
+    x, y, s = _folded(dim, input, target, slopes)
+    arguments = (grad_loss.flatten(0, 1), s, op, x, y, weight, voxel_weight, _folded_table(label_table))
+    gradient: Tensor = _ops.lovasz_backward(*arguments, max(dim, 1), _by_member(options, dim, input), factors)
+    return _unfolded(dim, gradient, input)
 
 
 # ---- operators on single voxels: the hidden dimension is like any other ----

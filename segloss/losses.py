@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import _reduction
 
-from segloss import functional, region
+from segloss import functional, lovasz, region
 from segloss._docs import document_module
 from segloss._label_sets import LabelSetIndex, LabelSets, Regions
 from segloss._labels import NO_LABEL, IgnoreIndex, LabelMap
 from segloss._peers import explains_keywords
 from segloss._upsample import Upsample
 from segloss.functional import Activation, ClassWeight, Empty, Reduction
+from segloss.lovasz import LovaszClasses
 from segloss.region import WeightType
 
 if TYPE_CHECKING:
@@ -412,6 +413,109 @@ class TopKLoss(_SetLoss):
         label_map: LabelMap | None = None,
         regions: Regions | None = None,
         label_sets: LabelSets | None = None,
+    ) -> None:
+        super().__init__(**_keywords(locals()))
+
+
+class _LovaszLoss(_LabelLoss):
+    _tensors = ()
+    per_sample: bool
+    reduction: Reduction
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]
+        """Calls the function of the loss with the keywords of the module.
+
+        Args:
+            input: logits ``[N, C, *]``.
+            target: labels ``[N, *]`` or ``[N, 1, *]``, or what else the class says.
+
+        Returns:
+            The loss, a 0-dim tensor of input's dtype; with ``reduction="none"`` its terms.
+        """
+        return self._call(input, target)
+
+
+class LovaszSoftmaxLoss(_LovaszLoss):
+    """Module of ``segloss.lovasz_softmax_loss``: a convex surrogate of one minus the Jaccard index of each class.
+
+    With p the softmax of the logits and g = 1 at the voxels of a class, else 0, the errors ``|g - p|`` of the voxels,
+    sorted from the largest to the smallest, are multiplied by what each voxel adds to the Jaccard loss.
+
+    Source: Berman, Rannen Triki and Blaschko 2018, "The Lovász-Softmax loss: A tractable surrogate for the optimization
+    of the intersection-over-union measure in neural networks", arXiv:1705.08790.
+
+    Args:
+        others: as in ``segloss.lovasz_softmax_loss``.
+
+    Example:
+        >>> import segloss, torch
+        >>> loss = segloss.LovaszSoftmaxLoss(ignore_index=255)
+        >>> logits = torch.randn(2, 3, 8, 8, requires_grad=True)
+        >>> loss(logits, torch.ones(2, 1, 8, 8, dtype=torch.uint8)).backward()
+
+    See also:
+        * ``segloss.lovasz_softmax_loss``: the function that it calls
+        * ``segloss.LovaszHingeLoss``: of one class, or of classes that overlap
+        * ``segloss.DiceLoss``: with ``jaccard=True`` the soft Jaccard loss
+    """
+
+    _function = lovasz.lovasz_softmax_loss
+    classes: LovaszClasses
+    activation: Literal["softmax"] | None
+
+    def __init__(
+        self,
+        *,
+        classes: LovaszClasses = "present",
+        per_sample: bool = False,
+        activation: Literal["softmax"] | None = "softmax",
+        ignore_index: IgnoreIndex = -100,
+        reduction: Reduction = "mean",
+        dim: int = 1,
+        upsample: Upsample | None = None,
+        align_corners: bool = False,
+        label_map: LabelMap | None = None,
+    ) -> None:
+        super().__init__(**_keywords(locals()))
+
+
+class LovaszHingeLoss(_LovaszLoss):
+    """Module of ``segloss.lovasz_hinge_loss``: a convex surrogate of one minus the Jaccard index of each channel.
+
+    With logits x and g = 1 in the foreground of a channel, else 0, the errors ``max(0, 1 - x * (2 * g - 1))`` of the
+    voxels, sorted from the largest to the smallest, are multiplied by what each voxel adds to the Jaccard loss.
+
+    Source: Yu and Blaschko 2015, "Learning Submodular Losses with the Lovász Hinge", ICML; Berman, Rannen Triki and
+    Blaschko 2018, arXiv:1705.08790.
+
+    Args:
+        others: as in ``segloss.lovasz_hinge_loss``.
+
+    Example:
+        >>> import segloss, torch
+        >>> loss = segloss.LovaszHingeLoss()
+        >>> logits = torch.randn(2, 3, 8, 8, requires_grad=True)
+        >>> loss(logits, torch.ones(2, 3, 8, 8, dtype=torch.bool)).backward()
+
+    See also:
+        * ``segloss.lovasz_hinge_loss``: the function that it calls
+        * ``segloss.LovaszSoftmaxLoss``: of classes that exclude each other
+        * ``segloss.DiceLoss``: with ``activation="sigmoid", jaccard=True`` the soft Jaccard loss
+    """
+
+    _function = lovasz.lovasz_hinge_loss
+
+    def __init__(
+        self,
+        *,
+        per_sample: bool = False,
+        ignore_index: IgnoreIndex = -100,
+        reduction: Reduction = "mean",
+        dim: int = 1,
+        upsample: Upsample | None = None,
+        align_corners: bool = False,
+        label_map: LabelMap | None = None,
+        regions: Regions | None = None,
     ) -> None:
         super().__init__(**_keywords(locals()))
 

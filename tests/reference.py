@@ -467,6 +467,101 @@ def dice_focal_loss(
     return lambda_dice * dice_loss(input, target, **options) + lambda_focal * focal
 
 
+def jaccard_of_errors(wrong: list[bool], truth: list[bool]) -> float:
+    """One minus the Jaccard index of the foreground if these voxels are wrong and all others right; 0 if none is."""
+    union = sum(w or t for w, t in zip(wrong, truth, strict=True))
+    return sum(wrong) / union if union else 0.0
+
+
+def lovasz_extension(errors: Tensor, truth: Tensor) -> Tensor:
+    """The sum of the errors, from the largest, times what each voxel adds to the Jaccard loss of those before it."""
+    order = sorted(range(len(errors)), key=lambda voxel: -errors[voxel].item())  # stable
+    wrong, before, total = [False] * len(errors), 0.0, errors.sum() * 0
+    for voxel in order:
+        wrong[voxel] = True
+        now = jaccard_of_errors(wrong, truth.tolist())
+        total = total + errors[voxel] * (now - before)
+        before = now
+    return total
+
+
+def groups_of(valid: Tensor, num_samples: int, per_sample: bool) -> list[Tensor]:
+    """The voxels that count of each sample, or of the batch: masks of all voxels, which are those of one sample after
+    the other."""
+    if not per_sample:
+        return [valid]
+    sample = torch.arange(num_samples).repeat_interleave(len(valid) // max(num_samples, 1))
+    return [valid & (sample == n) for n in range(num_samples)]
+
+
+def lovasz_reduced(groups: list[list[Tensor | None]], like: Tensor, reduction: str, per_sample: bool) -> Tensor:
+    """The terms of each group and class, None for a class without one."""
+    zero = like.sum() * 0
+    if reduction == "none":
+        terms = [torch.stack([zero if term is None else term for term in group]) for group in groups]
+        return torch.stack(terms) if per_sample else terms[0]
+    present = [[term for term in group if term is not None] for group in groups]
+    sums = [zero + sum(group) for group in present]
+    if reduction == "sum":
+        return zero + sum(sums)
+    means = [total / max(len(group), 1) for total, group in zip(sums, present, strict=True)]
+    return zero + sum(means) / max(len(means), 1)
+
+
+def lovasz_softmax_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    classes: str | list[int] = "present",
+    per_sample: bool = False,
+    activation: str | None = "softmax",
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    dim: int = 1,
+) -> Tensor:
+    dim = 0 if input.dim() == 1 else dim
+    x = rows(input.double(), dim)
+    labels = labels_of(input, target, dim)
+    valid = labels != ignore_index
+    x = torch.where(valid.unsqueeze(1), x, 0.0)
+    p = x.softmax(1) if activation == "softmax" else x
+    groups = []
+    for group in groups_of(valid, 1 if input.dim() == 1 else input.shape[1 if dim == 0 else 0], per_sample):
+        terms: list[Tensor | None] = []
+        for c in range(input.shape[dim]) if isinstance(classes, str) else classes:
+            g = labels[group] == c
+            is_left_out = classes == "present" and not g.any()
+            terms.append(None if is_left_out else lovasz_extension((g.double() - p[group, c]).abs(), g))
+        groups.append(terms)
+    return lovasz_reduced(groups, x, reduction, per_sample)
+
+
+def lovasz_hinge_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    per_sample: bool = False,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    dim: int = 1,
+) -> Tensor:
+    """Takes masks of input's shape; with one channel also without it, with several also labels [N, *] or [N, 1, *]."""
+    dim = 0 if input.dim() == 1 else dim
+    x = rows(input.double(), dim)
+    num_channels = x.shape[1]
+    values = rows(target, dim) if target.shape == input.shape else target.reshape(-1, 1)
+    values = values.double()
+    valid = ~(values == ignore_index).any(1)
+    masks = values == torch.arange(num_channels) if values.shape[1] < num_channels else values == 1
+    x = torch.where(valid.unsqueeze(1), x, 0.0)
+    groups = []
+    for group in groups_of(valid, 1 if input.dim() == 1 else input.shape[1 if dim == 0 else 0], per_sample):
+        signs = 2 * masks[group].double() - 1
+        errors = torch.relu(1 - x[group] * signs)
+        groups.append([lovasz_extension(errors[:, c], masks[group, c]) for c in range(num_channels)])
+    return lovasz_reduced(groups, x, reduction, per_sample)
+
+
 def resized(x: Tensor, size: tuple[int, ...], upsample: str | tuple[str, ...], align_corners: bool = False) -> Tensor:
     """Logits [N, C, *] at another spatial size, one axis after the other, as torch interpolates in float64."""
     modes = upsample if isinstance(upsample, tuple) else (upsample if "nearest" in upsample else "linear",) * len(size)

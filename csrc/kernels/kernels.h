@@ -248,6 +248,49 @@ struct segloss_topk {
 /* The number of values of a digit; each has several counters, whose sum is its count. */
 enum { SEGLOSS_TOPK_DIGITS = 1 << 11, SEGLOSS_TOPK_COUNTERS = 4 };
 
+/* The Lovasz extension of the Jaccard loss, of each class by itself. Let e be the errors of the voxels that count, for
+ * the target g (1 at the label's class or where the mask is 1, else 0), from the largest to the smallest, equal ones in
+ * the order of their positions:
+ *
+ *   hinge of logits x:    e = max(0, 1 - x (2 g - 1))
+ *   of probabilities p:   e = |g - p|
+ *
+ * With G voxels of g = 1, of which A come before a voxel, as do B others, the loss is the sum of e s with
+ *
+ *   s = 1 / (G + B) where g = 1,    s = (G - A) / ((G + B) (G + B + 1)) elsewhere, or 1 where G + B = 0
+ *
+ * The derivative of the loss by p, or by the x of a hinge, is -s where g = 1 and s elsewhere: the voxel's slope; it is
+ * 0 where e = 0. */
+struct segloss_lovasz {
+    struct segloss_cross_entropy voxels; /* labels, or with a hinge masks. For backward, grad_loss has classes */
+    enum segloss_activation activation;  /* no sigmoid; the identity with a hinge */
+    int hinge;
+    struct segloss_tensor slopes; /* REAL, one for each class; forward writes e there, negative, or -0, where g = 1 */
+};
+
+/* The voxels of one class that share an order. An error has a key, its bits as an unsigned integer; nan has the largest
+ * one. Voxels whose key is in [smallest, largest] are sorted as items: the slopes of all others are 0. An item is a
+ * struct segloss_lovasz_item, or one integer of 64 bits with half of them for each member, if REAL is float and there
+ * are no more than 2^32 voxels. */
+struct segloss_lovasz_order {
+    void* slopes; /* REAL, contiguous */
+    int is_wide;  /* how items are stored */
+    uint64_t smallest, largest;
+    int64_t num_ones; /* G */
+    int shift, bits;  /* of the digit that is counted, or sorted by: of largest - key */
+};
+
+struct segloss_lovasz_item {
+    uint64_t rank; /* largest - key; the highest bit is set where g = 1 */
+    uint64_t position;
+};
+
+struct segloss_lovasz_extent {
+    int64_t num_ones;
+    uint64_t largest;      /* key */
+    uint64_t least_of_one; /* the smallest key where g = 1; UINT64_MAX if there is none */
+};
+
 /* Converts exact one-hot targets to int32 labels. */
 struct segloss_one_hot {
     struct segloss_positions positions;
@@ -327,13 +370,13 @@ static inline int64_t segloss_distance_workspace(const struct segloss_distance* 
     return (SEGLOSS_DISTANCE_LINES + 4) * args->sizes[axis] + SEGLOSS_DISTANCE_STEPS;
 }
 
-/* All kernels of one instruction set. Each but those of top-k returns -1, or the position of the first voxel that it
- * refuses. A kernel refuses a label outside [0, C) that is not ignore_index, a floating-point label that is not
- * integral, a target that is not one-hot, and a mask that is not 0, 1 or ignore_index, where mask and ignore_index are
- * rounded to REAL. In a block without such a target, it refuses at voxels that count: a predicted label outside [0, C)
- * and, in forward only, a class probability or a logit outside its range. After a refusal, results of earlier blocks
- * are meaningless, and nothing is written from the refused voxel's block on. `sums`, `stats`, `largest` and the counts
- * of compare_maps are overwritten. */
+/* All kernels of one instruction set. Each but those of top-k and of an order returns -1, or the position of the first
+ * voxel that it refuses. A kernel refuses a label outside [0, C) that is not ignore_index, a floating-point label that
+ * is not integral, a target that is not one-hot, and a mask that is not 0, 1 or ignore_index, where mask and
+ * ignore_index are rounded to REAL. In a block without such a target, it refuses at voxels that count: a predicted
+ * label outside [0, C) and, in forward only, a class probability or a logit outside its range. After a refusal, results
+ * of earlier blocks are meaningless, and nothing is written from the refused voxel's block on. `sums`, `stats`,
+ * `largest` and the counts of compare_maps are overwritten. */
 struct segloss_kernels {
     const char* isa;
     /* Only the weight of the sums: the same value as forward gives, without reading the logits. */
@@ -371,6 +414,25 @@ struct segloss_kernels {
     void (*distance_boundary[SEGLOSS_REALS])(const struct segloss_distance* args, int axis, int64_t begin, int64_t end);
     void (*distance_lines[SEGLOSS_REALS])(const struct segloss_distance* args, int axis, int64_t begin, int64_t end,
                                           double* workspace);
+    /* Writes the errors. */
+    int64_t (*lovasz_forward[SEGLOSS_REALS])(const struct segloss_lovasz* args, int64_t begin, int64_t end);
+    int64_t (*lovasz_backward[SEGLOSS_REALS])(const struct segloss_lovasz* args, int64_t begin, int64_t end);
+    /* Of the errors in a range. */
+    void (*lovasz_extent[SEGLOSS_REALS])(const void* errors, int64_t begin, int64_t end,
+                                         struct segloss_lovasz_extent* extent);
+    /* Counts the items in a range with each digit; they are those of the errors if `items` is NULL. */
+    void (*lovasz_count[SEGLOSS_REALS])(const struct segloss_lovasz_order* order, const void* items, int64_t begin,
+                                        int64_t end, int64_t* counts);
+    /* Moves these items to where `next` says for each digit, and counts it up. Sets the range of slopes to 0 if it made
+     * the items from errors. */
+    void (*lovasz_move[SEGLOSS_REALS])(const struct segloss_lovasz_order* order, const void* items, int64_t begin,
+                                       int64_t end, void* to, int64_t* next);
+    /* The number of sorted items with g = 1. */
+    int64_t (*lovasz_ones[SEGLOSS_REALS])(const struct segloss_lovasz_order* order, const void* items, int64_t begin,
+                                          int64_t end);
+    /* Writes the slopes of sorted items, and returns their part of the loss. So many items with g = 1 come before. */
+    double (*lovasz_slopes[SEGLOSS_REALS])(const struct segloss_lovasz_order* order, const void* items, int64_t begin,
+                                           int64_t end, int64_t ones_before);
     int64_t (*one_hot)(const struct segloss_one_hot* args, int64_t begin, int64_t end);
     /* Writes what the next two need of the columns; returns its bytes. Without `plan` it only returns these. */
     int64_t (*resize_plan[SEGLOSS_REALS])(const struct segloss_axis* columns, void* plan);

@@ -13,6 +13,7 @@
 #include "sigmoid_stats_tmpl.h"
 #include "confusion_tmpl.h"
 #include "topk_tmpl.h"
+#include "lovasz_tmpl.h"
 #include "resize_tmpl.h"
 #include "distance_tmpl.h"
 

@@ -287,10 +287,10 @@ Tensor mean_loss(const Tensor& sum, const Tensor& total, bool empty_zero) {
 
 // A composite holds five to ten tensors of a slab's size; in slabs of a sixteenth of the logits these take less memory
 // than the gradient. Slabs below 2 MiB would make a GPU wait for the host.
-Slabs::Slabs(const Tensor& input, int64_t dim) : num_dims_(input.dim()), dim_(dim) {
+Slabs::Slabs(const Tensor& input, int64_t dim, bool splits) : num_dims_(input.dim()), dim_(dim) {
     constexpr int64_t kMaxCount = 16;
     constexpr int64_t kMinElements = 1 << 19;
-    if (input.dim() == 1 || input.numel() == 0) {
+    if (!splits || input.dim() == 1 || input.numel() == 0) {
         return;
     }
     along_ = dim == 0 ? 1 : 0;

@@ -56,7 +56,7 @@ Tensor mean_loss(const Tensor& sum, const Tensor& total, bool empty_zero);
 // the composite is computed slab by slab, so that its memory is a fraction of the logits'.
 class Slabs {
 public:
-    Slabs(const Tensor& input, int64_t dim);
+    Slabs(const Tensor& input, int64_t dim, bool splits = true);
 
     int64_t count() const { return count_; }
     int64_t along() const { return along_; }

@@ -58,7 +58,10 @@ template <class Loss> struct LossDefaults {
     template <class Options>
     static void fill_in(variable_list& /*grads*/, const Arguments& /*arguments*/, const Options& /*options*/) {}
 
-    // For devices without a kernel, which compute slab by slab:
+    // Whether devices without a kernel compute slab by slab.
+    static constexpr bool is_by_slab = true;
+
+    // How they do:
     //   of_slab          the part of a result, or of its gradient, that belongs to a slab
     //   part_of_slab     the composite of one slab; the sums of all slabs are added
     //   grads_of_parts   the gradients of the slabs' results

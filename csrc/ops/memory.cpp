@@ -165,26 +165,36 @@ private:
 
 [[maybe_unused]] const int locking_for_forks = pthread_atfork(Recycler::lock, Recycler::unlock, Recycler::unlock);
 
+at::Tensor empty_output(at::IntArrayRef sizes, at::IntArrayRef strides, caffe2::TypeMeta dtype) {
+    const auto num_bytes = c10::multiply_integers(sizes) * static_cast<int64_t>(dtype.itemsize());
+    if (num_bytes < static_cast<int64_t>(kHugePage)) {
+        return at::detail::empty_strided_cpu(sizes, strides, c10::typeMetaToScalarType(dtype));
+    }
+    c10::Storage storage(c10::Storage::use_byte_size_t(), num_bytes, &Recycler::instance(), /*resizable=*/true);
+    auto output =
+        at::detail::make_tensor<c10::TensorImpl>(std::move(storage), c10::DispatchKeySet(c10::DispatchKey::CPU), dtype);
+    output.unsafeGetTensorImpl()->set_sizes_and_strides(sizes, strides);
+    return output;
+}
+
 } // namespace
 
 at::Tensor empty_output_like(const at::Tensor& tensor) {
-    const auto num_bytes = tensor.numel() * static_cast<int64_t>(tensor.itemsize());
-    const at::DimVector strides(tensor.is_non_overlapping_and_dense()
-                                    ? tensor.strides()
-                                    : at::infer_dense_strides(tensor.sizes(), tensor.strides()));
-    if (num_bytes < static_cast<int64_t>(kHugePage)) {
-        return at::detail::empty_strided_cpu(tensor.sizes(), strides, tensor.scalar_type());
-    }
-    c10::Storage storage(c10::Storage::use_byte_size_t(), num_bytes, &Recycler::instance(), /*resizable=*/true);
-    auto output = at::detail::make_tensor<c10::TensorImpl>(std::move(storage),
-                                                           c10::DispatchKeySet(c10::DispatchKey::CPU), tensor.dtype());
-    output.unsafeGetTensorImpl()->set_sizes_and_strides(tensor.sizes(), strides);
-    return output;
+    return empty_output(tensor.sizes(),
+                        tensor.is_non_overlapping_and_dense()
+                            ? tensor.strides()
+                            : at::infer_dense_strides(tensor.sizes(), tensor.strides()),
+                        tensor.dtype());
+}
+
+at::Tensor empty_output(at::IntArrayRef sizes, at::ScalarType dtype) {
+    return empty_output(sizes, c10::contiguous_strides(sizes), c10::scalarTypeToTypeMeta(dtype));
 }
 
 #else
 
 at::Tensor empty_output_like(const at::Tensor& tensor) { return at::empty_like(tensor); }
+at::Tensor empty_output(at::IntArrayRef sizes, at::ScalarType dtype) { return at::empty(sizes, dtype); }
 
 #endif
 

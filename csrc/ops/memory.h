@@ -10,6 +10,9 @@ namespace segloss {
 // longer than filling it.
 at::Tensor empty_output_like(const at::Tensor& tensor);
 
+// Likewise, contiguous, of these sizes.
+at::Tensor empty_output(at::IntArrayRef sizes, at::ScalarType dtype);
+
 // Bytes of the largest cache that a core uses, alone or shared, or the environment variable SEGLOSS_CACHE_SIZE.
 int64_t cache_size();
 

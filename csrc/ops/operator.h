@@ -434,6 +434,9 @@ public:
         if constexpr (kHasGradientAhead) {
             options.with_gradient = false;
         }
+        if constexpr (!Loss::is_by_slab) {
+            return Loss::composite(arguments, options, reading);
+        }
         auto results = Loss::shapes(arguments, options, reading);
         for (auto& result : results) { // 0-dim results are sums, in the widest dtype
             const auto dtype = result.dim() == 0 ? widest_dtype(result) : result.scalar_type();
@@ -459,7 +462,7 @@ public:
         const auto grads = Loss::grads_of_parts(handed, options);
         const auto gradient = arguments.coarse ? at::zeros_like(arguments.logits(), reading.compute_dtype())
                                                : at::empty_like(arguments.input);
-        const Slabs slabs(arguments.input, options.dim);
+        const Slabs slabs(arguments.input, options.dim, Loss::is_by_slab);
         for (int64_t slab = 0; slab < slabs.count(); ++slab) {
             auto part = slabs.of(arguments, slab);
             const auto of_logits = [&](const Tensor& logits) {
