@@ -417,10 +417,16 @@ class TopKLoss(_SetLoss):
         super().__init__(**_keywords(locals()))
 
 
-class _LovaszLoss(_LabelLoss):
+class _LovaszLoss(_Loss):
     _tensors = ()
+    weight = None
     per_sample: bool
+    ignore_index: IgnoreIndex
     reduction: Reduction
+    dim: int
+    upsample: Upsample | None
+    align_corners: bool
+    label_map: LabelMap | None
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:  # type: ignore[override]
         """Calls the function of the loss with the keywords of the module.
@@ -438,8 +444,16 @@ class _LovaszLoss(_LabelLoss):
 class LovaszSoftmaxLoss(_LovaszLoss):
     """Module of ``segloss.lovasz_softmax_loss``: a convex surrogate of one minus the Jaccard index of each class.
 
-    With p the softmax of the logits and g = 1 at the voxels of a class, else 0, the errors ``|g - p|`` of the voxels,
-    sorted from the largest to the smallest, are multiplied by what each voxel adds to the Jaccard loss.
+    For each class c, the errors of the voxels of the batch (of a sample with ``per_sample``) that count, with p the
+    softmax of the logits and g = 1 at the voxels of the class, else 0::
+
+        e = |g - p|
+
+    Sorted from the largest to the smallest, with g in the same order and G = sum(g), the Jaccard loss of the first k
+    voxels as errors is J[k], and the loss of the class is::
+
+        J[k] = 1 - (G - sum(g[:k])) / (G + sum(1 - g[:k]))
+        loss = sum_k e[k] * (J[k] - J[k - 1])
 
     Source: Berman, Rannen Triki and Blaschko 2018, "The Lovász-Softmax loss: A tractable surrogate for the optimization
     of the intersection-over-union measure in neural networks", arXiv:1705.08790.
@@ -482,8 +496,16 @@ class LovaszSoftmaxLoss(_LovaszLoss):
 class LovaszHingeLoss(_LovaszLoss):
     """Module of ``segloss.lovasz_hinge_loss``: a convex surrogate of one minus the Jaccard index of each channel.
 
-    With logits x and g = 1 in the foreground of a channel, else 0, the errors ``max(0, 1 - x * (2 * g - 1))`` of the
-    voxels, sorted from the largest to the smallest, are multiplied by what each voxel adds to the Jaccard loss.
+    For each channel, the errors of the voxels of the batch (of a sample with ``per_sample``) that count, with logits x
+    and g = 1 in the foreground, else 0::
+
+        e = max(0, 1 - x * (2 * g - 1))
+
+    Sorted from the largest to the smallest, with g in the same order and G = sum(g), the Jaccard loss of the first k
+    voxels as errors is J[k], and the loss of the channel is::
+
+        J[k] = 1 - (G - sum(g[:k])) / (G + sum(1 - g[:k]))
+        loss = sum_k e[k] * (J[k] - J[k - 1])
 
     Source: Yu and Blaschko 2015, "Learning Submodular Losses with the Lovász Hinge", ICML; Berman, Rannen Triki and
     Blaschko 2018, arXiv:1705.08790.
@@ -504,6 +526,7 @@ class LovaszHingeLoss(_LovaszLoss):
     """
 
     _function = lovasz.lovasz_hinge_loss
+    regions: Regions | None
 
     def __init__(
         self,

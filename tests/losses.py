@@ -13,7 +13,8 @@ import segloss
 VOXEL_LOSSES = ("cross_entropy", "nll_loss", "binary_cross_entropy_with_logits", "focal_loss", "topk_loss")
 REGION_LOSSES = ("dice_loss", "generalized_dice_loss", "tversky_loss")
 COMPOUND_LOSSES = ("dice_ce_loss", "dice_focal_loss")
-FUNCTIONS = {name: getattr(segloss, name) for name in (*VOXEL_LOSSES, *REGION_LOSSES, *COMPOUND_LOSSES)}
+LOVASZ_LOSSES = ("lovasz_softmax_loss", "lovasz_hinge_loss")
+FUNCTIONS = {name: getattr(segloss, name) for name in (*VOXEL_LOSSES, *REGION_LOSSES, *COMPOUND_LOSSES, *LOVASZ_LOSSES)}
 MODULES = {
     segloss.CrossEntropyLoss: segloss.cross_entropy,
     segloss.NLLLoss: segloss.nll_loss,
@@ -25,6 +26,8 @@ MODULES = {
     segloss.TverskyLoss: segloss.tversky_loss,
     segloss.DiceCELoss: segloss.dice_ce_loss,
     segloss.DiceFocalLoss: segloss.dice_focal_loss,
+    segloss.LovaszSoftmaxLoss: segloss.lovasz_softmax_loss,
+    segloss.LovaszHingeLoss: segloss.lovasz_hinge_loss,
 }
 MODULES_ALONE = (segloss.BinaryDiceLoss, segloss.MultiClassDiceLoss, segloss.DeepSupervisionLoss)
 METRICS = {name: getattr(segloss, name) for name in ("accuracy", "confusion_matrix", "dice_score", "jaccard_index")}
@@ -62,6 +65,9 @@ VARIANTS = {
     "dice_ce_loss of the batch": partial(segloss.dice_ce_loss, **BATCH),
     "dice_focal_loss": partial(segloss.dice_focal_loss),
     "sigmoid dice_focal_loss": partial(segloss.dice_focal_loss, **SIGMOID),
+    "lovasz_softmax_loss": partial(segloss.lovasz_softmax_loss, classes="all"),
+    "lovasz_softmax_loss of each sample": partial(segloss.lovasz_softmax_loss, per_sample=True),
+    "lovasz_hinge_loss": partial(segloss.lovasz_hinge_loss),
 }
 OF_EACH_VOXEL = {
     "cross_entropy of each voxel": partial(segloss.cross_entropy, reduction="none"),
@@ -74,14 +80,22 @@ def takes(loss, keyword):
     return keyword in inspect.signature(loss).parameters
 
 
+def taken(loss, **options):
+    """The options that a loss takes."""
+    return {keyword: value for keyword, value in options.items() if takes(loss, keyword)}
+
+
 def is_sigmoid(loss):
     """Whether it takes a mask for each class; of a variant."""
-    return loss.keywords.get("activation") == "sigmoid" or loss.func is segloss.binary_cross_entropy_with_logits
+    of_masks = (segloss.binary_cross_entropy_with_logits, segloss.lovasz_hinge_loss)
+    return loss.keywords.get("activation") == "sigmoid" or loss.func in of_masks
 
 
 def takes_probabilities(loss):
     """Whether a target of input's shape may be soft; of a variant."""
-    return is_sigmoid(loss) or loss.func not in (segloss.focal_loss, segloss.topk_loss, segloss.dice_focal_loss)
+    of_hard = [getattr(segloss, name) for name in LOVASZ_LOSSES]
+    of_labels = (segloss.focal_loss, segloss.topk_loss, segloss.dice_focal_loss)
+    return loss.func not in of_hard and (is_sigmoid(loss) or loss.func not in of_labels)
 
 
 def value_and_gradient(loss, x, *arguments, **options):

@@ -88,6 +88,8 @@ CRITERIA = {
     "Dice and cross entropy": (segloss.DiceCELoss(ignore_index=1, label_smoothing=0.1), labels_of),
     "Dice and binary cross entropy": (segloss.DiceCELoss(activation="sigmoid"), masks_of),
     "Dice and focal": (segloss.DiceFocalLoss(gamma=1.5), labels_of),
+    "Lovasz-Softmax": (segloss.LovaszSoftmaxLoss(ignore_index=1), labels_of),
+    "Lovasz hinge": (segloss.LovaszHingeLoss(per_sample=True), masks_of),
     "binary Dice": (binary_dice_of_sigmoid, masks_of),
     "multi-class Dice": (segloss.MultiClassDiceLoss(ignore_index=1), labels_of),
     "deep supervision": (deeply_supervised, labels_of),

@@ -113,6 +113,27 @@ def dice_and(second, x, y, reduction="mean", weight=None, activation="softmax"):
     return dice_loss(x, y, reduction, weight, activation=activation) + second(x, y, reduction, weight)
 
 
+def lovasz_terms(errors, g, counts, reduction):
+    """The terms of the classes. The factors of the errors, sorted, are differences of the Jaccard loss."""
+    e, g = ((each * counts).movedim(1, 0).flatten(1) for each in (errors, g))
+    order = e.detach().sort(dim=1, descending=True, stable=True).indices
+    g = g.gather(1, order)
+    total = g.sum(1, keepdim=True)
+    jaccard = 1 - (total - g.cumsum(1)) / (total + (1 - g).cumsum(1))
+    factors = jaccard - torch.nn.functional.pad(jaccard, (1, 0))[:, :-1]
+    return reduced_terms((e.gather(1, order) * factors).sum(1), reduction)
+
+
+def lovasz_softmax_loss(x, y, reduction="mean"):
+    g, counts = read(x, y)
+    return lovasz_terms(g * (1 - x.softmax(1)) + (1 - g) * x.softmax(1), g, counts, reduction)
+
+
+def lovasz_hinge_loss(x, y, reduction="mean"):
+    g, counts = read(x, y)
+    return lovasz_terms(torch.relu(1 - x * (2 * g - 1)), g, counts, reduction)
+
+
 # ---- the losses with their formulas ----
 
 BOTH = ("[N, *]", "[N, 1, *]")
@@ -162,6 +183,8 @@ PAIRS = {
     "Dice and focal": pair(
         segloss.dice_focal_loss, partial(dice_and, partial(cross_entropy, gamma=2.0)), BOTH, REDUCED
     ),
+    "Lovasz-Softmax": pair(segloss.lovasz_softmax_loss, lovasz_softmax_loss, only={"classes": "all"}),
+    "Lovasz hinge": pair(segloss.lovasz_hinge_loss, lovasz_hinge_loss, MASKED),
     "soft statistics": pair(partial(two_of, segloss.soft_stats), partial(two_of, soft_stats), SOFT, ("sum", "none")),
 }
 

@@ -6,7 +6,7 @@ from functools import partial
 import numpy
 import pytest
 import torch
-from losses import METRICS, MODULES, VARIANTS, value_and_gradient
+from losses import METRICS, MODULES, VARIANTS, taken, value_and_gradient
 from test_devices import without_kernels
 from tolerances import assert_identical
 
@@ -196,7 +196,7 @@ def test_metrics_without_several_labels(name):
 @pytest.mark.parametrize("loss", VARIANTS.values(), ids=VARIANTS)
 def test_with_voxel_weights_and_a_channel_of_the_labels(loss):
     x, raw, classes = case()
-    options = {"voxel_weight": torch.rand(classes.shape, dtype=torch.float64).round(decimals=1)}
+    options = taken(loss, voxel_weight=torch.rand(classes.shape, dtype=torch.float64).round(decimals=1))
     actual = value_and_gradient(loss, x, raw.unsqueeze(1), label_map=OTHERS, **options)
     assert_identical(actual, value_and_gradient(loss, x, classes.unsqueeze(1), **options))
 

@@ -33,9 +33,10 @@ def test_every_loss_has_a_variant():
     assert functions_of(losses.VARIANTS.values()) == set(losses.FUNCTIONS.values())
 
 
-@pytest.mark.parametrize(
-    "loss", [name for name in losses.FUNCTIONS if losses.takes(losses.FUNCTIONS[name], "activation")]
-)
+WITH_ACTIVATION = {name for name, loss in losses.FUNCTIONS.items() if losses.takes(loss, "activation")}
+
+
+@pytest.mark.parametrize("loss", sorted(WITH_ACTIVATION - {"lovasz_softmax_loss"}))  # which has no sigmoid
 def test_every_loss_with_an_activation_has_a_variant_with_a_sigmoid(loss):
     assert losses.FUNCTIONS[loss] in functions_of(filter(losses.is_sigmoid, losses.VARIANTS.values()))
 

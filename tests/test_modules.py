@@ -61,6 +61,8 @@ OTHER_VALUES = {
     "lambda_ce": 0.5,
     "lambda_focal": 0.25,
     "smooth": 3.0,
+    "classes": [0, 2],
+    "per_sample": True,
 }
 ALONE = {  # values that do not go with others
     "label_map": {0: 2, 1: 0, 2: 1},
@@ -83,6 +85,8 @@ def other_values(module):
     values = {name: value for name, value in OTHER_VALUES.items() if has(module, name)}
     if module is segloss.FocalLoss:  # a sigmoid, as the other values have it
         del values["alpha"]
+    if module is segloss.LovaszSoftmaxLoss:  # it has no sigmoid
+        del values["activation"]
     return values
 
 
@@ -134,7 +138,9 @@ def test_arguments_of_losses_that_torch_lacks_are_keyword_only(module):
 
 @pytest.mark.parametrize("module", MODULES)
 def test_forward_takes_what_changes_from_call_to_call(module):
-    expected = ["input", "target", "voxel_weight"]
+    expected = ["input", "target"]
+    if takes(losses.MODULES.get(module, segloss.dice_loss), "voxel_weight"):
+        expected.append("voxel_weight")
     if takes(module, "label_sets"):
         expected.append("label_set_index")
     assert [p.name for p in parameters_of(module().forward)] == expected
@@ -208,7 +214,9 @@ def test_empty_of_the_module(module):
     assert module(empty="zero")(INPUT, ignored) == dice
 
 
-@pytest.mark.parametrize(("module", "function"), MODULE_AND_FUNCTION)
+@pytest.mark.parametrize(
+    ("module", "function"), [pair for pair in MODULE_AND_FUNCTION if takes(pair[1], "voxel_weight")]
+)
 def test_voxel_weight_goes_to_forward(module, function):
     v = torch.tensor([[0.5, 2.0]])
     expected = function(INPUT, LABELS, voxel_weight=v)
@@ -427,4 +435,4 @@ def test_the_advice_for_a_keyword_names_one_that_some_loss_has(keyword):
     keywords = {name for module in modules for name in inspect.signature(module).parameters}
     replacement, _ = _peers._ADVICE[keyword]
     assert replacement is None or replacement in keywords
-    assert keyword not in keywords - {"mode", "smooth"}
+    assert keyword not in keywords - {"mode", "smooth", "classes"}

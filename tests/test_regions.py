@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 import torch
-from losses import MODULES, VARIANTS, is_sigmoid, value_and_gradient
+from losses import MODULES, VARIANTS, is_sigmoid, taken, takes, value_and_gradient
 from test_devices import without_kernels
 from tolerances import assert_identical
 
@@ -119,9 +119,10 @@ def test_scores_of_regions_of_a_label_map(score):
 @EVERY_LOSS
 def test_regions_with_weights(loss):
     x, labels, masks = case()
-    options = {"voxel_weight": torch.rand(2, 5, 6, dtype=torch.float64).round(decimals=1)}
+    weights = {"voxel_weight": torch.rand(2, 5, 6, dtype=torch.float64).round(decimals=1)}
     if loss.func is not segloss.generalized_dice_loss:
-        options["weight"] = torch.tensor([0.5, 2.0, 0.0])
+        weights["weight"] = torch.tensor([0.5, 2.0, 0.0])
+    options = taken(loss, **weights)
     actual = value_and_gradient(loss, x, labels, regions=BRATS, ignore_index=255, **options)
     assert_identical(actual, value_and_gradient(loss, x, masks, **options))
 
@@ -177,7 +178,7 @@ def test_regions_of_a_compiled_tensor_map():
     assert_identical([compiled(x, labels.where(labels > 0, 5))], [segloss.dice_ce_loss(x, masks, activation="sigmoid")])
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [m for m, f in MODULES.items() if takes(f, "regions")], ids=lambda m: m.__name__)
 def test_modules_take_regions(module):
     x, labels, masks = case()
     options = {"activation": "sigmoid"} if "activation" in module().__dict__ else {}
