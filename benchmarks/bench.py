@@ -17,7 +17,7 @@ from typing import Any
 import memory
 import report
 import torch
-from cases import IMAGE_LIKE, SCENES, Call, Case, Problem, cases, tiny, variants
+from cases import IMAGE_LIKE, OF_FEW_DIGITS, SCENES, Call, Case, Problem, cases, tiny, variants
 from floor import floor_bytes, floor_cases, time_floor
 from limits import copy_rate, read_once, read_twice_and_write, read_twice_and_write_fresh
 from passes import PASSES, forward_backward
@@ -47,7 +47,7 @@ def outcome(call: Call, logits: Tensor, labels: Tensor) -> list[Tensor]:
     return [result.detach(), *(torch.autograd.grad(result, logits) if result.requires_grad else ())]
 
 
-def check_agreement(ours: Call, theirs: Call, logits: Tensor, labels: Tensor) -> None:
+def check_agreement(ours: Call, theirs: Call, logits: Tensor, labels: Tensor, tolerance: float = TOLERANCE) -> None:
     """Checks values and gradients in float32, relative to the largest."""
     logits = logits.detach().float().requires_grad_()
     outcomes = [outcome(call, logits, labels) for call in (ours, theirs)]
@@ -55,7 +55,7 @@ def check_agreement(ours: Call, theirs: Call, logits: Tensor, labels: Tensor) ->
         if actual.dtype == torch.uint8:  # label maps: the two largest logits of a voxel may be equal but for rounding
             assert (actual != expected).float().mean() < 1e-5
             continue
-        torch.testing.assert_close(actual, expected, rtol=TOLERANCE, atol=TOLERANCE * expected.abs().max().item())
+        torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * expected.abs().max().item())
 
 
 def error(call: Call, logits: Tensor, labels: Tensor) -> float:
@@ -81,8 +81,10 @@ def time_case(case: Case, budget: float) -> list[Row]:
     calls = case.calls()
     if not calls:
         return []  # no peer is installed
+    tolerance = OF_FEW_DIGITS.get(case.loss, TOLERANCE)
+    compared = case.problem.with_sizes(8).tensors() if case.loss in OF_FEW_DIGITS else (logits, labels)
     for ours, theirs in calls.values():
-        check_agreement(ours, theirs, logits, labels)
+        check_agreement(ours, theirs, *compared, tolerance)
     off = errors(calls, logits, labels)
     plain = next(iter(calls.values()))[0]
     differentiable = plain(logits, labels).requires_grad

@@ -361,6 +361,35 @@ def dice_ce_of_label_map(problem: Problem) -> Pairs:
     return with_label_map(segloss.dice_ce_loss, problem)
 
 
+def lovasz_formula(logits: Tensor, labels: Tensor) -> Tensor:
+    """The Lovasz-Softmax loss of the classes that are present, by a sort and cumulative sums of each."""
+    p, classes = logits.softmax(1), labels.reshape(-1)
+    losses = []
+    for c in range(logits.shape[1]):
+        g = (classes == c).to(p.dtype)
+        if g.any():
+            errors, order = (g - p[:, c].reshape(-1)).abs().sort(descending=True)
+            total, sorted_g = g.sum(), g[order]
+            jaccard = 1 - (total - sorted_g.cumsum(0)) / (total + (1 - sorted_g).cumsum(0))
+            losses.append(errors @ torch.cat([jaccard[:1], jaccard.diff()]))
+    return torch.stack(losses).mean()
+
+
+def lovasz_softmax(problem: Problem) -> Pairs:
+    pairs: Pairs = {"torch": (segloss.lovasz_softmax_loss, lovasz_formula)}
+    if smp := smp_losses():
+        loss = smp.LovaszLoss("multiclass")
+        pairs["SMP"] = (segloss.lovasz_softmax_loss, lambda logits, labels: loss(logits, labels.long()))
+    return pairs
+
+
+def lovasz_hinge(problem: Problem) -> Pairs:
+    if smp := smp_losses():
+        loss = smp.LovaszLoss("binary")
+        return {"SMP": (segloss.lovasz_hinge_loss, lambda logits, masks: loss(logits, masks.long()))}
+    return {}
+
+
 def topk(problem: Problem) -> Pairs:
     ignored: Options = {"ignore_index": problem.ignore_index}
 
@@ -450,6 +479,8 @@ LOSSES: dict[str, Callable[[Problem], Pairs]] = {
     "cross_entropy of a label map": cross_entropy_of_label_map,
     "dice_ce_loss of a label map": dice_ce_of_label_map,
     "topk_loss": topk,
+    "lovasz_softmax_loss": lovasz_softmax,
+    "lovasz_hinge_loss": lovasz_hinge,
     "confusion_matrix": confusion_matrix,
     "cross_entropy of small logits": cross_entropy_of_small,
     "dice_ce_loss of small logits": dice_ce_of_small,
@@ -458,6 +489,9 @@ LOSSES: dict[str, Callable[[Problem], Pairs]] = {
 }
 OF_MASKS = ("focal_loss of sigmoids", "binary_cross_entropy_with_logits", "dice_ce_loss of sigmoids")
 OTHER_LOSSES = ("dice_loss", "generalized_dice_loss", "focal_loss", "focal_loss of sigmoids")
+# Differences of Jaccard losses in float32 leave the peers' gradients few digits, of many voxels hardly one: they are
+# compared on few voxels, with this tolerance.
+OF_FEW_DIGITS = {"lovasz_softmax_loss": 2e-3, "lovasz_hinge_loss": 2e-3}
 COMPILED = ("torch", "nnU-Net")  # torch.compile cannot compile MONAI's losses as a whole
 
 # ---- the cases ----
@@ -471,6 +505,8 @@ REGIONS = Problem((2, 3, 64, 64, 64), torch.bool, masks=True)  # as those of Bra
 TUMOURS = Problem((2, 3, 128, 128, 128), torch.uint8, num_labels=4)
 BINARY = Problem((2, 2, 96, 96, 96), torch.uint8)
 SCENES = Problem((2, 150, 256, 256), torch.uint8)
+LABELLED_CROP = Problem((2, 19, 512, 512), torch.uint8)
+FOREGROUND = Problem((2, 1, 128, 128, 128), torch.uint8, masks=True)
 SEQUENCE = Problem((4, 28, 128), torch.int64, dim=-1)
 IMAGES = Problem((32, 1000), torch.int64)
 BATCH = Problem((256, 1000), torch.int64)
@@ -534,6 +570,8 @@ def of_every_device(full: bool) -> list[Case]:
     plain += [Case("dice_ce_loss of a label map", problem) for problem in (PATCH, STREET)]
     plain += [Case("dice_loss of samples", problem) for problem in (COARSE, SAMPLES)]
     plain += [Case("topk_loss", PATCH)]
+    plain += [Case("lovasz_softmax_loss", problem) for problem in (PATCHES, LABELLED_CROP)]
+    plain += [Case("lovasz_hinge_loss", FOREGROUND)]
     plain += [Case("confusion_matrix", problem) for problem in (STREET, BODY)]
     plain += [
         Case(f"{loss} of small logits", QUARTER) for loss in ("cross_entropy", "dice_ce_loss", "confusion_matrix")

@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from kernel_build import C_TESTS, ROOT, SANITIZE, SANITIZER_ENV, can_link, compile_objects, kernel_sources, link, run
 
-FAMILIES = ["cross_entropy", "binary", "soft_stats", "confusion", "topk", "one_hot"]
+FAMILIES = ["cross_entropy", "binary", "soft_stats", "confusion", "topk", "lovasz", "one_hot"]
 CORPUS = C_TESTS / "corpus"
 COMPILER = "clang"
 MAX_INPUT = 512  # bytes; what fuzz.c draws beyond comes from a generator

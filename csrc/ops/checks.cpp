@@ -462,11 +462,11 @@ void check_label_values(const std::string& op, const Tensor& target, int64_t num
 }
 
 void check_mask_values(const std::string& op, const Tensor& masks, int64_t ignore_index) {
-    const auto outside = is_outside(masks.to(at::kLong), 2);
+    const bool is_floating = masks.is_floating_point();
+    const auto outside = is_floating ? masks.ne(0).logical_and(masks.ne(1)) : is_outside(masks.to(at::kLong), 2);
     const auto bad = outside.logical_and(is_ignored(masks, {ignore_index}).logical_not_());
-    TORCH_CHECK(!bad.any().item<bool>(), op,
-                ": expected 0 and 1 in an integer target that is a mask for each class, got ", first_value(masks, bad),
-                " ", first_place("target", bad),
+    TORCH_CHECK(!bad.any().item<bool>(), op, ": expected 0 and 1 in ", is_floating ? "a floating" : "an integer",
+                " target that is a mask for each class, got ", first_value(masks, bad), " ", first_place("target", bad),
                 ". A mask of 0 and another value becomes one of 0 and 1 by target.ne(0); set ignore_index to the value "
                 "of voxels to leave out. Labels of several classes are [N, ...] or [N, 1, ...], of logits with a "
                 "channel for each");

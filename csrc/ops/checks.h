@@ -105,7 +105,7 @@ Tensor is_ignored(const Tensor& target, const Labels& labels);
 // values: for tensors whose kernel found a bad label, or that no kernel reads.
 void check_label_values(const std::string& op, const Tensor& target, int64_t num_classes, const Labels& labels);
 
-// Likewise for masks: raises at the first value that is not 0, 1 or ignore_index.
+// Likewise for masks: raises at the first value that is not 0, 1 or ignore_index, also where masks are floating.
 void check_mask_values(const std::string& op, const Tensor& masks, int64_t ignore_index);
 
 // Likewise for one-hot targets: raises at the first voxel that is not exactly one-hot along `dim`. The error ends with

@@ -97,11 +97,10 @@ Tensor class_labels_meta(c10::string_view /*op*/, const Tensor& target, c10::Sym
     return at::empty_symint(target.sym_sizes(), target.options().dtype(at::kLong));
 }
 
-// ---- integer masks to int8 ------------------------------------------------------------------------------------------
+// ---- hard masks to int8 ---------------------------------------------------------------------------------------------
 
 Tensor class_masks_composite(c10::string_view op, const Tensor& target, int64_t ignore_index) {
     check_label_tensor(std::string(op), target);
-    TORCH_CHECK_TYPE(!target.is_floating_point(), op, ": expected integer masks, got ", target.scalar_type());
     check_mask_values(std::string(op), target, ignore_index);
     const auto values = target.to(at::kLong); // not target.eq: in uint8, -100 is 156
     return values.to(at::kChar).masked_fill_(values.eq(ignore_index), -1);

@@ -40,7 +40,7 @@ void check_class_labels(const std::string& op, const at::Tensor& target, const s
 at::Tensor set_masks(const std::string& op, const at::Tensor& target, const at::Tensor& label_table,
                      c10::SymInt num_channels, int64_t dim, bool of_groups = false);
 
-// int8 masks of an integer target, -1 where it is ignore_index; raises as check_mask_values does.
+// int8 masks of a target, -1 where it is ignore_index; raises as check_mask_values does.
 at::Tensor class_masks(const std::string& op, const at::Tensor& target, int64_t ignore_index);
 
 } // namespace segloss

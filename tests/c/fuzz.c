@@ -6,7 +6,7 @@
 #define GUARD_SIZE 0
 
 #include "binary_tests.h"
-#include "topk_tests.h"
+#include "lovasz_tests.h"
 
 /* ---- drawing ---- */
 
@@ -201,6 +201,15 @@ static inline void fuzz_topk(void) {
     create_inputs(&t, &in);
     check_all_topk(&t, &in);
     free_inputs(&in);
+}
+
+static inline void fuzz_lovasz(void) {
+    if (random_below(2)) {
+        check_all_lovasz_lists(1 + random_below(MAX_POSITIONS), (enum segloss_real)random_below(SEGLOSS_REALS));
+        return;
+    }
+    const struct lovasz_case z = draw_lovasz_case(draw_any_case(random_below(2) ? labels_kind : masks_kind));
+    check_all_lovasz(&z);
 }
 
 static inline void fuzz_one_hot(void) {

@@ -8,6 +8,7 @@
 #include "distance_tests.h"
 #include "elementary_tests.h"
 #include "label_table_tests.h"
+#include "lovasz_tests.h"
 #include "resize_tests.h"
 #include "soft_stats_tests.h"
 #include "tables.h"
@@ -55,6 +56,7 @@ int main(void) {
     test_topk();
     test_all_soft_stats();
     test_all_binary();
+    test_lovasz();
     test_bad_labels();
     test_bad_predictions();
     test_label_tables();
