@@ -250,7 +250,7 @@ def _unfolded(dim: int, folded: Tensor, like: Tensor) -> Tensor:
     """[B * N, *] of the folded input's shape to [B, N, *] of the input's."""
     if like.ndim == 2:
         return folded
-    unfolded = folded.unflatten(0, (len(like), like.shape[2 if dim == 0 else 1]))
+    unfolded = folded.reshape(len(like), like.shape[2 if dim == 0 else 1], *folded.shape[1:])
     return unfolded.movedim(1, 2) if dim == 0 else unfolded
 
 
@@ -369,7 +369,7 @@ def _lovasz_forward(
     x, y = _folded(dim, input, target)
     arguments = (op, x, y, weight, voxel_weight, _folded_table(label_table))
     loss, num_ones, slopes = _ops.lovasz_forward(*arguments, max(dim, 1), _by_member(options, dim, input), factors)
-    by_group = (each.unflatten(0, (len(input), len(each) // len(input))) for each in (loss, num_ones))
+    by_group = (each.reshape(len(input), len(each) // len(input), each.shape[1]) for each in (loss, num_ones))
     return (*by_group, _unfolded(dim, slopes, input))
 
 

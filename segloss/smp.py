@@ -2,14 +2,15 @@
 
 ``from segloss.smp import DiceLoss`` takes the place of ``from segmentation_models_pytorch.losses import DiceLoss``.
 Signatures, attributes, ``state_dict``, values and gradients are those of SMP's class of the same name; SMP itself need
-not be installed. SMP's ``LovaszLoss`` and ``MCCLoss`` have no counterpart here: keep them.
+not be installed. SMP's ``MCCLoss`` has no counterpart here: keep it.
 
 Beyond SMP, every loss
 
 * takes labels ``[N, *]`` or ``[N, 1, *]`` of any integer dtype, bool, or floating with integral values, and any number
   of spatial dimensions;
 * checks labels and masks: a label that is neither a class nor ignored is an error;
-* is called as ``loss(y_pred, y_true, voxel_weight=None)``, with a weight for each voxel if you like;
+* is called as ``loss(y_pred, y_true, voxel_weight=None)``, with a weight for each voxel if you like (not
+  ``LovaszLoss``);
 * has the attributes ``upsample`` and ``align_corners``, as in ``segloss.cross_entropy``, for logits that are smaller
   than the labels: set ``loss.upsample = "bilinear"``, or put the loss into ``segloss.DeepSupervisionLoss``.
 """
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from segloss import functional, region
+from segloss import functional, lovasz, region
 from segloss._labels import NO_LABEL, LabelOptions, _that_occur
 from segloss._upsample import Upsample, Upsampling, full_shape, upsampling_code
 from segloss.losses import _keywords, _Loss
@@ -37,6 +38,7 @@ __all__ = [
     "DiceLoss",
     "FocalLoss",
     "JaccardLoss",
+    "LovaszLoss",
     "SoftBCEWithLogitsLoss",
     "SoftCrossEntropyLoss",
     "TverskyLoss",
@@ -455,6 +457,71 @@ class FocalLoss(_ModeLoss):
             return y_pred
         p = y_pred.clamp(self.eps, 1 - self.eps)
         return p.log() if self.mode == MULTICLASS_MODE else p.logit()
+
+
+class LovaszLoss(_ModeLoss):
+    """SMP's ``LovaszLoss``: the Lovasz-Softmax loss of the classes that are present, or the Lovasz hinge loss of masks.
+
+    With the errors e of the voxels, ``|g - p|`` for a class of a multiclass loss with p = softmax(x), else
+    ``max(0, 1 - x * (2 * g - 1))``, sorted from the largest to the smallest, the targets g in the same order and
+    G = sum(g)::
+
+        J[k] = 1 - (G - sum(g[:k])) / (G + sum(1 - g[:k]))
+        loss = sum_k e[k] * (J[k] - J[k - 1])
+
+    A multiclass loss is the mean over the classes that are present. The masks of a multilabel loss are sorted together.
+
+    Args:
+        mode: ``"binary"``, ``"multiclass"`` (softmax) or ``"multilabel"``.
+        per_image: whether the loss is the mean of those of the samples instead of one of the batch. Default: False.
+        ignore_index: label of the voxels to ignore. Default: None, every voxel counts.
+        from_logits: has no effect, as in SMP: y_pred holds logits. Default: True.
+
+    Call:
+        ``loss(y_pred, y_true)``: as in ``segloss.smp.DiceLoss``, but masks hold 0 and 1.
+
+    Returns:
+        A 0-dim tensor of y_pred's dtype (float32 for half types under autocast).
+
+    Raises:
+        ValueError: ``mode`` has an unknown value, or the attribute ``upsample`` is set with ``mode="multilabel"``.
+        TypeError, IndexError, ValueError, RuntimeError: as ``segloss.lovasz_softmax_loss`` and
+            ``segloss.lovasz_hinge_loss``.
+
+    Equivalent to:
+        ``segmentation_models_pytorch.losses.LovaszLoss``, which takes differences of Jaccard losses in float32: of
+        millions of voxels its gradient has one or two digits.
+
+    Example:
+        >>> import segloss.smp, torch
+        >>> loss = segloss.smp.LovaszLoss("multiclass", ignore_index=255)
+        >>> logits = torch.randn(2, 3, 8, 8, requires_grad=True)
+        >>> loss(logits, torch.ones(2, 8, 8, dtype=torch.uint8)).backward()
+
+    See also:
+        * ``segloss.LovaszSoftmaxLoss``, ``segloss.LovaszHingeLoss``: with other options
+    """
+
+    per_image: bool
+
+    def __init__(
+        self, mode: str, per_image: bool = False, ignore_index: int | None = None, from_logits: bool = True
+    ) -> None:
+        super().__init__(None, **_keywords(locals()))
+
+    def forward(self, y_pred: Tensor, y_true: Tensor) -> Tensor:  # type: ignore[override]
+        """The loss of the batch; see the class."""
+        input = self._channels(y_pred, y_true)
+        if self.mode == MULTILABEL_MODE:
+            if self.upsample is not None:
+                raise ValueError(
+                    f"LovaszLoss: expected upsample=None with mode='multilabel', whose masks are sorted together, got "
+                    f"{self.upsample!r}. Use segloss.LovaszHingeLoss, the mean over the masks"
+                )
+            input, y_true = input.unsqueeze(1), y_true.unsqueeze(1)
+        loss = lovasz.lovasz_softmax_loss if self.mode == MULTICLASS_MODE else lovasz.lovasz_hinge_loss
+        ignore_index = _no_label_if_none(self.ignore_index)
+        return loss(input, y_true, per_sample=self.per_image, ignore_index=ignore_index, **self._resize())
 
 
 class SoftCrossEntropyLoss(_SMPLoss):

@@ -172,6 +172,31 @@ def smp_binary_cross_entropy(ignore_index: int = -100, pos_weight: Tensor | None
     return lambda x, m: (F.binary_cross_entropy_with_logits(x, m.double(), **options) * (m != ignore_index)).mean()
 
 
+def sum_of_sorted(errors: Tensor, g: Tensor) -> Tensor:
+    """The errors, from the largest, times what each adds to the Jaccard loss of those before it."""
+    order = errors.detach().sort(descending=True, stable=True).indices
+    g = g[order].double()
+    jaccard = 1 - (g.sum() - g.cumsum(0)) / (g.sum() + (1 - g).cumsum(0))
+    return errors[order] @ torch.cat([jaccard[:1], jaccard.diff()])
+
+
+def smp_lovasz(mode: str, per_image: bool = False, ignore_index: int | None = None) -> Loss:
+    """Of the classes that are present, or of all masks together."""
+
+    def loss(x: Tensor, y: Tensor) -> Tensor:
+        y, valid = smp_valid(y, ignore_index)
+        if mode == "multiclass":
+            p = softmax(x).movedim(1, -1)[valid]
+            g = torch.nn.functional.one_hot(y[valid], x.shape[1])
+            present = g.any(0).nonzero().flatten().tolist()
+            return torch.stack([sum_of_sorted((g - p).abs()[:, c], g[:, c]) for c in present]).mean()
+        return sum_of_sorted(torch.relu(1 - x * (2 * y.double() - 1))[valid], y[valid])
+
+    if per_image:
+        return lambda x, y: torch.stack([loss(*each) for each in zip(x.split(1), y.split(1), strict=True)]).mean()
+    return loss
+
+
 def kornia_mean_over_present_classes(losses: Tensor, g: Tensor, weight: Tensor | None = None) -> Tensor:
     """The mean over the present classes of each sample, then over the batch."""
     share = (g.flatten(2).sum(2) > 0) * (1 if weight is None else weight)
@@ -230,6 +255,7 @@ PACKAGES = {
         "DiceLoss": smp_dice,
         "JaccardLoss": smp_jaccard,
         "TverskyLoss": smp_tversky,
+        "LovaszLoss": smp_lovasz,
         "FocalLoss": smp_focal,
         "SoftCrossEntropyLoss": smp_cross_entropy,
         "SoftBCEWithLogitsLoss": smp_binary_cross_entropy,

@@ -63,8 +63,8 @@ def test_signatures_are_those_of_smp(name, method):
     assert [each[0] for each in own[len(parameters(theirs)) :]] == (["voxel_weight"] if method == "forward" else [])
 
 
-def test_it_has_the_names_of_smp_but_two_losses():
-    assert set(theirs.__all__) - set(ours.__all__) == {"LovaszLoss", "MCCLoss"}
+def test_it_has_the_names_of_smp_but_one_loss():
+    assert set(theirs.__all__) - set(ours.__all__) == {"MCCLoss"}
     assert set(ours.__all__) <= set(theirs.__all__)
 
 
@@ -294,6 +294,66 @@ def test_a_loss_with_its_defaults(name):
 def test_binary_logits_may_lack_the_channel_or_have_several(name, x_shape):
     x, y = torch.randn(x_shape, dtype=torch.float64), torch.randint(2, x_shape)
     assert_equal_to_smp(name, Case({"mode": "binary"}, x, y, torch.default_generator))
+
+
+# ---- the Lovasz loss, which in SMP takes float32 alone ----
+
+
+@pytest.mark.parametrize("method", ["__init__", "forward"])
+def test_the_signatures_of_the_lovasz_loss_are_those_of_smp(method):
+    own, their = (inspect.signature(getattr(losses.LovaszLoss, method)).parameters for losses in (ours, theirs))
+    assert [(p.name, p.default) for p in own.values()] == [(p.name, p.default) for p in their.values()]
+
+
+def lovasz_batch(mode, shape=(3, 4, 9, 8)):
+    x = torch.randn(shape)
+    if mode == "multiclass":
+        return x, torch.randint(shape[1], shape[:1] + shape[2:])
+    x = x[:, :1] if mode == "binary" else x
+    return x, torch.randint(2, x.shape)
+
+
+def assert_lovasz_is_that_of_smp(x, y, *options, **keywords):
+    own, their = (
+        value_and_gradient(losses.LovaszLoss(*options, **keywords), x, y) for losses in (ours, theirs)
+    )
+    assert_close(own[0], their[0])
+    torch.testing.assert_close(own[1], their[1], rtol=0, atol=1e-3 * their[1].abs().max().item())
+
+
+@pytest.mark.parametrize("ignore_index", [None, 255])
+@pytest.mark.parametrize("per_image", [False, True])
+@pytest.mark.parametrize("mode", MODES)
+def test_the_lovasz_loss_is_that_of_smp(mode, per_image, ignore_index):
+    x, y = lovasz_batch(mode)
+    if ignore_index is not None:
+        y[:, ..., :2] = ignore_index
+    assert_lovasz_is_that_of_smp(x, y, mode, per_image=per_image, ignore_index=ignore_index)
+
+
+@pytest.mark.parametrize("per_image", [False, True])
+def test_the_lovasz_loss_of_absent_classes_is_that_of_smp(per_image):
+    x, y = lovasz_batch("multiclass")
+    assert_lovasz_is_that_of_smp(x, y.clamp_max(1), "multiclass", per_image=per_image)
+    assert_lovasz_is_that_of_smp(x, torch.full_like(y, 2), "multiclass", per_image=per_image)
+
+
+@pytest.mark.parametrize("value", [0, 1])
+def test_the_lovasz_loss_of_masks_of_one_value_is_that_of_smp(value):
+    x, y = lovasz_batch("binary")
+    assert_lovasz_is_that_of_smp(x, torch.full_like(y, value), "binary")
+
+
+def test_the_lovasz_loss_takes_logits_without_a_channel():
+    x, y = lovasz_batch("binary")
+    assert_lovasz_is_that_of_smp(x[:, 0], y[:, 0], "binary", per_image=True)
+
+
+def test_the_lovasz_loss_of_many_masks_has_no_upsample():
+    loss = ours.LovaszLoss("multilabel")
+    loss.upsample = "bilinear"
+    with pytest.raises(ValueError, match="expected upsample=None with mode='multilabel'"):
+        loss(torch.randn(1, 2, 2, 2), torch.ones(1, 2, 4, 4).long())
 
 
 # ---- where SMP fails, or has no such option ----
