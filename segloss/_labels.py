@@ -68,7 +68,7 @@ def read_labels(
         meaning = meaning._replace(sets=_checked_sets(op, meaning, label_map, label_sets))
     tables = _tables_of(op, target, meaning, label_map)
     if label_sets is None:
-        return NO_LABEL, _on_all_ranks(target, tables if regions is not None else tables[0])
+        return NO_LABEL, on_all_ranks(target, tables if regions is not None else tables[0])
     return NO_LABEL, _of_samples(op, input, target, tables, dim, label_set_index)
 
 
@@ -98,7 +98,7 @@ def _of_samples(
 ) -> Tensor:
     assert input is not None
     num_samples = 1 if input.dim() == 1 else input.shape[1 if dim % input.dim() == 0 else 0]
-    return _on_all_ranks(target, _label_sets.rows_of_samples(op, rows, num_samples, label_set_index))
+    return on_all_ranks(target, _label_sets.rows_of_samples(op, rows, num_samples, label_set_index))
 
 
 def _checked_sets(
@@ -211,7 +211,7 @@ def _tables_of(op: str, target: Tensor, meaning: _Meaning, label_map: LabelMap |
     return table
 
 
-def _on_all_ranks(target: Tensor, table: Tensor) -> Tensor:
+def on_all_ranks(target: Tensor, table: Tensor) -> Tensor:
     if not is_dtensor(target):
         return table
     from segloss._dtensor import replicated_like

@@ -7,9 +7,10 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from segloss._distributed import is_dtensor
 from segloss._docs import documented
 from segloss._label_sets import Regions
-from segloss._labels import IgnoreIndex, LabelMap, LabelOptions, read_labels
+from segloss._labels import IgnoreIndex, LabelMap, LabelOptions, on_all_ranks, read_labels
 from segloss._upsample import Upsample, Upsampling, upsampling_code
 from segloss.functional import (
     _REDUCTIONS,
@@ -114,6 +115,7 @@ def lovasz_softmax_loss(
     input, target = _plain(input), _plain(target)
     ignore_index, label_table = read_labels(op, input, target, dim, LabelOptions(ignore_index, label_map), "softmax")
     _check_types(op, input, target, None, None, ignore_index, dim)
+    is_dtensor(input)  # registers the sharding rules if it is one
     _check_flags(op, per_sample=per_sample)
     _check_choice(op, "activation", activation, ("softmax", None), "Use lovasz_hinge_loss for classes that overlap")
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
@@ -122,7 +124,7 @@ def lovasz_softmax_loss(
     options = (dim, activation or "none", False, int(per_sample), ignore_index, resize)
     terms, num_ones = _lovasz(input, target, _weight_of(chosen, input, dim), None, label_table, *options, op)
     if chosen is not None:
-        terms = terms[:, list(chosen)]
+        terms = torch.stack([terms[:, c] for c in chosen], 1)
     has_term = num_ones > 0 if classes == "present" else torch.ones_like(terms, dtype=torch.bool)
     return _reduced(terms, has_term, reduction, per_sample).to(_result_dtype(input))
 
@@ -201,6 +203,7 @@ def lovasz_hinge_loss(
     input, target = _plain(input), _plain(target)
     ignore_index, label_table = read_labels(op, input, target, dim, LabelOptions(ignore_index, label_map, regions))
     _check_types(op, input, target, None, None, ignore_index, dim)
+    is_dtensor(input)  # registers the sharding rules if it is one
     _check_flags(op, per_sample=per_sample)
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
     resize = upsampling_code(op, input, Upsampling(upsample, align_corners))
@@ -230,9 +233,9 @@ def _weight_of(chosen: Sequence[int] | None, input: Tensor, dim: int) -> Tensor 
     """1 for the chosen classes, 0 for the others, which are not sorted then."""
     if chosen is None:
         return None
-    weight = input.new_zeros(input.shape[dim if input.dim() > 1 else 0], dtype=torch.float32)
-    weight[list(chosen)] = 1
-    return weight
+    num_classes = input.shape[dim if input.dim() > 1 else 0]
+    weights = [float(c in chosen) for c in range(num_classes)]
+    return on_all_ranks(input, torch.tensor(weights, device=input.device))
 
 
 def _reduced(terms: Tensor, has_term: Tensor, reduction: str, per_sample: bool) -> Tensor:

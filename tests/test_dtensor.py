@@ -251,6 +251,13 @@ def losses_of_all_ranks_compete():
     agrees(segloss.topk_loss, *tensors(), {**options, "voxel_weight": torch.ones(3, 5, 6)}, [Shard(0)])
 
 
+def voxels_of_all_ranks_are_sorted_together():
+    for options, d in (({}, 0), ({"per_sample": True}, 0), ({"classes": [2, 0]}, 2), ({"classes": "all"}, 2)):
+        agrees(segloss.lovasz_softmax_loss, *tensors(), {**options, **IGNORED}, [Shard(d)])
+    for d in (0, 2):
+        agrees(segloss.lovasz_hinge_loss, *tensors("masks"), {}, [Shard(d)])
+
+
 def compiled():
     for loss in (segloss.cross_entropy, segloss.dice_ce_loss):
         agrees(torch.compile(loss, backend="aot_eager", fullgraph=True), *tensors(), IGNORED, [Shard(0)])
@@ -343,6 +350,7 @@ CASES = {
     "module with weight": module_with_weight,
     "total weight": total_weight,
     "top-k": losses_of_all_ranks_compete,
+    "Lovasz": voxels_of_all_ranks_are_sorted_together,
     "compiled": compiled,
     "second derivative": second_derivative,
     "targets": targets_stay_where_they_are,

@@ -314,9 +314,7 @@ def lovasz_batch(mode, shape=(3, 4, 9, 8)):
 
 
 def assert_lovasz_is_that_of_smp(x, y, *options, **keywords):
-    own, their = (
-        value_and_gradient(losses.LovaszLoss(*options, **keywords), x, y) for losses in (ours, theirs)
-    )
+    own, their = (value_and_gradient(losses.LovaszLoss(*options, **keywords), x, y) for losses in (ours, theirs))
     assert_close(own[0], their[0])
     torch.testing.assert_close(own[1], their[1], rtol=0, atol=1e-3 * their[1].abs().max().item())
 
