@@ -27,6 +27,7 @@ _ADVICE = {
     "eps": ("smooth_nr", _SMOOTH),
     "classes": (None, "take the mean over these classes of reduction='none'"),
     "class_weights": ("weight", "weight"),
+    "per_image": ("per_sample", "per_sample"),
     "smooth_factor": ("label_smoothing", "label_smoothing, for a sigmoid 2 * smooth_factor"),
     "log_loss": (None, "take -(1 - loss).log() of reduction='none'"),
     # nnU-Net

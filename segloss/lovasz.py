@@ -218,14 +218,17 @@ def _chosen_classes(op: str, classes: object, input: Tensor, dim: int) -> Sequen
     if isinstance(classes, str):
         _check_choice(op, "classes", classes, ("present", "all"), "Or give a sequence of classes")
         return None
-    got = reprlib.repr(classes)
     if not isinstance(classes, Sequence) or not all(type(c) is int for c in classes):
-        raise TypeError(f"{op}: expected classes to be 'present', 'all' or a sequence of ints, got {got}")
+        raise TypeError(
+            f"{op}: expected classes to be 'present', 'all' or a sequence of ints, got {reprlib.repr(classes)}"
+        )
     if not -input.dim() <= dim < input.dim():
         return None  # the operator raises the error
     num_classes = input.shape[dim if input.dim() > 1 else 0]
     if not classes or len(set(classes)) < len(classes) or not all(0 <= c < num_classes for c in classes):
-        raise ValueError(f"{op}: expected different classes in [0, {num_classes}), one at least, got {got}")
+        raise ValueError(
+            f"{op}: expected different classes in [0, {num_classes}), one at least, got {reprlib.repr(classes)}"
+        )
     return classes
 
 
@@ -234,8 +237,8 @@ def _weight_of(chosen: Sequence[int] | None, input: Tensor, dim: int) -> Tensor 
     if chosen is None:
         return None
     num_classes = input.shape[dim if input.dim() > 1 else 0]
-    weights = [float(c in chosen) for c in range(num_classes)]
-    return on_all_ranks(input, torch.tensor(weights, device=input.device))
+    every, of_terms = torch.arange(num_classes, device=input.device), torch.tensor(chosen, device=input.device)
+    return on_all_ranks(input, torch.isin(every, of_terms).float())
 
 
 def _reduced(terms: Tensor, has_term: Tensor, reduction: str, per_sample: bool) -> Tensor:

@@ -117,6 +117,12 @@ def test_peak_memory_is_hardly_more_than_the_gradient(module, loss, problem, kep
     assert kept - 0.01 < taken.saved < kept + 0.1
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_peak_memory_of_a_lovasz_loss_is_that_of_the_slopes_and_the_gradient(module):
+    case = module("cases").Case("lovasz_softmax_loss", module("cases").LABELLED_CROP)
+    assert module("memory").in_own_process(case, peer="torch", side=0).peak < 2.1
+
+
 def test_the_command_writes_tables_figures_and_a_plot(tmp_path):
     files = ["--json", tmp_path / "bench.json", "--plot", tmp_path / "bench.png"]
     command = [sys.executable, BENCHMARKS / "bench.py", "--only", "cross_entropy [32, 1000]", "--seconds", "0", *files]

@@ -6,9 +6,12 @@ import pytest
 import reference
 import torch
 from losses import value_and_gradient
+from meaning import DICE_FOCAL, LOSS_ROWS, SIGMOID
+from meaning import DTYPES as OF_ROW
 from operators import options_of
 from test_devices import without_kernels
 from test_layouts import LAYOUTS
+from test_target_table import target_for
 from tolerances import assert_close, assert_same_bits
 from torch_versions import ignores_warnings_of_opcheck
 
@@ -99,12 +102,32 @@ def test_probabilities(per_sample):
     assert_as_reference(SOFTMAX, x.softmax(1), y, activation=None, per_sample=per_sample)
 
 
+def test_one_hot_labels():
+    x, y = batch((2, 3, 6, 5), ignored=1)
+    one_hot = torch.nn.functional.one_hot(y, 3).movedim(-1, 1)
+    assert_same_bits(value_and_gradient(SOFTMAX, x, one_hot), value_and_gradient(SOFTMAX, x, y))
+
+
 def test_one_channel_takes_a_map_of_0_and_1_of_any_shape_and_dtype():
     x, y = torch.randn(2, 1, 6, 5), masks((2, 1, 6, 5))
     expected = value_and_gradient(HINGE, x, y)
     for dtype in (torch.bool, torch.int64, torch.uint16, torch.float32, torch.float16):
         for target in (y.to(dtype), y.squeeze(1).to(dtype)):
             assert_same_bits(value_and_gradient(HINGE, x, target), expected)
+
+
+@LOSSES
+@pytest.mark.parametrize("row", LOSS_ROWS, ids=lambda row: f"C {row['C']}-{row['target']}-{row['dtype']}")
+def test_a_target_means_what_the_table_says(row, loss):
+    x = torch.randn(2, 1 if row["C"] == "1" else 3, 5)
+    what = row[DICE_FOCAL if loss is SOFTMAX else SIGMOID]
+    for dtype in OF_ROW[row["dtype"]]:
+        target = target_for(what, row, dtype)
+        if what == "error":
+            with pytest.raises((ValueError, RuntimeError), match=r"\w+: expected .*[Gg]ot "):
+                loss(x, target)
+        else:
+            assert_as_reference(loss, x, target.round() if what == "masks" and dtype.is_floating_point else target)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
@@ -317,6 +340,18 @@ def test_opcheck(options):
     torch.library.opcheck(torch.ops.segloss.lovasz_forward.default, arguments)
     loss, _, slopes = torch.ops.segloss.lovasz_forward(*arguments)
     torch.library.opcheck(torch.ops.segloss.lovasz_backward.default, (torch.rand_like(loss), slopes, *arguments))
+
+
+@pytest.mark.parametrize("classes", ["present", "all", [2, 0]])
+def test_a_compiled_loss(classes):
+    torch.compiler.reset()
+    x, y = batch((2, 3, 4, 5))
+    loss = partial(SOFTMAX, classes=classes)
+    compiled = torch.compile(loss, backend="aot_eager", fullgraph=True, dynamic=True)
+    for shape in ((2, 3, 4, 5), (3, 3, 6, 2)):
+        x, y = batch(shape)
+        for a, e in zip(value_and_gradient(compiled, x, y), value_and_gradient(loss, x, y), strict=True):
+            assert_close(a, e)
 
 
 # ---- bad input ----

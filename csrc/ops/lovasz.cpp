@@ -31,7 +31,7 @@ Target Lovasz::check(const Arguments& arguments, const Options& options) {
     const auto& [op, input, target, weight, voxel_weight, label_table, coarse] = arguments;
     TORCH_CHECK_VALUE(options.activation != SEGLOSS_SIGMOID && (!options.hinge || !options.is_softmax()), op,
                       ": expected activation 'softmax' or 'none', with hinge 'none'");
-    TORCH_CHECK_VALUE(!voxel_weight, op, ": expected no voxel_weight, which an order of voxels does not have");
+    TORCH_CHECK_VALUE(!voxel_weight, op, ": expected no voxel_weight. Leave voxels out by ignore_index");
     const auto given = classify_target(op, input, target, options.dim, /*takes_masks=*/options.hinge && !label_table);
     auto kind = options.hinge ? kind_of_regions(op, target, label_table, given) : given;
     if (options.hinge) {
@@ -174,7 +174,9 @@ public:
         return write_slopes();
     }
 
-    void clear() { std::memset(order_.slopes, 0, size_ * (real_ == SEGLOSS_REAL_DOUBLE ? 8 : 4)); }
+    void clear() {
+        std::memset(order_.slopes, 0, size_ * (real_ == SEGLOSS_REAL_DOUBLE ? sizeof(double) : sizeof(float)));
+    }
 
 private:
     static constexpr int kBitsOfFew = 8, kBitsOfMany = 11;
@@ -256,11 +258,16 @@ void run_over_voxels(const VoxelArguments& voxels, const segloss_lovasz& args, L
     }
 }
 
-// Makes the losses, and slopes of errors: of one class after the other, or of several small ones at a time.
+// Makes the losses, and slopes of the errors: of one class after the other, or of several small ones at a time.
 void sort_classes(const Lovasz::Results& results, const OptionalTensor& weight, int64_t num_voxels) {
     const auto& [loss, num_ones, slopes] = results;
     const auto num_classes = loss.size(1), num_orders = loss.numel();
-    const auto size = num_orders == 0 ? 0 : num_voxels / loss.size(0);
+    if (slopes.numel() == 0) {
+        loss.zero_();
+        num_ones.zero_();
+        return;
+    }
+    const auto size = num_voxels / loss.size(0);
     const auto real = real_of(slopes.scalar_type());
     const bool is_wide = real == SEGLOSS_REAL_DOUBLE || size > kMostNarrow;
     const auto weights = weight ? weight->to(at::kDouble).contiguous() : Tensor();
