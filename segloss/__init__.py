@@ -11,6 +11,7 @@ from types import ModuleType
 
 from segloss._extension import get_isa, synchronize  # isort: skip  first: it registers the operators
 from segloss import _vmap  # noqa: F401  registers the batching rules
+from segloss.boundary import boundary_loss, hausdorff_dt_loss
 from segloss.distance import distance_transform
 from segloss.functional import (
     binary_cross_entropy_with_logits,
@@ -23,6 +24,7 @@ from segloss.functional import (
 from segloss.losses import (
     BCEWithLogitsLoss,
     BinaryDiceLoss,
+    BoundaryLoss,
     CrossEntropyLoss,
     DeepSupervisionLoss,
     DiceCELoss,
@@ -32,6 +34,7 @@ from segloss.losses import (
     GeneralizedDiceLoss,
     LovaszHingeLoss,
     LovaszSoftmaxLoss,
+    HausdorffDTLoss,
     MultiClassDiceLoss,
     NLLLoss,
     TopKLoss,
@@ -65,6 +68,7 @@ def __getattr__(name: str) -> ModuleType:
 __all__ = [
     "BCEWithLogitsLoss",
     "BinaryDiceLoss",
+    "BoundaryLoss",
     "CrossEntropyLoss",
     "DeepSupervisionLoss",
     "DiceCELoss",
@@ -74,6 +78,7 @@ __all__ = [
     "GeneralizedDiceLoss",
     "LovaszHingeLoss",
     "LovaszSoftmaxLoss",
+    "HausdorffDTLoss",
     "MultiClassDiceLoss",
     "NLLLoss",
     "SoftStats",
@@ -81,6 +86,7 @@ __all__ = [
     "TverskyLoss",
     "accuracy",
     "binary_cross_entropy_with_logits",
+    "boundary_loss",
     "confusion_matrix",
     "cross_entropy",
     "dice_ce_loss",
@@ -91,6 +97,7 @@ __all__ = [
     "focal_loss",
     "generalized_dice_loss",
     "get_isa",
+    "hausdorff_dt_loss",
     "jaccard_index",
     "lovasz_hinge_loss",
     "lovasz_softmax_loss",

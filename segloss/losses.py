@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import _reduction
 
-from segloss import functional, lovasz, region
+from segloss import boundary, functional, lovasz, region
 from segloss._docs import document_module
 from segloss._label_sets import LabelSetIndex, LabelSets, Regions
 from segloss._labels import NO_LABEL, IgnoreIndex, LabelMap
@@ -70,7 +70,7 @@ class _Loss(nn.Module):
         """
         return self._call(input, target, voxel_weight=voxel_weight)
 
-    def _call(self, input: Tensor, target: Tensor, **more: Any) -> Tensor:
+    def _call(self, input: Tensor, target: Tensor | None, **more: Any) -> Tensor:
         options = self._options() | more
         for name in self._tensors:
             tensor = self._buffers[name]  # getattr would take a microsecond, as for every buffer
@@ -850,6 +850,127 @@ class DiceFocalLoss(_CompoundLoss):
         regions: Regions | None = None,
         label_sets: LabelSets | None = None,
         process_group: "ProcessGroup | None" = None,
+    ) -> None:
+        super().__init__(**_keywords(locals()))
+
+
+class _DistanceLoss(_LabelLoss):
+    activation: Activation | None
+    include_background: bool
+    batch: bool
+    reduction: Reduction
+    spacing: Sequence[float] | None
+
+
+class BoundaryLoss(_DistanceLoss):
+    """Module of ``segloss.boundary_loss``: the probabilities times the signed distances to the target's boundary.
+
+    For each sample and class, over the voxels that count, with p the activated input, v the voxel weight and phi the
+    signed distance map of the class::
+
+        loss = weight * sum v * p * phi / sum v
+
+    Source: Kervadec et al. 2019, "Boundary loss for highly unbalanced segmentation", MIDL, arXiv:1812.07032.
+
+    Args:
+        others: as in ``segloss.boundary_loss``.
+
+    Example:
+        >>> import segloss, torch
+        >>> loss = segloss.BoundaryLoss(spacing=(3, 1, 1))
+        >>> logits = torch.randn(2, 3, 4, 8, 8, requires_grad=True)
+        >>> loss(logits, torch.ones(2, 1, 4, 8, 8, dtype=torch.uint8)).backward()
+
+    See also:
+        * ``segloss.boundary_loss``: the function that it calls
+        * ``segloss.HausdorffDTLoss``: weighs errors by their distance from the boundary
+        * ``segloss.DiceLoss``, ``segloss.GeneralizedDiceLoss``: the losses that it is added to
+    """
+
+    _function = boundary.boundary_loss
+
+    def __init__(
+        self,
+        *,
+        spacing: Sequence[float] | None = None,
+        activation: Activation | None = "softmax",
+        include_background: bool = True,
+        batch: bool = False,
+        weight: ClassWeight | None = None,
+        ignore_index: IgnoreIndex = -100,
+        reduction: Reduction = "mean",
+        dim: int = 1,
+        upsample: Upsample | None = None,
+        align_corners: bool = False,
+        label_map: LabelMap | None = None,
+        regions: Regions | None = None,
+    ) -> None:
+        super().__init__(**_keywords(locals()))
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor | None,
+        voxel_weight: Tensor | None = None,
+        distances: Tensor | None = None,
+    ) -> Tensor:
+        """Calls the function of the loss with the keywords of the module.
+
+        Args:
+            input: logits ``[N, C, *]``, or what else the class says.
+            target: labels ``[N, *]`` or ``[N, 1, *]``, or what else the class says; None with ``distances``.
+            voxel_weight: a weight for each voxel, of the labels' shape. Default: None, every weight is 1.
+            distances: the signed distance maps, if a data loader makes them. Default: None, they are made of target.
+
+        Returns:
+            The loss, a 0-dim tensor of input's dtype; with ``reduction="none"`` its terms.
+        """
+        return self._call(input, target, voxel_weight=voxel_weight, distances=distances)
+
+
+class HausdorffDTLoss(_DistanceLoss):
+    """Module of ``segloss.hausdorff_dt_loss``: squared errors, weighed by their distances from both boundaries.
+
+    For each sample and class, over the voxels that count, with p the activated input, g the target, 1 in the class and
+    0 elsewhere, and v the voxel weight::
+
+        loss = weight * sum v * (p - g) ** 2 * (d_p ** alpha + d_g ** alpha) / sum v
+
+    Source: Karimi and Salcudean 2019, "Reducing the Hausdorff Distance in Medical Image Segmentation With Convolutional
+    Neural Networks", IEEE Transactions on Medical Imaging 39(2), arXiv:1904.10030.
+
+    Args:
+        alpha: the exponent of the distances, above 0.
+        others: as in ``segloss.hausdorff_dt_loss``.
+
+    Example:
+        >>> import segloss, torch
+        >>> loss = segloss.HausdorffDTLoss(include_background=False)
+        >>> logits = torch.randn(2, 3, 8, 8, requires_grad=True)
+        >>> loss(logits, torch.ones(2, 1, 8, 8, dtype=torch.uint8)).backward()
+
+    See also:
+        * ``segloss.hausdorff_dt_loss``: the function that it calls
+        * ``segloss.BoundaryLoss``: takes less time
+    """
+
+    _function = boundary.hausdorff_dt_loss
+    alpha: float
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 2.0,
+        spacing: Sequence[float] | None = None,
+        activation: Activation | None = "softmax",
+        include_background: bool = True,
+        batch: bool = False,
+        weight: ClassWeight | None = None,
+        ignore_index: IgnoreIndex = -100,
+        reduction: Reduction = "mean",
+        dim: int = 1,
+        label_map: LabelMap | None = None,
+        regions: Regions | None = None,
     ) -> None:
         super().__init__(**_keywords(locals()))
 

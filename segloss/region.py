@@ -744,11 +744,7 @@ def _sums(
     dim, resize, activation, labels, include_background, batch, process_group, *flags = walk
     soft_label, squared, any_finite = flags
     ignore_index, label_table = read_labels(op, input, target, dim, labels, activation)
-    if labels.regions is not None and not include_background:
-        raise ValueError(
-            f"{op}: expected include_background=True with regions, where channel 0 is the first region, got False. "
-            "Leave the region of the background out of regions"
-        )
+    _check_background(op, labels.regions, include_background)
     if squared and labels.label_sets is not None:
         raise ValueError(f"{op}: expected squared=False with label_sets, whose joined classes add their p, got True")
     gamma, label_smoothing = (voxel_loss.gamma, voxel_loss.label_smoothing) if voxel_loss else (0.0, 0.0)
@@ -786,6 +782,14 @@ def _sums(
     if process_group is not None and voxel_loss:
         voxel_sums = sum_over_ranks(op, process_group, refused, *voxel_sums)
     return SoftStats(*sums), whole, voxel_sums
+
+
+def _check_background(op: str, regions: Regions | None, include_background: bool) -> None:
+    if regions is not None and not include_background:
+        raise ValueError(
+            f"{op}: expected include_background=True with regions, where channel 0 is the first region, got False. "
+            "Leave the region of the background out of regions"
+        )
 
 
 def _over_batch(

@@ -14,7 +14,9 @@ VOXEL_LOSSES = ("cross_entropy", "nll_loss", "binary_cross_entropy_with_logits",
 REGION_LOSSES = ("dice_loss", "generalized_dice_loss", "tversky_loss")
 COMPOUND_LOSSES = ("dice_ce_loss", "dice_focal_loss")
 LOVASZ_LOSSES = ("lovasz_softmax_loss", "lovasz_hinge_loss")
-FUNCTIONS = {name: getattr(segloss, name) for name in (*VOXEL_LOSSES, *REGION_LOSSES, *COMPOUND_LOSSES, *LOVASZ_LOSSES)}
+DISTANCE_LOSSES = ("boundary_loss", "hausdorff_dt_loss")
+NAMES = (*VOXEL_LOSSES, *REGION_LOSSES, *COMPOUND_LOSSES, *LOVASZ_LOSSES, *DISTANCE_LOSSES)
+FUNCTIONS = {name: getattr(segloss, name) for name in NAMES}
 MODULES = {
     segloss.CrossEntropyLoss: segloss.cross_entropy,
     segloss.NLLLoss: segloss.nll_loss,
@@ -28,6 +30,8 @@ MODULES = {
     segloss.DiceFocalLoss: segloss.dice_focal_loss,
     segloss.LovaszSoftmaxLoss: segloss.lovasz_softmax_loss,
     segloss.LovaszHingeLoss: segloss.lovasz_hinge_loss,
+    segloss.BoundaryLoss: segloss.boundary_loss,
+    segloss.HausdorffDTLoss: segloss.hausdorff_dt_loss,
 }
 MODULES_ALONE = (segloss.BinaryDiceLoss, segloss.MultiClassDiceLoss, segloss.DeepSupervisionLoss)
 METRICS = {name: getattr(segloss, name) for name in ("accuracy", "confusion_matrix", "dice_score", "jaccard_index")}
@@ -68,6 +72,10 @@ VARIANTS = {
     "lovasz_softmax_loss": partial(segloss.lovasz_softmax_loss, classes="all"),
     "lovasz_softmax_loss of each sample": partial(segloss.lovasz_softmax_loss, per_sample=True),
     "lovasz_hinge_loss": partial(segloss.lovasz_hinge_loss),
+    "boundary_loss": partial(segloss.boundary_loss),
+    "sigmoid boundary_loss of the batch": partial(segloss.boundary_loss, **SIGMOID, **BATCH),
+    "hausdorff_dt_loss": partial(segloss.hausdorff_dt_loss),
+    "sigmoid hausdorff_dt_loss": partial(segloss.hausdorff_dt_loss, alpha=1.5, **SIGMOID),
 }
 OF_EACH_VOXEL = {
     "cross_entropy of each voxel": partial(segloss.cross_entropy, reduction="none"),
