@@ -124,18 +124,17 @@ def boundary_loss(
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
     labels = LabelOptions(ignore_index, label_map, regions)
     walk = _Walk(dim, Upsampling(upsample, align_corners), activation, labels, include_background, batch)
-    input, target, distances, voxel_weight = (_plain(each) for each in (input, target, distances, voxel_weight))
-    read = None
-    if target is not None or distances is None:
-        read = _read_target(op, input, target, weight, voxel_weight, walk)  # type: ignore[arg-type]
-        voxel_weight = read.voxel_weight
+    input, target, distances, voxel_weight = _plain(input), _plain(target), _plain(distances), _plain(voxel_weight)
+    if target is None and distances is None:
+        raise ValueError(f"{op}: expected a target, or distances, the signed distance maps, got neither")
+    read = None if target is None else _read_target(op, input, target, weight, voxel_weight, walk)
+    voxel_weight = voxel_weight if read is None else read.voxel_weight
     steps = _steps(op, spacing, input)
-    if distances is None:
-        assert read is not None
-        phi = _signed_distances(read, dim, steps, _wide(input)).nan_to_num_(posinf=0, neginf=0)
-        phi.add_(phi < 0, alpha=min(steps))
-    else:
+    if distances is not None:
         phi = _checked_distances(op, input, distances, walk)
+    elif read is not None:
+        phi = _signed_distances(read, dim, steps, _wide(input))
+        phi.add_(phi < 0, alpha=min(steps))
     stats, whole, _ = _sums(op, input, phi, weight, voxel_weight, _of_maps(walk))
     total = _total_weight(op, phi, voxel_weight, walk) if read is None else read.total
     return _mean(stats.intersection, total, weight, reduction, whole, batch).to(_result_dtype(input))
@@ -172,13 +171,13 @@ def hausdorff_dt_loss(
     Source: Karimi and Salcudean 2019, "Reducing the Hausdorff Distance in Medical Image Segmentation With Convolutional
     Neural Networks", IEEE Transactions on Medical Imaging 39(2), arXiv:1904.10030.
 
-    Distances of the prediction are computed in every call, so the loss takes longer than others.
+    Distances of the prediction are computed in every call, so the loss takes longer than others. Class 0 has a term
+    unless ``include_background=False``, which is the default of MONAI's ``HausdorffDTLoss``.
 
     Args:
         target: as in ``segloss.boundary_loss``, but not None.
         alpha: the exponent of the distances, above 0.
-        others: as in ``segloss.boundary_loss``. Mind that ``include_background`` is True here, as in segloss's other
-            losses, and False in MONAI's ``HausdorffDTLoss``.
+        others: as in ``segloss.boundary_loss``.
 
     Returns:
         A tensor as of ``segloss.boundary_loss``.
@@ -209,15 +208,16 @@ def hausdorff_dt_loss(
     _check_choice(op, "reduction", reduction, _REDUCTIONS)
     labels = LabelOptions(ignore_index, label_map, regions)
     walk = _Walk(dim, Upsampling(), activation, labels, include_background, batch)
-    input, target, voxel_weight = (_plain(each) for each in (input, target, voxel_weight))
+    input, target, voxel_weight = _plain(input), _plain(target), _plain(voxel_weight)
     read = _read_target(op, input, target, weight, voxel_weight, walk)
     steps = _steps(op, spacing, input)
     p = _activated(input, walk, read.counts)
-    distances = _signed_distances(read, dim, steps, p.dtype).abs_().nan_to_num_(posinf=0).pow_(alpha)
     is_in = p.detach() > 0.5
     if read.counts is not None:
-        is_in &= read.counts.unsqueeze(dim)
-    distances += _of_masks(is_in, dim, steps, p.dtype).abs_().nan_to_num_(posinf=0).pow_(alpha)
+        is_in = is_in & read.counts.unsqueeze(dim)
+    d_p, d_g = _of_masks(is_in, dim, steps, p.dtype), _signed_distances(read, dim, steps, p.dtype)
+    distances = _powers(d_p, alpha) + _powers(d_g, alpha)
+    del d_p, d_g, is_in
     errors = (p - _is_class(read, input, dim).to(p.dtype)).square()
     of_errors = _of_maps(walk)._replace(activation=None)
     stats, whole, _ = _sums(op, errors, distances, weight, read.voxel_weight, of_errors)
@@ -303,7 +303,7 @@ def _total_weight(op: str, maps: Tensor, voxel_weight: Tensor | None, walk: _Wal
     ones = torch.ones((), dtype=torch.float32, device=maps.device).expand(sizes)
     if voxel_weight is None:
         num_samples = sizes.pop(1 if dim == 0 else 0)
-        return torch.full((num_samples, 1), float(prod(sizes)), dtype=torch.float64, device=maps.device)
+        return torch.full((num_samples, 1), prod(sizes), dtype=torch.float64, device=maps.device)
     stats, *_ = _sums(op, ones, ones, None, voxel_weight, _Walk(dim, Upsampling(), None, LabelOptions(NO_LABEL)))
     return stats.prediction
 
@@ -333,18 +333,23 @@ def _steps(op: str, spacing: Sequence[float] | None, input: Tensor) -> tuple[flo
 
 
 def _signed_distances(target: _Target, dim: int, steps: tuple[float, ...], dtype: torch.dtype) -> Tensor:
-    """New maps of input's shape: outside a class the distance to it, inside minus that to others; infinite if none."""
+    """New maps of input's shape: outside a class the distance to it, inside minus that to others, 0 if it has none."""
     values, ignore_index, table, num_classes, *_ = target
     if num_classes == 0:
         return _of_masks(values > 0, dim, steps, dtype)
     maps = _distance_transform(values, table, steps, ignore_index, num_classes, False, True, dtype)
-    return maps.movedim(1, dim)
+    return maps[:, :num_classes].nan_to_num_(posinf=0, neginf=0).movedim(1, dim)
 
 
 def _of_masks(masks: Tensor, dim: int, steps: tuple[float, ...], dtype: torch.dtype) -> Tensor:
     moved = masks.movedim(dim, 1)
     maps = _distance_transform(moved.flatten(0, 1), None, steps, NO_LABEL, 0, False, True, dtype)
-    return maps.view(moved.shape).movedim(1, dim)
+    return maps.nan_to_num_(posinf=0, neginf=0).view(moved.shape).movedim(1, dim)
+
+
+def _powers(distances: Tensor, alpha: float) -> Tensor:
+    """|distances| ** alpha, in place. pow_ would round differently for other numbers of threads."""
+    return distances.mul_(distances) if alpha == 2 else distances.abs_().log_().mul_(alpha).exp_()
 
 
 def _is_class(target: _Target, input: Tensor, dim: int) -> Tensor:
@@ -360,13 +365,23 @@ def _is_class(target: _Target, input: Tensor, dim: int) -> Tensor:
 
 
 def _activated(input: Tensor, walk: _Walk, counts: Tensor | None) -> Tensor:
-    """The probabilities, in float32 at least; the logits of ignored voxels, which may be nan, have no effect on any."""
-    x = input.to(_wide(input))
+    """The probabilities, in float32 at least; the logits of ignored voxels, which may be nan, have no effect on any.
+
+    Of operations whose results are the same for any number of threads and any memory format, unlike those of softmax.
+    """
+    _, _, activation, *_ = walk
+    dim, x = walk.dim, input.to(_wide(input))
     if counts is not None:
-        x = x.masked_fill(~counts.unsqueeze(walk.dim), 0)
-    if walk.activation == "softmax":
-        return x.softmax(walk.dim)
-    return x.sigmoid() if walk.activation == "sigmoid" else x.clamp(0, 1)  # they lie beyond by rounding alone
+        x = x.masked_fill(~counts.unsqueeze(dim), 0)
+    if activation is None:
+        return x.clamp(0, 1)  # they lie beyond by rounding alone
+    if activation == "sigmoid":
+        return 1 / (1 + (-x).exp())
+    if x.shape[dim] == 0:
+        return x
+    powers = (x - x.detach().amax(dim, keepdim=True)).exp()
+    first, *others = powers.unbind(dim)
+    return powers / sum(others, first).unsqueeze(dim)
 
 
 def _wide(input: Tensor) -> torch.dtype:

@@ -854,12 +854,16 @@ class DiceFocalLoss(_CompoundLoss):
         super().__init__(**_keywords(locals()))
 
 
-class _DistanceLoss(_LabelLoss):
+class _DistanceLoss(_Loss):
+    spacing: Sequence[float] | None
     activation: Activation | None
     include_background: bool
     batch: bool
+    ignore_index: IgnoreIndex
     reduction: Reduction
-    spacing: Sequence[float] | None
+    dim: int
+    label_map: LabelMap | None
+    regions: Regions | None
 
 
 class BoundaryLoss(_DistanceLoss):
@@ -888,6 +892,8 @@ class BoundaryLoss(_DistanceLoss):
     """
 
     _function = boundary.boundary_loss
+    upsample: Upsample | None
+    align_corners: bool
 
     def __init__(
         self,

@@ -84,6 +84,29 @@ def soft_stats(x, y, activation="softmax", squared=False, voxel_weight=None):
     return torch.stack([(v * each).sum(2) for each in (p * g, p**power, g**power)])
 
 
+def distances(is_in):
+    """The signed distances of the voxels of a line to the other side of the masks; 0 where there is none."""
+    places = torch.arange(is_in.shape[-1], dtype=torch.float64)
+    steps = (places - places.unsqueeze(1)).abs()
+    to_in, to_out = (torch.where(m.unsqueeze(-2), steps, torch.inf).amin(-1) for m in (is_in, ~is_in))
+    return torch.nan_to_num(torch.where(is_in, -to_out, to_in), posinf=0, neginf=0)
+
+
+def boundary_loss(x, y, reduction="mean", activation="softmax", weight=None, voxel_weight=None):
+    g, counts = read(x, y)
+    v, p = by_voxel(counts, voxel_weight), x.softmax(1) if activation == "softmax" else x.sigmoid()
+    d = distances(g > 0)
+    phi = torch.where(d < 0, d + 1, d)
+    return reduced_terms(by_class(weight)[:, 0] * (v * p * phi).sum(2) / v.sum(2), reduction)
+
+
+def hausdorff_dt_loss(x, y, reduction="mean", weight=None):
+    g, v = read(x, y)
+    p = x.softmax(1)
+    w = distances((p > 0.5) & (v > 0)).square() + distances(g > 0).square()
+    return reduced_terms(by_class(weight)[:, 0] * (v * (p - g).square() * w).sum(2) / v.sum(2), reduction)
+
+
 def reduced_terms(terms, reduction):
     return {"mean": terms.mean, "sum": terms.sum, "none": terms.clone}[reduction]()
 
@@ -185,6 +208,9 @@ PAIRS = {
     ),
     "Lovasz-Softmax": pair(segloss.lovasz_softmax_loss, lovasz_softmax_loss, only={"classes": "all"}),
     "Lovasz hinge": pair(segloss.lovasz_hinge_loss, lovasz_hinge_loss, MASKED),
+    "boundary": pair(segloss.boundary_loss, boundary_loss, MASKED, weight=WEIGHT, **SIGMOID),
+    "boundary of a softmax": pair(segloss.boundary_loss, boundary_loss, voxel_weight=VOXEL_WEIGHT),
+    "Hausdorff": pair(segloss.hausdorff_dt_loss, hausdorff_dt_loss, weight=WEIGHT),
     "soft statistics": pair(partial(two_of, segloss.soft_stats), partial(two_of, soft_stats), SOFT, ("sum", "none")),
 }
 
