@@ -249,6 +249,8 @@ def _read_target(
         target = _labels(op, input, target, dim, code)
     x = input.detach()
     stats, *_ = _sums(op, x, target, weight, voxel_weight, walk._replace(include_background=True, batch=False))
+    if target.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        target = target.long()  # torch can hardly compute with these
     shape = full_shape(input, target, dim, code)
     is_of_one = input.shape[dim if input.dim() > 1 else 0] == 1
     if table is not None and table.dim() > 1:
@@ -262,19 +264,29 @@ def _read_target(
         v = _with_zeros(voxel_weight, counts)
         of_classes = stats.target.sum(1, keepdim=True)  # each voxel that counts is in one class
         return _Target(values, ignore_index, table, shape[dim], counts, v, of_classes)
-    counts = (masks >= 0).all(dim) if _may_ignore(target, ignore_index, table) else None
+    may_ignore = not target.is_floating_point() and _may_ignore(target, ignore_index, table)
+    counts = (masks >= 0).all(dim) if may_ignore else None
     v = _with_zeros(voxel_weight, counts)
     checked = 0 * stats.target.sum(1, keepdim=True)  # a compiler would leave out checks whose result nobody needs
     return _Target(masks, NO_LABEL, None, 0, counts, v, checked + _total_weight(op, masks, v, walk))
 
 
 def _masks(op: str, target: Tensor, ignore_index: int) -> Tensor:
-    """Masks of 0 and 1, and -1 where a voxel is ignored."""
+    """Masks of 0 and 1, and -1 where a voxel is ignored, which floating ones do not have."""
     if not target.is_floating_point():
         masks: Tensor = _ops.class_masks(op, target, ignore_index)
         return masks
-    labels: Tensor = _ops.class_labels(op, target, 2, ignore_index)
-    return labels.to(torch.int8)
+    is_one = target == 1
+    numbers = is_one.to(torch.int8) + 2 * (~is_one & (target != 0)).to(torch.int8)  # an operator refuses 2
+    try:
+        return _masks(op, numbers, NO_LABEL)
+    except RuntimeError as error:
+        if "expected 0 and 1" not in str(error):
+            raise
+        raise RuntimeError(
+            f"{op}: expected 0 and 1 in a floating target that is a mask for each class, got other values: soft masks "
+            "have no boundary. Use target > 0.5"
+        ) from None
 
 
 def _may_ignore(target: Tensor, ignore_index: int, table: Tensor | None) -> bool:
@@ -286,7 +298,11 @@ def _counts(op: str, labels: Tensor, ignore_index: int, table: Tensor | None) ->
     if table is not None:
         classes: Tensor = _ops.class_labels(op, labels, 2**31 - 1, ignore_index, table)
         return classes >= 0
-    return labels != ignore_index if _may_ignore(labels, ignore_index, table) else None
+    if not _may_ignore(labels, ignore_index, table):
+        return None
+    if labels.is_floating_point():  # float16 cannot be compared with a large number
+        labels = labels.to(torch.promote_types(labels.dtype, torch.float32))
+    return labels != ignore_index
 
 
 def _with_zeros(voxel_weight: Tensor | None, counts: Tensor | None) -> Tensor | None:

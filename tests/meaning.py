@@ -65,6 +65,10 @@ COMPOUND: dict[str, tuple[Call, Call]] = {
     "dice_ce_loss": (segloss.dice_ce_loss, reference.dice_ce_loss),
     "DeepSupervisionLoss": (deep_supervision, reference.dice_ce_loss),
 }
+OF_DISTANCES: dict[str, tuple[Call, Call]] = {
+    "boundary_loss": (segloss.boundary_loss, reference.boundary_loss),
+    "hausdorff_dt_loss": (segloss.hausdorff_dt_loss, reference.hausdorff_dt_loss),
+}
 OF_DICE_FOCAL = (segloss.dice_focal_loss, reference.dice_focal_loss)
 OF_FOCAL = (segloss.focal_loss, reference.focal_loss)
 OF_BINARY = (
@@ -91,11 +95,13 @@ LOSSES: dict[str, dict[str, tuple[Call, Call]]] = {
         **COMPOUND,
         "MultiClassDiceLoss": (multi_class_dice, partial(reference.dice_loss, smooth_nr=1.0, smooth_dr=1.0)),
     },
-    DICE_FOCAL: {"dice_focal_loss": OF_DICE_FOCAL},
+    DICE_FOCAL: {"dice_focal_loss": OF_DICE_FOCAL, **OF_DISTANCES},
     SIGMOID: {
-        **with_activation(REGION, None),
+        **with_activation({**REGION, **OF_DISTANCES}, None),
         "binary_cross_entropy_with_logits": OF_BINARY,
-        **with_activation({**REGION, **COMPOUND, "dice_focal_loss": OF_DICE_FOCAL, "focal_loss": OF_FOCAL}, "sigmoid"),
+        **with_activation(
+            {**REGION, **COMPOUND, **OF_DISTANCES, "dice_focal_loss": OF_DICE_FOCAL, "focal_loss": OF_FOCAL}, "sigmoid"
+        ),
     },
 }
 EVERY_LOSS = [(column, name) for column, functions in LOSSES.items() for name in functions]
@@ -150,6 +156,15 @@ def are_probabilities(values: Tensor, computed_in: torch.dtype, any_finite: bool
         return rounded.isfinite()
     low, high = torch.tensor([-slack, 1 + slack], dtype=torch.float64).to(computed_in)
     return (rounded >= low) & (rounded <= high)
+
+
+def is_of_distances(name: str) -> bool:
+    return name.partition(",")[0] in OF_DISTANCES
+
+
+def are_hard(values: Tensor) -> Tensor:
+    """Where values are 0 or 1."""
+    return (values == 0) | (values == 1)
 
 
 def is_one_hot(values: Tensor) -> bool:
@@ -215,6 +230,10 @@ def expected_of(
     dtypes = (x.dtype, target.dtype) if column == CROSS_ENTROPY else (x.dtype,)  # it promotes dtypes, as torch does
     computed_in = torch.float64 if torch.float64 in dtypes else torch.float32
     are_some = partial(are_probabilities, computed_in=computed_in, any_finite=name.startswith("soft_stats"))
+    if is_of_distances(name):  # soft masks have no boundary, and masks are read where voxels have no weight, too
+        are_some, weightless = are_hard, torch.zeros_like(weightless)
+        if x.dim() == 2:
+            raise Refused(ValueError, RuntimeError, IndexError)
     values = canonical(meaning, x, target, ignore_index, are_some, weightless)
     ignored = -100 if meaning in ("labels", "one-hot") else ignore_index
     _, slow = LOSSES[column][name]

@@ -609,3 +609,111 @@ def boundary(inside: Tensor, ignored: Tensor) -> Tensor:
             if not is_there or outside[tuple(neighbour)]:
                 result[tuple(place)] = True
     return result
+# ---- losses of distance maps ----
+
+
+def class_masks(
+    input: Tensor, target: Tensor, activation: str | None, ignore_index: int, dim: int
+) -> tuple[Tensor, Tensor]:
+    """The mask of each class, bool [N, C, *], and the voxels that count, [N, *]; of labels, one-hot labels or masks."""
+    x = input.movedim(dim, 1)
+    num_classes = x.shape[1]
+    if target.shape == input.shape and (activation == "softmax" or num_classes > 1 or target.is_floating_point()):
+        values = target.movedim(dim, 1).to(torch.int64)
+        labels = None if activation != "softmax" else values.argmax(1)
+    else:
+        values = target.to(torch.int64).reshape(x[:, 0].shape)
+        labels = values if num_classes > 1 else None
+        values = values.unsqueeze(1)
+    if labels is None:
+        return values == 1, (values != ignore_index).all(1)
+    counts = labels != ignore_index
+    return (labels.unsqueeze(-1) == torch.arange(num_classes)).movedim(-1, 1) & counts.unsqueeze(1), counts
+
+
+def distances(mask: Tensor, spacing: tuple[float, ...] | None = None) -> Tensor:
+    """The signed distance of each voxel of a mask [*] to the other side, negative inside; 0 if there is no other."""
+    where = torch.cartesian_prod(*(torch.arange(size, dtype=torch.float64) for size in mask.shape))
+    where = where.reshape(mask.numel(), mask.dim()) * torch.tensor(spacing or [1.0] * mask.dim(), dtype=torch.float64)
+    is_in = mask.flatten()
+    if is_in.all() or not is_in.any():
+        return torch.zeros(mask.shape, dtype=torch.float64)
+    steps = (where.unsqueeze(0) - where.unsqueeze(1)).square().sum(-1).sqrt()
+    to_in, to_out = steps[:, is_in].amin(1), steps[:, ~is_in].amin(1)
+    return torch.where(is_in, -to_out, to_in).reshape(mask.shape)
+
+
+def distance_maps(masks: Tensor, spacing: tuple[float, ...] | None) -> Tensor:
+    maps = [distances(mask, spacing) for mask in masks.flatten(0, 1)]
+    return torch.stack(maps).reshape(masks.shape) if maps else masks.double()
+
+
+def mean_of_maps(
+    maps: Tensor, v: Tensor, include_background: bool, batch: bool, weight: Tensor | None, reduction: str
+) -> Tensor:
+    """From maps [N, C, *], and the voxels' weights [N, *], to the reduced terms."""
+    v = v.unsqueeze(1)
+    sums = torch.where(v == 0, 0.0, v * maps).flatten(2).sum(2)
+    totals = v.flatten(2).sum(2)
+    if batch:
+        sums, totals = sums.sum(0), totals.sum(0)
+    terms = sums / torch.where(totals == 0, 1.0, totals)
+    if weight is not None:
+        terms = terms * weight.double()
+    terms = terms if include_background or maps.shape[1] == 1 else terms[..., 1:]
+    return terms if reduction == "none" else terms.mean() if reduction == "mean" else terms.sum()
+
+
+def activated(x: Tensor, activation: str | None) -> Tensor:
+    return (
+        x
+        if activation is None
+        else x.sigmoid()
+        if activation == "sigmoid"
+        else log_softmax(x.movedim(1, -1)).exp().movedim(-1, 1)
+    )
+
+
+def boundary_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    activation: str | None = "softmax",
+    include_background: bool = True,
+    batch: bool = False,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    dim: int = 1,
+    voxel_weight: Tensor | None = None,
+    spacing: tuple[float, ...] | None = None,
+) -> Tensor:
+    masks, counts = class_masks(input, target, activation, ignore_index, dim)
+    v = counts.double() if voxel_weight is None else counts * voxel_weight.double().reshape(counts.shape)
+    maps = distance_maps(masks, spacing)
+    phi = torch.where(maps < 0, maps + min(spacing or [1.0]), maps)
+    p = activated(input.double().movedim(dim, 1), activation)
+    return mean_of_maps(p * phi, v, include_background, batch, weight, reduction)
+
+
+def hausdorff_dt_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    alpha: float = 2.0,
+    activation: str | None = "softmax",
+    include_background: bool = True,
+    batch: bool = False,
+    weight: Tensor | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    dim: int = 1,
+    voxel_weight: Tensor | None = None,
+    spacing: tuple[float, ...] | None = None,
+) -> Tensor:
+    masks, counts = class_masks(input, target, activation, ignore_index, dim)
+    v = counts.double() if voxel_weight is None else counts * voxel_weight.double().reshape(counts.shape)
+    p = activated(input.double().movedim(dim, 1), activation)
+    predicted = (p.detach() > 0.5) & counts.unsqueeze(1)
+    powers = [distance_maps(each, spacing).abs() ** alpha for each in (predicted, masks)]
+    return mean_of_maps((p - masks.double()) ** 2 * sum(powers), v, include_background, batch, weight, reduction)
