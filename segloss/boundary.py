@@ -127,14 +127,13 @@ def boundary_loss(
     input, target, distances, voxel_weight = _plain(input), _plain(target), _plain(distances), _plain(voxel_weight)
     if target is None and distances is None:
         raise ValueError(f"{op}: expected a target, or distances, the signed distance maps, got neither")
-    read = None if target is None else _read_target(op, input, target, weight, voxel_weight, walk)
+    read = None if target is None else _read_target(op, input, target, weight, voxel_weight, walk, spacing)
     voxel_weight = voxel_weight if read is None else read.voxel_weight
-    steps = _steps(op, spacing, input)
     if distances is not None:
         phi = _checked_distances(op, input, distances, walk)
     elif read is not None:
-        phi = _signed_distances(read, dim, steps, _wide(input))
-        phi.add_(phi < 0, alpha=min(steps))
+        phi = _signed_distances(read, dim, _wide(input))
+        phi.add_(phi < 0, alpha=min(read.steps))
     stats, whole, _ = _sums(op, input, phi, weight, voxel_weight, _of_maps(walk))
     total = _total_weight(op, phi, voxel_weight, walk) if read is None else read.total
     return _mean(stats.intersection, total, weight, reduction, whole, batch).to(_result_dtype(input))
@@ -209,13 +208,12 @@ def hausdorff_dt_loss(
     labels = LabelOptions(ignore_index, label_map, regions)
     walk = _Walk(dim, Upsampling(), activation, labels, include_background, batch)
     input, target, voxel_weight = _plain(input), _plain(target), _plain(voxel_weight)
-    read = _read_target(op, input, target, weight, voxel_weight, walk)
-    steps = _steps(op, spacing, input)
+    read = _read_target(op, input, target, weight, voxel_weight, walk, spacing)
     p = _activated(input, walk, read.counts)
     is_in = p.detach() > 0.5
     if read.counts is not None:
         is_in = is_in & read.counts.unsqueeze(dim)
-    d_p, d_g = _of_masks(is_in, dim, steps, p.dtype), _signed_distances(read, dim, steps, p.dtype)
+    d_p, d_g = _of_masks(is_in, dim, read.steps, p.dtype), _signed_distances(read, dim, p.dtype)
     distances = _powers(d_p, alpha) + _powers(d_g, alpha)
     del d_p, d_g, is_in
     errors = (p - _is_class(read, input, dim).to(p.dtype)).square()
@@ -234,10 +232,17 @@ class _Target(NamedTuple):
     counts: Tensor | None  # the voxels that are not ignored, [N, *]; None: all
     voxel_weight: Tensor | None  # 0 where a voxel is ignored
     total: Tensor  # the sum of the voxel weights of each sample, [N, 1]
+    steps: tuple[float, ...]  # the spacing
 
 
 def _read_target(
-    op: str, input: Tensor, target: Tensor, weight: Tensor | None, voxel_weight: Tensor | None, walk: _Walk
+    op: str,
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    voxel_weight: Tensor | None,
+    walk: _Walk,
+    spacing: Sequence[float] | None,
 ) -> _Target:
     """Reads the target after the walk of region losses, which checks all arguments, has read it as well."""
     dim, resize, activation, labels, include_background, *_ = walk
@@ -249,10 +254,11 @@ def _read_target(
         target = _labels(op, input, target, dim, code)
     x = input.detach()
     stats, *_ = _sums(op, x, target, weight, voxel_weight, walk._replace(include_background=True, batch=False))
+    steps = _steps(op, spacing, input)
     if target.dtype in (torch.uint16, torch.uint32, torch.uint64):
         target = target.long()  # torch can hardly compute with these
     shape = full_shape(input, target, dim, code)
-    is_of_one = input.shape[dim if input.dim() > 1 else 0] == 1
+    is_of_one = shape[dim] == 1
     if table is not None and table.dim() > 1:
         given = target if target.dim() == len(shape) else target.unsqueeze(dim)
         masks = _ops.set_masks(op, given, table, shape[dim], dim % len(shape))
@@ -263,12 +269,12 @@ def _read_target(
         counts = _counts(op, values, ignore_index, table)
         v = _with_zeros(voxel_weight, counts)
         of_classes = stats.target.sum(1, keepdim=True)  # each voxel that counts is in one class
-        return _Target(values, ignore_index, table, shape[dim], counts, v, of_classes)
+        return _Target(values, ignore_index, table, shape[dim], counts, v, of_classes, steps)
     may_ignore = not target.is_floating_point() and _may_ignore(target, ignore_index, table)
     counts = (masks >= 0).all(dim) if may_ignore else None
     v = _with_zeros(voxel_weight, counts)
     checked = 0 * stats.target.sum(1, keepdim=True)  # a compiler would leave out checks whose result nobody needs
-    return _Target(masks, NO_LABEL, None, 0, counts, v, checked + _total_weight(op, masks, v, walk))
+    return _Target(masks, NO_LABEL, None, 0, counts, v, checked + _total_weight(op, masks, v, walk), steps)
 
 
 def _masks(op: str, target: Tensor, ignore_index: int) -> Tensor:
@@ -348,9 +354,9 @@ def _steps(op: str, spacing: Sequence[float] | None, input: Tensor) -> tuple[flo
     return steps
 
 
-def _signed_distances(target: _Target, dim: int, steps: tuple[float, ...], dtype: torch.dtype) -> Tensor:
+def _signed_distances(target: _Target, dim: int, dtype: torch.dtype) -> Tensor:
     """New maps of input's shape: outside a class the distance to it, inside minus that to others, 0 if it has none."""
-    values, ignore_index, table, num_classes, *_ = target
+    values, ignore_index, table, num_classes, *_, steps = target
     if num_classes == 0:
         return _of_masks(values > 0, dim, steps, dtype)
     maps = _distance_transform(values, table, steps, ignore_index, num_classes, False, True, dtype)
