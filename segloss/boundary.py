@@ -1,7 +1,6 @@
 """Losses made of distance maps: they say how far a prediction is from the boundary of the target."""
 
-import reprlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from math import inf, prod
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from segloss._docs import documented
 from segloss._label_sets import Regions
 from segloss._labels import NO_LABEL, IgnoreIndex, LabelMap, LabelOptions, _that_occur, read_labels
 from segloss._upsample import Upsample, Upsampling, full_shape, upsampling_code
+from segloss.distance import _MOST_AXES, _distance_transform, checked_spacing
 from segloss.functional import (
     _REDUCTIONS,
     Activation,
@@ -29,9 +29,6 @@ from segloss.functional import (
 from segloss.region import _check_background, _reduced, _sums, _Walk, _Whole, dice_loss
 
 _ops = torch.ops.segloss
-_distance_transform: Callable[..., Tensor] = _ops.distance_transform.default
-
-_MOST_AXES = 3
 
 
 @documented(like=dice_loss)
@@ -108,14 +105,16 @@ def boundary_loss(
         >>> segloss.boundary_loss(logits, labels)
         tensor(0.2872)
 
-        Maps that a data loader makes, for half the boundary loss of the training step:
+        A data loader can make the maps, so that the training step does not wait for them:
 
-        >>> phi = torch.tensor([[[[-1.0, 0.0, 1.0, 2.0]], [[2.0, 1.0, 0.0, -1.0]]]])
+        >>> phi = segloss.distance_transform(labels, num_classes=2, signed=True).nan_to_num(posinf=0, neginf=0)
+        >>> phi = torch.where(phi < 0, phi + 1, phi)  # 1 is the smallest spacing
         >>> segloss.boundary_loss(logits, None, distances=phi)
         tensor(0.2872)
 
     See also:
         * ``segloss.BoundaryLoss``: the same as a module
+        * ``segloss.distance_transform``: the distance maps
         * ``segloss.hausdorff_dt_loss``: weighs errors by their distance from the boundary
         * ``segloss.dice_loss``, ``segloss.generalized_dice_loss``: the losses that it is added to
     """
@@ -338,18 +337,11 @@ def _steps(op: str, spacing: Sequence[float] | None, input: Tensor) -> tuple[flo
             f"{op}: expected input [N, C, *] with one to three spatial axes, got {list(input.shape)}. Use "
             "input.unsqueeze(0) for logits without a batch"
         )
-    if spacing is None:
-        return (1.0,) * num_axes
-    if isinstance(spacing, str) or not isinstance(spacing, Iterable):
-        raise TypeError(f"{op}: expected spacing to be a number for each spatial axis, got {reprlib.repr(spacing)}")
-    given = tuple(spacing)
-    for step in given:
-        _check_number(op, "spacing", step)
-    steps = tuple(map(float, given))
-    if len(steps) != num_axes or not all(0 < step < inf for step in steps):
+    steps = checked_spacing(op, spacing) or (1.0,) * num_axes
+    if len(steps) != num_axes:
         raise ValueError(
-            f"{op}: expected a spacing of finite numbers above 0, one for each of the {num_axes} spatial axes of input "
-            f"{list(input.shape)}, got {steps}"
+            f"{op}: expected a spacing of {num_axes} numbers, one for each spatial axis of input {list(input.shape)}, "
+            f"got {list(steps)}"
         )
     return steps
 

@@ -609,6 +609,8 @@ def boundary(inside: Tensor, ignored: Tensor) -> Tensor:
             if not is_there or outside[tuple(neighbour)]:
                 result[tuple(place)] = True
     return result
+
+
 # ---- losses of distance maps ----
 
 
@@ -631,21 +633,11 @@ def class_masks(
     return (labels.unsqueeze(-1) == torch.arange(num_classes)).movedim(-1, 1) & counts.unsqueeze(1), counts
 
 
-def distances(mask: Tensor, spacing: tuple[float, ...] | None = None) -> Tensor:
-    """The signed distance of each voxel of a mask [*] to the other side, negative inside; 0 if there is no other."""
-    where = torch.cartesian_prod(*(torch.arange(size, dtype=torch.float64) for size in mask.shape))
-    where = where.reshape(mask.numel(), mask.dim()) * torch.tensor(spacing or [1.0] * mask.dim(), dtype=torch.float64)
-    is_in = mask.flatten()
-    if is_in.all() or not is_in.any():
-        return torch.zeros(mask.shape, dtype=torch.float64)
-    steps = (where.unsqueeze(0) - where.unsqueeze(1)).square().sum(-1).sqrt()
-    to_in, to_out = steps[:, is_in].amin(1), steps[:, ~is_in].amin(1)
-    return torch.where(is_in, -to_out, to_in).reshape(mask.shape)
-
-
 def distance_maps(masks: Tensor, spacing: tuple[float, ...] | None) -> Tensor:
-    maps = [distances(mask, spacing) for mask in masks.flatten(0, 1)]
-    return torch.stack(maps).reshape(masks.shape) if maps else masks.double()
+    """The signed distance of each voxel of masks [N, C, *] to the other side, negative inside; 0 if there is none."""
+    spacing = spacing or (1.0,) * (masks.dim() - 2)
+    maps = [distance_map(mask, spacing, "foreground", signed=True) for mask in masks.flatten(0, 1)]
+    return torch.stack(maps).nan_to_num(posinf=0, neginf=0).reshape(masks.shape) if maps else masks.double()
 
 
 def mean_of_maps(

@@ -316,7 +316,7 @@ def test_arguments_are_left_as_they_were(name):
 
 X, Y = torch.zeros(2, 3, 4, 5), torch.zeros(2, 4, 5, dtype=torch.int64)
 BAD = {
-    "spacing of another length": ({"spacing": (1.0, 1.0, 1.0)}, ValueError, r"each of the 2 spatial axes .* got \(1"),
+    "spacing of another length": ({"spacing": (1.0, 1.0, 1.0)}, ValueError, r"a spacing of 2 numbers, .* got \[1"),
     "spacing of 0": ({"spacing": (1.0, 0.0)}, ValueError, r"finite numbers above 0.* got \(1\.0, 0\.0\)"),
     "negative spacing": ({"spacing": (-1.0, 1.0)}, ValueError, "finite numbers above 0"),
     "infinite spacing": ({"spacing": (1.0, float("inf"))}, ValueError, "finite numbers above 0"),
