@@ -402,6 +402,20 @@ def topk(problem: Problem) -> Pairs:
     return {"nnU-Net": (ours, nnunet)}
 
 
+def boundary(problem: Problem) -> Pairs:
+    if monai := package("monai.losses"):
+        theirs = monai.BoundaryLoss(softmax=True, to_onehot_y=True)
+        return {"MONAI": (segloss.boundary_loss, theirs)}
+    return {}
+
+
+def hausdorff_dt(problem: Problem) -> Pairs:
+    if monai := package("monai.losses"):
+        theirs = monai.HausdorffDTLoss(softmax=True, to_onehot_y=True, include_background=True)
+        return {"MONAI": (segloss.hausdorff_dt_loss, theirs)}
+    return {}
+
+
 def confusion_matrix(problem: Problem) -> Pairs:
     def ours(logits: Tensor, labels: Tensor) -> Tensor:
         return segloss.confusion_matrix(logits, labels, ignore_index=problem.ignore_index)
@@ -481,6 +495,8 @@ LOSSES: dict[str, Callable[[Problem], Pairs]] = {
     "topk_loss": topk,
     "lovasz_softmax_loss": lovasz_softmax,
     "lovasz_hinge_loss": lovasz_hinge,
+    "boundary_loss": boundary,
+    "hausdorff_dt_loss": hausdorff_dt,
     "confusion_matrix": confusion_matrix,
     "cross_entropy of small logits": cross_entropy_of_small,
     "dice_ce_loss of small logits": dice_ce_of_small,
@@ -572,6 +588,7 @@ def of_every_device(full: bool) -> list[Case]:
     plain += [Case("topk_loss", PATCH)]
     plain += [Case("lovasz_softmax_loss", problem) for problem in (PATCHES, LABELLED_CROP)]
     plain += [Case("lovasz_hinge_loss", FOREGROUND)]
+    plain += [Case(loss, PATCH) for loss in ("topk_loss", "boundary_loss", "hausdorff_dt_loss")]
     plain += [Case("confusion_matrix", problem) for problem in (STREET, BODY)]
     plain += [
         Case(f"{loss} of small logits", QUARTER) for loss in ("cross_entropy", "dice_ce_loss", "confusion_matrix")
