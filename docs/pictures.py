@@ -1,7 +1,8 @@
-"""Draws the pictures of which-loss.md: `python docs/pictures.py` writes them to docs/pictures."""
+"""Draws the pictures of the documentation: `python docs/pictures.py` writes them to docs/pictures."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from matplotlib import pyplot
 from matplotlib.axes import Axes
+from matplotlib.colors import CenteredNorm
 from nilearn.datasets import load_mni152_template
 from torch import Tensor
 
@@ -134,7 +136,31 @@ def draw_imbalance() -> None:
     save("imbalance")
 
 
+def draw_distances() -> None:
+    """A mask, and its distance maps."""
+    rows, columns = torch.meshgrid(torch.arange(48), torch.arange(64), indexing="ij")
+    mask = ((rows - 24) / 14.0) ** 2 + ((columns - 26) / 19.0) ** 2 < 1
+    mask |= ((rows - 18) / 8.0) ** 2 + ((columns - 46) / 11.0) ** 2 < 1
+    kinds: dict[str, dict[str, Any]] = {
+        'of="foreground"': {},
+        'of="foreground", signed=True': {"signed": True},
+        'of="boundary"': {"of": "boundary"},
+    }
+    _, axes = pyplot.subplots(1, 4, figsize=(11, 2.4), layout="constrained")
+    axes[0].imshow(mask, cmap="Greys", vmax=2)
+    axes[0].set_title("mask", fontsize=10)
+    for ax, (title, options) in zip(axes[1:], kinds.items(), strict=True):
+        distances = segloss.distance_transform(mask[None, None], **options)[0, 0]
+        colours = {"cmap": "PuOr", "norm": CenteredNorm()} if distances.min() < 0 else {"cmap": "viridis"}
+        pyplot.colorbar(ax.imshow(distances, **colours), ax=ax, shrink=0.8)
+        ax.contour(mask, levels=[0.5], colors="#00e0e0", linewidths=1)
+        ax.set_title(title, fontsize=10)
+    for ax in axes:
+        ax.axis("off")
+    save("distances")
+
+
 if __name__ == "__main__":
     PICTURES.mkdir(exist_ok=True)
-    for draw in (draw_focal, draw_sizes, draw_lesion, draw_imbalance):
+    for draw in (draw_focal, draw_sizes, draw_lesion, draw_imbalance, draw_distances):
         draw()
