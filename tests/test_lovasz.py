@@ -122,7 +122,7 @@ def test_a_target_means_what_the_table_says(row, loss):
     x = torch.randn(2, 1 if row["C"] == "1" else 3, 5)
     what = row[DICE_FOCAL if loss is SOFTMAX else SIGMOID]
     for dtype in OF_ROW[row["dtype"]]:
-        target = target_for(what, row, dtype)
+        target = target_for(what, row, dtype, "lovasz")
         if what == "error":
             with pytest.raises((ValueError, RuntimeError), match=r"\w+: expected .*[Gg]ot "):
                 loss(x, target)
