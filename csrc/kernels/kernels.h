@@ -265,13 +265,14 @@ struct segloss_lovasz {
     struct segloss_cross_entropy voxels; /* labels, or with a hinge masks. For backward, grad_loss has classes */
     enum segloss_activation activation;  /* no sigmoid; the identity with a hinge */
     int hinge;
-    struct segloss_tensor slopes; /* REAL, one for each class; forward writes e there, negative, or -0, where g = 1 */
+    struct segloss_tensor slopes; /* REAL, one for each class; forward writes e there, negative, or -0, where g = 1,
+                                   * past the caches if voxels.stream_grad is set */
 };
 
 /* The voxels of one class that share an order. An error has a key, its bits as an unsigned integer; nan has the largest
- * one. Voxels whose key is in [smallest, largest] are sorted as items: the slopes of all others are 0. An item is a
- * struct segloss_lovasz_item, or one integer of 64 bits with half of them for each member, if REAL is float and there
- * are no more than 2^32 voxels. */
+ * one. Voxels whose key is in [smallest, largest], smallest >= 1, are sorted as items: the slopes of all others are 0.
+ * An item is a struct segloss_lovasz_item; or one integer of 64 bits, the lower half for the first member and the upper
+ * half for the second, if REAL is float and there are no more than 2^32 voxels. */
 struct segloss_lovasz_order {
     void* slopes; /* REAL, contiguous */
     int is_wide;  /* how items are stored */
@@ -430,7 +431,8 @@ struct segloss_kernels {
     /* The number of sorted items with g = 1. */
     int64_t (*lovasz_ones[SEGLOSS_REALS])(const struct segloss_lovasz_order* order, const void* items, int64_t begin,
                                           int64_t end);
-    /* Writes the slopes of sorted items, and returns their part of the loss. So many items with g = 1 come before. */
+    /* Writes the slopes of sorted items, and returns their part of the loss; `ones_before` items before these have
+     * g = 1. */
     double (*lovasz_slopes[SEGLOSS_REALS])(const struct segloss_lovasz_order* order, const void* items, int64_t begin,
                                            int64_t end, int64_t ones_before);
     int64_t (*one_hot)(const struct segloss_one_hot* args, int64_t begin, int64_t end);
