@@ -38,13 +38,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from segloss import functional, losses, region
+from segloss import boundary, functional, losses, region
 from segloss._labels import NO_LABEL, LabelMap
 from segloss.functional import Activation, Reduction
 from segloss.losses import _keywords
 from segloss.region import WeightType
 
 __all__ = [
+    "BoundaryLoss",
     "DeepSupervisionLoss",
     "DiceCELoss",
     "DiceFocalLoss",
@@ -52,6 +53,7 @@ __all__ = [
     "FocalLoss",
     "GeneralizedDiceFocalLoss",
     "GeneralizedDiceLoss",
+    "HausdorffDTLoss",
     "MaskedDiceLoss",
     "TverskyLoss",
 ]
@@ -139,15 +141,12 @@ class _ClassLoss(losses._Loss):
         return None if numbers is None else pad(numbers, (self._first_class(input), 0))
 
 
-class _RegionLoss(_ClassLoss):
-    """A loss of the Dice family: an activation, then terms of samples and classes."""
+class _ActivatedLoss(_ClassLoss):
+    """An activation, then terms of samples and classes."""
 
     sigmoid: bool
     softmax: bool
     batch: bool
-    smooth_nr: float
-    smooth_dr: float
-    soft_label: bool
 
     def __init__(self, *, sigmoid: bool, softmax: bool, other_act: OtherActivation | None, **options: Any) -> None:
         _check_activation(type(self).__name__, sigmoid, softmax, other_act)
@@ -183,6 +182,14 @@ class _RegionLoss(_ClassLoss):
         if self.sigmoid:
             return "sigmoid"
         return "softmax" if self.softmax and input.shape[1] > 1 else None
+
+
+class _RegionLoss(_ActivatedLoss):
+    """A loss of the Dice family."""
+
+    smooth_nr: float
+    smooth_dr: float
+    soft_label: bool
 
     def _options_of(self, input: Tensor, target: Tensor, activation: Activation | None) -> dict[str, Any]:
         """The keywords of segloss's function, input and target among them."""
@@ -572,6 +579,129 @@ class TverskyLoss(_RegionLoss):
     def _of_activated(self, input: Tensor, target: Tensor, activation: Activation | None) -> Tensor:
         options = self._options_of(input, target, activation)
         return region.tversky_loss(**options, alpha=self.alpha, beta=self.beta)
+
+
+class _DistanceLoss(_ActivatedLoss):
+    """A loss of distance maps, whose masks hold 0 and 1."""
+
+    _of_segloss: Callable[..., Tensor]
+
+    def _terms(self, input: Tensor, target: Tensor, activation: Activation | None, **options: Any) -> Tensor:
+        """The terms by segloss's function, or their mean or sum."""
+        if not _holds_labels(input, target):
+            target = _zeros_and_ones(self, target)
+            if activation == "softmax":  # the masks need not be one-hot
+                input, activation = input.softmax(1), None
+        return type(self)._of_segloss(
+            input,
+            target,
+            activation=activation,
+            include_background=self._first_class(input) == 0,
+            batch=self.batch,
+            ignore_index=NO_LABEL,
+            reduction=self.reduction,
+            **options,
+        )
+
+
+class BoundaryLoss(_DistanceLoss):
+    """``monai.losses.BoundaryLoss``; formula and source are in ``segloss.BoundaryLoss``.
+
+    Args:
+        others: as in ``segloss.monai.DiceLoss``; there is neither ``weight`` nor ``ignore_index``.
+
+    Call:
+        ``loss(input, target)``, as in ``segloss.monai.DiceLoss``; masks hold 0 and 1.
+
+    Returns:
+        A tensor of input's dtype (float32 for half types), 0-dim; with ``reduction="none"`` of the shape
+        ``[N, C']``, or ``[C']`` with ``batch``.
+
+    Raises:
+        ValueError: soft masks, which MONAI compares with 0.5.
+        TypeError, IndexError, ValueError, RuntimeError: as ``segloss.monai.DiceLoss``.
+
+    Example:
+        >>> import torch
+        >>> from segloss.monai import BoundaryLoss
+        >>> logits = torch.tensor([[[[0.12, 0.36], [0.22, 0.66]], [[0.13, 0.34], [0.52, -0.96]]]])
+        >>> labels = torch.tensor([[[[1, 0], [0, 0]]]], dtype=torch.uint8)
+        >>> BoundaryLoss(to_onehot_y=True, softmax=True)(logits, labels)
+        tensor(0.1818)
+
+    See also:
+        * ``segloss.BoundaryLoss``: the same loss with segloss's keywords, and spacing
+    """
+
+    _of_segloss = boundary.boundary_loss
+
+    def __init__(
+        self,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: OtherActivation | None = None,
+        reduction: str = "mean",
+        batch: bool = False,
+    ) -> None:
+        super().__init__(**_keywords(locals()))
+
+    def _of_activated(self, input: Tensor, target: Tensor, activation: Activation | None) -> Tensor:
+        return self._terms(input, target, activation)
+
+
+class HausdorffDTLoss(_DistanceLoss):
+    """``monai.losses.HausdorffDTLoss``; formula and source are in ``segloss.HausdorffDTLoss``.
+
+    Args:
+        alpha: the exponent of the distances, above 0. Default: 2.
+        include_background: whether class 0 has a term. Default: False.
+        others: as in ``segloss.monai.BoundaryLoss``.
+
+    Call:
+        ``loss(input, target)``, as in ``segloss.monai.BoundaryLoss``.
+
+    Returns:
+        A tensor of input's dtype (float32 for half types), 0-dim; with ``reduction="none"`` of the shape
+        ``[N, C', 1, 1, ...]``, or ``[1, C', 1, 1, ...]`` with ``batch``.
+
+    Raises:
+        TypeError, IndexError, ValueError, RuntimeError: as ``segloss.monai.BoundaryLoss``.
+
+    Example:
+        >>> import torch
+        >>> from segloss.monai import HausdorffDTLoss
+        >>> logits = torch.tensor([[[[0.12, 0.36], [0.22, 0.66]], [[0.13, 0.34], [0.52, -0.96]]]])
+        >>> labels = torch.tensor([[[[1, 0], [0, 0]]]], dtype=torch.uint8)
+        >>> HausdorffDTLoss(to_onehot_y=True, softmax=True)(logits, labels)
+        tensor(0.4317)
+
+    See also:
+        * ``segloss.HausdorffDTLoss``: the same loss with segloss's keywords, and spacing
+    """
+
+    _of_segloss = boundary.hausdorff_dt_loss
+    alpha: float
+
+    def __init__(
+        self,
+        alpha: float = 2.0,
+        include_background: bool = False,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: OtherActivation | None = None,
+        reduction: str = "mean",
+        batch: bool = False,
+    ) -> None:
+        super().__init__(**_keywords(locals()))
+
+    def _of_activated(self, input: Tensor, target: Tensor, activation: Activation | None) -> Tensor:
+        terms = self._terms(input, target, activation, alpha=self.alpha)
+        if self.reduction != "none":
+            return terms
+        return _with_ones(terms.unsqueeze(0) if self.batch else terms, input)
 
 
 class FocalLoss(_ClassLoss):

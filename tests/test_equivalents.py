@@ -345,8 +345,8 @@ def as_wanted_by(package: str, labels: Tensor) -> Tensor:
 
 def assert_same(line: Line, data: dict) -> None:
     ours, theirs = line.evaluate(data)
-    # MONAI casts to float32 in its focal losses, the weights of generalized Dice and deep supervision.
-    cast = line.package == "MONAI" and re.match("(Dice)?Focal|Generalized|Deep", line.theirs)
+    # MONAI casts to float32 in its focal losses, the weights of generalized Dice, deep supervision and distance maps.
+    cast = line.package == "MONAI" and re.match("(Dice)?Focal|Generalized|Deep|Boundary|Hausdorff", line.theirs)
     dtype = torch.float32 if cast or theirs.dtype != torch.float64 else torch.float64
     assert ours.shape == theirs.shape
     assert_close(ours, theirs, dtype)

@@ -36,6 +36,8 @@ VALUES = {
     "GeneralizedDiceLoss": {**REGION, "w_type": ["square", "simple", "uniform"], "soft_label": FLAGS},
     "TverskyLoss": {**REGION, "alpha": [0.0, 0.3, 1.0], "beta": [0.2, 0.5, 2.0], "soft_label": FLAGS},
     "FocalLoss": {"reduction": REDUCTIONS, "gamma": GAMMAS},
+    "BoundaryLoss": {"reduction": REDUCTIONS, "batch": FLAGS},
+    "HausdorffDTLoss": {"reduction": REDUCTIONS, "batch": FLAGS, "alpha": [1.0, 1.5, 2.0]},
     "DiceCELoss": {
         **DICE,
         "reduction": ["mean", "sum"],
@@ -59,6 +61,7 @@ VALUES = {
     },
 }
 HAVE_WEIGHT = {"DiceLoss", "MaskedDiceLoss", "FocalLoss", "DiceCELoss", "DiceFocalLoss", "GeneralizedDiceFocalLoss"}
+OF_DISTANCES = {"BoundaryLoss", "HausdorffDTLoss"}
 HAVE_IGNORE_INDEX = {"DiceLoss", "TverskyLoss", "FocalLoss"}
 
 
@@ -113,7 +116,7 @@ class Draw:
         kinds = ["one-hot"] if self.num_classes > 1 else []
         if not self.options.get("use_softmax"):
             kinds.append("masks")
-        if "Focal" not in self.name:
+        if "Focal" not in self.name and self.name not in OF_DISTANCES:
             kinds.append("soft")
         dtype = pick([torch.uint8, torch.bool, torch.int64, torch.float32, torch.float64])
         kind = pick(kinds)
@@ -165,8 +168,8 @@ class Draw:
 
     @property
     def dtype(self) -> torch.dtype:
-        """MONAI computes in float32: focal losses, the weights of generalized Dice, and norms of one-hot labels."""
-        is_single = "Focal" in self.name or "Generalized" in self.name
+        """MONAI computes in float32: focal losses, weights of generalized Dice, distances, norms of one-hot labels."""
+        is_single = "Focal" in self.name or "Generalized" in self.name or self.name in OF_DISTANCES
         is_rounded = self.kind == "labels" and (self.options.get("squared_pred") or self.options.get("soft_label"))
         return torch.float32 if is_single or is_rounded else torch.float64
 
@@ -611,6 +614,7 @@ def test_a_target_of_another_shape_is_refused_as_in_monai_without_softmax_and_to
     assert_close(labelled(p, y[:, 0], *mask), labelled(p, y, *mask))
 
 
+@pytest.mark.filterwarnings("ignore:HausdorffDTLoss")
 @pytest.mark.parametrize("name", MASKED)
 @pytest.mark.parametrize(("num_classes", "advice"), [(3, "sigmoid=True or softmax=True"), (1, "sigmoid=True")])
 def test_input_without_activation_must_be_probabilities(name, num_classes, advice):
