@@ -90,9 +90,10 @@ def boundary_loss(
 
     Raises:
         ValueError: ``spacing`` is not one finite number above 0 for each spatial axis; there are none, or more than
-            three; neither target nor ``distances`` is given.
+            three.
         RuntimeError: the target holds class probabilities or soft masks; ``distances`` has another shape than input,
             is not finite or requires a gradient.
+        TypeError: neither target nor ``distances`` is given.
         TypeError, IndexError, ValueError, RuntimeError: as ``segloss.dice_loss``.
 
     Equivalent to:
@@ -125,7 +126,7 @@ def boundary_loss(
     walk = _Walk(dim, Upsampling(upsample, align_corners), activation, labels, include_background, batch)
     input, target, distances, voxel_weight = _plain(input), _plain(target), _plain(distances), _plain(voxel_weight)
     if target is None and distances is None:
-        raise ValueError(f"{op}: expected a target, or distances, the signed distance maps, got neither")
+        raise TypeError(f"{op}: expected target to be a torch.Tensor, or distances, the signed maps, got None for both")
     read = None if target is None else _read_target(op, input, target, weight, voxel_weight, walk, spacing)
     voxel_weight = voxel_weight if read is None else read.voxel_weight
     if distances is not None:
@@ -227,7 +228,7 @@ class _Target(NamedTuple):
     values: Tensor
     ignore_index: int
     label_table: Tensor | None
-    num_classes: int  # 0: of masks
+    num_classes: int | None  # None: of masks
     counts: Tensor | None  # the voxels that are not ignored, [N, *]; None: all
     voxel_weight: Tensor | None  # 0 where a voxel is ignored
     total: Tensor  # the sum of the voxel weights of each sample, [N, 1]
@@ -269,11 +270,11 @@ def _read_target(
         v = _with_zeros(voxel_weight, counts)
         of_classes = stats.target.sum(1, keepdim=True)  # each voxel that counts is in one class
         return _Target(values, ignore_index, table, shape[dim], counts, v, of_classes, steps)
-    may_ignore = not target.is_floating_point() and _may_ignore(target, ignore_index, table)
+    may_ignore = table is not None or (not target.is_floating_point() and _may_ignore(target, ignore_index, table))
     counts = (masks >= 0).all(dim) if may_ignore else None
     v = _with_zeros(voxel_weight, counts)
     checked = 0 * stats.target.sum(1, keepdim=True)  # a compiler would leave out checks whose result nobody needs
-    return _Target(masks, NO_LABEL, None, 0, counts, v, checked + _total_weight(op, masks, v, walk), steps)
+    return _Target(masks, NO_LABEL, None, None, counts, v, checked + _total_weight(op, masks, v, walk), steps)
 
 
 def _masks(op: str, target: Tensor, ignore_index: int) -> Tensor:
@@ -349,7 +350,7 @@ def _steps(op: str, spacing: Sequence[float] | None, input: Tensor) -> tuple[flo
 def _signed_distances(target: _Target, dim: int, dtype: torch.dtype) -> Tensor:
     """New maps of input's shape: outside a class the distance to it, inside minus that to others, 0 if it has none."""
     values, ignore_index, table, num_classes, *_, steps = target
-    if num_classes == 0:
+    if num_classes is None:
         return _of_masks(values > 0, dim, steps, dtype)
     maps = _distance_transform(values, table, steps, ignore_index, num_classes, False, True, dtype)
     return maps[:, :num_classes].nan_to_num_(posinf=0, neginf=0).movedim(1, dim)
@@ -368,7 +369,7 @@ def _powers(distances: Tensor, alpha: float) -> Tensor:
 
 def _is_class(target: _Target, input: Tensor, dim: int) -> Tensor:
     """The mask of each class."""
-    if target.num_classes == 0:
+    if target.num_classes is None:
         return target.values > 0
     classes = target.values
     if target.label_table is not None:

@@ -99,9 +99,14 @@ def is_sigmoid(loss):
     return loss.keywords.get("activation") == "sigmoid" or loss.func in of_masks
 
 
+def is_of_distances(loss):
+    """Whether it needs spatial axes, and masks of 0 and 1; of a variant."""
+    return loss.func in [FUNCTIONS[name] for name in DISTANCE_LOSSES]
+
+
 def takes_probabilities(loss):
     """Whether a target of input's shape may be soft; of a variant."""
-    of_hard = [getattr(segloss, name) for name in LOVASZ_LOSSES]
+    of_hard = [FUNCTIONS[name] for name in LOVASZ_LOSSES + DISTANCE_LOSSES]
     of_labels = (segloss.focal_loss, segloss.topk_loss, segloss.dice_focal_loss)
     return loss.func not in of_hard and (is_sigmoid(loss) or loss.func not in of_labels)
 

@@ -233,7 +233,7 @@ def test_a_label_map_gives_the_classes(name, shape):
 def test_regions_are_masks_of_several_classes(name):
     x, labels = logits(2, 2, 5, 6), torch.randint(4, (2, 5, 6))
     masks = torch.stack([labels > 0, labels == 3], 1)
-    for target in (labels, labels.unsqueeze(1)):
+    for target in (labels, labels.unsqueeze(1), labels.float()):
         actual = ours(name, activation="sigmoid", regions=[(1, 2, 3), (3,)], reduction="none")(x, target)
         assert_close(actual, PAIRS[name](x, masks, activation="sigmoid", reduction="none"), x.dtype)
 
@@ -374,7 +374,7 @@ def test_alpha_is_a_finite_number_above_0(alpha):
 @pytest.mark.parametrize(
     ("distances", "error", "text"),
     [
-        (None, ValueError, "expected a target, or distances"),
+        (None, TypeError, "expected target to be a torch.Tensor, or distances"),
         (
             torch.zeros(2, 1, 4, 5),
             RuntimeError,
