@@ -394,9 +394,9 @@ def _activated(input: Tensor, walk: _Walk, counts: Tensor | None) -> Tensor:
         return 1 / (1 + (-x).exp())
     if x.shape[dim] == 0:
         return x
-    powers = (x - x.detach().amax(dim, keepdim=True)).exp()
-    first, *others = powers.unbind(dim)
-    return powers / sum(others, first).unsqueeze(dim)
+    powers = (x - x.detach().amax(dim, keepdim=True)).exp().unbind(dim)
+    factor = 1 / sum(powers[1:], powers[0])
+    return torch.stack([each * factor for each in powers], dim)
 
 
 def _wide(input: Tensor) -> torch.dtype:
