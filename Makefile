@@ -138,7 +138,7 @@ $(FRAMEWORKS)/.installed: requirements-frameworks.txt $(VENV)/.installed
 		> $$($(FRAMEWORKS)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth
 	@$(FRAMEWORKS)/bin/$(PIP:$(BIN)/%=%) torch==$(TORCH) -r requirements-frameworks.txt
 	@$(FRAMEWORKS)/bin/$(PIP:$(BIN)/%=%) --no-deps nnunetv2==2.8.1 dynamic-network-architectures==0.4.4 \
-		segmentation-models-pytorch==0.6.0 timm==1.0.31 mmsegmentation==1.2.2 mmengine==0.10.7
+		segmentation-models-pytorch==0.6.0 timm==1.0.31 mmsegmentation==1.2.2 mmengine==0.10.7 surface-distance==0.1
 	@rm -rf $(FRAMEWORKS)/lib/python*/site-packages/tests # of mmsegmentation; it would hide the one here
 	@touch $@
 

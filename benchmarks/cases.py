@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -33,6 +34,7 @@ class Problem:
     channels_last: bool = False
     masks: bool = False
     enlarged: int = 1  # how many times the logits' size, along each axis, the labels have
+    smooth: bool = False  # whether labels and logits have regions of many voxels, as organs are
     num_labels: int | None = None  # of labels whose regions are the channels; None: as many as channels
     device: str = "cpu"
 
@@ -68,6 +70,10 @@ class Problem:
         if self.channels_last:
             layout = torch.channels_last if len(self.shape) == 4 else torch.channels_last_3d
         logits = torch.empty(self.shape, dtype=self.dtype, device=self.device, memory_format=layout)
+        if self.smooth:
+            target = self.regions()
+            logits.copy_(target + 0.3 * self.regions())
+            return logits.requires_grad_(), target.argmax(1, keepdim=True).to(self.labels)
         logits.normal_().requires_grad_()
         if self.masks:
             masks = torch.empty(self.shape, dtype=torch.uint8, device=self.device).random_(5)
@@ -78,6 +84,11 @@ class Problem:
         if self.ignore_index >= 0:
             labels.view(-1)[::16] = self.ignore_index
         return logits, labels
+
+    def regions(self) -> Tensor:
+        """Logits that change over 16 voxels; of volumes."""
+        coarse = torch.randn(*self.shape[:2], *(n // 16 + 2 for n in self.label_size), device=self.device)
+        return F.interpolate(coarse, self.label_size, mode="trilinear")
 
 
 @dataclass(frozen=True)
@@ -430,6 +441,31 @@ def confusion_matrix(problem: Problem) -> Pairs:
     return {"argmax, bincount": (ours, argmax_and_bincount)}
 
 
+SPACING = [1.5, 1.0, 1.0]
+
+
+def hausdorff(problem: Problem) -> Pairs:
+    def ours(logits: Tensor, labels: Tensor) -> Tensor:
+        return segloss.hausdorff_distance(logits, labels, percentile=95, spacing=SPACING).nan_to_num(0)
+
+    metrics = package("monai.metrics")
+    if metrics is None:
+        return {}
+
+    def monai(logits: Tensor, labels: Tensor) -> Tensor:
+        pair = [
+            F.one_hot(y.squeeze(1).long(), problem.num_classes).movedim(-1, 1)
+            for y in (logits.argmax(1, keepdim=True), labels)
+        ]
+        options: Options = {"include_background": True, "percentile": 95, "spacing": SPACING}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # those of classes that are not there
+            distance: Tensor = metrics.compute_hausdorff_distance(*pair, **options)
+        return distance.nan_to_num(0)
+
+    return {"MONAI": (ours, monai)}
+
+
 # ---- logits of a smaller size than the labels ----
 
 
@@ -498,6 +534,7 @@ LOSSES: dict[str, Callable[[Problem], Pairs]] = {
     "boundary_loss": boundary,
     "hausdorff_dt_loss": hausdorff_dt,
     "confusion_matrix": confusion_matrix,
+    "hausdorff_distance": hausdorff,
     "cross_entropy of small logits": cross_entropy_of_small,
     "dice_ce_loss of small logits": dice_ce_of_small,
     "confusion_matrix of small logits": confusion_matrix_of_small,
@@ -528,6 +565,7 @@ IMAGES = Problem((32, 1000), torch.int64)
 BATCH = Problem((256, 1000), torch.int64)
 TEXT = Problem((256, 32000), torch.int64)
 SMALL = Problem((4, 3, 4, 4), torch.int64)
+ORGANS = Problem((1, 4, 192, 192, 192), torch.uint8, smooth=True)
 COARSE = Problem((64, 3, 4, 4), torch.int64)
 SAMPLES = Problem((2048, 1000), torch.int64)
 QUARTER = Problem((1, 150, 128, 128), torch.uint8, enlarged=4)  # as SegFormer's
@@ -590,6 +628,7 @@ def of_every_device(full: bool) -> list[Case]:
     plain += [Case("lovasz_hinge_loss", FOREGROUND)]
     plain += [Case(loss, PATCH) for loss in ("topk_loss", "boundary_loss", "hausdorff_dt_loss")]
     plain += [Case("confusion_matrix", problem) for problem in (STREET, BODY)]
+    plain += [Case("hausdorff_distance", ORGANS)]
     plain += [
         Case(f"{loss} of small logits", QUARTER) for loss in ("cross_entropy", "dice_ce_loss", "confusion_matrix")
     ]

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm
 from nilearn.datasets import load_mni152_template
 from torch import Tensor
+from torch.nn import functional
 
 import segloss
 
@@ -160,7 +161,30 @@ def draw_distances() -> None:
     save("distances")
 
 
+def draw_surfaces() -> None:
+    """The elements of both surfaces of one mask."""
+    mask = torch.zeros(9, 12, dtype=torch.uint8)
+    mask[2:7, 2:8] = 1
+    mask[2, 2] = mask[2, 7] = 0
+    mask[4, 8:11] = 1
+    inside = functional.pad(mask, (1, 1, 1, 1)).unfold(0, 3, 1).unfold(1, 3, 1)
+    boundary = (mask == 1) & (inside.flatten(2)[..., 1::2].sum(-1) < 4)
+    corners = functional.avg_pool2d(functional.pad(mask, (1, 1, 1, 1)).float()[None], 2, stride=1)[0]
+    _, axes = pyplot.subplots(1, 2, figsize=(8, 3.4), layout="constrained")
+    for ax, name in zip(axes, ("voxels", "surfels"), strict=True):
+        ax.imshow(mask, cmap="Greys", vmax=3, extent=(-0.5, 11.5, 8.5, -0.5))
+        ax.set(title=f'surface="{name}"', xticks=[x - 0.5 for x in range(13)], yticks=[y - 0.5 for y in range(10)])
+        ax.grid(alpha=0.3)
+        ax.tick_params(length=0, labelbottom=False, labelleft=False)
+    rows, columns = boundary.nonzero().T
+    axes[0].scatter(columns, rows, marker="s", s=150, color=COLOURS[0], alpha=0.7)
+    rows, columns = ((corners > 0) & (corners < 1)).nonzero().T
+    axes[1].contour(mask, levels=[0.5], colors=COLOURS[1], linewidths=2)
+    axes[1].scatter(columns - 0.5, rows - 0.5, s=20, color=COLOURS[1])
+    save("surfaces")
+
+
 if __name__ == "__main__":
     PICTURES.mkdir(exist_ok=True)
-    for draw in (draw_focal, draw_sizes, draw_lesion, draw_imbalance, draw_distances):
+    for draw in (draw_focal, draw_sizes, draw_lesion, draw_imbalance, draw_distances, draw_surfaces):
         draw()

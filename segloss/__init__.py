@@ -52,6 +52,7 @@ from segloss.region import (
     soft_stats,
     tversky_loss,
 )
+from segloss.surface import average_surface_distance, hausdorff_distance, surface_dice
 
 __version__ = "0.1.0"
 
@@ -85,6 +86,7 @@ __all__ = [
     "TopKLoss",
     "TverskyLoss",
     "accuracy",
+    "average_surface_distance",
     "binary_cross_entropy_with_logits",
     "boundary_loss",
     "confusion_matrix",
@@ -97,6 +99,7 @@ __all__ = [
     "focal_loss",
     "generalized_dice_loss",
     "get_isa",
+    "hausdorff_distance",
     "hausdorff_dt_loss",
     "jaccard_index",
     "lovasz_hinge_loss",
@@ -104,6 +107,7 @@ __all__ = [
     "nll_loss",
     "predict",
     "soft_stats",
+    "surface_dice",
     "synchronize",
     "topk_loss",
     "total_weight",

@@ -35,7 +35,17 @@ MODULES = {
 }
 MODULES_ALONE = (segloss.BinaryDiceLoss, segloss.MultiClassDiceLoss, segloss.DeepSupervisionLoss)
 METRICS = {name: getattr(segloss, name) for name in ("accuracy", "confusion_matrix", "dice_score", "jaccard_index")}
-NEITHER = ("SoftStats", "distance_transform", "get_isa", "predict", "soft_stats", "synchronize", "total_weight")
+SURFACE_METRICS = ("average_surface_distance", "hausdorff_distance", "surface_dice")
+NEITHER = (
+    *SURFACE_METRICS,
+    "SoftStats",
+    "distance_transform",
+    "get_isa",
+    "predict",
+    "soft_stats",
+    "synchronize",
+    "total_weight",
+)
 
 # The keywords that say what labels mean, besides ignore_index.
 OF_LABELS = {"label_map": None, "regions": None, "label_sets": None, "label_set_index": None}

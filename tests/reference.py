@@ -3,6 +3,8 @@
 All of them are differentiable; `value_and_gradient` asks torch's autograd for the gradient.
 """
 
+import functools
+import itertools
 import math
 from itertools import product
 
@@ -167,6 +169,140 @@ def mask_scores(input: Tensor, target: Tensor, ignore_index: int = -100, dim: in
         scores["dice_score"].append(2 * both / (both + either) if either else float("nan"))
         scores["jaccard_index"].append(both / either if either else float("nan"))
     return scores
+
+
+# ---- surfaces: of masks of a few voxels, [D, H, W] or [H, W] ----
+
+# Polygons of the surface in a neighbourhood of 2x2x2 voxels, of which those named are inside; voxel 4z + 2y + x. A
+# corner is the middle of the edge between two voxels, a polygon the fan of triangles at its first corner. All other
+# neighbourhoods are turned or mirrored ones of these, or their complements.
+POLYGONS = {
+    (): (),
+    (0,): ("01 02 04",),
+    (0, 1): ("02 04 15 13",),
+    (0, 3): ("01 02 04", "13 23 37"),
+    (0, 7): ("01 02 04", "37 57 67"),
+    (0, 1, 2): ("26 04 15 13 23",),
+    (0, 1, 6): ("02 04 15 13", "26 46 67"),
+    (0, 3, 5): ("01 02 04", "13 23 37", "15 45 57"),
+    (0, 1, 2, 3): ("04 15 37 26",),
+    (0, 1, 2, 4): ("13 23 26 46 45 15",),
+    (0, 1, 2, 5): ("23 26 04 45 57 13",),
+    (0, 1, 6, 7): ("02 04 15 13", "26 46 57 37"),
+    (0, 1, 2, 7): ("26 04 15 13 23", "37 57 67"),
+    (0, 3, 5, 6): ("01 02 04", "13 23 37", "15 45 57", "26 46 67"),
+}
+
+
+def turned(place: tuple[float, ...], axes: tuple[int, ...], flips: tuple[int, ...]) -> tuple[float, ...]:
+    """A place in the neighbourhood after one of the 48 symmetries of the cube."""
+    return tuple(1 - place[axis] if flip else place[axis] for axis, flip in zip(axes, flips, strict=True))
+
+
+def triangle_area(a: Tensor, b: Tensor, c: Tensor) -> float:
+    return torch.linalg.cross(b - a, c - a).norm().item() / 2
+
+
+@functools.cache
+def surfel_areas(spacing: tuple[float, float, float]) -> dict[frozenset[tuple[float, ...]], float]:
+    """The area of the surface by the places of the voxels inside."""
+    places = [tuple(float(voxel >> axis & 1) for axis in (2, 1, 0)) for voxel in range(8)]
+    areas = {}
+    for axes, flips in itertools.product(itertools.permutations(range(3)), itertools.product((0, 1), repeat=3)):
+        for inside, polygons in POLYGONS.items():
+            area = 0.0
+            for polygon in polygons:
+                ends = [
+                    [torch.tensor(turned(places[int(voxel)], axes, flips)) for voxel in pair]
+                    for pair in polygon.split()
+                ]
+                first, *rest = [(a + b).double() / 2 * torch.tensor(spacing).double() for a, b in ends]
+                area += sum(triangle_area(first, b, c) for b, c in itertools.pairwise(rest))
+            voxels = frozenset(turned(places[voxel], axes, flips) for voxel in inside)
+            areas[voxels] = areas[frozenset(places) - voxels] = area
+    return areas
+
+
+def contour_length(inside: set[tuple[int, ...]], spacing: tuple[float, ...]) -> float:
+    """In a neighbourhood of 2x2 pixels: a straight line between pairs, half a diagonal around each single pixel."""
+    fewer = inside if len(inside) <= 2 else {(y, x) for y in (0, 1) for x in (0, 1)} - inside
+    if len(fewer) == 2:
+        (y, x), (v, u) = fewer
+        if y == v or x == u:
+            return spacing[1] if y == v else spacing[0]
+    return len(fewer) * math.hypot(*spacing) / 2
+
+
+def surface(mask: Tensor, ignored: Tensor, spacing: tuple[float, ...], kind: str) -> list[tuple[list[float], float]]:
+    """Places and weights of the elements of the surface of a bool mask without the ignored voxels."""
+    sizes = mask.shape
+    inside = {tuple(place) for place in (mask & ~ignored).nonzero().tolist()}
+    void = {tuple(place) for place in ignored.nonzero().tolist()}
+    num_axes = len(sizes)
+    elements = []
+    if kind == "voxels":
+        for place in sorted(inside):
+            steps = [(axis, step) for axis in range(num_axes) for step in (-1, 1)]
+            neighbours = [tuple(x + step * (k == axis) for k, x in enumerate(place)) for axis, step in steps]
+            if any(each not in inside and each not in void for each in neighbours):
+                elements.append(([x * s for x, s in zip(place, spacing, strict=True)], 1.0))
+        return elements
+    areas = surfel_areas(spacing) if num_axes == 3 else {}
+    for place in itertools.product(*(range(size + 1) for size in sizes)):
+        corners = {
+            offset: tuple(x - 1 + d for x, d in zip(place, offset, strict=True))
+            for offset in itertools.product((0, 1), repeat=num_axes)
+        }
+        here = {offset for offset, voxel in corners.items() if voxel in inside}
+        if 0 < len(here) < len(corners) and not void & set(corners.values()):
+            weight = (
+                areas[frozenset(tuple(map(float, each)) for each in here)] if areas else contour_length(here, spacing)
+            )
+            elements.append(([x * s for x, s in zip(place, spacing, strict=True)], weight))
+    return elements
+
+
+def surface_distances(
+    predicted: Tensor, target: Tensor, ignored: Tensor, spacing: tuple[float, ...], kind: str
+) -> list[list[tuple[float, float]]]:
+    """Distance and weight of each element, from the predicted surface to the target's and back; both inf if either is
+    empty, for the elements of the other."""
+    surfaces = [surface(mask, ignored, spacing, kind) for mask in (predicted, target)]
+    if not all(surfaces):
+        some = [(math.inf, weight) for elements in surfaces for _, weight in elements]
+        return [some, some]
+    return [
+        [(min(math.dist(place, other) for other, _ in to), weight) for place, weight in elements]
+        for elements, to in (surfaces, surfaces[::-1])
+    ]
+
+
+def hausdorff_distance(distances: list[list[tuple[float, float]]], percentile: float | None, kind: str) -> float:
+    values = [percentile_of(sorted(each), percentile, kind) for each in distances]
+    return math.nan if any(map(math.isnan, values)) else max(values)
+
+
+def percentile_of(pairs: list[tuple[float, float]], percentile: float | None, kind: str) -> float:
+    if not pairs:
+        return math.nan
+    if percentile is None:
+        return pairs[-1][0]
+    if kind == "voxels":
+        rank = percentile / 100 * (len(pairs) - 1)
+        low, high = pairs[math.floor(rank)][0], pairs[math.ceil(rank)][0]
+        return low + (rank - math.floor(rank)) * (high - low)
+    sums = list(itertools.accumulate(weight for _, weight in pairs))
+    return next(d for (d, _), share in zip(pairs, sums, strict=True) if share / sums[-1] >= percentile / 100)
+
+
+def average_surface_distance(distances: list[list[tuple[float, float]]]) -> float:
+    pairs = [pair for each in distances for pair in each]
+    return sum(d * w for d, w in pairs) / sum(w for _, w in pairs) if pairs else math.nan
+
+
+def surface_dice(distances: list[list[tuple[float, float]]], tolerance: float) -> float:
+    pairs = [pair for each in distances for pair in each]
+    return sum(w for d, w in pairs if d <= tolerance) / sum(w for _, w in pairs) if pairs else math.nan
 
 
 # ---- region losses: formulas over the voxels that count, everything else dropped first ----

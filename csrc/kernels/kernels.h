@@ -292,6 +292,64 @@ struct segloss_lovasz_extent {
     uint64_t least_of_one; /* the smallest key where g = 1; UINT64_MAX if there is none */
 };
 
+/* Voxels [low, high) along planes, rows and columns. */
+struct segloss_box {
+    int64_t low[3];
+    int64_t high[3];
+};
+
+/* The surface of the mask of a class in a box of a map of classes. What is beyond the box is outside the mask, and not
+ * ignored. Its elements are
+ *
+ *   voxels:  those of the mask with a face neighbour that is neither in the mask nor ignored;
+ *   surfels: neighbourhoods of 2x2x2 voxels, or 2x2 in a flat image, that are neither all in the mask nor all outside,
+ *            and have no ignored voxel. Element i along an axis has the voxels i - 1 and i.
+ *
+ * A surfel's code has a bit for each of its voxels, 1 in the mask; the first voxel has the highest bit. */
+struct segloss_surface {
+    const uint8_t* classes; /* of the box's first voxel; columns are contiguous */
+    uint8_t label;          /* of the class */
+    const uint8_t* target;  /* likewise, if some voxels are ignored: those with ignored_label, whatever their class */
+    uint8_t ignored_label;
+    int64_t sizes[3]; /* of the box: planes, rows, columns */
+    int64_t stride_plane;
+    int64_t stride_row;
+    int is_flat; /* one plane, and no neighbours in others */
+    int surfels;
+    int64_t element_sizes[3]; /* of the box, one more for surfels but for a flat image's planes */
+    int64_t words;            /* columns / 64 + 2, of each row of bits, of which the last one stays 0 */
+    uint64_t* mask;           /* [planes][rows][words] */
+    uint64_t* ignored;        /* likewise; NULL: no voxel is ignored */
+    uint64_t* boundary;       /* likewise, of the elements, after one word of 0 */
+};
+
+/* A set of places in a grid: as rows of bits, and as a tree. A brick of the tree is the bits of its 4x4x4 children:
+ * places on level 0, bricks of the level below on others. The last level is one brick. */
+enum { SEGLOSS_BRICK_LEVELS = 16 };
+
+/* A row of the grid, by its distance in planes and rows: the number of words to it, and the square of the distance. */
+struct segloss_near_row {
+    int32_t plane;
+    int32_t row;
+    int64_t offset;
+    double squared;
+};
+
+enum { SEGLOSS_NEAR_COLUMNS = 32 };
+
+struct segloss_places {
+    double spacing[3];
+    int64_t sizes[3];
+    int64_t words;        /* of a row of bits, as in segloss_surface */
+    const uint64_t* bits; /* `boundary` */
+    int levels;
+    uint64_t* bricks[SEGLOSS_BRICK_LEVELS];
+    int64_t brick_sizes[SEGLOSS_BRICK_LEVELS][3];
+    int num_rows;                                    /* >= 1 */
+    const struct segloss_near_row* rows;             /* the nearest ones, from near to far */
+    double column_squares[SEGLOSS_NEAR_COLUMNS + 1]; /* of the distances of columns */
+};
+
 /* Converts exact one-hot targets to int32 labels. */
 struct segloss_one_hot {
     struct segloss_positions positions;
@@ -445,6 +503,18 @@ struct segloss_kernels {
     /* Adds the gradient of these columns to `grad`. */
     void (*resize_row_grad[SEGLOSS_REALS])(const struct segloss_resize* args, int64_t plane, int64_t row, int64_t begin,
                                            int64_t end, const void* from, int64_t stride);
+    /* Widens the boxes of the 256 labels by a plane of a map, [rows][columns]; along rows and columns only. */
+    void (*surface_boxes)(const uint8_t* plane, int64_t rows, int64_t columns, struct segloss_box* boxes);
+    /* Writes a plane of `mask` and `ignored`, which the next two read; a plane of `boundary`, and returns the number of
+     * its elements; and their places, with the codes of surfels. */
+    void (*surface_mask)(const struct segloss_surface* args, int64_t plane);
+    int64_t (*surface_boundary)(const struct segloss_surface* args, int64_t plane);
+    void (*surface_elements)(const struct segloss_surface* args, int64_t plane, int32_t (*place)[3], uint8_t* code);
+    /* Adds places to the tree. */
+    void (*places_add)(const struct segloss_places* set, const int32_t (*place)[3], int64_t count);
+    /* The distances of the places [begin, end) to the nearest one of the set, which has at least one. */
+    void (*places_search)(const struct segloss_places* set, const int32_t (*place)[3], int64_t begin, int64_t end,
+                          double* distance);
 };
 
 /* Which ones are built: neon on 64-bit ARM; baseline, avx2 and avx512 on x86-64; baseline elsewhere. */

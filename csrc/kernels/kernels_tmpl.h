@@ -21,6 +21,7 @@
 #include "confusion.h"
 #include "hull.h"
 #include "one_hot.h"
+#include "surface.h"
 
 #define REAL float
 #define REAL_C(constant) constant##f
@@ -93,4 +94,10 @@ const struct segloss_kernels SEGLOSS_KERNELS = {
     .resize_plan = {resize_plan_f32, resize_plan_f64},
     .resize_row = {resize_row_f32, resize_row_f64},
     .resize_row_grad = {resize_row_grad_f32, resize_row_grad_f64},
+    .surface_boxes = surface_boxes,
+    .surface_mask = surface_mask,
+    .surface_boundary = surface_boundary,
+    .surface_elements = surface_elements,
+    .places_add = places_add,
+    .places_search = places_search,
 };
