@@ -441,6 +441,21 @@ def confusion_matrix(problem: Problem) -> Pairs:
     return {"argmax, bincount": (ours, argmax_and_bincount)}
 
 
+def distance_transform(problem: Problem) -> Pairs:
+    def ours(logits: Tensor, labels: Tensor) -> Tensor:
+        return segloss.distance_transform(labels, SPACING)
+
+    ndimage = package("scipy.ndimage")
+    if ndimage is None:
+        return {}
+
+    def scipy(logits: Tensor, labels: Tensor) -> Tensor:
+        maps = [ndimage.distance_transform_edt(mask.numpy(), sampling=SPACING) for mask in labels.squeeze(1)]
+        return torch.stack([torch.from_numpy(distances) for distances in maps]).unsqueeze(1).float()
+
+    return {"scipy": (ours, scipy)}
+
+
 SPACING = [1.5, 1.0, 1.0]
 
 
@@ -534,6 +549,7 @@ LOSSES: dict[str, Callable[[Problem], Pairs]] = {
     "boundary_loss": boundary,
     "hausdorff_dt_loss": hausdorff_dt,
     "confusion_matrix": confusion_matrix,
+    "distance_transform": distance_transform,
     "hausdorff_distance": hausdorff,
     "cross_entropy of small logits": cross_entropy_of_small,
     "dice_ce_loss of small logits": dice_ce_of_small,
@@ -565,6 +581,7 @@ IMAGES = Problem((32, 1000), torch.int64)
 BATCH = Problem((256, 1000), torch.int64)
 TEXT = Problem((256, 32000), torch.int64)
 SMALL = Problem((4, 3, 4, 4), torch.int64)
+ORGAN = Problem((1, 2, 256, 256, 256), torch.uint8, smooth=True)
 ORGANS = Problem((1, 4, 192, 192, 192), torch.uint8, smooth=True)
 COARSE = Problem((64, 3, 4, 4), torch.int64)
 SAMPLES = Problem((2048, 1000), torch.int64)
@@ -628,7 +645,7 @@ def of_every_device(full: bool) -> list[Case]:
     plain += [Case("lovasz_hinge_loss", FOREGROUND)]
     plain += [Case(loss, PATCH) for loss in ("topk_loss", "boundary_loss", "hausdorff_dt_loss")]
     plain += [Case("confusion_matrix", problem) for problem in (STREET, BODY)]
-    plain += [Case("hausdorff_distance", ORGANS)]
+    plain += [Case("distance_transform", ORGAN), Case("hausdorff_distance", ORGANS)]
     plain += [
         Case(f"{loss} of small logits", QUARTER) for loss in ("cross_entropy", "dice_ce_loss", "confusion_matrix")
     ]

@@ -92,7 +92,8 @@ def distance_transform(
         tensor([[[[ 0.5000, -0.5000, -1.0000, -1.0000, -0.5000,  0.5000,  1.0000]]]])
 
     See also:
-        * ``scipy.ndimage.distance_transform_edt``: of one mask
+        * ``segloss.boundary_loss``, ``segloss.hausdorff_dt_loss``: losses made of such maps
+        * ``segloss.hausdorff_distance``, ``segloss.average_surface_distance``: how far two surfaces are apart
     """
     op = "distance_transform"
     labels = _plain(labels)

@@ -11,6 +11,7 @@ from torch import Tensor
 from segloss import _surfels
 from segloss._docs import documented
 from segloss._labels import IgnoreIndex, LabelMap, LabelOptions, read_labels
+from segloss.distance import checked_spacing
 from segloss.functional import (
     _check_choice,
     _check_flags,
@@ -335,7 +336,7 @@ def _of_classes(
     _check_types(op, input, target, None, None, 0, options.dim)
     _check_flags(op, include_background=options.include_background, masks=options.masks)
     _check_choice(op, "surface", options.surface, ("voxels", "surfels"))
-    spacing = _checked_spacing(op, options.spacing)
+    spacing = checked_spacing(op, options.spacing)
     read = _read_labels if options.threshold is None and not options.masks else _read_masks
     groups = read(op, input.detach(), target.detach(), options, spacing)
     num_axes = groups[0].predicted.dim() - 1
@@ -350,7 +351,7 @@ def _of_classes(
             f"{op}: expected one tolerance, or one for each of the {num_classes} classes that have a result, got "
             f"{num_tolerances}"
         )
-    spacing = spacing or [1.0] * num_axes
+    spacing = spacing or (1.0,) * num_axes
     areas = _surfels.measures(spacing) if options.surface == "surfels" else None
     columns: list[Tensor] = []
     for maps in groups:
@@ -363,7 +364,7 @@ def _of_classes(
     return torch.cat(columns, 1).to(torch.get_default_dtype()).to(input.device)
 
 
-def _surfaces(maps: _Maps, spacing: list[float], areas: Tensor | None, directed: bool) -> list[list[_Distances]]:
+def _surfaces(maps: _Maps, spacing: tuple[float, ...], areas: Tensor | None, directed: bool) -> list[list[_Distances]]:
     """Of each sample and class the distances from the prediction, and those from the target unless directed."""
     predicted, target = (
         (each if len(spacing) == 3 else each.unsqueeze(1)).cpu().contiguous() for each in (maps.predicted, maps.target)
@@ -381,7 +382,7 @@ def _surfaces(maps: _Maps, spacing: list[float], areas: Tensor | None, directed:
 # ---- labels and masks as maps of bytes ----
 
 
-def _read_labels(op: str, input: Tensor, target: Tensor, o: _Options, spacing: list[float] | None) -> list[_Maps]:
+def _read_labels(op: str, input: Tensor, target: Tensor, o: _Options, spacing: tuple[float, ...] | None) -> list[_Maps]:
     num_classes = o.num_classes
     if num_classes is not None:
         _check_integer(op, "num_classes", num_classes)
@@ -444,7 +445,7 @@ def _groups(predicted: Tensor, classes: Tensor, results: range) -> list[_Maps]:
     return groups
 
 
-def _read_masks(op: str, input: Tensor, target: Tensor, o: _Options, spacing: list[float] | None) -> list[_Maps]:
+def _read_masks(op: str, input: Tensor, target: Tensor, o: _Options, spacing: tuple[float, ...] | None) -> list[_Maps]:
     dim, threshold = _checked_dim(op, input, o.dim), _checked_threshold(op, o.threshold)
     if (threshold is not None) != input.is_floating_point() or (threshold is not None and o.masks):
         raise TypeError(
@@ -486,7 +487,7 @@ def _read_masks(op: str, input: Tensor, target: Tensor, o: _Options, spacing: li
     return [_Maps(flat[0], flat[1], _IGNORED, range(1, 2), shape, 2**8, lambda: None)]
 
 
-def _num_axes(op: str, input: Tensor, target: Tensor, dim: int, spacing: list[float] | None) -> int:
+def _num_axes(op: str, input: Tensor, target: Tensor, dim: int, spacing: tuple[float, ...] | None) -> int:
     """Of two label maps. Nothing but a channel of size 1, or spacing, tells [N, D, H, W] from [N, 1, H, W]."""
     fewer, more = sorted((input.dim(), target.dim()))
     if spacing is not None:
@@ -550,18 +551,6 @@ def _checked_dim(op: str, tensor: Tensor, dim: int) -> int:
             f"{op}: expected dim in [{-tensor.dim()}, {tensor.dim() - 1}] for a tensor {list(tensor.shape)}, got {dim}"
         )
     return dim % tensor.dim()
-
-
-def _checked_spacing(op: str, spacing: Sequence[float] | None) -> list[float] | None:
-    if spacing is None:
-        return None
-    numbers = _numbers(spacing)
-    if numbers is None or not all(0 < each < math.inf for each in numbers):
-        raise ValueError(
-            f"{op}: expected spacing to have one positive, finite number for each spatial axis, such as "
-            f"(2.5, 1.0, 1.0), got {reprlib.repr(spacing)}"
-        )
-    return numbers
 
 
 def _checked_tolerances(op: str, tolerance: float | Sequence[float]) -> list[float]:

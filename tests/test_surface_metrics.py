@@ -490,12 +490,19 @@ def test_results_have_the_default_dtype_and_no_gradient(metric):
 @of_each_metric
 @pytest.mark.parametrize(
     "spacing",
-    [(1.0,), (1.0, 1.0, 1.0, 1.0), (1.0, 0.0), (1.0, -1.0), (1.0, math.nan), (1.0, math.inf), 1.0, ("1", "2")],
+    [(1.0,), (1.0, 1.0, 1.0, 1.0), (1.0, 0.0), (1.0, -1.0), (1.0, math.nan), (1.0, math.inf)],
 )
 def test_spacing_is_one_positive_number_for_each_axis(metric, spacing):
     logits, target = torch.randn(1, 3, 6, 7), torch.randint(3, (1, 1, 6, 7))
-    with pytest.raises(ValueError, match=r"one positive, finite number for each|one number in spacing for each"):
+    with pytest.raises(ValueError, match=r"one for each spatial axis|one number in spacing for each"):
         metric(logits, target, spacing=spacing)
+
+
+@of_each_metric
+@pytest.mark.parametrize("spacing", [1.0, ("1", "2")])
+def test_spacing_is_a_sequence_of_numbers(metric, spacing):
+    with pytest.raises(TypeError, match="expected spacing to be a"):
+        metric(torch.randn(1, 3, 6, 7), torch.randint(3, (1, 1, 6, 7)), spacing=spacing)
 
 
 @of_each_metric
