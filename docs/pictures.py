@@ -32,6 +32,11 @@ LOSSES: dict[str, Loss] = {
     "Dice + cross entropy": segloss.dice_ce_loss,
     "top-k, 10 %": segloss.topk_loss,
 }
+OF_CONTOURS: dict[str, Loss] = {
+    "Lovász-Softmax": segloss.lovasz_softmax_loss,
+    "boundary": segloss.boundary_loss,
+    "Hausdorff": segloss.hausdorff_dt_loss,
+}
 
 
 def save(name: str) -> None:
@@ -101,10 +106,12 @@ def pushes(loss: Loss, logits: Tensor, labels: Tensor) -> Tensor:
     return -gradient[0, 1] / gradient.abs().max()
 
 
-def draw_lesion() -> None:
+def draw_pulls(picture: str, losses: dict[str, Loss]) -> None:
+    """Where each of some losses pulls the logits of the lesion."""
     brain, labels, elsewhere, logits = lesion()
-    figure, axes = pyplot.subplots(2, 3, figsize=(9, 6.2), layout="constrained")
-    for ax, (name, loss) in zip(axes.flat, LOSSES.items(), strict=True):
+    rows = len(losses) // 3
+    figure, axes = pyplot.subplots(rows, 3, figsize=(9, 3.1 * rows), layout="constrained")
+    for ax, (name, loss) in zip(axes.flat, losses.items(), strict=True):
         ax.imshow(brain, cmap="gray")
         push = pushes(loss, logits, labels)
         image = ax.imshow(push, cmap="PuOr_r", vmin=-1, vmax=1, alpha=push.abs().sqrt().numpy())
@@ -112,8 +119,9 @@ def draw_lesion() -> None:
         ax.contour(elsewhere, levels=[0.5], colors="#00e0e0", linewidths=1, linestyles="dashed")
         ax.set_title(name, fontsize=10)
         ax.axis("off")
-    figure.colorbar(image, ax=axes, label="pull towards lesion (+) or away from it (-)", shrink=0.6)
-    save("lesion")
+    label = "pull towards lesion (+) or away from it (-)" if rows > 1 else "pull"
+    figure.colorbar(image, ax=axes, label=label, shrink=0.6)
+    save(picture)
 
 
 def draw_imbalance() -> None:
@@ -186,5 +194,7 @@ def draw_surfaces() -> None:
 
 if __name__ == "__main__":
     PICTURES.mkdir(exist_ok=True)
-    for draw in (draw_focal, draw_sizes, draw_lesion, draw_imbalance, draw_distances, draw_surfaces):
+    for draw in (draw_focal, draw_sizes, draw_imbalance, draw_distances, draw_surfaces):
         draw()
+    draw_pulls("lesion", LOSSES)
+    draw_pulls("contours", OF_CONTOURS)

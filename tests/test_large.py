@@ -15,7 +15,7 @@ from tolerances import CONFIDENT_RTOL, SUM_RTOL, assert_close, assert_relative
 import segloss
 
 NUM_ELEMENTS = 2_300_000_016
-NEEDED = {"cpu": 8 * 2**30, "cuda": 16 * 2**30}  # the gradient, on a GPU the logits, and nearly as much for others
+NEEDED = {"cpu": 10 * 2**30, "cuda": 16 * 2**30}  # distances; on a GPU logits, gradient, and others
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*lower precision:UserWarning")
 
@@ -129,3 +129,20 @@ def test_confusion_of_logits():
     expected = torch.tensor(reference.confusion_matrix(x_small, labels_small, 24))
     expected[0, 0] += problem.num_voxels - len(problem.chosen)
     assert torch.equal(matrix, expected)
+
+
+def test_distances_of_more_than_2_31_voxels():
+    """Of a map that is empty but for boxes at both ends and where offsets exceed 2^31."""
+    sizes, box = (1150, 1000, 2000), (3, 4, 5)
+    labels = zeros((1, 1, *sizes), torch.uint8)
+    places = [(0, 0, 0), (1073, 741, 1000), tuple(n - k for n, k in zip(sizes, box, strict=True))]
+    boxes = [tuple(slice(a, a + k) for a, k in zip(place, box, strict=True)) for place in places]
+    for each in boxes:
+        labels[(0, 0, *each)] = 1
+    distances = segloss.distance_transform(labels)[0, 0]
+    for each in boxes:
+        around = tuple(slice(max(a.start - 1, 0), a.stop + 1) for a in each)
+        assert torch.equal(distances[around], segloss.distance_transform(labels[(..., *around)].clone())[0, 0])
+    assert distances[1073, 741, 1000] == 1
+    assert distances[0, 0, 0] > 1
+    assert torch.count_nonzero(distances) == 3 * 60
