@@ -145,8 +145,7 @@ static void surface_boxes(const uint8_t* plane, int64_t rows, int64_t columns, s
     }
 }
 
-/* ---- the nearest element of another surface -----------------------------------------------------------------------
- */
+/* ---- the nearest element of another surface ---- */
 
 static uint64_t* brick_at(const struct segloss_places* set, int level, int64_t z, int64_t y, int64_t x) {
     const int64_t* sizes = set->brick_sizes[level];

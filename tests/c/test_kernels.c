@@ -11,6 +11,7 @@
 #include "lovasz_tests.h"
 #include "resize_tests.h"
 #include "soft_stats_tests.h"
+#include "surface_tests.h"
 #include "tables.h"
 #include "topk_tests.h"
 
@@ -66,5 +67,6 @@ int main(void) {
     test_one_hot();
     test_resize();
     test_distances();
+    test_surfaces();
     return 0;
 }
