@@ -46,6 +46,17 @@ int64_t position_stride(const at::Tensor& tensor, int64_t num_dims, int64_t dim,
 // Describes the operands over their common positions, with neighbouring dimensions merged where all strides allow it.
 segloss_positions describe(at::IntArrayRef sizes, int64_t dim, at::ArrayRef<Operand> operands);
 
+// Calls work(k) for each k in [0, count) on torch's threads. A thread that is done takes the next one: on a machine
+// with other work, equal shares do not take equal time.
+template <typename Work> void in_parallel(int64_t count, const Work& work, int64_t most_threads = INT64_MAX) {
+    std::atomic<int64_t> next{0};
+    at::parallel_for(0, std::min({count, num_threads(), most_threads}), 1, [&](int64_t, int64_t) {
+        for (int64_t k = next++; k < count; k = next++) {
+            work(k);
+        }
+    });
+}
+
 // Splits positions into chunks whose borders depend on the shape alone. If each chunk has its own sums, and they are
 // added in order, the result has the same bits for any number of threads.
 class Chunks {
@@ -69,20 +80,17 @@ public:
     int64_t per_sample() const { return (num_positions_ + size_ - 1) / size_; }
 
     // Calls kernel(chunk, begin, end) for each chunk on torch's threads; begin and end are positions within the chunk's
-    // sample. The kernel returns -1, or the position that it refuses. Returns true if none was refused. A thread that
-    // is done takes the next chunk: on a machine with other work, equal shares do not take equal time.
+    // sample. The kernel returns -1, or the position that it refuses. Returns true if none was refused.
     template <typename Kernel> bool run(const Kernel& kernel, int64_t most_threads = INT64_MAX) const {
         std::atomic<bool> accepted{true};
-        std::atomic<int64_t> next{0};
-        const auto work = [&](int64_t, int64_t) {
-            for (int64_t chunk = next++; chunk < count() && accepted.load(std::memory_order_relaxed); chunk = next++) {
-                const int64_t begin = chunk % per_sample() * size_;
-                if (kernel(chunk, begin, std::min(begin + size_, num_positions_)) >= 0) {
-                    accepted = false;
-                }
+        const auto run_chunk = [&](int64_t chunk) {
+            const int64_t begin = chunk % per_sample() * size_;
+            if (accepted.load(std::memory_order_relaxed) &&
+                kernel(chunk, begin, std::min(begin + size_, num_positions_)) >= 0) {
+                accepted = false;
             }
         };
-        at::parallel_for(0, std::min({count(), num_threads(), most_threads}), 1, work);
+        in_parallel(count(), run_chunk, most_threads);
         return accepted;
     }
 

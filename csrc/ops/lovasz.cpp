@@ -83,16 +83,6 @@ void Lovasz::check_handed(const Handed& handed, const Arguments& arguments, cons
 
 namespace {
 
-// Calls work(k) for each k below `count`, on torch's threads; within a thread's own work on this thread.
-template <typename Work> void for_each_part(int64_t count, const Work& work) {
-    std::atomic<int64_t> next{0};
-    at::parallel_for(0, std::min(count, num_threads()), 1, [&](int64_t, int64_t) {
-        for (int64_t k = next++; k < count; k = next++) {
-            work(k);
-        }
-    });
-}
-
 // Splits a range into parts whose borders depend on its size alone.
 class Parts {
 public:
@@ -104,7 +94,7 @@ public:
 
     // Calls work(part, begin, end).
     template <typename Work> void run(const Work& work) const {
-        for_each_part(count(), [&](int64_t k) { work(k, k * length_, std::min((k + 1) * length_, size_)); });
+        in_parallel(count(), [&](int64_t k) { work(k, k * length_, std::min((k + 1) * length_, size_)); });
     }
 
 private:

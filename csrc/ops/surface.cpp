@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cmath>
 #include <tuple>
 #include <utility>
@@ -20,16 +19,6 @@ namespace {
 const char* const kSurface = "surface_distances";
 
 constexpr int64_t kLabels = 256; // of a map
-
-// Calls work(k) for each k in [0, count) on torch's threads.
-template <typename Work> void in_parallel(int64_t count, const Work& work) {
-    std::atomic<int64_t> next{0};
-    at::parallel_for(0, std::min(count, num_threads()), 1, [&](int64_t, int64_t) {
-        for (int64_t k = next++; k < count; k = next++) {
-            work(k);
-        }
-    });
-}
 
 // ---- boxes of classes -----------------------------------------------------------------------------------------------
 
