@@ -102,9 +102,9 @@ def lovasz_softmax_loss(
         >>> logits = torch.tensor([[[[0.12, 0.36], [0.22, 0.66]], [[0.13, 0.34], [0.52, -0.96]]]])
         >>> labels = torch.tensor([[[[1, 0], [0, 1]]]], dtype=torch.uint8)  # [N, 1, H, W]
         >>> segloss.lovasz_softmax_loss(logits, labels)
-        tensor(0.6698)
+        tensor(0.6570)
         >>> segloss.lovasz_softmax_loss(logits, labels, reduction="none")
-        tensor([0.6698, 0.6698])
+        tensor([0.6350, 0.6790])
 
     See also:
         * ``segloss.LovaszSoftmaxLoss``: the same as a module
@@ -192,7 +192,7 @@ def lovasz_hinge_loss(
         >>> logits = torch.tensor([[[[0.12, 0.36], [0.22, 0.66]]]])  # [N, 1, H, W]
         >>> mask = torch.tensor([[[1, 0], [0, 1]]], dtype=torch.uint8)
         >>> segloss.lovasz_hinge_loss(logits, mask)
-        tensor(1.2133)
+        tensor(0.9617)
 
     See also:
         * ``segloss.LovaszHingeLoss``: the same as a module

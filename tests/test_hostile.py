@@ -269,6 +269,11 @@ ARGUMENTS = {
     "reduction": mostly(st.sampled_from([0, 1, 2]), st.sampled_from(INTS)),
     "upsample": mostly(st.just(0), st.sampled_from([*INTS, 10, 42, 43]), 3),
     "masks": mostly(st.just(False), st.just(True)),
+    "spacing": st.lists(mostly(st.sampled_from([1.0, 2.5]), st.sampled_from([0.0, -1.0, 1e200, NAN, INF])), max_size=4),
+    "first_class": mostly(st.just(0), st.sampled_from(INTS)),
+    "end_class": mostly(st.just(3), st.sampled_from(INTS)),
+    "ignored_label": mostly(st.just(-1), st.sampled_from(INTS)),
+    "rank": mostly(st.just(1), st.sampled_from(INTS)),
     "threshold": st.sampled_from([None, 0.5, NAN]),
     "ignore_index": mostly(st.sampled_from([-100, 255, 0, -1]), st.sampled_from(INTS)),
     "gamma": mostly(st.just(0.0), st.sampled_from([2.0, 0.5, -1.0, NAN, INF]), 3),
@@ -320,6 +325,10 @@ def operator_calls(draw):
         "grad_sum": tensors([], READABLE),
         "label_table": st.one_of(st.none(), st.sampled_from(TABLES)),
         "out": like_labels(sizes, num_classes, dim, LABELS),
+        "slopes": tensors(whole, READABLE),
+        "labels": like_labels(sizes, num_classes, dim, LABELS + READABLE),
+        "first": tensors([2, 3, 4, 5], [torch.uint8]),
+        "second": tensors([2, 3, 4, 5], [torch.uint8]),
         "cutoff": st.sampled_from([torch.tensor([2**31, 2]), torch.tensor([-1, -1]), torch.tensor([0.5])]),
     }
     numbers = {

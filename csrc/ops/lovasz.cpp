@@ -30,8 +30,9 @@ c10::SymInt num_groups(const Arguments& arguments, const Lovasz::Options& option
 Target Lovasz::check(const Arguments& arguments, const Options& options) {
     const auto& [op, input, target, weight, voxel_weight, label_table, coarse] = arguments;
     TORCH_CHECK_VALUE(options.activation != SEGLOSS_SIGMOID && (!options.hinge || !options.is_softmax()), op,
-                      ": expected activation 'softmax' or 'none', with hinge 'none'");
-    TORCH_CHECK_VALUE(!voxel_weight, op, ": expected no voxel_weight. Leave voxels out by ignore_index");
+                      ": expected activation 'softmax' or 'none', with hinge 'none', got '",
+                      options.is_softmax() ? "softmax" : "sigmoid", options.hinge ? "' with hinge" : "'");
+    TORCH_CHECK_VALUE(!voxel_weight, op, ": expected no voxel_weight, got one. Leave voxels out by ignore_index");
     const auto given = classify_target(op, input, target, options.dim, /*takes_masks=*/options.hinge && !label_table);
     auto kind = options.hinge ? kind_of_regions(op, target, label_table, given) : given;
     if (options.hinge) {

@@ -51,7 +51,8 @@ c10::SymDimVector full_sizes(const std::string& op, const Tensor& input, const T
                               ". upsample resizes only the last ", num_axes, num_axes == 1 ? " axis" : " axes");
         }
         TORCH_CHECK(k >= num_axes || (size > 0 && sizes[d] > 0), op,
-                    ": Input and output sizes should be greater than 0 where upsample resizes, got input ",
+                    ": Input and output sizes should be greater than 0 where upsample resizes. Expected sizes above 0, "
+                    "got input ",
                     input.sym_sizes(), " and target ", target.sym_sizes());
         sizes[d] = size;
     }

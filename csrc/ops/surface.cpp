@@ -264,8 +264,13 @@ std::tuple<Tensors, Tensors, Tensor> surface_distances_cpu(const Tensor& first, 
                                                            bool surfels, bool both) {
     TORCH_CHECK_VALUE(spacing.size() == 2 || spacing.size() == 3, kSurface, ": expected spacing of 2 or 3 axes, got ",
                       spacing.size());
+    for (const auto step : spacing) {
+        TORCH_CHECK_VALUE(step > 0 && std::isfinite(step), kSurface,
+                          ": expected spacing of finite numbers above 0, got ", spacing);
+    }
     TORCH_CHECK_VALUE(first_class >= 0 && end_class <= kLabels && ignored_label < kLabels, kSurface,
-                      ": expected labels in [0, ", kLabels, ")");
+                      ": expected labels in [0, ", kLabels, "), got classes from ", first_class, " to ", end_class,
+                      " and ignored_label ", ignored_label);
     SurfaceOptions options{{1, 1, 1}, spacing.size() == 2, surfels, ignored_label, {}};
     std::copy(spacing.rbegin(), spacing.rend(), options.spacing.rbegin());
     check_maps(first, second, options.is_flat);
@@ -309,13 +314,15 @@ std::tuple<Tensors, Tensors, Tensor> surface_distances_cpu(const Tensor& first, 
 Tensor order_statistics_cpu(const Tensor& values, int64_t k) {
     TORCH_CHECK(values.scalar_type() == at::kDouble && values.dim() == 1 && values.is_contiguous() && k >= 0 &&
                     k < values.numel(),
-                "order_statistics: expected contiguous float64 values, more than k");
+                "order_statistics: expected contiguous float64 values, more than k=", k, ", got ", values.scalar_type(),
+                " ", values.sizes());
+    const auto is_less = [](double a, double b) { return a < b || (std::isnan(b) && !std::isnan(a)); };
     const auto copy = values.clone();
     auto* const begin = copy.data_ptr<double>();
     auto* const end = begin + copy.numel();
-    std::nth_element(begin, begin + k, end);
+    std::nth_element(begin, begin + k, end, is_less);
     if (k + 1 < copy.numel()) {
-        std::iter_swap(begin + k + 1, std::min_element(begin + k + 1, end));
+        std::iter_swap(begin + k + 1, std::min_element(begin + k + 1, end, is_less));
     }
     return copy.slice(0, k, std::min(k + 2, copy.numel())).clone();
 }
@@ -325,7 +332,7 @@ Tensor order_statistics_cpu(const Tensor& values, int64_t k) {
 TORCH_LIBRARY_FRAGMENT(segloss, m) {
     m.def("surface_distances(Tensor first, Tensor second, int first_class, int end_class, int ignored_label, "
           "float[] spacing, bool surfels, bool both) -> (Tensor[], Tensor[], Tensor)");
-    m.def("order_statistics(Tensor values, int k) -> Tensor");
+    m.def("order_statistics(Tensor values, int rank) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(segloss, CPU, m) {
