@@ -55,7 +55,7 @@ static void IN(move_items)(const struct segloss_lovasz_order* o, const ITEM* ite
         for (int i = 0; i < count; ++i) {
             const int64_t at = next[RANK(item[i]) >> shift & mask]++;
             to[at] = item[i];
-            __builtin_prefetch(to + at + CACHE_LINE / sizeof *to, 1); /* makes it 2.5 times as fast */
+            __builtin_prefetch((const char*)(to + at) + CACHE_LINE, 1); /* makes it 2.5 times as fast */
         }
     }
     if (!items) {

@@ -197,6 +197,7 @@ static int search_rows(const struct segloss_places* set, struct nearest* best) {
         const int to_left = left ? __builtin_clzll(left) : SIDE;
         const int to_right = right ? __builtin_ctzll(right) : SIDE + 1; /* more than any to the left */
         const int steps = to_left < to_right ? to_left : to_right;
+        assert(steps <= SIDE);
         const double squared = near->squared + set->column_squares[steps];
         if (squared < best->squared) {
             best->squared = squared;
@@ -211,12 +212,12 @@ static int search_rows(const struct segloss_places* set, struct nearest* best) {
 /* The children of a brick along one axis, the nearest ones first, with their squared distances. Each is `span` elements
  * wide. Rounding is monotonic: no element is computed to be nearer than its brick. */
 struct children {
-    const int8_t* order;
+    const uint8_t* order;
     double squared[4];
 };
 
 static struct children children_along(int64_t from, int64_t brick, int64_t span, double spacing) {
-    static const int8_t orders[4][4] = {{0, 1, 2, 3}, {1, 0, 2, 3}, {2, 3, 1, 0}, {3, 2, 1, 0}};
+    static const uint8_t orders[4][4] = {{0, 1, 2, 3}, {1, 0, 2, 3}, {2, 3, 1, 0}, {3, 2, 1, 0}};
     struct children c;
     for (int k = 0; k < 4; ++k) {
         const int64_t low = (4 * brick + k) * span, high = low + span - 1;
