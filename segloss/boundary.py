@@ -279,15 +279,12 @@ def _read_target(
 
 def _masks(op: str, target: Tensor, ignore_index: int) -> Tensor:
     """Masks of 0 and 1, and -1 where a voxel is ignored, which floating ones do not have."""
-    if not target.is_floating_point():
-        masks: Tensor = _ops.class_masks(op, target, ignore_index)
-        return masks
-    is_one = target == 1
-    numbers = is_one.to(torch.int8) + 2 * (~is_one & (target != 0)).to(torch.int8)  # an operator refuses 2
+    is_floating = target.is_floating_point()
     try:
-        return _masks(op, numbers, NO_LABEL)
+        masks: Tensor = _ops.class_masks(op, target, NO_LABEL if is_floating else ignore_index)
+        return masks
     except RuntimeError as error:
-        if "expected 0 and 1" not in str(error):
+        if not is_floating or "expected 0 and 1" not in str(error):
             raise
         raise RuntimeError(
             f"{op}: expected 0 and 1 in a floating target that is a mask for each class, got other values: soft masks "

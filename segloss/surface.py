@@ -30,7 +30,6 @@ Surface: TypeAlias = Literal["voxels", "surfels"]
 _OTHERS, _IGNORED = 254, 255
 
 _distances: Callable[..., tuple[list[Tensor], list[Tensor], Tensor]] = torch.ops.segloss.surface_distances.default
-_order_statistics: Callable[..., Tensor] = torch.ops.segloss.order_statistics.default
 
 
 @documented(like=confusion_matrix)
@@ -589,8 +588,7 @@ def _percentile(distances: _Distances, percentile: float | None) -> float:
         return float(values.max())
     if areas is None:
         rank = percentile / 100 * (n - 1)
-        low, *more = map(float, _order_statistics(values, int(rank)))
-        high = more[0] if more else low
+        low, high = (float(values.kthvalue(min(int(rank) + k, n)).values) for k in (1, 2))
         return low + (rank - int(rank)) * (high - low)  # nan if both are inf
     values, order = values.sort(stable=True)
     shares = areas[order].cumsum(0)

@@ -6,7 +6,6 @@ All of them are differentiable; `value_and_gradient` asks torch's autograd for t
 import functools
 import itertools
 import math
-from itertools import product
 
 import torch
 from torch import Tensor
@@ -235,18 +234,13 @@ def contour_length(inside: set[tuple[int, ...]], spacing: tuple[float, ...]) -> 
 
 def surface(mask: Tensor, ignored: Tensor, spacing: tuple[float, ...], kind: str) -> list[tuple[list[float], float]]:
     """Places and weights of the elements of the surface of a bool mask without the ignored voxels."""
-    sizes = mask.shape
+    sizes, num_axes = mask.shape, mask.dim()
+    if kind == "voxels":
+        places = boundary(mask & ~ignored, ignored).nonzero().tolist()
+        return [([x * s for x, s in zip(place, spacing, strict=True)], 1.0) for place in places]
     inside = {tuple(place) for place in (mask & ~ignored).nonzero().tolist()}
     void = {tuple(place) for place in ignored.nonzero().tolist()}
-    num_axes = len(sizes)
     elements = []
-    if kind == "voxels":
-        for place in sorted(inside):
-            steps = [(axis, step) for axis in range(num_axes) for step in (-1, 1)]
-            neighbours = [tuple(x + step * (k == axis) for k, x in enumerate(place)) for axis, step in steps]
-            if any(each not in inside and each not in void for each in neighbours):
-                elements.append(([x * s for x, s in zip(place, spacing, strict=True)], 1.0))
-        return elements
     areas = surfel_areas(spacing) if num_axes == 3 else {}
     for place in itertools.product(*(range(size + 1) for size in sizes)):
         corners = {
@@ -739,7 +733,7 @@ def boundary(inside: Tensor, ignored: Tensor) -> Tensor:
     outside = ~inside & ~ignored
     result = torch.zeros_like(inside)
     for place in inside.nonzero().tolist():
-        for axis, step in product(range(inside.dim()), (-1, 1)):
+        for axis, step in itertools.product(range(inside.dim()), (-1, 1)):
             neighbour = [i + step * (d == axis) for d, i in enumerate(place)]
             is_there = 0 <= neighbour[axis] < inside.shape[axis]
             if not is_there or outside[tuple(neighbour)]:

@@ -273,7 +273,6 @@ ARGUMENTS = {
     "first_class": mostly(st.just(0), st.sampled_from(INTS)),
     "end_class": mostly(st.just(3), st.sampled_from(INTS)),
     "ignored_label": mostly(st.just(-1), st.sampled_from(INTS)),
-    "rank": mostly(st.just(1), st.sampled_from(INTS)),
     "threshold": st.sampled_from([None, 0.5, NAN]),
     "ignore_index": mostly(st.sampled_from([-100, 255, 0, -1]), st.sampled_from(INTS)),
     "gamma": mostly(st.just(0.0), st.sampled_from([2.0, 0.5, -1.0, NAN, INF]), 3),

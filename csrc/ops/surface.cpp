@@ -310,34 +310,13 @@ std::tuple<Tensors, Tensors, Tensor> surface_distances_cpu(const Tensor& first, 
     return {distances, codes, occurs};
 }
 
-// The k-th smallest of some values, counted from 0, and the next one, if there is one.
-Tensor order_statistics_cpu(const Tensor& values, int64_t k) {
-    TORCH_CHECK(values.scalar_type() == at::kDouble && values.dim() == 1 && values.is_contiguous() && k >= 0 &&
-                    k < values.numel(),
-                "order_statistics: expected contiguous float64 values, more than k=", k, ", got ", values.scalar_type(),
-                " ", values.sizes());
-    const auto is_less = [](double a, double b) { return a < b || (std::isnan(b) && !std::isnan(a)); };
-    const auto copy = values.clone();
-    auto* const begin = copy.data_ptr<double>();
-    auto* const end = begin + copy.numel();
-    std::nth_element(begin, begin + k, end, is_less);
-    if (k + 1 < copy.numel()) {
-        std::iter_swap(begin + k + 1, std::min_element(begin + k + 1, end, is_less));
-    }
-    return copy.slice(0, k, std::min(k + 2, copy.numel())).clone();
-}
-
 } // namespace
 
 TORCH_LIBRARY_FRAGMENT(segloss, m) {
     m.def("surface_distances(Tensor first, Tensor second, int first_class, int end_class, int ignored_label, "
           "float[] spacing, bool surfels, bool both) -> (Tensor[], Tensor[], Tensor)");
-    m.def("order_statistics(Tensor values, int rank) -> Tensor");
 }
 
-TORCH_LIBRARY_IMPL(segloss, CPU, m) {
-    m.impl("surface_distances", TORCH_FN(surface_distances_cpu));
-    m.impl("order_statistics", TORCH_FN(order_statistics_cpu));
-}
+TORCH_LIBRARY_IMPL(segloss, CPU, m) { m.impl("surface_distances", TORCH_FN(surface_distances_cpu)); }
 
 } // namespace segloss
