@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import reference
 import torch
-from scipy import ndimage
 from test_devices import without_kernels
 
 import segloss
@@ -51,6 +50,7 @@ def test_equal_steps_are_exact_in_every_dtype(dtype, of, signed):
 
 
 def test_distances_equal_those_of_scipy():
+    ndimage = pytest.importorskip("scipy.ndimage")
     mask = torch.rand(20, 30, 50) < 0.97
     expected = torch.from_numpy(ndimage.distance_transform_edt(mask.numpy()))
     assert torch.equal(transform(mask), expected.float())
@@ -62,6 +62,7 @@ def test_distances_equal_those_of_scipy():
 @pytest.mark.parametrize("shape", [(700, 40), (3, 900, 17), (1500, 1)])
 def test_lines_whose_voxels_are_far_apart(shape, signed):
     """They are measured by the lower envelope of parabolas."""
+    ndimage = pytest.importorskip("scipy.ndimage")
     mask = torch.ones(shape, dtype=torch.bool)
     mask.view(-1)[torch.randint(mask.numel() // 16, (40,))] = False
     expected = ndimage.distance_transform_edt(mask.numpy())
