@@ -12,6 +12,7 @@ from types import ModuleType
 from segloss._extension import get_isa, synchronize  # isort: skip  first: it registers the operators
 from segloss import _vmap  # noqa: F401  registers the batching rules
 from segloss.boundary import boundary_loss, hausdorff_dt_loss
+from segloss.components import Components, connected_components
 from segloss.distance import distance_transform
 from segloss.functional import (
     binary_cross_entropy_with_logits,
@@ -70,6 +71,7 @@ __all__ = [
     "BCEWithLogitsLoss",
     "BinaryDiceLoss",
     "BoundaryLoss",
+    "Components",
     "CrossEntropyLoss",
     "DeepSupervisionLoss",
     "DiceCELoss",
@@ -90,6 +92,7 @@ __all__ = [
     "binary_cross_entropy_with_logits",
     "boundary_loss",
     "confusion_matrix",
+    "connected_components",
     "cross_entropy",
     "dice_ce_loss",
     "dice_focal_loss",

@@ -462,6 +462,12 @@ def _distance_transform(labels: Tensor, label_table: Tensor | None, *options: An
     return maps.view(*labels.shape[:2], *maps.shape[1:])
 
 
+@_rule(_ops.connected_components.default)
+def _connected_components(labels: Tensor, label_table: Tensor | None, *options: Any) -> tuple[Tensor, Tensor]:
+    components, counts = _ops.connected_components(labels.flatten(0, 1), label_table, *options)
+    return components.view(labels.shape), counts.view(labels.shape[:2])
+
+
 # ---- counts: one member after the other ----
 
 

@@ -38,7 +38,9 @@ METRICS = {name: getattr(segloss, name) for name in ("accuracy", "confusion_matr
 SURFACE_METRICS = ("average_surface_distance", "hausdorff_distance", "surface_dice")
 NEITHER = (
     *SURFACE_METRICS,
+    "Components",
     "SoftStats",
+    "connected_components",
     "distance_transform",
     "get_isa",
     "predict",

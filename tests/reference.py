@@ -741,6 +741,35 @@ def boundary(inside: Tensor, ignored: Tensor) -> Tensor:
     return result
 
 
+# ---- connected components ----
+
+
+def components(classes: Tensor, connectivity: int, per_class: bool = False) -> tuple[Tensor, int]:
+    """The components of a class map [*], numbered in the order of their first voxels, and how many there are."""
+    steps = [
+        step for step in itertools.product((-1, 0, 1), repeat=classes.dim()) if 1 <= sum(map(abs, step)) <= connectivity
+    ]
+    result = torch.zeros(classes.shape, dtype=torch.int64)
+    count = 0
+    for first in (classes > 0).nonzero().tolist():
+        if result[tuple(first)]:
+            continue
+        count += 1
+        result[tuple(first)] = count
+        reached = [first]
+        while reached:
+            place = reached.pop()
+            for step in steps:
+                neighbour = tuple(i + d for i, d in zip(place, step, strict=True))
+                is_there = all(0 <= i < size for i, size in zip(neighbour, classes.shape, strict=True))
+                if not is_there or classes[neighbour] <= 0 or result[neighbour]:
+                    continue
+                if not per_class or classes[neighbour] == classes[tuple(place)]:
+                    result[neighbour] = count
+                    reached.append(neighbour)
+    return result, count
+
+
 # ---- losses of distance maps ----
 
 

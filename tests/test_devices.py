@@ -37,6 +37,7 @@ WITH_KERNELS = [
     *("cross_entropy_rescale", "binary_cross_entropy_rescale"),
     *("total_weight", "one_hot_labels", "is_one_hot", "confusion_counts", "num_label_classes", "equal_label_counts"),
     *("class_labels", "mask_counts", "predict", "predict_into", "distance_transform"),
+    "connected_components",
 ]
 
 # The device whose code is called. CUDA's own kernels, where they are built, cannot read the memory of the CPU.

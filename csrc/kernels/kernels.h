@@ -429,6 +429,34 @@ static inline int64_t segloss_distance_workspace(const struct segloss_distance* 
     return (SEGLOSS_DISTANCE_LINES + 4) * args->sizes[axis] + SEGLOSS_DISTANCE_STEPS;
 }
 
+/* The connected components of the foreground of a sample: of the voxels whose class is not 0, or, `per_class`, of those
+ * of each class but 0. Neighbours differ by 1 along at most `connectivity` axes, and by 0 along the others. A run is a
+ * part of a row, as long as it can be, that is in one component in any case. Made in this order, over all rows of the
+ * sample, where ranges that run at the same time need no order:
+ *
+ *   components_runs;
+ *   components_start, with the number of the first run in these rows, and that of the first one after them;
+ *   components_unite, of ranges with their own rows; then, one after the other, with all rows before;
+ *   components_number, once, over all runs;
+ *   components_write. */
+struct segloss_components {
+    struct segloss_positions positions; /* of the labels, over all samples */
+    struct segloss_tensor labels;
+    int64_t ignore_index;
+    struct segloss_label_table label_table; /* optional; then ignore_index is not used */
+    int64_t sizes[SEGLOSS_AXES];            /* of a sample, >= 1 */
+    int connectivity;                       /* 1 to 3 */
+    int per_class;
+    int64_t sample;
+
+    int32_t* components;  /* contiguous; until they are written, classes if per_class */
+    int64_t words;        /* of a row: a bit for each column, and one word of 0 more */
+    uint64_t* foreground; /* bits; a word of 0 lies before the first */
+    uint64_t* starts;     /* bits: where runs start */
+    int32_t* runs_before; /* of each word, the runs that start before it */
+    int32_t* parents;     /* of each run, an earlier one of its component, or itself; then the component */
+};
+
 /* All kernels of one instruction set. Each but those of top-k and of an order returns -1, or the position of the first
  * voxel that it refuses. A kernel refuses a label outside [0, C) that is not ignore_index, a floating-point label that
  * is not integral, a target that is not one-hot, and a mask that is not 0, 1 or ignore_index, where mask and
@@ -510,6 +538,17 @@ struct segloss_kernels {
     void (*surface_mask)(const struct segloss_surface* args, int64_t plane);
     int64_t (*surface_boundary)(const struct segloss_surface* args, int64_t plane);
     void (*surface_elements)(const struct segloss_surface* args, int64_t plane, int32_t (*place)[3], uint8_t* code);
+    /* Writes foreground, starts and runs_before of rows, the last one counted from `begin`, and the number of runs. */
+    int64_t (*components_runs)(const struct segloss_components* args, int64_t begin, int64_t end, int64_t* num_runs);
+    /* Counts runs_before from the first row on, and makes each run its own parent. */
+    void (*components_start)(const struct segloss_components* args, int64_t begin, int64_t end, int32_t first_run,
+                             int32_t end_run);
+    /* Unites the runs of rows with those of neighbouring rows before them in [low, high). */
+    void (*components_unite)(const struct segloss_components* args, int64_t begin, int64_t end, int64_t low,
+                             int64_t high);
+    /* Parents become components, 1 and up. Returns how many there are. */
+    int32_t (*components_number)(int32_t* parents, int32_t num_runs);
+    void (*components_write)(const struct segloss_components* args, int64_t begin, int64_t end);
     /* Adds places to the tree. */
     void (*places_add)(const struct segloss_places* set, const int32_t (*place)[3], int64_t count);
     /* The distances of the places [begin, end) to the nearest one of the set, which has at least one. */

@@ -14,6 +14,7 @@
  * FN(name) makes a name unique for this REAL. */
 
 #include <math.h>
+#include <stdlib.h>
 
 #include "block.h"
 #include "kernels.h"
@@ -22,6 +23,7 @@
 #include "hull.h"
 #include "one_hot.h"
 #include "surface.h"
+#include "components.h"
 
 #define REAL float
 #define REAL_C(constant) constant##f
@@ -98,6 +100,11 @@ const struct segloss_kernels SEGLOSS_KERNELS = {
     .surface_mask = surface_mask,
     .surface_boundary = surface_boundary,
     .surface_elements = surface_elements,
+    .components_runs = components_runs,
+    .components_start = components_start,
+    .components_unite = components_unite,
+    .components_number = components_number,
+    .components_write = components_write,
     .places_add = places_add,
     .places_search = places_search,
 };

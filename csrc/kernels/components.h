@@ -1,0 +1,274 @@
+/* Connected components of the foreground, as runs of rows of bits, the lowest bit first. A run is named by its number:
+ * the order of runs is that of their first voxels, and the smallest run of a component stands for all. */
+
+/* A neighbour of a voxel, one of those that come before it. */
+struct neighbour {
+    int8_t plane, row, column;
+};
+
+enum { NUM_NEIGHBOURS = 13, LEFT = 0 };
+
+static const struct neighbour neighbours[NUM_NEIGHBOURS] = {
+    {0, 0, -1},  {0, -1, -1}, {0, -1, 0}, {0, -1, 1},  {-1, -1, -1}, {-1, -1, 0}, {-1, -1, 1},
+    {-1, 0, -1}, {-1, 0, 0},  {-1, 0, 1}, {-1, 1, -1}, {-1, 1, 0},   {-1, 1, 1},
+};
+
+static int num_axes_between(struct neighbour a, struct neighbour b) {
+    return (a.plane != b.plane) + (a.row != b.row) + (a.column != b.column);
+}
+
+/* Whether two neighbours of a voxel are neighbours themselves. */
+static int are_neighbours(struct neighbour a, struct neighbour b, int connectivity) {
+    const int is_near = abs(a.row - b.row) <= 1 && abs(a.column - b.column) <= 1;
+    return is_near && num_axes_between(a, b) <= connectivity;
+}
+
+/* Which neighbours to look at, as bits. A voxel need not be united with neighbour j where voxels of the same class join
+ * both already: a neighbour i < j that is next to j, one of detours[j]; or, if only faces count, i and the corner that
+ * is next to both. */
+struct plan {
+    int16_t is_united, is_read;
+    int16_t detours[NUM_NEIGHBOURS];
+    int8_t corners[NUM_NEIGHBOURS][NUM_NEIGHBOURS]; /* of j and i; LEFT: none is needed */
+};
+
+static int place_of_neighbour(struct neighbour wanted) {
+    int j = 0;
+    while (num_axes_between(neighbours[j], wanted) > 0) {
+        ++j;
+    }
+    return j;
+}
+
+static struct plan make_plan(int connectivity) {
+    struct plan plan = {.is_read = 1 << LEFT};
+    const struct neighbour here = {0, 0, 0};
+    for (int j = 1; j < NUM_NEIGHBOURS; ++j) {
+        const struct neighbour to = neighbours[j];
+        if (num_axes_between(here, to) > connectivity) {
+            continue;
+        }
+        plan.is_united |= (int16_t)(1 << j);
+        plan.is_read |= (int16_t)(1 << j);
+        for (int i = 0; i < j; ++i) {
+            const struct neighbour via = neighbours[i];
+            if (num_axes_between(here, via) > connectivity) {
+                continue;
+            }
+            if (are_neighbours(via, to, connectivity)) {
+                plan.detours[j] |= (int16_t)(1 << i);
+            } else if (connectivity == 1) {
+                const struct neighbour corner = {(int8_t)(via.plane + to.plane), (int8_t)(via.row + to.row),
+                                                 (int8_t)(via.column + to.column)};
+                plan.detours[j] |= (int16_t)(1 << i);
+                plan.corners[j][i] = (int8_t)place_of_neighbour(corner);
+                plan.is_read |= (int16_t)(1 << plan.corners[j][i]);
+            }
+        }
+    }
+    return plan;
+}
+
+/* ---- runs ---- */
+
+static int64_t rows_of_sample(const struct segloss_components* a) {
+    return a->sizes[SEGLOSS_PLANES] * a->sizes[SEGLOSS_ROWS];
+}
+
+static uint64_t bits_of_bytes(const uint8_t* bytes) {
+    uint64_t word = 0;
+    for (int i = 0; i < 64; i += 8) {
+        word |= equal_bytes(bytes + i, 1) << i;
+    }
+    return word;
+}
+
+/* Where the class is another one than in the voxel before, in all lanes of a block. */
+static void find_changes(uint8_t* changes, const int32_t* label, int32_t before) {
+    changes[0] = label[0] != before;
+    for (int i = 1; i < SEGLOSS_BLOCK; ++i) {
+        changes[i] = label[i] != label[i - 1];
+    }
+}
+
+static int64_t components_runs(const struct segloss_components* a, int64_t begin, int64_t end, int64_t* num_runs) {
+    const int64_t columns = a->sizes[SEGLOSS_COLUMNS];
+    ALIGNED int32_t label[SEGLOSS_BLOCK];
+    ALIGNED uint8_t inside[SEGLOSS_BLOCK], changes[SEGLOSS_BLOCK];
+    int64_t runs = 0;
+    for (int64_t row = begin; row < end; ++row) {
+        const int64_t first = row * a->words, position = (a->sample * rows_of_sample(a) + row) * columns;
+        uint64_t before = 0; /* of the foreground */
+        int32_t class_before = 0;
+        for (int64_t w = 0; w < a->words; ++w) {
+            const int lane = w % 2 == 0 ? 0 : 64;
+            if (lane == 0 && 64 * w < columns) {
+                const struct block b = block_at(&a->positions, position + 64 * w, position + columns);
+                const int bad = read_labels(label, &a->labels, &a->label_table, &b, INT32_MAX, a->ignore_index);
+                if (bad >= 0) {
+                    return b.begin + bad;
+                }
+                for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
+                    inside[i] = label[i] > 0;
+                }
+                if (a->per_class) {
+                    find_changes(changes, label, class_before);
+                    class_before = label[SEGLOSS_BLOCK - 1];
+                    memcpy(a->components + row * columns + 64 * w, label, (size_t)b.count * sizeof *label);
+                }
+            }
+            const uint64_t foreground = 64 * w < columns ? bits_of_bytes(inside + lane) : 0;
+            const uint64_t is_start = a->per_class ? bits_of_bytes(changes + lane) : ~(foreground << 1 | before >> 63);
+            a->foreground[first + w] = before = foreground;
+            a->starts[first + w] = foreground & is_start;
+            a->runs_before[first + w] = (int32_t)runs;
+            runs += count_bits(foreground & is_start);
+        }
+    }
+    *num_runs = runs;
+    return -1;
+}
+
+static int32_t run_at(const struct segloss_components* a, int64_t row, int64_t column) {
+    const int64_t w = row * a->words + column / 64;
+    return a->runs_before[w] + count_bits(a->starts[w] & ~(uint64_t)0 >> (63 - column % 64)) - 1;
+}
+
+/* ---- unions ---- */
+
+static int32_t root_of(int32_t* parents, int32_t run) {
+    while (parents[run] != run) {
+        run = parents[run] = parents[parents[run]];
+    }
+    return run;
+}
+
+static void unite(int32_t* parents, int32_t one, int32_t other) {
+    if (parents[one] == parents[other]) {
+        return;
+    }
+    const int32_t a = root_of(parents, one), b = root_of(parents, other);
+    parents[a > b ? a : b] = a > b ? b : a;
+}
+
+/* The word of a row's foreground whose bit i is that of column 64w + i + shift. */
+static uint64_t shifted_word(const uint64_t* words, int shift) {
+    return shift < 0 ? words[0] << 1 | words[-1] >> 63 : shift > 0 ? words[0] >> 1 | words[1] << 63 : words[0];
+}
+
+static uint64_t of_equal_class(const struct segloss_components* a, int64_t row, int64_t other, int64_t w, int shift) {
+    const int64_t columns = a->sizes[SEGLOSS_COLUMNS], left = columns - 64 * w - (shift > 0);
+    const int32_t *here = a->components + row * columns + 64 * w, *there = a->components + other * columns + 64 * w;
+    ALIGNED uint8_t is_equal[64] = {0};
+    for (int i = w == 0 && shift < 0; i < smaller(left, 64); ++i) {
+        is_equal[i] = here[i] == there[i + shift];
+    }
+    return bits_of_bytes(is_equal);
+}
+
+/* The voxels of a word of a row that have a neighbour of their class, by neighbour. */
+struct equals {
+    uint64_t of[NUM_NEIGHBOURS];
+};
+
+static uint64_t joined_by_detours(const struct plan* plan, const struct equals* equals, int j) {
+    uint64_t joined = 0;
+    for (unsigned detours = (unsigned)plan->detours[j]; detours; detours &= detours - 1) {
+        const int i = __builtin_ctz(detours), corner = plan->corners[j][i];
+        joined |= equals->of[i] & (corner == LEFT ? ~(uint64_t)0 : equals->of[corner]);
+    }
+    return joined;
+}
+
+/* The row of each neighbour; -1 outside the sample. */
+static void find_rows(const struct segloss_components* a, int64_t row, int64_t* rows) {
+    const int64_t plane = row / a->sizes[SEGLOSS_ROWS], in_plane = row % a->sizes[SEGLOSS_ROWS];
+    for (int j = 0; j < NUM_NEIGHBOURS; ++j) {
+        const int64_t z = plane + neighbours[j].plane, y = in_plane + neighbours[j].row;
+        rows[j] = z >= 0 && y >= 0 && y < a->sizes[SEGLOSS_ROWS] ? z * a->sizes[SEGLOSS_ROWS] + y : -1;
+    }
+}
+
+static void unite_word(const struct segloss_components* a, const struct plan* plan, const int64_t* rows, int64_t w,
+                       int64_t low, int64_t high) {
+    const int64_t row = rows[LEFT];
+    const uint64_t foreground = a->foreground[row * a->words + w];
+    struct equals equals = {{foreground & ~a->starts[row * a->words + w]}};
+    for (int j = LEFT + 1; foreground && j < NUM_NEIGHBOURS; ++j) {
+        if (rows[j] < 0 || !(plan->is_read >> j & 1)) {
+            continue;
+        }
+        const int shift = neighbours[j].column, is_united = plan->is_united >> j & 1;
+        const uint64_t both = foreground & shifted_word(a->foreground + rows[j] * a->words + w, shift);
+        uint64_t found = is_united ? both & ~joined_by_detours(plan, &equals, j) : both;
+        if (a->per_class && found) {
+            equals.of[j] = both & of_equal_class(a, row, rows[j], w, shift);
+            found &= equals.of[j];
+        } else {
+            equals.of[j] = a->per_class ? 0 : both;
+        }
+        for (found = is_united && rows[j] >= low && rows[j] < high ? found : 0; found; found &= found - 1) {
+            const int64_t column = 64 * w + __builtin_ctzll(found);
+            unite(a->parents, run_at(a, row, column), run_at(a, rows[j], column + shift));
+        }
+    }
+}
+
+static void components_unite(const struct segloss_components* a, int64_t begin, int64_t end, int64_t low,
+                             int64_t high) {
+    const struct plan plan = make_plan(a->connectivity);
+    for (int64_t row = begin; row < end; ++row) {
+        int64_t rows[NUM_NEIGHBOURS];
+        find_rows(a, row, rows);
+        for (int64_t w = 0; w < a->words - 1; ++w) {
+            unite_word(a, &plan, rows, w, low, high);
+        }
+    }
+}
+
+/* ---- numbers ---- */
+
+static void components_start(const struct segloss_components* a, int64_t begin, int64_t end, int32_t first_run,
+                             int32_t end_run) {
+    for (int64_t w = begin * a->words; w < end * a->words; ++w) {
+        a->runs_before[w] += first_run;
+    }
+    for (int32_t run = first_run; run < end_run; ++run) {
+        a->parents[run] = run;
+    }
+}
+
+/* A run that comes before has its number already. */
+static int32_t components_number(int32_t* parents, int32_t num_runs) {
+    int32_t count = 0;
+    for (int32_t run = 0; run < num_runs; ++run) {
+        parents[run] = parents[run] == run ? ++count : parents[parents[run]];
+    }
+    return count;
+}
+
+static void write_word(const struct segloss_components* a, int64_t at, int count, int32_t* to) {
+    const uint64_t foreground = a->foreground[at], starts = a->starts[at];
+    int32_t run = a->runs_before[at] - 1;
+    if (foreground == 0 || (foreground == ~(uint64_t)0 && starts <= 1)) {
+        const int32_t number = foreground ? a->parents[run + (int32_t)starts] : 0;
+        for (int i = 0; i < count; ++i) {
+            to[i] = number;
+        }
+        return;
+    }
+    for (int i = 0; i < count; ++i) { /* without a branch */
+        const int32_t is_inside = -(int32_t)(foreground >> i & 1);
+        run += (int32_t)(starts >> i & 1);
+        to[i] = a->parents[run & is_inside] & is_inside;
+    }
+}
+
+static void components_write(const struct segloss_components* a, int64_t begin, int64_t end) {
+    const int64_t columns = a->sizes[SEGLOSS_COLUMNS];
+    for (int64_t row = begin; row < end; ++row) {
+        for (int64_t w = 0; w < a->words - 1; ++w) {
+            write_word(a, row * a->words + w, smaller(columns - 64 * w, 64), a->components + row * columns + 64 * w);
+        }
+    }
+}
