@@ -6,11 +6,12 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -459,6 +460,50 @@ def distance_transform(problem: Problem) -> Pairs:
 SPACING = [1.5, 1.0, 1.0]
 
 
+def components(problem: Problem, connectivity: int = 1) -> Pairs:
+    def ours(logits: Tensor, labels: Tensor) -> Tensor:
+        return segloss.connected_components(labels, connectivity=connectivity).labels
+
+    ndimage = package("scipy.ndimage")
+    if ndimage is None:
+        return {}
+
+    def scipy(logits: Tensor, labels: Tensor) -> Tensor:
+        structure = ndimage.generate_binary_structure(labels.dim() - 2, connectivity)
+        maps = [ndimage.label(mask.numpy(), structure)[0] for mask in labels.squeeze(1)]
+        return torch.stack([torch.from_numpy(each) for each in maps]).unsqueeze(1)
+
+    return {"scipy": (ours, scipy)}
+
+
+def lesions(problem: Problem) -> Pairs:
+    """Of two label maps; the peer goes through the lesions one by one."""
+
+    def ours(logits: Tensor, labels: Tensor) -> Tensor:
+        return segloss.lesion_scores(logits, labels).dice.view(-1)
+
+    ndimage = package("scipy.ndimage")
+    if ndimage is None:
+        return {}
+
+    def scipy(logits: Tensor, labels: Tensor) -> Tensor:
+        structure = ndimage.generate_binary_structure(labels.dim() - 2, labels.dim() - 2)
+        scores = []
+        for mask, predicted in zip(labels.squeeze(1).numpy() == 1, logits.argmax(1).numpy() == 1, strict=True):
+            (lesions, count), (parts, num_parts) = (ndimage.label(each, structure) for each in (mask, predicted))
+            dice, matching = 0.0, set()
+            for k in range(1, count + 1):
+                lesion = lesions == k
+                meeting = set(parts[lesion].tolist()) - {0}
+                whole = np.isin(parts, list(meeting))
+                dice += 2 * (whole & lesion).sum() / (whole.sum() + lesion.sum())
+                matching |= meeting
+            scores.append(dice / (count + num_parts - len(matching)))
+        return torch.tensor(scores)
+
+    return {"scipy": (ours, scipy)}
+
+
 def hausdorff(problem: Problem) -> Pairs:
     def ours(logits: Tensor, labels: Tensor) -> Tensor:
         return segloss.hausdorff_distance(logits, labels, percentile=95, spacing=SPACING).nan_to_num(0)
@@ -550,6 +595,9 @@ LOSSES: dict[str, Callable[[Problem], Pairs]] = {
     "hausdorff_dt_loss": hausdorff_dt,
     "confusion_matrix": confusion_matrix,
     "distance_transform": distance_transform,
+    "connected_components": components,
+    "connected_components of all neighbours": partial(components, connectivity=3),
+    "lesion_scores": lesions,
     "hausdorff_distance": hausdorff,
     "cross_entropy of small logits": cross_entropy_of_small,
     "dice_ce_loss of small logits": dice_ce_of_small,
@@ -582,6 +630,8 @@ BATCH = Problem((256, 1000), torch.int64)
 TEXT = Problem((256, 32000), torch.int64)
 SMALL = Problem((4, 3, 4, 4), torch.int64)
 ORGAN = Problem((1, 2, 256, 256, 256), torch.uint8, smooth=True)
+SCATTERED = Problem((1, 2, 256, 256, 256), torch.uint8)
+SPOTS = Problem((1, 2, 192, 192, 192), torch.uint8, smooth=True)
 ORGANS = Problem((1, 4, 192, 192, 192), torch.uint8, smooth=True)
 COARSE = Problem((64, 3, 4, 4), torch.int64)
 SAMPLES = Problem((2048, 1000), torch.int64)
@@ -646,6 +696,12 @@ def of_every_device(full: bool) -> list[Case]:
     plain += [Case(loss, PATCH) for loss in ("topk_loss", "boundary_loss", "hausdorff_dt_loss")]
     plain += [Case("confusion_matrix", problem) for problem in (STREET, BODY)]
     plain += [Case("distance_transform", ORGAN), Case("hausdorff_distance", ORGANS)]
+    plain += [
+        Case(f"connected_components{neighbours}", problem)
+        for neighbours in ("", " of all neighbours")
+        for problem in (ORGAN, SCATTERED)
+    ]
+    plain += [Case("lesion_scores", SPOTS)]
     plain += [
         Case(f"{loss} of small logits", QUARTER) for loss in ("cross_entropy", "dice_ce_loss", "confusion_matrix")
     ]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from matplotlib import pyplot
 from matplotlib.axes import Axes
-from matplotlib.colors import CenteredNorm
+from matplotlib.colors import CenteredNorm, ListedColormap
 from nilearn.datasets import load_mni152_template
 from torch import Tensor
 from torch.nn import functional
@@ -192,9 +192,48 @@ def draw_surfaces() -> None:
     save("surfaces")
 
 
+def lesions() -> tuple[np.ndarray, Tensor, Tensor]:
+    """A slice of the demo's brain, labels of some lesions, and a prediction that misses some and sees others."""
+    brain = load_mni152_template(resolution=2).get_fdata()[:, :, 45].T[::-1][5:105, 8:92].copy()
+    rows, columns = torch.meshgrid(*(torch.arange(size) for size in brain.shape), indexing="ij")
+
+    def discs(*places: tuple[int, int, float]) -> Tensor:
+        return torch.stack([(rows - y) ** 2 + (columns - x) ** 2 < r**2 for y, x, r in places]).any(0)
+
+    labels = discs((25, 30, 6), (31, 36, 4), (40, 60, 5), (68, 28, 3), (75, 55, 2), (60, 50, 2), (22, 58, 2.5))
+    predicted = discs((24, 32, 6), (41, 62, 4), (68, 29, 3.5), (60, 51, 2), (50, 20, 2.5))
+    return brain, labels, predicted
+
+
+def draw_lesions() -> None:
+    """Components in colours; and lesions that are found and missed, and false alarms."""
+    brain, labels, predicted = lesions()
+    components = segloss.connected_components(labels[None, None], connectivity=2).labels[0, 0]
+    table = segloss.lesion_scores(predicted[None, None], labels[None, None], 2).lesions
+    is_found = torch.tensor([False, *(lesion.found for lesion in table)])[components.long()]
+    parts = segloss.connected_components(predicted[None, None], connectivity=2).labels[0, 0].long()
+    meets = torch.unique(parts[labels])
+    alarms = (parts > 0) & ~torch.isin(parts, meets)
+    _, axes = pyplot.subplots(1, 2, figsize=(8, 4.6), layout="constrained")
+    for ax in axes:
+        ax.imshow(brain, cmap="gray")
+        ax.axis("off")
+    axes[0].imshow(np.ma.masked_equal(components, 0), cmap=ListedColormap(COLOURS), interpolation="nearest")
+    axes[0].set_title(f"{components.max()} components", fontsize=10)
+    kinds = {"found": is_found, "missed": labels & ~is_found, "false alarm": alarms}
+    for (name, mask), colour in zip(kinds.items(), (COLOURS[2], COLOURS[1], COLOURS[4]), strict=True):
+        axes[1].imshow(np.ma.masked_equal(mask, False), cmap=ListedColormap([colour]), interpolation="nearest")
+        axes[1].plot([], [], "s", color=colour, label=name)
+    axes[1].contour(predicted, levels=[0.5], colors="#00e0e0", linewidths=1)
+    axes[1].plot([], [], color="#00e0e0", label="prediction")
+    axes[1].legend(loc="lower right", fontsize=8)
+    axes[1].set_title("lesions", fontsize=10)
+    save("lesions")
+
+
 if __name__ == "__main__":
     PICTURES.mkdir(exist_ok=True)
-    for draw in (draw_focal, draw_sizes, draw_imbalance, draw_distances, draw_surfaces):
+    for draw in (draw_focal, draw_sizes, draw_imbalance, draw_distances, draw_surfaces, draw_lesions):
         draw()
     draw_pulls("lesion", LOSSES)
     draw_pulls("contours", OF_CONTOURS)

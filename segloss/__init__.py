@@ -22,6 +22,7 @@ from segloss.functional import (
     topk_loss,
     total_weight,
 )
+from segloss.lesions import Lesion, LesionScores, lesion_scores
 from segloss.losses import (
     BCEWithLogitsLoss,
     BinaryDiceLoss,
@@ -80,6 +81,8 @@ __all__ = [
     "FocalLoss",
     "GeneralizedDiceLoss",
     "HausdorffDTLoss",
+    "Lesion",
+    "LesionScores",
     "LovaszHingeLoss",
     "LovaszSoftmaxLoss",
     "MultiClassDiceLoss",
@@ -105,6 +108,7 @@ __all__ = [
     "hausdorff_distance",
     "hausdorff_dt_loss",
     "jaccard_index",
+    "lesion_scores",
     "lovasz_hinge_loss",
     "lovasz_softmax_loss",
     "nll_loss",

@@ -19,10 +19,23 @@ _MOST_AXES = 3
 class Components(NamedTuple):
     """The connected components of label maps: the result of ``segloss.connected_components``.
 
+    The largest number in a sample is the number of its components::
+
+        counts[n] = max(labels[n])        (0 where there is none)
+
     Args:
         labels: for each voxel the number of its component, from 1 on; 0 in the background. An int32 tensor of the
             labels' shape.
         counts: the number of components of each sample, int64 ``[N]``.
+
+    Example:
+        >>> import segloss, torch
+        >>> components = segloss.connected_components(torch.tensor([[[[1, 0, 1]]]]))
+        >>> components.labels.flatten().bincount(minlength=3)  # sizes, the background's first
+        tensor([1, 1, 1])
+
+    See also:
+        * ``segloss.connected_components``: makes them
     """
 
     labels: Tensor
@@ -93,6 +106,7 @@ def connected_components(
         tensor([3])
 
     See also:
+        * ``segloss.lesion_scores``: which components of a target are found
         * ``segloss.distance_transform``: how far voxels are from the foreground
     """
     op = "connected_components"

@@ -39,10 +39,13 @@ SURFACE_METRICS = ("average_surface_distance", "hausdorff_distance", "surface_di
 NEITHER = (
     *SURFACE_METRICS,
     "Components",
+    "Lesion",
+    "LesionScores",
     "SoftStats",
     "connected_components",
     "distance_transform",
     "get_isa",
+    "lesion_scores",
     "predict",
     "soft_stats",
     "synchronize",

@@ -770,6 +770,65 @@ def components(classes: Tensor, connectivity: int, per_class: bool = False) -> t
     return result, count
 
 
+# ---- lesions: of bool masks of one sample and class, [D, H, W] or [H, W] ----
+
+
+def dilated(mask: Tensor, times: int) -> Tensor:
+    """By the neighbours that differ along at most two axes."""
+    for _ in range(times):
+        result = mask.clone()
+        for step in itertools.product((-1, 0, 1), repeat=mask.dim()):
+            if sum(map(abs, step)) <= 2:
+                for place in mask.nonzero().tolist():
+                    neighbour = tuple(i + d for i, d in zip(place, step, strict=True))
+                    if all(0 <= i < size for i, size in zip(neighbour, mask.shape, strict=True)):
+                        result[neighbour] = True
+        mask = result
+    return mask
+
+
+def lesion_table(
+    predicted: Tensor,
+    target: Tensor,
+    connectivity: int,
+    overlap: str | float = "any",
+    dilation: int = 0,
+    min_volume: float = 0.0,
+    voxel: float = 1.0,
+) -> tuple[list[tuple[int, int, float, float, bool]], int, int]:
+    """Number, size, volume, Dice, and whether it is found, of each lesion that counts; the predicted components that
+    match one of these; and those that match none at all."""
+    regions, num_regions = components(dilated(target, dilation), connectivity)
+    found, num_found = components(predicted, connectivity)
+    lesions = [(regions == k) & target for k in range(1, num_regions + 1)]
+    parts = [found == k for k in range(1, num_found + 1)]
+    volumes = [int(each.sum()) * voxel for each in lesions]
+    if overlap == "any":
+        pairs = [
+            (i, j)
+            for i, j in itertools.product(range(num_regions), range(num_found))
+            if (dilated(lesions[i], dilation) & parts[j]).any()
+        ]
+    else:
+        of_pairs = [
+            (-int((lesion & part).sum()) / int((lesion | part).sum()), i, j)
+            for (i, lesion), (j, part) in itertools.product(enumerate(lesions), enumerate(parts))
+        ]
+        pairs = []
+        for negative, i, j in sorted(of_pairs):
+            if -negative >= overlap and i not in {a for a, _ in pairs} and j not in {b for _, b in pairs}:
+                pairs.append((i, j))
+    rows = []
+    for i, lesion in enumerate(lesions):
+        matching = [parts[j] for a, j in pairs if a == i]
+        union = torch.stack(matching).any(0) if matching else torch.zeros_like(lesion)
+        dice = 2 * int((union & lesion).sum()) / (int(union.sum()) + int(lesion.sum()))
+        if volumes[i] > min_volume:
+            rows.append((i + 1, int(lesion.sum()), volumes[i], dice, bool(matching)))
+    true = {j for i, j in pairs if volumes[i] > min_volume}
+    return rows, len(true), num_found - len({j for _, j in pairs})
+
+
 # ---- losses of distance maps ----
 
 

@@ -247,28 +247,48 @@ static int32_t components_number(int32_t* parents, int32_t num_runs) {
     return count;
 }
 
-static void write_word(const struct segloss_components* a, int64_t at, int count, int32_t* to) {
+static void fill(int32_t* to, int begin, int end, int32_t value) {
+    for (int i = begin; i < end; ++i) {
+        to[i] = value;
+    }
+}
+
+static void write_few_runs(const struct segloss_components* a, int64_t at, int count, int32_t* to) {
     const uint64_t foreground = a->foreground[at], starts = a->starts[at];
     int32_t run = a->runs_before[at] - 1;
-    if (foreground == 0 || (foreground == ~(uint64_t)0 && starts <= 1)) {
-        const int32_t number = foreground ? a->parents[run + (int32_t)starts] : 0;
-        for (int i = 0; i < count; ++i) {
-            to[i] = number;
-        }
-        return;
+    fill(to, 0, count, 0);
+    for (uint64_t left = foreground; left;) {
+        const int begin = __builtin_ctzll(left);
+        const uint64_t stops = (starts | ~foreground) & ~(uint64_t)1 << begin;
+        const int end = stops ? __builtin_ctzll(stops) : 64;
+        run += (int32_t)(starts >> begin & 1);
+        fill(to, begin, end, a->parents[run]);
+        left = end < 64 ? foreground & ~(uint64_t)0 << end : 0;
     }
+}
+
+static void write_many_runs(const struct segloss_components* a, int64_t at, int count, int32_t* to) {
+    int32_t run = a->runs_before[at] - 1;
     for (int i = 0; i < count; ++i) { /* without a branch */
-        const int32_t is_inside = -(int32_t)(foreground >> i & 1);
-        run += (int32_t)(starts >> i & 1);
+        const int32_t is_inside = -(int32_t)(a->foreground[at] >> i & 1);
+        run += (int32_t)(a->starts[at] >> i & 1);
         to[i] = a->parents[run & is_inside] & is_inside;
     }
 }
 
 static void components_write(const struct segloss_components* a, int64_t begin, int64_t end) {
+    enum { FEW_RUNS = 6 };
     const int64_t columns = a->sizes[SEGLOSS_COLUMNS];
     for (int64_t row = begin; row < end; ++row) {
         for (int64_t w = 0; w < a->words - 1; ++w) {
-            write_word(a, row * a->words + w, smaller(columns - 64 * w, 64), a->components + row * columns + 64 * w);
+            const int64_t at = row * a->words + w;
+            const int count = smaller(columns - 64 * w, 64);
+            int32_t* to = a->components + row * columns + 64 * w;
+            if (count_bits(a->starts[at]) <= FEW_RUNS) {
+                write_few_runs(a, at, count, to);
+            } else {
+                write_many_runs(a, at, count, to);
+            }
         }
     }
 }

@@ -190,15 +190,111 @@ std::tuple<Tensor, Tensor> connected_components_meta(const Tensor& labels, const
             at::empty_symint({labels.sym_size(0)}, labels.options().dtype(at::kLong))};
 }
 
+// ---- pairs of components --------------------------------------------------------------------------------------------
+
+constexpr auto kPairs = "component_pairs";
+
+// Voxels that have the same number in both of two maps.
+struct Pair {
+    int32_t first, second;
+    int64_t voxels;
+    int64_t position; // of the first one
+
+    auto order() const { return std::tie(first, second, position); }
+};
+
+class PairTable {
+public:
+    void add(const Pair& pair) {
+        if (pairs_.size() >= 2 * merged_ + kFew) {
+            merge();
+        }
+        pairs_.push_back(pair);
+    }
+
+    void add(const PairTable& other) {
+        for (const auto& pair : other.pairs_) {
+            add(pair);
+        }
+    }
+
+    // Sorts the pairs, and makes one of those of the same numbers.
+    void merge() {
+        std::sort(pairs_.begin(), pairs_.end(), [](const Pair& a, const Pair& b) { return a.order() < b.order(); });
+        size_t count = 0;
+        for (const auto& pair : pairs_) {
+            if (count > 0 && pairs_[count - 1].first == pair.first && pairs_[count - 1].second == pair.second) {
+                pairs_[count - 1].voxels += pair.voxels;
+            } else {
+                pairs_[count++] = pair;
+            }
+        }
+        pairs_.resize(count);
+        merged_ = count;
+    }
+
+    const std::vector<Pair>& pairs() const { return pairs_; }
+
+private:
+    static constexpr size_t kFew = 1 << 12;
+    std::vector<Pair> pairs_;
+    size_t merged_ = 0;
+};
+
+// Rows of two numbers, how many voxels have both, and the position of the first one; sorted by the numbers. Without
+// voxels that have 0 in both.
+Tensor component_pairs(const Tensor& first, const Tensor& second) {
+    for (const auto& map : {first, second}) {
+        check_dense(kPairs, map, "components");
+        TORCH_CHECK_TYPE(map.scalar_type() == at::kInt, kPairs, ": expected int32 components, got ", map.scalar_type());
+    }
+    TORCH_CHECK(first.sizes() == second.sizes(), kPairs, ": expected components of one shape, got ", first.sizes(),
+                " and ", second.sizes());
+    const auto a = first.contiguous(), b = second.contiguous();
+    const auto *const numbers = a.const_data_ptr<int32_t>(), *const others = b.const_data_ptr<int32_t>();
+    const Chunks chunks(a.numel(), 1);
+    std::vector<PairTable> tables(chunks.count());
+    chunks.run([&](int64_t chunk, int64_t begin, int64_t end) {
+        for (int64_t i = begin, next = begin; i < end; i = next) {
+            while (next < end && numbers[next] == numbers[i] && others[next] == others[i]) {
+                ++next;
+            }
+            if (numbers[i] != 0 || others[i] != 0) {
+                tables[chunk].add({numbers[i], others[i], next - i, i});
+            }
+        }
+        tables[chunk].merge();
+        return -1;
+    });
+    PairTable table;
+    for (const auto& of_chunk : tables) {
+        table.add(of_chunk);
+    }
+    table.merge();
+    auto rows = at::empty({static_cast<int64_t>(table.pairs().size()), 4}, at::kLong);
+    auto* row = rows.data_ptr<int64_t>();
+    for (const auto& pair : table.pairs()) {
+        *row++ = pair.first;
+        *row++ = pair.second;
+        *row++ = pair.voxels;
+        *row++ = pair.position;
+    }
+    return rows;
+}
+
 } // namespace
 
 TORCH_LIBRARY_FRAGMENT(segloss, m) {
     m.def("connected_components(Tensor labels, Tensor? label_table, int connectivity, int ignore_index, "
           "bool per_class) -> (Tensor, Tensor)",
           {at::Tag::pt2_compliant_tag});
+    m.def("component_pairs(Tensor first, Tensor second) -> Tensor");
 }
 
-TORCH_LIBRARY_IMPL(segloss, CPU, m) { m.impl("connected_components", TORCH_FN(connected_components_cpu)); }
+TORCH_LIBRARY_IMPL(segloss, CPU, m) {
+    m.impl("connected_components", TORCH_FN(connected_components_cpu));
+    m.impl("component_pairs", TORCH_FN(component_pairs));
+}
 
 TORCH_LIBRARY_IMPL(segloss, Meta, m) { m.impl("connected_components", TORCH_FN(connected_components_meta)); }
 

@@ -60,6 +60,14 @@ static inline int random_below(int64_t n) { return (int)(random_bits_of(n <= 256
 /* Uniform in [0, 1). */
 static inline double random_unit(void) { return (double)(random_bits() >> 11) * 0x1p-53; }
 
+static inline void* cleared(int64_t count, size_t size) {
+    void* memory = calloc((size_t)count, size);
+    if (!memory) {
+        fail("no memory");
+    }
+    return memory;
+}
+
 /* ---- number formats ---- */
 
 struct format {

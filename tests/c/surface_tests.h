@@ -7,14 +7,6 @@
 
 enum { MOST_PLACES = 300, MOST_NEAR_ROWS = 60 };
 
-static void* cleared(int64_t count, size_t size) {
-    void* memory = calloc((size_t)count, size);
-    if (!memory) {
-        fail("no memory");
-    }
-    return memory;
-}
-
 /* ---- surfaces ---- */
 
 struct surface_case {

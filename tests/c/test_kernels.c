@@ -3,6 +3,7 @@
  * Prints one line per group. Returns 1 at the first failure and prints its case. */
 
 #include "binary_tests.h"
+#include "components_tests.h"
 #include "confusion_tests.h"
 #include "cross_entropy_tests.h"
 #include "distance_tests.h"
@@ -68,5 +69,6 @@ int main(void) {
     test_resize();
     test_distances();
     test_surfaces();
+    test_components();
     return 0;
 }
