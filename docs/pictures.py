@@ -218,7 +218,9 @@ def draw_lesions() -> None:
     for ax in axes:
         ax.imshow(brain, cmap="gray")
         ax.axis("off")
-    axes[0].imshow(np.ma.masked_equal(components, 0), cmap=ListedColormap(COLOURS), interpolation="nearest")
+    axes[0].imshow(
+        np.ma.masked_equal(components, 0), cmap=ListedColormap([*COLOURS[:5], "#f0e442"]), interpolation="nearest"
+    )
     axes[0].set_title(f"{components.max()} components", fontsize=10)
     kinds = {"found": is_found, "missed": labels & ~is_found, "false alarm": alarms}
     for (name, mask), colour in zip(kinds.items(), (COLOURS[2], COLOURS[1], COLOURS[4]), strict=True):

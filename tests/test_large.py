@@ -131,14 +131,19 @@ def test_confusion_of_logits():
     assert torch.equal(matrix, expected)
 
 
-def test_distances_of_more_than_2_31_voxels():
-    """Of a map that is empty but for boxes at both ends and where offsets exceed 2^31."""
+def labels_of_boxes():
+    """More than 2^31 voxels that are empty but for boxes at both ends and where offsets exceed 2^31; and the boxes."""
     sizes, box = (1150, 1000, 2000), (3, 4, 5)
     labels = zeros((1, 1, *sizes), torch.uint8)
     places = [(0, 0, 0), (1073, 741, 1000), tuple(n - k for n, k in zip(sizes, box, strict=True))]
     boxes = [tuple(slice(a, a + k) for a, k in zip(place, box, strict=True)) for place in places]
     for each in boxes:
         labels[(0, 0, *each)] = 1
+    return labels, boxes
+
+
+def test_distances_of_more_than_2_31_voxels():
+    labels, boxes = labels_of_boxes()
     distances = segloss.distance_transform(labels)[0, 0]
     for each in boxes:
         around = tuple(slice(max(a.start - 1, 0), a.stop + 1) for a in each)
@@ -146,3 +151,12 @@ def test_distances_of_more_than_2_31_voxels():
     assert distances[1073, 741, 1000] == 1
     assert distances[0, 0, 0] > 1
     assert torch.count_nonzero(distances) == 3 * 60
+
+
+def test_components_of_more_than_2_31_voxels():
+    labels, boxes = labels_of_boxes()
+    components, counts = segloss.connected_components(labels)
+    assert counts.tolist() == [3]
+    for number, each in enumerate(boxes, 1):
+        assert (components[(0, 0, *each)] == number).all()
+    assert torch.count_nonzero(components) == 3 * 60

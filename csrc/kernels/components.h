@@ -136,19 +136,19 @@ static int32_t run_at(const struct segloss_components* a, int64_t row, int64_t c
 
 /* ---- unions ---- */
 
-static int32_t root_of(int32_t* parents, int32_t run) {
-    while (parents[run] != run) {
-        run = parents[run] = parents[parents[run]];
-    }
-    return run;
-}
-
+/* Of two runs, the one whose parent is larger gets the other's parent, and so on with its former parent, until both
+ * have the same (Rem's algorithm; Patwary, Blair and Manne 2010). */
 static void unite(int32_t* parents, int32_t one, int32_t other) {
-    if (parents[one] == parents[other]) {
-        return;
+    while (parents[one] != parents[other]) {
+        const int32_t larger = parents[one] > parents[other] ? one : other, smaller = larger == one ? other : one;
+        const int32_t parent = parents[larger];
+        parents[larger] = parents[smaller];
+        if (parent == larger) {
+            return;
+        }
+        one = parent;
+        other = smaller;
     }
-    const int32_t a = root_of(parents, one), b = root_of(parents, other);
-    parents[a > b ? a : b] = a > b ? b : a;
 }
 
 /* The word of a row's foreground whose bit i is that of column 64w + i + shift. */
@@ -180,34 +180,35 @@ static uint64_t joined_by_detours(const struct plan* plan, const struct equals* 
     return joined;
 }
 
-/* The row of each neighbour; -1 outside the sample. */
-static void find_rows(const struct segloss_components* a, int64_t row, int64_t* rows) {
-    const int64_t plane = row / a->sizes[SEGLOSS_ROWS], in_plane = row % a->sizes[SEGLOSS_ROWS];
+/* The row of each neighbour; -1 outside the sample and outside [low, high). */
+static void find_rows(const struct segloss_components* a, int64_t row, int64_t low, int64_t high, int64_t* rows) {
+    const int64_t height = a->sizes[SEGLOSS_ROWS], plane = row / height, in_plane = row % height;
     for (int j = 0; j < NUM_NEIGHBOURS; ++j) {
-        const int64_t z = plane + neighbours[j].plane, y = in_plane + neighbours[j].row;
-        rows[j] = z >= 0 && y >= 0 && y < a->sizes[SEGLOSS_ROWS] ? z * a->sizes[SEGLOSS_ROWS] + y : -1;
+        const int64_t z = plane + neighbours[j].plane, y = in_plane + neighbours[j].row, other = z * height + y;
+        rows[j] = y >= 0 && y < height && other >= low && other < high ? other : -1;
     }
 }
 
-static void unite_word(const struct segloss_components* a, const struct plan* plan, const int64_t* rows, int64_t w,
-                       int64_t low, int64_t high) {
-    const int64_t row = rows[LEFT];
+/* Whether a run starts in a word of a row, or in one of the columns that the voxels of the word have as neighbours: all
+ * others are united with their neighbours where their runs start. */
+static int may_unite(const struct segloss_components* a, int64_t row, int64_t other, int64_t w) {
+    const uint64_t* of_other = a->starts + other * a->words + w;
+    return (a->starts[row * a->words + w] | of_other[0] | of_other[1] << 63) != 0;
+}
+
+static void unite_word(const struct segloss_components* a, const struct plan* plan, const int64_t* rows, int64_t row,
+                       int64_t w) {
     const uint64_t foreground = a->foreground[row * a->words + w];
     struct equals equals = {{foreground & ~a->starts[row * a->words + w]}};
     for (int j = LEFT + 1; foreground && j < NUM_NEIGHBOURS; ++j) {
-        if (rows[j] < 0 || !(plan->is_read >> j & 1)) {
+        if (!(plan->is_read >> j & 1) || rows[j] < 0 || !may_unite(a, row, rows[j], w)) {
             continue;
         }
         const int shift = neighbours[j].column, is_united = plan->is_united >> j & 1;
         const uint64_t both = foreground & shifted_word(a->foreground + rows[j] * a->words + w, shift);
         uint64_t found = is_united ? both & ~joined_by_detours(plan, &equals, j) : both;
-        if (a->per_class && found) {
-            equals.of[j] = both & of_equal_class(a, row, rows[j], w, shift);
-            found &= equals.of[j];
-        } else {
-            equals.of[j] = a->per_class ? 0 : both;
-        }
-        for (found = is_united && rows[j] >= low && rows[j] < high ? found : 0; found; found &= found - 1) {
+        equals.of[j] = !a->per_class ? both : found ? both & of_equal_class(a, row, rows[j], w, shift) : 0;
+        for (found &= is_united ? equals.of[j] : 0; found; found &= found - 1) {
             const int64_t column = 64 * w + __builtin_ctzll(found);
             unite(a->parents, run_at(a, row, column), run_at(a, rows[j], column + shift));
         }
@@ -219,9 +220,9 @@ static void components_unite(const struct segloss_components* a, int64_t begin, 
     const struct plan plan = make_plan(a->connectivity);
     for (int64_t row = begin; row < end; ++row) {
         int64_t rows[NUM_NEIGHBOURS];
-        find_rows(a, row, rows);
+        find_rows(a, row, low, high, rows);
         for (int64_t w = 0; w < a->words - 1; ++w) {
-            unite_word(a, &plan, rows, w, low, high);
+            unite_word(a, &plan, rows, row, w);
         }
     }
 }
