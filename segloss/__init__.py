@@ -22,11 +22,14 @@ from segloss.functional import (
     topk_loss,
     total_weight,
 )
+from segloss.instance import ComponentStats, blob_loss, cc_dice_ce_loss, component_stats, nearest_component
 from segloss.lesions import Lesion, LesionScores, lesion_scores
 from segloss.losses import (
     BCEWithLogitsLoss,
     BinaryDiceLoss,
+    BlobLoss,
     BoundaryLoss,
+    CCDiceCELoss,
     CrossEntropyLoss,
     DeepSupervisionLoss,
     DiceCELoss,
@@ -71,7 +74,10 @@ def __getattr__(name: str) -> ModuleType:
 __all__ = [
     "BCEWithLogitsLoss",
     "BinaryDiceLoss",
+    "BlobLoss",
     "BoundaryLoss",
+    "CCDiceCELoss",
+    "ComponentStats",
     "Components",
     "CrossEntropyLoss",
     "DeepSupervisionLoss",
@@ -93,7 +99,10 @@ __all__ = [
     "accuracy",
     "average_surface_distance",
     "binary_cross_entropy_with_logits",
+    "blob_loss",
     "boundary_loss",
+    "cc_dice_ce_loss",
+    "component_stats",
     "confusion_matrix",
     "connected_components",
     "cross_entropy",
@@ -111,6 +120,7 @@ __all__ = [
     "lesion_scores",
     "lovasz_hinge_loss",
     "lovasz_softmax_loss",
+    "nearest_component",
     "nll_loss",
     "predict",
     "soft_stats",

@@ -295,6 +295,52 @@ def _soft_stats_backward(
     return _unfolded(dim, gradient, input)
 
 
+# ---- statistics of components, in the place of weights: likewise ----
+
+
+@_rule(_ops.component_stats_forward.default)
+def _component_stats_forward(
+    op: str,
+    input: Tensor,
+    target: Tensor,
+    components: Tensor,
+    voxel_weight: Tensor | None,
+    label_table: Tensor | None,
+    dim: int,
+    *options: Any,
+) -> tuple[Tensor, ...]:
+    x, y, r, v = _folded(dim, input, target, components, voxel_weight)
+    results = _ops.component_stats_forward(op, x, y, r, v, _folded_table(label_table), max(dim, 1), *options)
+    return tuple(each.view(len(input), -1, *each.shape[1:]) for each in results)
+
+
+@_rule(_ops.component_stats_backward.default)
+def _component_stats_backward(
+    grad_intersection: Tensor,
+    grad_prediction: Tensor,
+    grad_loss: Tensor,
+    op: str,
+    input: Tensor,
+    target: Tensor,
+    components: Tensor,
+    voxel_weight: Tensor | None,
+    label_table: Tensor | None,
+    dim: int,
+    *options: Any,
+) -> Tensor:
+    grads = (each.flatten(0, 1) for each in (grad_intersection, grad_prediction, grad_loss))
+    x, y, r, v = _folded(dim, input, target, components, voxel_weight)
+    arguments = (op, x, y, r, v, _folded_table(label_table))
+    gradient: Tensor = _ops.component_stats_backward(*grads, *arguments, max(dim, 1), *options)
+    return _unfolded(dim, gradient, input)
+
+
+@_rule(_ops.nearest_component.default)
+def _nearest_component(components: Tensor, spacing: Sequence[float]) -> Tensor:
+    nearest: Tensor = _ops.nearest_component(components.flatten(0, 1), spacing)
+    return nearest.view(components.shape)
+
+
 # ---- binary cross entropy: like cross entropy; soft statistics give the total weight of each sample ----
 
 

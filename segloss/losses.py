@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import _reduction
 
-from segloss import boundary, functional, lovasz, region
+from segloss import boundary, functional, instance, lovasz, region
 from segloss._docs import document_module
 from segloss._label_sets import LabelSetIndex, LabelSets, Regions
 from segloss._labels import NO_LABEL, IgnoreIndex, LabelMap
@@ -1134,6 +1134,127 @@ class MultiClassDiceLoss(_Loss):
             upsample=self.upsample,
             align_corners=self.align_corners,
         )
+
+
+class _InstanceLoss(_Loss):
+    num_components: int | None
+    lambda_dice: float
+    lambda_ce: float
+    connectivity: int | None
+    empty: Empty
+    activation: Literal["softmax", "sigmoid"]
+    batch: bool
+    ignore_index: IgnoreIndex
+    dim: int
+    label_map: LabelMap | None
+    regions: Regions | None
+
+    def forward(
+        self, input: Tensor, target: Tensor, voxel_weight: Tensor | None = None, components: Tensor | None = None
+    ) -> Tensor:
+        """Calls the function of the loss with the keywords of the module.
+
+        Args:
+            input: logits ``[N, C, *]``, or what else the class says.
+            target: labels ``[N, *]`` or ``[N, 1, *]``, or what else the class says.
+            voxel_weight: a weight for each voxel, of the labels' shape. Default: None, every weight is 1.
+            components: the components, if a data loader makes them. Default: None, they are made of target.
+
+        Returns:
+            The loss, a 0-dim tensor of input's dtype.
+        """
+        return self._call(input, target, voxel_weight=voxel_weight, components=components)
+
+
+class CCDiceCELoss(_InstanceLoss):
+    """Module of ``segloss.cc_dice_ce_loss``: Dice and cross entropy of each lesion with the voxels nearest to it.
+
+    Source: Bouteille, Jaus, Kleesiek, Stiefelhagen and Heine 2025, "Learning to Look Closer: A New Instance-Wise Loss
+    for Small Cerebral Lesion Segmentation", arXiv:2511.17146.
+
+    Args:
+        others: as in ``segloss.cc_dice_ce_loss``.
+
+    Example:
+        >>> import segloss, torch
+        >>> loss = segloss.CCDiceCELoss(spacing=(3, 1, 1))
+        >>> logits = torch.randn(2, 2, 4, 8, 8, requires_grad=True)
+        >>> loss(logits, torch.ones(2, 1, 4, 8, 8, dtype=torch.uint8)).backward()
+
+    See also:
+        * ``segloss.cc_dice_ce_loss``: the function that it calls
+        * ``segloss.BlobLoss``: each lesion with the whole background
+        * ``segloss.DiceCELoss``: the loss of whole images
+    """
+
+    _function = instance.cc_dice_ce_loss
+    lambda_cc: float
+    lambda_global: float
+    spacing: Sequence[float] | None
+
+    def __init__(
+        self,
+        *,
+        num_components: int | None = None,
+        lambda_cc: float = 1.0,
+        lambda_global: float = 1.0,
+        lambda_dice: float = 1.0,
+        lambda_ce: float = 1.0,
+        spacing: Sequence[float] | None = None,
+        connectivity: int | None = None,
+        empty: Empty = "nan",
+        activation: Literal["softmax", "sigmoid"] = "softmax",
+        batch: bool = False,
+        ignore_index: IgnoreIndex = -100,
+        dim: int = 1,
+        label_map: LabelMap | None = None,
+        regions: Regions | None = None,
+    ) -> None:
+        super().__init__(**_keywords(locals()))
+
+
+class BlobLoss(_InstanceLoss):
+    """Module of ``segloss.blob_loss``: Dice and cross entropy of each lesion with the background.
+
+    Source: Kofler et al. 2022, "blob loss: instance imbalance aware loss functions for semantic segmentation",
+    arXiv:2205.08209.
+
+    Args:
+        others: as in ``segloss.blob_loss``.
+
+    Example:
+        >>> import segloss, torch
+        >>> loss = segloss.BlobLoss()
+        >>> logits = torch.randn(2, 2, 4, 8, 8, requires_grad=True)
+        >>> loss(logits, torch.ones(2, 1, 4, 8, 8, dtype=torch.uint8)).backward()
+
+    See also:
+        * ``segloss.blob_loss``: the function that it calls
+        * ``segloss.CCDiceCELoss``: each lesion with the voxels that are nearest to it
+    """
+
+    _function = instance.blob_loss
+    alpha: float
+    beta: float
+
+    def __init__(
+        self,
+        *,
+        num_components: int | None = None,
+        alpha: float = 2.0,
+        beta: float = 1.0,
+        lambda_dice: float = 1.0,
+        lambda_ce: float = 1.0,
+        connectivity: int | None = None,
+        empty: Empty = "nan",
+        activation: Literal["softmax", "sigmoid"] = "softmax",
+        batch: bool = False,
+        ignore_index: IgnoreIndex = -100,
+        dim: int = 1,
+        label_map: LabelMap | None = None,
+        regions: Regions | None = None,
+    ) -> None:
+        super().__init__(**_keywords(locals()))
 
 
 class DeepSupervisionLoss(nn.Module):

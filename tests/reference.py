@@ -927,3 +927,139 @@ def hausdorff_dt_loss(
     predicted = (p.detach() > 0.5) & counts.unsqueeze(1)
     powers = [distance_maps(each, spacing).abs() ** alpha for each in (predicted, masks)]
     return mean_of_maps((p - masks.double()) ** 2 * sum(powers), v, include_background, batch, weight, reduction)
+
+
+# ---- components ----
+
+
+def connected_components(mask: Tensor, connectivity: int | None = None) -> Tensor:
+    """The components of one mask [*], numbered from 1 on, by scipy; by default of all neighbours."""
+    from scipy import ndimage
+
+    structure = ndimage.generate_binary_structure(mask.dim(), connectivity or mask.dim())
+    return torch.from_numpy(ndimage.label(mask.cpu().numpy(), structure)[0]).long().to(mask.device)
+
+
+def nearest_component(components: Tensor, spacing: tuple[float, ...] | None = None) -> Tensor:
+    """The smallest number among the nearest voxels that have one, of [*]; compares all pairs of voxels."""
+    steps = torch.tensor(spacing or (1.0,) * components.dim(), dtype=torch.float64)
+    places = torch.stack(torch.meshgrid(*map(torch.arange, components.shape), indexing="ij"), -1) * steps
+    places, numbers = places.flatten(0, -2), components.flatten().long()
+    near = numbers > 0
+    if not near.any():
+        return torch.zeros_like(components, dtype=torch.long)
+    squares = (places.unsqueeze(1) - places[near]).square().sum(-1)
+    is_nearest = squares == squares.amin(1, keepdim=True)
+    return torch.where(is_nearest, numbers[near], numbers.max() + 1).amin(1).reshape(components.shape)
+
+
+def instance_terms(
+    p: Tensor, g: Tensor, losses: Tensor, v: Tensor, parts: list[Tensor], factors: tuple[float, float]
+) -> Tensor:
+    """The mean over parts, masks of a sample [*], of the Dice loss of one class and the mean loss of the voxels."""
+    terms = []
+    for part in parts:
+        w = v * part
+        size = ((w * p).sum() + (w * g).sum()).clamp_min(1e-7)
+        dice = 1 - 2 * (w * p * g).sum() / size
+        terms.append(factors[0] * dice + factors[1] * (w * losses).sum() / w.sum())
+    return torch.stack(terms).mean()
+
+
+def instances(
+    input: Tensor, target: Tensor, activation: str, ignore_index: int, voxel_weight: Tensor | None
+) -> list[list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]]:
+    """Of each sample and foreground class: p, g, losses and weights of the voxels, and which ones count."""
+    masks, counts = class_masks(input, target, activation, ignore_index, 1)
+    v = counts.double() if voxel_weight is None else counts * voxel_weight.double().reshape(counts.shape)
+    x = torch.where(counts.unsqueeze(1), input.double(), 0.0)
+    p = activated(x, activation)
+    has_background = input.shape[1] > 1 and target.shape != input.shape
+    found = []
+    for n in range(len(x)):
+        of_sample = []
+        for c in range(int(has_background), x.shape[1]):
+            g = masks[n, c] & counts[n]
+            if activation == "softmax":
+                losses = -(log_softmax(x[n].movedim(0, -1)) * masks[n].movedim(0, -1).double()).sum(-1)
+            else:
+                losses = torch.nn.functional.binary_cross_entropy_with_logits(x[n, c], g.double(), reduction="none")
+            of_sample.append((p[n, c], g, losses, v[n], counts[n]))
+        found.append(of_sample)
+    return found
+
+
+def of_whole_images(
+    input: Tensor,
+    target: Tensor,
+    activation: str,
+    ignore_index: int,
+    voxel_weight: Tensor | None,
+    factors: tuple[float, float],
+) -> Tensor:
+    """Dice of each sample and foreground class and the cross entropy of all voxels, with these factors."""
+    found = instances(input, target, activation, ignore_index, voxel_weight)
+    dice = [
+        1 - 2 * (v * p * g).sum() / ((v * p).sum() + (v * g).sum())
+        for of_sample in found
+        for p, g, _, v, _ in of_sample
+    ]
+    if activation == "softmax":
+        ce = cross_entropy(input, target, ignore_index=ignore_index, voxel_weight=voxel_weight)
+    else:
+        masks, counts = class_masks(input, target, activation, ignore_index, 1)
+        v = counts.double() if voxel_weight is None else counts * voxel_weight.double().reshape(counts.shape)
+        x = torch.where(counts.unsqueeze(1), input.double(), 0.0)
+        losses = torch.nn.functional.binary_cross_entropy_with_logits(x, masks.double(), reduction="none")
+        ce = (v.unsqueeze(1) * losses).sum() / (v.sum() * x.shape[1])
+    return factors[0] * torch.stack(dice).mean() + factors[1] * ce
+
+
+def cc_dice_ce_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    lambda_cc: float = 1.0,
+    lambda_global: float = 1.0,
+    lambda_dice: float = 1.0,
+    lambda_ce: float = 1.0,
+    spacing: tuple[float, ...] | None = None,
+    connectivity: int | None = None,
+    activation: str = "softmax",
+    ignore_index: int = -100,
+    voxel_weight: Tensor | None = None,
+) -> Tensor:
+    terms = []
+    factors = (lambda_dice, lambda_ce)
+    for of_sample in instances(input, target, activation, ignore_index, voxel_weight):
+        for p, g, losses, v, _ in of_sample:
+            regions = nearest_component(connected_components(g, connectivity), spacing)
+            parts = [part for part in (regions == r for r in regions.unique()) if (v * part).sum() > 0]
+            terms.append(instance_terms(p, g.double(), losses, v, parts, factors))
+    whole = of_whole_images(input, target, activation, ignore_index, voxel_weight, factors)
+    return lambda_cc * torch.stack(terms).mean() + lambda_global * whole
+
+
+def blob_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    alpha: float = 2.0,
+    beta: float = 1.0,
+    lambda_dice: float = 1.0,
+    lambda_ce: float = 1.0,
+    connectivity: int | None = None,
+    activation: str = "softmax",
+    ignore_index: int = -100,
+    voxel_weight: Tensor | None = None,
+) -> Tensor:
+    terms = []
+    factors = (lambda_dice, lambda_ce)
+    for of_sample in instances(input, target, activation, ignore_index, voxel_weight):
+        for p, g, losses, v, _ in of_sample:
+            found = connected_components(g, connectivity)
+            parts = [(found == 0) | (found == r) for r in found.unique() if r > 0 and (v * (found == r)).sum() > 0]
+            if parts:
+                terms.append(instance_terms(p, g.double(), losses, v, parts, factors))
+    blobs = torch.stack(terms).mean() if terms else 0
+    return beta * blobs + alpha * of_whole_images(input, target, activation, ignore_index, voxel_weight, factors)

@@ -24,11 +24,12 @@ struct block {
     int64_t row_left; /* positions from `begin` to the end of its row, which runs along the last dimension */
 };
 
-/* The samples of a block, in which a sample has `size` positions: sample first + k ends before lane end[k]. */
-struct block_samples {
-    int64_t first;
+/* The parts of a block whose sums are apart: part k ends before lane end[k], and adds to the sums of number index[k].
+ */
+struct block_parts {
     int count;
     int end[SEGLOSS_BLOCK];
+    int64_t index[SEGLOSS_BLOCK];
 };
 
 /* Lanes [lane, lane + count) of a block, consecutive along the last dimension. */
@@ -80,12 +81,13 @@ static inline struct block block_at(const struct segloss_positions* positions, i
     return (struct block){positions, begin, count, left_in_row(positions, begin)};
 }
 
-static inline void find_samples(struct block_samples* samples, const struct block* b, int64_t size) {
+/* The parts are the samples, of `size` positions each. */
+static inline void find_samples(struct block_parts* parts, const struct block* b, int64_t size) {
     int end = smaller(size - b->begin % size, b->count);
-    samples->first = b->begin / size;
-    samples->count = 0;
+    parts->count = 0;
     for (int begin = 0; begin < b->count; begin = end, end = smaller(end + size, b->count)) {
-        samples->end[samples->count++] = end;
+        parts->index[parts->count] = b->begin / size + parts->count;
+        parts->end[parts->count++] = end;
     }
 }
 

@@ -206,7 +206,7 @@ static void FN(measure_by_hull)(const struct FN(tile) * t, const struct FN(lines
             t->line[i] = -(double)t->near[i * SEGLOSS_DISTANCE_LINES + k];
         }
         const struct corner* corner = t->hull;
-        const struct corner* last = corner + build_hull(t->hull, t->line, lines->length, t->step) - 1;
+        const struct corner* last = corner + build_hull(t->hull, t->line, lines->length, t->step, 0) - 1;
         for (int64_t i = 0; i < lines->length && last >= t->hull; ++i) {
             REAL result = FN(parabola)(t, corner, i);
             for (REAL next = 0; corner < last && (next = FN(parabola)(t, corner + 1, i)) <= result; ++corner) {

@@ -11,23 +11,25 @@ struct corner {
     double key;
 };
 
-/* Whether a corner lies on the line from the one before it to a new point, or above it. Where all steps are equal, the
- * numbers are integers, and no rounding decides. */
-static inline int is_above(const struct corner* corner, double site, double key) {
+/* Whether a corner lies above the line from the one before it to a new point, or on it, unless those are kept. Where
+ * all steps are equal, the numbers are integers, and no rounding decides. */
+static inline int is_above(const struct corner* corner, double site, double key, int keeps_ties) {
     const struct corner* left = corner - 1;
-    return (corner->key - left->key) * (site - (double)corner->site) >=
-           (key - corner->key) * (double)(corner->site - left->site);
+    const double of_corner = (corner->key - left->key) * (site - (double)corner->site);
+    const double of_point = (key - corner->key) * (double)(corner->site - left->site);
+    return keeps_ties ? of_corner > of_point : of_corner >= of_point;
 }
 
-/* The corners from left to right. Returns their number. */
-static int64_t build_hull(struct corner* hull, const double* f, int64_t length, double step) {
+/* The corners from left to right; with `keeps_ties` also the points between them, whose parabolas are the lowest where
+ * those of the corners meet. Returns their number. */
+static int64_t build_hull(struct corner* hull, const double* f, int64_t length, double step, int keeps_ties) {
     int64_t count = 0;
     for (int64_t i = 0; i < length; ++i) {
         const double site = (double)i, key = f[i] / (step * step) + site * site;
         if (key == INFINITY) {
             continue;
         }
-        while (count > 1 && is_above(&hull[count - 1], site, key)) {
+        while (count > 1 && is_above(&hull[count - 1], site, key, keeps_ties)) {
             --count;
         }
         hull[count++] = (struct corner){i, key};

@@ -181,14 +181,21 @@ struct segloss_soft_stats {
      */
     int64_t sample_size;
 
+    /* Optional, of any integer dtype, in [0, num_keys): each key has its own sums. These, the statistics and the
+     * gradients below then have a leading dimension of keys, and the sums of weights are those of v, also without
+     * losses. Not with sample_size, nor class weights. */
+    struct segloss_tensor keys;
+    int64_t num_keys; /* at most INT32_MAX */
+
     /* For backward, REAL [C]: the gradients with respect to the sums of v p g and of v p. voxels.grad_loss is that with
-     * respect to the losses. */
+     * respect to the losses; with keys it is 1, and grad_loss, REAL [num_keys], has those of their sums. */
     const void* grad_intersection;
     const void* grad_prediction;
+    const void* grad_loss;
 };
 
 /* The sums of each class, in double: forward overwrites the C numbers that stats[k] points to, or, of more than one
- * sample, those of the samples in its range. */
+ * sample, those of the samples in its range, or of all keys. */
 enum segloss_statistic { SEGLOSS_INTERSECTION, SEGLOSS_PREDICTION, SEGLOSS_TARGET, SEGLOSS_STATISTICS };
 
 /* Predicted classes against labels. The prediction is the class of the largest logit (the first one of equal logits;
@@ -457,6 +464,24 @@ struct segloss_components {
     int32_t* parents;     /* of each run, an earlier one of its component, or itself; then the component */
 };
 
+/* The number of the nearest component of each voxel, by Euclidean distance; of several, the smallest number. The map is
+ * changed in place: nearest_columns over all rows, then nearest_lines along rows and planes, if there are any. The
+ * lines along an axis are counted in the order of their first elements. */
+struct segloss_nearest {
+    int32_t* components; /* [planes][rows][columns]; 0: none here, all others > 0 */
+    double* squares;     /* likewise; of the distances, in units of the columns' step */
+    int64_t sizes[SEGLOSS_AXES];
+    double spacing[SEGLOSS_AXES]; /* between neighbouring voxels, > 0 */
+};
+
+/* So many lines are read at once. */
+enum { SEGLOSS_NEAREST_LINES = 16 };
+
+/* The numbers of double that the workspace of one thread holds. */
+static inline int64_t segloss_nearest_workspace(const struct segloss_nearest* args, int axis) {
+    return (2 * SEGLOSS_NEAREST_LINES + 2) * args->sizes[axis];
+}
+
 /* All kernels of one instruction set. Each but those of top-k and of an order returns -1, or the position of the first
  * voxel that it refuses. A kernel refuses a label outside [0, C) that is not ignore_index, a floating-point label that
  * is not integral, a target that is not one-hot, and a mask that is not 0, 1 or ignore_index, where mask and
@@ -521,6 +546,8 @@ struct segloss_kernels {
      * g = 1. */
     double (*lovasz_slopes[SEGLOSS_REALS])(const struct segloss_lovasz_order* order, const void* items, int64_t begin,
                                            int64_t end, int64_t ones_before);
+    void (*nearest_columns)(const struct segloss_nearest* args, int64_t begin, int64_t end);
+    void (*nearest_lines)(const struct segloss_nearest* args, int axis, int64_t begin, int64_t end, double* workspace);
     int64_t (*one_hot)(const struct segloss_one_hot* args, int64_t begin, int64_t end);
     /* Writes what the next two need of the columns; returns its bytes. Without `plan` it only returns these. */
     int64_t (*resize_plan[SEGLOSS_REALS])(const struct segloss_axis* columns, void* plan);

@@ -21,6 +21,7 @@
 #include "labels.h"
 #include "confusion.h"
 #include "hull.h"
+#include "nearest.h"
 #include "one_hot.h"
 #include "surface.h"
 #include "components.h"
@@ -92,6 +93,8 @@ const struct segloss_kernels SEGLOSS_KERNELS = {
     .lovasz_move = {lovasz_move_f32, lovasz_move_f64},
     .lovasz_ones = {lovasz_ones_f32, lovasz_ones_f64},
     .lovasz_slopes = {lovasz_slopes_f32, lovasz_slopes_f64},
+    .nearest_columns = nearest_columns,
+    .nearest_lines = nearest_lines,
     .one_hot = one_hot_labels,
     .resize_plan = {resize_plan_f32, resize_plan_f64},
     .resize_row = {resize_row_f32, resize_row_f64},

@@ -18,7 +18,7 @@ static inline __attribute__((always_inline)) void
 FN(add_sigmoid_class)(const struct segloss_soft_stats* s, const VOXELS* v, const BINARY_CLASS* class, const REAL* x,
                       struct FN(sigmoid_kind) kind, int c, REAL* restrict loss, double* const* stats) {
     ALIGNED REAL rows[SEGLOSS_STATISTICS][SEGLOSS_BLOCK];
-    struct FN(class_sums) sums = {.rows = s->sample_size > 0 ? rows : NULL};
+    struct FN(class_sums) sums = {.rows = FN(has_parts)(s, v) ? rows : NULL};
     for (int i = 0; i < SEGLOSS_BLOCK; i += 4 * WIDTH) {
         VEC p_part[4], both_part[4], g_part[4];
         for (int k = 0; k < 4; ++k) {
@@ -122,7 +122,7 @@ static void FN(write_sigmoid_grad)(const struct segloss_soft_stats* s, VOXELS* v
     const struct segloss_cross_entropy* a = &s->voxels;
     const struct FN(sigmoid_kind) kind = FN(sigmoid_kind_of)(s);
     ALIGNED REAL scale[SEGLOSS_BLOCK];
-    FN(read_scale)(a, v, 0, scale);
+    FN(read_scale_of_parts)(s, v, scale);
     for (int64_t first = 0; first < a->num_classes; first += CLASS_CHUNK) {
         const int n = FN(chunk_length)(first, a->num_classes);
         const ROWS x = FN(input_rows)(v, first, n);

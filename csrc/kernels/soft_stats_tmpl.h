@@ -4,6 +4,38 @@
 static void FN(add_sigmoid_stats)(const struct segloss_soft_stats* s, VOXELS* v, REAL* loss, double* const* stats);
 static void FN(write_sigmoid_grad)(const struct segloss_soft_stats* s, VOXELS* v);
 
+/* Finds the parts of a block. Voxels that do not count belong to any. Returns -1 or the lane of the first bad key. */
+static int FN(find_parts)(const struct segloss_soft_stats* s, VOXELS* v) {
+    static const struct segloss_label_table no_table = {0};
+    struct block_parts* parts = &v->parts;
+    parts->count = 1;
+    parts->end[0] = v->block.count;
+    parts->index[0] = 0;
+    if (s->sample_size > 0) {
+        find_samples(parts, &v->block, s->sample_size);
+    }
+    if (!s->keys.data) {
+        return -1;
+    }
+    ALIGNED int32_t key[SEGLOSS_BLOCK];
+    const int bad = read_labels(key, &s->keys, &no_table, &v->block, s->num_keys, INT64_MIN);
+    parts->count = 0;
+    for (int i = 0; bad < 0 && i < v->block.count; ++i) {
+        if (v->weight[i] != 0 && (parts->count == 0 || key[i] != parts->index[parts->count - 1])) {
+            parts->end[parts->count > 0 ? parts->count - 1 : 0] = i;
+            parts->index[parts->count++] = key[i];
+        }
+    }
+    parts->end[parts->count > 0 ? parts->count - 1 : 0] = v->block.count;
+    return bad;
+}
+
+/* Whether the lanes of a block may belong to different parts. Small samples are added voxel by voxel in any case, so
+ * that their sums do not depend on the others. */
+static inline int FN(has_parts)(const struct segloss_soft_stats* s, const VOXELS* v) {
+    return s->sample_size > 0 || v->parts.count > 1;
+}
+
 /* The targets of a chunk, unless they are labels. */
 static const REAL* FN(target_rows)(VOXELS* v, const struct segloss_cross_entropy* a, int64_t first, int n) {
     return a->target_kind == SEGLOSS_SETS ? FN(read_sets)(v, first, n, 1) : FN(read_target)(v, first, n);
@@ -46,10 +78,10 @@ static inline VEC FN(overlap)(VEC p, VEC g) { return FN(select)(g < p, g, p); }
 enum { FN(summed_lanes) = WIDTH < SUM_LANES ? SUM_LANES : WIDTH, FN(summed) = FN(summed_lanes) / WIDTH };
 
 /* What a class of a block adds to its statistics: sums of the lanes, or the lanes themselves where these belong to more
- * than one sample. */
+ * than one part. */
 struct FN(class_sums) {
     VEC lanes[SEGLOSS_STATISTICS][FN(summed)];
-    REAL (*rows)[SEGLOSS_BLOCK]; /* NULL for one sample */
+    REAL (*rows)[SEGLOSS_BLOCK]; /* NULL for one part */
 };
 
 /* Adds four vectors, from lane i on. */
@@ -62,14 +94,14 @@ static inline __attribute__((always_inline)) void FN(add_four)(struct FN(class_s
     }
 }
 
-/* Adds a row to the sums of its samples, which lie `stride` apart. */
-static void FN(add_to_samples)(const struct block_samples* samples, const REAL* row, double* sums, int64_t stride) {
-    for (int k = 0, i = 0; k < samples->count; ++k) {
+/* Adds a row to the sums of its parts, which lie `stride` apart. */
+static void FN(add_to_parts)(const struct block_parts* parts, const REAL* row, double* sums, int64_t stride) {
+    for (int k = 0, i = 0; k < parts->count; ++k) {
         double sum = 0;
-        for (; i < samples->end[k]; ++i) {
+        for (; i < parts->end[k]; ++i) {
             sum += (double)row[i];
         }
-        sums[(samples->first + k) * stride] += sum;
+        sums[parts->index[k] * stride] += sum;
     }
 }
 
@@ -77,14 +109,14 @@ static inline __attribute__((always_inline)) void
 FN(add_to_statistic)(const struct segloss_soft_stats* s, const VOXELS* v, double* const* stats, int64_t class,
                      const struct FN(class_sums) * sums, enum segloss_statistic statistic) {
     if (sums->rows) {
-        FN(add_to_samples)(&v->samples, sums->rows[statistic], stats[statistic] + class, s->voxels.num_classes);
+        FN(add_to_parts)(&v->parts, sums->rows[statistic], stats[statistic] + class, s->voxels.num_classes);
         return;
     }
     ALIGNED REAL values[FN(summed_lanes)];
     double lanes[SUM_LANES] = {0};
     memcpy(values, sums->lanes[statistic], sizeof values);
     FN(add_to_sums)(lanes, values, FN(summed_lanes));
-    stats[statistic][class] += FN(total_of_lanes)(lanes);
+    stats[statistic][v->parts.index[0] * s->voxels.num_classes + class] += FN(total_of_lanes)(lanes);
 }
 
 /* Adds the statistics of one class; those with the target only if `has_target`. `target` is its row, NULL for labels.
@@ -93,7 +125,7 @@ static inline __attribute__((always_inline)) void FN(add_class)(const struct seg
                                                                 const REAL* row, const REAL* target, int64_t class,
                                                                 int has_target, int squared, double* const* stats) {
     ALIGNED REAL rows[SEGLOSS_STATISTICS][SEGLOSS_BLOCK];
-    struct FN(class_sums) sums = {.rows = s->sample_size > 0 ? rows : NULL};
+    struct FN(class_sums) sums = {.rows = FN(has_parts)(s, v) ? rows : NULL};
     for (int i = 0; i < SEGLOSS_BLOCK; i += 4 * WIDTH) {
         VEC p_part[4], both_part[4], g_part[4];
         for (int k = 0; k < 4; ++k) {
@@ -145,8 +177,10 @@ static void FN(add_classes)(const struct segloss_soft_stats* s, VOXELS* v, const
 
 /* Adds v p g and v g for labels, voxel by voxel. Neighbouring voxels add to different lanes, so that no addition waits
  * for the one before. */
-static void FN(add_labels)(const VOXELS* v, const REAL* rows, int64_t first, int n, double* const* stats) {
+static void FN(add_labels)(const struct segloss_soft_stats* s, const VOXELS* v, const REAL* rows, int64_t first, int n,
+                           double* const* stats) {
     enum { LANES = 4 };
+    const int64_t begin = v->parts.index[0] * s->voxels.num_classes + first;
     double intersection[CLASS_CHUNK][LANES], truth[CLASS_CHUNK][LANES];
     ALIGNED REAL p[SEGLOSS_BLOCK] = {0};
     memset(intersection, 0, (size_t)n * sizeof intersection[0]);
@@ -161,22 +195,22 @@ static void FN(add_labels)(const VOXELS* v, const REAL* rows, int64_t first, int
     }
     for (int c = 0; c < n; ++c) {
         const double *both = intersection[c], *target = truth[c];
-        stats[SEGLOSS_INTERSECTION][first + c] += (both[0] + both[1]) + (both[2] + both[3]);
-        stats[SEGLOSS_TARGET][first + c] += (target[0] + target[1]) + (target[2] + target[3]);
+        stats[SEGLOSS_INTERSECTION][begin + c] += (both[0] + both[1]) + (both[2] + both[3]);
+        stats[SEGLOSS_TARGET][begin + c] += (target[0] + target[1]) + (target[2] + target[3]);
     }
 }
 
-/* The same where voxels belong to more than one sample. */
-static void FN(add_labels_of_samples)(const struct segloss_soft_stats* s, const VOXELS* v, const REAL* rows,
-                                      int64_t first, int n, double* const* stats) {
+/* The same where voxels belong to more than one part. */
+static void FN(add_labels_of_parts)(const struct segloss_soft_stats* s, const VOXELS* v, const REAL* rows,
+                                    int64_t first, int n, double* const* stats) {
     ALIGNED REAL p[SEGLOSS_BLOCK] = {0};
     FN(pick_labels)(rows, first, n, v->label, p);
-    for (int k = 0, i = 0; k < v->samples.count; ++k) {
-        const int64_t sample = (v->samples.first + k) * s->voxels.num_classes;
-        for (; i < v->samples.end[k]; ++i) {
+    for (int k = 0, i = 0; k < v->parts.count; ++k) {
+        const int64_t part = v->parts.index[k] * s->voxels.num_classes;
+        for (; i < v->parts.end[k]; ++i) {
             if (v->label[i] >= first && v->label[i] < first + n) {
-                stats[SEGLOSS_INTERSECTION][sample + v->label[i]] += (double)(p[i] * v->share[i] * v->weight[i]);
-                stats[SEGLOSS_TARGET][sample + v->label[i]] += (double)v->weight[i];
+                stats[SEGLOSS_INTERSECTION][part + v->label[i]] += (double)(p[i] * v->share[i] * v->weight[i]);
+                stats[SEGLOSS_TARGET][part + v->label[i]] += (double)v->weight[i];
             }
         }
     }
@@ -189,19 +223,30 @@ static void FN(add_stats)(const struct segloss_soft_stats* s, VOXELS* v, double*
         const REAL* rows = FN(activations)(s, v, first, n);
         FN(add_classes)(s, v, rows, first, n, stats);
         const int by_label = s->voxels.target_kind == SEGLOSS_LABELS && n > FN(few_classes);
-        if (by_label && s->sample_size > 0) {
-            FN(add_labels_of_samples)(s, v, rows, first, n, stats);
+        if (by_label && FN(has_parts)(s, v)) {
+            FN(add_labels_of_parts)(s, v, rows, first, n, stats);
         } else if (by_label) {
-            FN(add_labels)(v, rows, first, n, stats);
+            FN(add_labels)(s, v, rows, first, n, stats);
         }
     }
+}
+
+/* Adds a row to the sums of its keys, as vectors if there is one. */
+static void FN(add_to_keys)(const struct block_parts* parts, const REAL* row, double* sums, int64_t stride) {
+    double lanes[SUM_LANES] = {0};
+    if (parts->count > 1) {
+        FN(add_to_parts)(parts, row, sums, stride);
+        return;
+    }
+    FN(add_to_sums)(lanes, row, SEGLOSS_BLOCK);
+    sums[parts->index[0] * stride] += FN(total_of_lanes)(lanes);
 }
 
 /* Adds the statistics of a block and, if with_loss, its voxels' losses and what they add to the denominator. Where each
  * class has a loss, this denominator is that of one class. */
 static void FN(add_block_stats)(const struct segloss_soft_stats* s, VOXELS* v, REAL total_class_weight,
                                 double* const* stats, double* loss_sums, double* weight_sums,
-                                struct segloss_sums* of_samples) {
+                                struct segloss_sums* of_parts) {
     const struct segloss_cross_entropy* a = &s->voxels;
     const int is_softmax = s->activation == SEGLOSS_SOFTMAX;
     ALIGNED REAL loss[SEGLOSS_BLOCK] = {0}, buffer[SEGLOSS_BLOCK];
@@ -215,10 +260,13 @@ static void FN(add_block_stats)(const struct segloss_soft_stats* s, VOXELS* v, R
         weight = FN(find_weights)(a, v, buffer);
         FN(block_losses)(a, v, total_class_weight, weight, loss);
     }
-    if (s->with_loss && s->sample_size > 0) {
-        const int64_t stride = sizeof *of_samples / sizeof of_samples->loss;
-        FN(add_to_samples)(&v->samples, loss, &of_samples->loss, stride);
-        FN(add_to_samples)(&v->samples, weight, &of_samples->weight, stride);
+    const int64_t stride = sizeof *of_parts / sizeof of_parts->loss;
+    if (s->keys.data) {
+        FN(add_to_keys)(&v->parts, loss, &of_parts->loss, stride);
+        FN(add_to_keys)(&v->parts, weight, &of_parts->weight, stride);
+    } else if (s->with_loss && s->sample_size > 0) {
+        FN(add_to_parts)(&v->parts, loss, &of_parts->loss, stride);
+        FN(add_to_parts)(&v->parts, weight, &of_parts->weight, stride);
     } else if (s->with_loss) {
         FN(add_to_sums)(loss_sums, loss, SEGLOSS_BLOCK);
         FN(add_weights)(a, v, weight, weight_sums);
@@ -228,6 +276,7 @@ static void FN(add_block_stats)(const struct segloss_soft_stats* s, VOXELS* v, R
 static void FN(assert_soft_stats)(const struct segloss_soft_stats* s, int64_t begin, int64_t end) {
     assert_range(&s->voxels.positions, begin, end);
     assert(s->sample_size == 0 || begin % (s->sample_size * SEGLOSS_BLOCK) == 0);
+    assert(!s->keys.data || (s->sample_size == 0 && s->num_keys >= 1 && s->num_keys <= INT32_MAX));
     assert((s->voxels.num_classes == 0 || s->voxels.target.data) && !s->voxels.log_probabilities);
     assert(!s->with_loss || s->activation != SEGLOSS_IDENTITY);
     assert(s->activation != SEGLOSS_SOFTMAX || s->voxels.target_kind != SEGLOSS_MASKS);
@@ -241,34 +290,32 @@ static int64_t FN(soft_stats_forward)(const struct segloss_soft_stats* s, int64_
                                       double* const* stats, struct segloss_sums* sums) {
     FN(assert_soft_stats)(s, begin, end);
     const REAL total_class_weight = FN(total_class_weight)(&s->voxels);
-    const int64_t first_sample = s->sample_size > 0 ? begin / s->sample_size : 0;
-    const int64_t end_sample = s->sample_size > 0 ? end / s->sample_size : 1;
+    const int64_t first_part = s->sample_size > 0 ? begin / s->sample_size : 0;
+    const int64_t end_part = s->sample_size > 0 ? end / s->sample_size : s->keys.data ? s->num_keys : 1;
     double loss_sums[SUM_LANES] = {0}, weight_sums[SUM_LANES] = {0};
     VOXELS v;
     for (int k = 0; k < SEGLOSS_STATISTICS; ++k) { /* no memset: stats[k] may be NULL without classes */
-        for (int64_t i = first_sample * s->voxels.num_classes; i < end_sample * s->voxels.num_classes; ++i) {
+        for (int64_t i = first_part * s->voxels.num_classes; i < end_part * s->voxels.num_classes; ++i) {
             stats[k][i] = 0;
         }
     }
-    for (int64_t n = first_sample; n < end_sample; ++n) {
+    for (int64_t n = first_part; n < end_part; ++n) {
         sums[n] = (struct segloss_sums){0, 0};
     }
     for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
-        const int bad = FN(read_block)(&v, &s->voxels, p, end);
+        int bad = FN(read_block)(&v, &s->voxels, p, end);
+        bad = bad < 0 ? FN(find_parts)(s, &v) : bad;
         if (bad >= 0) {
             return p + bad;
-        }
-        if (s->sample_size > 0) {
-            find_samples(&v.samples, &v.block, s->sample_size);
         }
         if (v.num_active > 0) {
             FN(add_block_stats)(s, &v, total_class_weight, stats, loss_sums, weight_sums, sums);
         }
     }
-    for (int64_t n = first_sample; n < end_sample; ++n) {
+    for (int64_t n = first_part; n < end_part; ++n) {
         sums[n].loss += FN(total_of_lanes)(loss_sums);
         sums[n].weight += FN(total_of_lanes)(weight_sums);
-        sums[n].weight *= s->activation == SEGLOSS_SOFTMAX ? 1 : (double)s->voxels.num_classes;
+        sums[n].weight *= s->activation == SEGLOSS_SOFTMAX || s->keys.data ? 1 : (double)s->voxels.num_classes;
     }
     return -1;
 }
@@ -279,7 +326,7 @@ static int64_t FN(soft_stats_forward)(const struct segloss_soft_stats* s, int64_
  * gradient of the statistics is v p_c (d_c - sum_k p_k d_k) for a softmax, v p_c (1 - p_c) d_c for a sigmoid and v d_c
  * for the identity. With soft_label, [p_c < g_c] replaces g_c in d_c; it is 1/2 where they are equal. */
 
-/* The a_c or b_c of the lanes: one value, or a row where these belong to more than one sample. */
+/* The a_c or b_c of the lanes: one value, or a row where these belong to more than one part. */
 struct FN(by_lane) {
     REAL value;
     const REAL* row;
@@ -292,13 +339,13 @@ static inline VEC FN(at_lane)(struct FN(by_lane) of, int i) {
 static struct FN(by_lane)
     FN(of_class)(const struct segloss_soft_stats* s, const VOXELS* v, const void* table, int64_t class, REAL* buffer) {
     const REAL* values = (const REAL*)table + class;
-    if (s->sample_size == 0) {
-        return (struct FN(by_lane)){*values, NULL};
+    if (!FN(has_parts)(s, v)) {
+        return (struct FN(by_lane)){values[v->parts.index[0] * s->voxels.num_classes], NULL};
     }
-    values += v->samples.first * s->voxels.num_classes;
-    for (int k = 0, i = 0; k < v->samples.count; ++k, values += s->voxels.num_classes) {
-        for (; i < v->samples.end[k]; ++i) {
-            buffer[i] = *values;
+    for (int k = 0, i = 0; k < v->parts.count; ++k) {
+        const REAL value = values[v->parts.index[k] * s->voxels.num_classes];
+        for (; i < v->parts.end[k]; ++i) {
+            buffer[i] = value;
         }
     }
     return (struct FN(by_lane)){0, buffer};
@@ -307,25 +354,30 @@ static struct FN(by_lane)
 /* The a_y or b_y of the lanes; 0 where there is no label. */
 static void FN(of_labels)(const struct segloss_soft_stats* s, const VOXELS* v, const void* table, REAL* value) {
     const int64_t num_classes = s->voxels.num_classes;
-    if (s->sample_size == 0) {
-        FN(look_up)(table, num_classes, v->label, value);
+    if (!FN(has_parts)(s, v)) {
+        FN(look_up)((const REAL*)table + v->parts.index[0] * num_classes, num_classes, v->label, value);
         return;
     }
     memset(value, 0, SEGLOSS_BLOCK * sizeof *value);
-    for (int k = 0, i = 0; k < v->samples.count; ++k) {
-        const REAL* of_sample = (const REAL*)table + (v->samples.first + k) * num_classes;
-        for (; i < v->samples.end[k]; ++i) {
-            value[i] = v->label[i] < 0 ? 0 : of_sample[v->label[i]];
+    for (int k = 0, i = 0; k < v->parts.count; ++k) {
+        const REAL* of_part = (const REAL*)table + v->parts.index[k] * num_classes;
+        for (; i < v->parts.end[k]; ++i) {
+            value[i] = v->label[i] < 0 ? 0 : of_part[v->label[i]];
         }
     }
 }
 
-/* The b_c of a chunk in rows, for labels, which leave the buffer of the target unused; NULL for one sample. */
+/* The b_c of one part. */
+static const REAL* FN(prediction_grads)(const struct segloss_soft_stats* s, const VOXELS* v) {
+    return (const REAL*)s->grad_prediction + v->parts.index[0] * s->voxels.num_classes;
+}
+
+/* The b_c of a chunk in rows, for labels, which leave the buffer of the target unused; NULL for one part. */
 static const REAL* FN(prediction_rows)(const struct segloss_soft_stats* s, VOXELS* v, int64_t first, int n) {
-    for (int c = 0; s->sample_size > 0 && c < n; ++c) {
+    for (int c = 0; FN(has_parts)(s, v) && c < n; ++c) {
         FN(of_class)(s, v, s->grad_prediction, first + c, v->target.values + c * ROW_LANES);
     }
-    return s->sample_size > 0 ? v->target.values : NULL;
+    return FN(has_parts)(s, v) ? v->target.values : NULL;
 }
 
 static inline VEC FN(prediction_slope)(const struct segloss_soft_stats* s, VEC b, VEC p) {
@@ -336,7 +388,7 @@ static inline VEC FN(prediction_slope)(const struct segloss_soft_stats* s, VEC b
  * digits. */
 static void FN(find_differences)(const struct segloss_soft_stats* s, VOXELS* v, const REAL* restrict at_label,
                                  REAL* restrict difference) {
-    const REAL* b = s->grad_prediction;
+    const REAL* b = FN(prediction_grads)(s, v);
     ALIGNED double sum[SEGLOSS_BLOCK];
     ALIGNED REAL part[SEGLOSS_BLOCK];
     for (int64_t first = 0; first < s->voxels.num_classes; first += CLASS_CHUNK) {
@@ -377,7 +429,7 @@ static void FN(add_to_label_grad)(const struct segloss_soft_stats* s, VOXELS* v,
         FN(store)(g->curve + i, s->squared ? 2 * scale * share : scale);
         FN(store)(g->at_label + i, FN(load)(g->at_label + i) - scale * e * mean_difference);
     }
-    g->b = s->grad_prediction;
+    g->b = FN(prediction_grads)(s, v);
     g->squared = s->squared;
 }
 
@@ -422,6 +474,17 @@ static void FN(find_mean_slope)(const struct segloss_soft_stats* s, VOXELS* v, R
             }
         }
         FN(add_chunk)(mean, sum, part, first, s->voxels.num_classes);
+    }
+}
+
+/* The factor of each voxel's loss in the gradient. */
+static void FN(read_scale_of_parts)(const struct segloss_soft_stats* s, const VOXELS* v, REAL* scale) {
+    FN(read_scale)(&s->voxels, v, 0, scale);
+    for (int k = 0, i = 0; s->with_loss && s->keys.data && k < v->parts.count; ++k) {
+        const REAL of_key = ((const REAL*)s->grad_loss)[v->parts.index[k]];
+        for (; i < v->parts.end[k]; ++i) {
+            scale[i] = v->weight[i] != 0 ? scale[i] * of_key : 0;
+        }
     }
 }
 
@@ -476,7 +539,7 @@ static void FN(block_stats_grad)(const struct segloss_soft_stats* s, VOXELS* v, 
     LABEL_GRAD label_grad;
     struct FN(set_grad) set_grad;
     const int by_set = s->with_loss && a->target_kind == SEGLOSS_SETS;
-    FN(read_scale)(a, v, 0, scale);
+    FN(read_scale_of_parts)(s, v, scale);
     FN(prepare_activations)(s, v);
     if (by_set) {
         FN(start_set_grad)(a, v, total_class_weight, scale, &set_grad);
@@ -507,12 +570,10 @@ static int64_t FN(soft_stats_backward)(const struct segloss_soft_stats* s, int64
     const REAL total_class_weight = FN(total_class_weight)(&s->voxels);
     VOXELS v;
     for (int64_t p = begin; p < end; p += SEGLOSS_BLOCK) {
-        const int bad = FN(read_voxels)(&v, &s->voxels, p, end);
+        int bad = FN(read_voxels)(&v, &s->voxels, p, end);
+        bad = bad < 0 ? FN(find_parts)(s, &v) : bad;
         if (bad >= 0) {
             return p + bad;
-        }
-        if (s->sample_size > 0) {
-            find_samples(&v.samples, &v.block, s->sample_size);
         }
         if (v.num_active > 0 && s->activation == SEGLOSS_SIGMOID) {
             FN(write_sigmoid_grad)(s, &v);

@@ -4,7 +4,7 @@
 
 VOXELS {
     struct block block;
-    struct block_samples samples;         /* of soft statistics of more than one sample */
+    struct block_parts parts;             /* of soft statistics */
     ALIGNED int32_t label[SEGLOSS_BLOCK]; /* -1: no label here */
     ALIGNED REAL weight[SEGLOSS_BLOCK];   /* v; 0 where the voxel does not count */
     const REAL* active;                   /* `weight` if some lane does not count, else NULL */

@@ -69,6 +69,14 @@ public:
         return {num_samples, num_positions, kMaxBlocks};
     }
 
+    // Likewise, but at most so many chunks for each sample.
+    static Chunks of_samples(int64_t num_samples, int64_t num_positions, int64_t most_chunks) {
+        Chunks chunks(num_samples, num_positions, kMaxBlocks);
+        const auto least = (num_positions + most_chunks - 1) / most_chunks;
+        chunks.size_ = std::max(chunks.size_, (least + SEGLOSS_BLOCK - 1) / SEGLOSS_BLOCK * SEGLOSS_BLOCK);
+        return chunks;
+    }
+
     // Of many small samples at once, whole samples and whole blocks in each chunk. Positions run over all samples.
     static Chunks of_small_samples(int64_t num_samples, int64_t sample_size) {
         return {1, num_samples * sample_size, sample_size};

@@ -48,6 +48,14 @@ template <class Loss> struct LossDefaults {
     template <class Options>
     static void set_dtype(Options& /*options*/, const Arguments& /*arguments*/, Target /*kind*/) {}
 
+    static constexpr auto third = "weight"; // the name of the third tensor argument, Arguments::weight
+
+    // Checks values where no kernel reads them.
+    template <class Options>
+    static void check_values(const Arguments& arguments, const Options& /*options*/, const Reading& reading) {
+        segloss::check_values(arguments, reading);
+    }
+
     // Whether forward also computes the gradient, for the backward pass of the Function.
     template <class Options>
     static bool computes_gradient_ahead(const Arguments& /*arguments*/, const Options& /*options*/) {

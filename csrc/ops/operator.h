@@ -429,7 +429,7 @@ public:
     // ---- devices without a kernel: the composite, slab by slab ------------------------------------------------------
 
     static Results forward_slabs(const Arguments& arguments, Options options, const Reading& reading) {
-        check_values(arguments, reading);
+        Loss::check_values(arguments, options, reading);
         const at::NoGradGuard no_graph;
         if constexpr (kHasGradientAhead) {
             options.with_gradient = false;
@@ -458,7 +458,7 @@ public:
 
     static Tensor backward_slabs(const Handed& handed, const Arguments& arguments, const Options& options,
                                  const Reading& reading) {
-        check_values(arguments, reading);
+        Loss::check_values(arguments, options, reading);
         const auto grads = Loss::grads_of_parts(handed, options);
         const auto gradient = arguments.coarse ? at::zeros_like(arguments.logits(), reading.compute_dtype())
                                                : at::empty_like(arguments.input);
@@ -505,7 +505,7 @@ private:
 
     static void define(torch::Library& m) {
         const std::vector<at::Tag> tags{at::Tag::pt2_compliant_tag};
-        const std::string arguments = "Tensor input, Tensor target, Tensor? weight";
+        const auto arguments = std::string("Tensor input, Tensor target, Tensor? ") + Loss::third;
         const std::string beneath =
             "str op, " + arguments +
             ", Tensor? voxel_weight, Tensor? label_table, int dim, int[] options, float[] factors) -> ";
