@@ -36,6 +36,7 @@ class Problem:
     masks: bool = False
     enlarged: int = 1  # how many times the logits' size, along each axis, the labels have
     smooth: bool = False  # whether labels and logits have regions of many voxels, as organs are
+    lesions: int = 0  # small boxes that are the foreground, in a volume of 128^3; fewer in smaller ones
     num_labels: int | None = None  # of labels whose regions are the channels; None: as many as channels
     device: str = "cpu"
 
@@ -81,6 +82,8 @@ class Problem:
             return logits, masks.eq_(0).to(self.labels)
         spatial = self.label_size
         sizes = (self.shape[0], 1, *spatial) if self.dim == 1 and spatial else (self.shape[0], *spatial)
+        if self.lesions:
+            return logits, self.boxes().view(sizes).to(self.labels)
         labels = torch.empty(sizes, dtype=self.labels, device=self.device).random_(self.num_labels or self.num_classes)
         if self.ignore_index >= 0:
             labels.view(-1)[::16] = self.ignore_index
@@ -90,6 +93,18 @@ class Problem:
         """Logits that change over 16 voxels; of volumes."""
         coarse = torch.randn(*self.shape[:2], *(n // 16 + 2 for n in self.label_size), device=self.device)
         return F.interpolate(coarse, self.label_size, mode="trilinear")
+
+    def boxes(self) -> Tensor:
+        """Masks of some boxes of one to six voxels along each axis, in each sample."""
+        masks = torch.zeros(self.shape[0], *self.label_size, device=self.device)
+        for mask in masks:
+            for _ in range(max(1, self.lesions * mask.numel() // 128**3)):
+                box = mask
+                for d, size in enumerate(mask.shape):
+                    length = int(torch.randint(1, min(size, 6) + 1, ()))
+                    box = box.narrow(d, int(torch.randint(size - length + 1, ())), length)
+                box.fill_(1)
+        return masks
 
 
 @dataclass(frozen=True)
@@ -428,6 +443,59 @@ def hausdorff_dt(problem: Problem) -> Pairs:
     return {}
 
 
+def lesion_by_lesion(
+    logits: Tensor, labels: Tensor, components: Callable[[Tensor], Tensor], is_in: Callable[[Tensor, int], Tensor]
+) -> Tensor:
+    """The mean over lesions of Dice and cross entropy in a mask for each, then over the samples, as authors have it."""
+    samples = []
+    for x, target in zip(logits, labels.squeeze(1).long(), strict=True):
+        p, log_p, numbers = x.softmax(0)[1], x.log_softmax(0), components(target)
+        losses, terms = -log_p.gather(0, target.unsqueeze(0)).squeeze(0), []
+        for number in range(1, int(numbers.max()) + 1):
+            mask = is_in(numbers, number)
+            dice = 1 - 2 * (p * target * mask).sum() / (p * mask).sum().add((target * mask).sum())
+            terms.append(dice + (losses * mask).sum() / mask.sum())
+        samples.append(torch.stack(terms).mean())
+    return torch.stack(samples).mean()
+
+
+def cc_dice_ce(problem: Problem) -> Pairs:
+    def ours(logits: Tensor, labels: Tensor) -> Tensor:
+        return segloss.cc_dice_ce_loss(logits, labels, lambda_global=0)
+
+    ndimage = package("scipy.ndimage")
+    if ndimage is None:
+        return {}
+
+    def nearest(mask: Tensor) -> Tensor:
+        found, _ = ndimage.label(mask.numpy(), ndimage.generate_binary_structure(mask.dim(), mask.dim()))
+        places = ndimage.distance_transform_edt(found == 0, return_distances=False, return_indices=True)
+        return torch.from_numpy(found[tuple(places)])
+
+    def scipy(logits: Tensor, labels: Tensor) -> Tensor:
+        return lesion_by_lesion(logits, labels, nearest, lambda numbers, number: numbers == number)
+
+    return {"scipy, torch": (ours, scipy)}
+
+
+def blobs(problem: Problem) -> Pairs:
+    def ours(logits: Tensor, labels: Tensor) -> Tensor:
+        return segloss.blob_loss(logits, labels, alpha=0)
+
+    ndimage = package("scipy.ndimage")
+    if ndimage is None:
+        return {}
+
+    def components(mask: Tensor) -> Tensor:
+        found, _ = ndimage.label(mask.numpy(), ndimage.generate_binary_structure(mask.dim(), mask.dim()))
+        return torch.from_numpy(found)
+
+    def scipy(logits: Tensor, labels: Tensor) -> Tensor:
+        return lesion_by_lesion(logits, labels, components, lambda numbers, b: (numbers == b) | (numbers == 0))
+
+    return {"scipy, torch": (ours, scipy)}
+
+
 def confusion_matrix(problem: Problem) -> Pairs:
     def ours(logits: Tensor, labels: Tensor) -> Tensor:
         return segloss.confusion_matrix(logits, labels, ignore_index=problem.ignore_index)
@@ -593,6 +661,8 @@ LOSSES: dict[str, Callable[[Problem], Pairs]] = {
     "lovasz_hinge_loss": lovasz_hinge,
     "boundary_loss": boundary,
     "hausdorff_dt_loss": hausdorff_dt,
+    "cc_dice_ce_loss": cc_dice_ce,
+    "blob_loss": blobs,
     "confusion_matrix": confusion_matrix,
     "distance_transform": distance_transform,
     "connected_components": components,
@@ -609,6 +679,8 @@ OTHER_LOSSES = ("dice_loss", "generalized_dice_loss", "focal_loss", "focal_loss 
 # Differences of Jaccard losses in float32 leave the peers' gradients few digits, of many voxels hardly one: they are
 # compared on few voxels, with this tolerance.
 OF_FEW_DIGITS = {"lovasz_softmax_loss": 2e-3, "lovasz_hinge_loss": 2e-3}
+# Of two lesions at the same distance, scipy takes another one: few voxels have one lesion.
+OF_FEW_DIGITS |= {"cc_dice_ce_loss": 1e-4}
 COMPILED = ("torch", "nnU-Net")  # torch.compile cannot compile MONAI's losses as a whole
 
 # ---- the cases ----
@@ -633,6 +705,7 @@ ORGAN = Problem((1, 2, 256, 256, 256), torch.uint8, smooth=True)
 SCATTERED = Problem((1, 2, 256, 256, 256), torch.int16)
 SPOTS = Problem((1, 2, 192, 192, 192), torch.uint8, smooth=True)
 ORGANS = Problem((1, 4, 192, 192, 192), torch.uint8, smooth=True)
+LESIONS = Problem((1, 2, 128, 128, 128), torch.uint8, lesions=30)
 COARSE = Problem((64, 3, 4, 4), torch.int64)
 SAMPLES = Problem((2048, 1000), torch.int64)
 QUARTER = Problem((1, 150, 128, 128), torch.uint8, enlarged=4)  # as SegFormer's
@@ -694,6 +767,7 @@ def of_every_device(full: bool) -> list[Case]:
     plain += [Case("lovasz_softmax_loss", problem) for problem in (PATCHES, LABELLED_CROP)]
     plain += [Case("lovasz_hinge_loss", FOREGROUND)]
     plain += [Case(loss, PATCH) for loss in ("topk_loss", "boundary_loss", "hausdorff_dt_loss")]
+    plain += [Case(loss, LESIONS) for loss in ("cc_dice_ce_loss", "blob_loss")]
     plain += [Case("confusion_matrix", problem) for problem in (STREET, BODY)]
     plain += [Case("distance_transform", ORGAN), Case("hausdorff_distance", ORGANS)]
     plain += [
