@@ -15,7 +15,8 @@ REGION_LOSSES = ("dice_loss", "generalized_dice_loss", "tversky_loss")
 COMPOUND_LOSSES = ("dice_ce_loss", "dice_focal_loss")
 LOVASZ_LOSSES = ("lovasz_softmax_loss", "lovasz_hinge_loss")
 DISTANCE_LOSSES = ("boundary_loss", "hausdorff_dt_loss")
-NAMES = (*VOXEL_LOSSES, *REGION_LOSSES, *COMPOUND_LOSSES, *LOVASZ_LOSSES, *DISTANCE_LOSSES)
+INSTANCE_LOSSES = ("cc_dice_ce_loss", "blob_loss")
+NAMES = (*VOXEL_LOSSES, *REGION_LOSSES, *COMPOUND_LOSSES, *LOVASZ_LOSSES, *DISTANCE_LOSSES, *INSTANCE_LOSSES)
 FUNCTIONS = {name: getattr(segloss, name) for name in NAMES}
 MODULES = {
     segloss.CrossEntropyLoss: segloss.cross_entropy,
@@ -32,6 +33,8 @@ MODULES = {
     segloss.LovaszHingeLoss: segloss.lovasz_hinge_loss,
     segloss.BoundaryLoss: segloss.boundary_loss,
     segloss.HausdorffDTLoss: segloss.hausdorff_dt_loss,
+    segloss.CCDiceCELoss: segloss.cc_dice_ce_loss,
+    segloss.BlobLoss: segloss.blob_loss,
 }
 MODULES_ALONE = (segloss.BinaryDiceLoss, segloss.MultiClassDiceLoss, segloss.DeepSupervisionLoss)
 METRICS = {name: getattr(segloss, name) for name in ("accuracy", "confusion_matrix", "dice_score", "jaccard_index")}
@@ -41,7 +44,10 @@ NEITHER = (
     "Components",
     "Lesion",
     "LesionScores",
+    "ComponentStats",
     "SoftStats",
+    "component_stats",
+    "nearest_component",
     "connected_components",
     "distance_transform",
     "get_isa",
@@ -59,6 +65,7 @@ OF_LABELS = {"label_map": None, "regions": None, "label_sets": None, "label_set_
 OF_SIZE = {"upsample": None, "align_corners": False}
 
 SIGMOID, BATCH = {"activation": "sigmoid"}, {"batch": True}
+KNOWN = {"num_components": 300}  # no call waits for the largest number
 
 # With the options that change what is computed, for any number of classes. Each gives one number.
 VARIANTS = {
@@ -91,6 +98,10 @@ VARIANTS = {
     "sigmoid boundary_loss of the batch": partial(segloss.boundary_loss, **SIGMOID, **BATCH),
     "hausdorff_dt_loss": partial(segloss.hausdorff_dt_loss),
     "sigmoid hausdorff_dt_loss": partial(segloss.hausdorff_dt_loss, alpha=1.5, **SIGMOID),
+    "cc_dice_ce_loss": partial(segloss.cc_dice_ce_loss, **KNOWN),
+    "sigmoid cc_dice_ce_loss": partial(segloss.cc_dice_ce_loss, lambda_global=0.5, **SIGMOID, **KNOWN),
+    "blob_loss": partial(segloss.blob_loss, **KNOWN),
+    "sigmoid blob_loss": partial(segloss.blob_loss, alpha=0.5, **SIGMOID, **KNOWN),
 }
 OF_EACH_VOXEL = {
     "cross_entropy of each voxel": partial(segloss.cross_entropy, reduction="none"),
@@ -116,12 +127,12 @@ def is_sigmoid(loss):
 
 def is_of_distances(loss):
     """Whether it needs spatial axes, and masks of 0 and 1; of a variant."""
-    return loss.func in [FUNCTIONS[name] for name in DISTANCE_LOSSES]
+    return loss.func in [FUNCTIONS[name] for name in DISTANCE_LOSSES + INSTANCE_LOSSES]
 
 
 def takes_probabilities(loss):
     """Whether a target of input's shape may be soft; of a variant."""
-    of_hard = [FUNCTIONS[name] for name in LOVASZ_LOSSES + DISTANCE_LOSSES]
+    of_hard = [FUNCTIONS[name] for name in LOVASZ_LOSSES + DISTANCE_LOSSES + INSTANCE_LOSSES]
     of_labels = (segloss.focal_loss, segloss.topk_loss, segloss.dice_focal_loss)
     return loss.func not in of_hard and (is_sigmoid(loss) or loss.func not in of_labels)
 

@@ -157,6 +157,25 @@ def lovasz_hinge_loss(x, y, reduction="mean"):
     return lovasz_terms(torch.relu(1 - x * (2 * g - 1)), g, counts, reduction)
 
 
+def lesions(x, y):
+    """The terms of classes 1 and 2, [N, 2], which have one component at most in two voxels; whether; and the whole."""
+    g, v = read(x, y)
+    i, p, t = soft_stats(x, y)[..., 1:]
+    dice = 1 - 2 * i / (p + t)
+    losses = -(v * g * x.log_softmax(1)).sum((1, 2)) / v.sum((1, 2))
+    return dice + losses.unsqueeze(1), t > 0, dice.mean() + cross_entropy(x, y)
+
+
+def cc_dice_ce_loss(x, y):
+    terms, _, whole = lesions(x, y)
+    return terms.mean() + whole
+
+
+def blob_loss(x, y):
+    terms, has_one, whole = lesions(x, y)
+    return torch.where(has_one, terms, 0).sum() / has_one.sum().clamp(min=1) + 2 * whole
+
+
 # ---- the losses with their formulas ----
 
 BOTH = ("[N, *]", "[N, 1, *]")
@@ -211,6 +230,8 @@ PAIRS = {
     "boundary": pair(segloss.boundary_loss, boundary_loss, MASKED, weight=WEIGHT, **SIGMOID),
     "boundary of a softmax": pair(segloss.boundary_loss, boundary_loss, voxel_weight=VOXEL_WEIGHT),
     "Hausdorff": pair(segloss.hausdorff_dt_loss, hausdorff_dt_loss, weight=WEIGHT),
+    "CC-DiceCE": pair(segloss.cc_dice_ce_loss, cc_dice_ce_loss, reductions=OWN, only={"num_components": 2}),
+    "blob": pair(segloss.blob_loss, blob_loss, reductions=OWN, only={"num_components": 2}),
     "soft statistics": pair(partial(two_of, segloss.soft_stats), partial(two_of, soft_stats), SOFT, ("sum", "none")),
 }
 

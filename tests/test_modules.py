@@ -60,6 +60,10 @@ OTHER_VALUES = {
     "lambda_dice": 2.0,
     "lambda_ce": 0.5,
     "lambda_focal": 0.25,
+    "lambda_cc": 0.75,
+    "lambda_global": 0.25,
+    "connectivity": 1,
+    "num_components": 50,
     "smooth": 3.0,
     "classes": [0, 2],
     "per_sample": True,
@@ -130,7 +134,7 @@ def test_a_module_has_the_keywords_of_its_function(module, function):
         return {p.name: p.default for p in parameters_of(callable)}
 
     of_function = keywords(function)
-    for of_a_call in ("input", "target", "voxel_weight", "label_set_index", "distances"):
+    for of_a_call in ("input", "target", "voxel_weight", "label_set_index", "distances", "components"):
         of_function.pop(of_a_call, None)
     assert keywords(module) == of_function
 
@@ -149,6 +153,8 @@ def test_forward_takes_what_changes_from_call_to_call(module):
         expected.append("label_set_index")
     if module is segloss.BoundaryLoss:
         expected.append("distances")
+    if module in (segloss.CCDiceCELoss, segloss.BlobLoss):
+        expected.append("components")
     assert [p.name for p in parameters_of(module().forward)] == expected
 
 

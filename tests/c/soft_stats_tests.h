@@ -334,6 +334,77 @@ static void run_soft_samples(const struct segloss_kernels* table, const struct s
     free_soft_outputs(&out);
 }
 
+/* Keys of all positions, in runs of any length. */
+static struct memory make_keys(const struct soft_case* s, int64_t num_keys) {
+    const struct memory keys = allocate_input(SEGLOSS_INT32, &s->voxels.positions, 1, PLANAR);
+    const int most = 1 + random_below(3) * SEGLOSS_BLOCK;
+    int64_t key = 0;
+    for (int64_t p = 0, left = 0; p < s->voxels.num_positions; ++p, --left) {
+        if (left == 0) {
+            key = random_below(num_keys);
+            left = 1 + random_below(most);
+        }
+        set(&keys, p, 0, key);
+    }
+    return keys;
+}
+
+static void expect_refused_key(const struct segloss_kernels* table, enum segloss_real real,
+                               const struct segloss_soft_stats* args, const struct memory* keys, int64_t end,
+                               double* const* stats, struct segloss_sums* sums) {
+    const int64_t position = random_below(end);
+    set(keys, position, 0, random_below(2) ? args->num_keys : -1);
+    expect_position("soft statistics of a bad key", table->soft_stats_forward[real](args, 0, end, stats, sums),
+                    position);
+    expect_position("soft statistics of a bad key, backward", table->soft_stats_backward[real](args, 0, end), position);
+}
+
+/* All positions with keys: their sums add up to those of one key, and with the same gradients for all keys the gradient
+ * of the logits has the same bits. */
+static void run_soft_keys(const struct segloss_kernels* table, const struct soft_case* s, const struct soft_inputs* in,
+                          const struct soft_outputs* whole, const struct soft_results* expected) {
+    enum { MOST_KEYS = 5 };
+    const enum segloss_real real = s->voxels.numbers.real;
+    const int64_t end = s->voxels.num_positions, C = s->voxels.num_classes, num_keys = 1 + random_below(MOST_KEYS);
+    const struct memory keys = make_keys(s, num_keys);
+    const float ones[MOST_KEYS] = {1, 1, 1, 1, 1};
+    const double double_ones[MOST_KEYS] = {1, 1, 1, 1, 1};
+    struct soft_outputs out;
+    create_soft_outputs(s, &out);
+    struct segloss_soft_stats args = soft_arguments_of(s, in, &out);
+    void* const by_intersection = for_each_sample(&in->grad_intersection, num_keys);
+    void* const by_prediction = for_each_sample(&in->grad_prediction, num_keys);
+    double* stats = malloc((size_t)(NUM_STATISTICS * num_keys * C) * sizeof *stats + 1);
+    double* const pointers[] = {stats, stats + num_keys * C, stats + 2 * num_keys * C};
+    struct segloss_sums sums[MOST_KEYS], total = {0, 0};
+    args.keys = keys.view;
+    args.num_keys = num_keys;
+    args.grad_intersection = by_intersection;
+    args.grad_prediction = by_prediction;
+    args.grad_loss = real == SEGLOSS_REAL_DOUBLE ? (const void*)double_ones : ones;
+    check_accepted(table->soft_stats_forward[real](&args, 0, end, pointers, sums));
+    check_accepted(table->soft_stats_backward[real](&args, 0, end));
+    double* const of_all = out.stats.view.data;
+    memset(of_all, 0, (size_t)(NUM_STATISTICS * C) * sizeof *of_all);
+    for (int64_t i = 0; i < NUM_STATISTICS * num_keys * C; ++i) {
+        of_all[i / (num_keys * C) * C + i % C] += stats[i];
+    }
+    for (int64_t key = 0; key < num_keys; ++key) { /* weights are those of v, also without losses */
+        total.loss += sums[key].loss;
+        total.weight += s->with_loss ? sums[key].weight * (s->activation == SEGLOSS_SIGMOID ? (double)C : 1) : 0;
+    }
+    const struct tolerance tolerance = tolerance_of_sums(&s->voxels);
+    check_stats(s, &out.stats, &total, &tolerance, &expected->sums);
+    check_same_bits(&whole->grad, &out.grad, "grad of keys");
+    check_guards(&out.grad, "grad of keys");
+    expect_refused_key(table, real, &args, &keys, end, pointers, sums);
+    free(keys.bytes);
+    free(by_intersection);
+    free(by_prediction);
+    free(stats);
+    free_soft_outputs(&out);
+}
+
 static void run_soft_table(const struct segloss_kernels* table, const struct soft_case* s, const struct soft_inputs* in,
                            const struct soft_results* expected) {
     struct soft_outputs whole, blocks;
@@ -355,6 +426,7 @@ static void run_soft_table(const struct segloss_kernels* table, const struct sof
     if (splits_freely(table) && s->voxels.num_positions > 0) { /* a GPU gets samples in another way */
         run_soft_samples(table, s, in, 1, &whole, expected);
         run_soft_samples(table, s, in, small_divisor(s->voxels.num_positions), &whole, expected);
+        run_soft_keys(table, s, in, &whole, expected);
     }
     free_soft_outputs(&whole);
     free_soft_outputs(&blocks);

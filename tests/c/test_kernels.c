@@ -10,6 +10,7 @@
 #include "elementary_tests.h"
 #include "label_table_tests.h"
 #include "lovasz_tests.h"
+#include "nearest_tests.h"
 #include "resize_tests.h"
 #include "soft_stats_tests.h"
 #include "surface_tests.h"
@@ -68,6 +69,7 @@ int main(void) {
     test_one_hot();
     test_resize();
     test_distances();
+    test_nearest();
     test_surfaces();
     test_components();
     return 0;
