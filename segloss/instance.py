@@ -37,6 +37,11 @@ _IGNORED = -1  # of masks and classes
 class ComponentStats(NamedTuple):
     """Sums over the voxels of each sample and component: the result of ``segloss.component_stats``.
 
+    With them, the Dice loss of each component and class, and the mean cross entropy of each component, are::
+
+        dice = 1 - 2 * intersection / (prediction + target)
+        ce = loss / voxels
+
     Args:
         intersection: I, the sums of prediction times target, ``[N, R, C]``.
         prediction: P, the sums of the prediction, ``[N, R, C]``.
@@ -348,7 +353,8 @@ def blob_loss(
     arXiv:2511.17146; the code of Kofler et al. sets their logits to 0 instead, and counts them.
 
     Args:
-        alpha, beta: the factors of the terms of whole images and of components.
+        alpha: the factor of the Dice and cross entropy of whole images.
+        beta: the factor of the mean over components.
         components: the components, numbered from 1 on in each sample, 0 elsewhere, integer, if a data loader makes them
             ahead. One map of the labels' shape (for several classes as of
             ``segloss.connected_components(per_class=True)``; a mask for each class has none), or with a class dimension
@@ -430,7 +436,7 @@ def _whole_images(
 ) -> Tensor:
     """The Dice and cross entropy of whole images, times a factor. Checks all arguments that it reads."""
     op, input, target, voxel_weight, dim, activation, labels, *_ = call
-    walk = _Walk(dim, Upsampling(), activation, labels, _has_masks(call), batch)
+    walk = _Walk(dim, Upsampling(), activation, labels, not _has_background(call), batch)
     x = input.detach() if factor == 0 and isinstance(input, Tensor) else input
     terms = _DiceTerms(jaccard=False, smooth_nr=0.0, smooth_dr=0.0)
     loss = _VoxelLoss("cross_entropy", empty)
@@ -438,13 +444,13 @@ def _whole_images(
     return torch.zeros_like(dice) if factor == 0 else factor * (lambda_dice * dice + lambda_ce * ce)
 
 
-def _has_masks(call: _Call) -> bool:
-    """Whether each channel of a sigmoid has a mask of its own, none of them that of the background."""
+def _has_background(call: _Call) -> bool:
+    """Whether channel 0 is that of the background: unless each channel of a sigmoid has a mask of its own."""
     _, input, target, _, dim, activation, labels, *_ = call
-    if activation != "sigmoid" or labels.regions is not None:
-        return activation == "sigmoid"
-    is_readable = isinstance(input, Tensor) and isinstance(target, Tensor) and -input.dim() <= dim < input.dim()
-    return is_readable and (target.shape == input.shape or input.shape[dim] == 1)
+    if not isinstance(input, Tensor) or not isinstance(target, Tensor) or not -input.dim() <= dim < input.dim():
+        return False  # an error comes
+    of_labels = activation == "softmax" or (labels.regions is None and target.shape != input.shape)
+    return of_labels and input.shape[dim] > 1
 
 
 def _classes(call: _Call) -> list[_OfClass]:
@@ -452,12 +458,13 @@ def _classes(call: _Call) -> list[_OfClass]:
     op, input, target, dim = call.op, _plain(call.input), _plain(call.target), call.dim % call.input.dim()
     ignore_index, table = read_labels(op, input, target, dim, call.labels, call.activation)
     num_channels = input.shape[dim]
-    if _has_masks(call):
-        channels = range(num_channels)
+    channels = range(int(_has_background(call)), num_channels)
+    if len(channels) == 0:
+        return []
+    if channels[0] == 0:
         masks = _masks_of(op, input, target, dim, ignore_index, table)
         maps, num_components = _maps(call, list(masks.unbind(dim)), channels)
     else:
-        channels = range(1, num_channels)
         target = _labels(op, input, target, dim, 0)
         values = target.squeeze(dim) if target.dim() == input.dim() else target
         classes = _ops.class_labels(op, values, num_channels, ignore_index, table)

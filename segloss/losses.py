@@ -1169,8 +1169,21 @@ class _InstanceLoss(_Loss):
 class CCDiceCELoss(_InstanceLoss):
     """Module of ``segloss.cc_dice_ce_loss``: Dice and cross entropy of each lesion with the voxels nearest to it.
 
+    Each voxel belongs to the region of the nearest connected component of a class. In the region of component r, with p
+    the activated input, g = 1 in the class and else 0, v the voxel weight and l the voxel's cross entropy::
+
+        term(r) = lambda_dice * (1 - 2 * sum v * p * g / (sum v * p + sum v * g)) + lambda_ce * sum v * l / sum v
+
+    The loss is the mean of the terms of each sample and class, then the mean over samples and classes, and besides the
+    Dice and cross entropy of the whole images::
+
+        loss = lambda_cc * mean_{n, c} mean_r term(r) + lambda_global * dice_ce_loss
+
+    A sample without a component of a class is one region. ``dice_ce_loss`` is ``segloss.dice_ce_loss`` with the same
+    factors, without the background and with ``smooth_nr=0, smooth_dr=0``.
+
     Source: Bouteille, Jaus, Kleesiek, Stiefelhagen and Heine 2025, "Learning to Look Closer: A New Instance-Wise Loss
-    for Small Cerebral Lesion Segmentation", arXiv:2511.17146.
+    for Small Cerebral Lesion Segmentation", arXiv:2511.17146, for two classes with a softmax.
 
     Args:
         others: as in ``segloss.cc_dice_ce_loss``.
@@ -1216,8 +1229,21 @@ class CCDiceCELoss(_InstanceLoss):
 class BlobLoss(_InstanceLoss):
     """Module of ``segloss.blob_loss``: Dice and cross entropy of each lesion with the background.
 
+    For each connected component r of a class, over its voxels and those outside all components of the class, with p the
+    activated input, g = 1 in the component and else 0, v the voxel weight and l the voxel's cross entropy::
+
+        term(r) = lambda_dice * (1 - 2 * sum v * p * g / (sum v * p + sum v * g)) + lambda_ce * sum v * l / sum v
+
+    The loss is the mean of the terms of each sample and class, then the mean over the samples and classes that have
+    one, and besides the Dice and cross entropy of the whole images::
+
+        loss = alpha * dice_ce_loss + beta * mean_{n, c} mean_r term(r)
+
+    ``dice_ce_loss`` is as in ``segloss.cc_dice_ce_loss``.
+
     Source: Kofler et al. 2022, "blob loss: instance imbalance aware loss functions for semantic segmentation",
-    arXiv:2205.08209.
+    arXiv:2205.08209. The voxels of the other components do not count, as in the code of Bouteille et al. 2025,
+    arXiv:2511.17146; the code of Kofler et al. sets their logits to 0 instead, and counts them.
 
     Args:
         others: as in ``segloss.blob_loss``.

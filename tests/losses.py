@@ -65,7 +65,7 @@ OF_LABELS = {"label_map": None, "regions": None, "label_sets": None, "label_set_
 OF_SIZE = {"upsample": None, "align_corners": False}
 
 SIGMOID, BATCH = {"activation": "sigmoid"}, {"batch": True}
-KNOWN = {"num_components": 300}  # no call waits for the largest number
+KNOWN = {"num_components": 2000}  # no call waits for the largest number
 
 # With the options that change what is computed, for any number of classes. Each gives one number.
 VARIANTS = {

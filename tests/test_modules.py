@@ -104,6 +104,8 @@ def values_alone(module):
     values = other_values(module) | values
     if module in OF_DISTANCES:  # their mean over samples of equal size is that over the batch
         del values["batch"]
+    for without_effect in ("connectivity", "num_components"):  # on labels of one axis
+        values.pop(without_effect, None)
     return values
 
 
