@@ -436,6 +436,8 @@ def _whole_images(
 ) -> Tensor:
     """The Dice and cross entropy of whole images, times a factor. Checks all arguments that it reads."""
     op, input, target, voxel_weight, dim, activation, labels, *_ = call
+    ignore_index, _ = read_labels(op, _plain(input), _plain(target), dim, labels, activation)
+    _check_types(op, _plain(input), _plain(target), None, _plain(voxel_weight), ignore_index, dim)
     walk = _Walk(dim, Upsampling(), activation, labels, not _has_background(call), batch)
     x = input.detach() if factor == 0 and isinstance(input, Tensor) else input
     terms = _DiceTerms(jaccard=False, smooth_nr=0.0, smooth_dr=0.0)
