@@ -231,25 +231,24 @@ def draw_lesions() -> None:
     axes[1].legend(loc="lower right", fontsize=8)
     axes[1].set_title("lesions", fontsize=10)
     save("lesions")
+
+
 def draw_instances() -> None:
     """Lesions, the regions nearest to each, and the voxels that count for one of them in the blob loss."""
-    brain, lesions, _, _ = lesion()
-    rows, columns = torch.meshgrid(*(torch.arange(size) for size in brain.shape), indexing="ij")
-    for row, column, square in ((50, 52, 40), (24, 50, 3), (36, 30, 5), (60, 24, 3)):
-        lesions |= (rows - row) ** 2 + (columns - column) ** 2 < square
-    components = segloss.connected_components(lesions[None, None], connectivity=2).labels
-    regions, one = segloss.nearest_component(components)[0, 0], components[0, 0] == 3
+    brain, labels, _ = lesions()
+    components = segloss.connected_components(labels[None, None], connectivity=2).labels
+    regions, one = segloss.nearest_component(components)[0, 0], components[0, 0] == 4
     of_blob = torch.where((components[0, 0] == 0) | one, 0.0, 1.0)
-    _, axes = pyplot.subplots(1, 3, figsize=(9, 3.2), layout="constrained")
+    _, axes = pyplot.subplots(1, 3, figsize=(9, 3.8), layout="constrained")
     titles = ("lesions", "regions of cc_dice_ce_loss", "blob_loss, one lesion")
     for ax, title in zip(axes, titles, strict=True):
         ax.imshow(brain, cmap="gray")
-        ax.contour(lesions, levels=[0.5], colors="#00e0e0", linewidths=1)
+        ax.contour(labels, levels=[0.5], colors="#00e0e0", linewidths=1)
         ax.set_title(title, fontsize=10)
         ax.axis("off")
     colours = ListedColormap(COLOURS[: int(regions.max())])
     axes[1].imshow(regions, cmap=colours, alpha=0.45, interpolation="nearest")
-    axes[1].contour(lesions, levels=[0.5], colors="#00e0e0", linewidths=1)
+    axes[1].contour(labels, levels=[0.5], colors="#00e0e0", linewidths=1)
     axes[2].contour(one, levels=[0.5], colors=COLOURS[1], linewidths=2)
     axes[2].imshow(of_blob, cmap=ListedColormap([COLOURS[-1]]), alpha=of_blob.numpy())
     save("instances")
@@ -257,8 +256,8 @@ def draw_instances() -> None:
 
 if __name__ == "__main__":
     PICTURES.mkdir(exist_ok=True)
-    for draw in (draw_focal, draw_sizes, draw_imbalance, draw_distances, draw_surfaces, draw_lesions):
-    for draw in (draw_focal, draw_sizes, draw_imbalance, draw_distances, draw_surfaces, draw_instances):
+    draw_plots = (draw_focal, draw_sizes, draw_imbalance, draw_distances, draw_surfaces, draw_lesions, draw_instances)
+    for draw in draw_plots:
         draw()
     draw_pulls("lesion", LOSSES)
     draw_pulls("contours", OF_CONTOURS)

@@ -242,8 +242,8 @@ def cc_dice_ce_loss(
     for Small Cerebral Lesion Segmentation", arXiv:2511.17146, for two classes with a softmax.
 
     Classes are those of labels but 0, the background; or the channels of masks or ``regions``, each of which has its
-    own components, and the binary cross entropy of its own logit. For several classes with a softmax the logits are
-    read once for each.
+    own components, and the binary cross entropy of its own logit. Whatever the number of components, the logits are
+    read once for the whole images and once for the components, with a softmax once for those of each class.
 
     Args:
         target: one of
@@ -436,8 +436,9 @@ def _whole_images(
 ) -> Tensor:
     """The Dice and cross entropy of whole images, times a factor. Checks all arguments that it reads."""
     op, input, target, voxel_weight, dim, activation, labels, *_ = call
-    ignore_index, _ = read_labels(op, _plain(input), _plain(target), dim, labels, activation)
-    _check_types(op, _plain(input), _plain(target), None, _plain(voxel_weight), ignore_index, dim)
+    _check_tensor(op, "input", _plain(input))
+    _check_tensor(op, "target", _plain(target))
+    _check_integer(op, "dim", dim)
     walk = _Walk(dim, Upsampling(), activation, labels, not _has_background(call), batch)
     x = input.detach() if factor == 0 and isinstance(input, Tensor) else input
     terms = _DiceTerms(jaccard=False, smooth_nr=0.0, smooth_dr=0.0)
@@ -449,8 +450,8 @@ def _whole_images(
 def _has_background(call: _Call) -> bool:
     """Whether channel 0 is that of the background: unless each channel of a sigmoid has a mask of its own."""
     _, input, target, _, dim, activation, labels, *_ = call
-    if not isinstance(input, Tensor) or not isinstance(target, Tensor) or not -input.dim() <= dim < input.dim():
-        return False  # an error comes
+    if not -input.dim() <= dim < input.dim():
+        return False  # the walk raises the error
     of_labels = activation == "softmax" or (labels.regions is None and target.shape != input.shape)
     return of_labels and input.shape[dim] > 1
 

@@ -31,13 +31,13 @@ SMALL_AND_SLABS = pytest.mark.parametrize("shape", [SMALL, TWO_SLABS], ids=["sma
 WITH_KERNELS = [
     *(
         f"{name}_{way}"
-        for name in ("cross_entropy", "soft_stats", "binary_cross_entropy")
+        for name in ("cross_entropy", "soft_stats", "binary_cross_entropy", "component_stats")
         for way in ("forward", "backward")
     ),
     *("cross_entropy_rescale", "binary_cross_entropy_rescale"),
     *("total_weight", "one_hot_labels", "is_one_hot", "confusion_counts", "num_label_classes", "equal_label_counts"),
     *("class_labels", "mask_counts", "predict", "predict_into", "distance_transform"),
-    "connected_components",
+    *("connected_components", "nearest_component"),
 ]
 
 # The device whose code is called. CUDA's own kernels, where they are built, cannot read the memory of the CPU.

@@ -214,6 +214,7 @@ def test_the_nearest_component_is_the_reference(sizes, spacing, share):
     assert actual.squeeze(1).tolist() == [reference.nearest_component(each, steps).tolist() for each in components]
 
 
+@pytest.mark.cpu_only
 def test_the_nearest_component_is_scipys():
     ndimage = pytest.importorskip("scipy.ndimage")
     mask = torch.rand(40, 50, 30) < 0.001
