@@ -32,6 +32,7 @@ _nearest_component: Callable[..., Tensor] = _ops.nearest_component.default
 
 _LEAST_SIZE = 1e-7  # of P + T, as the authors of CC-DiceCE have it
 _IGNORED = -1  # of masks and classes
+_HARDLY_COMPUTABLE = (torch.uint16, torch.uint32, torch.uint64)  # by torch itself
 
 
 class ComponentStats(NamedTuple):
@@ -466,27 +467,28 @@ def _classes(call: _Call) -> list[_OfClass]:
         return []
     if channels[0] == 0:
         masks = _masks_of(op, input, target, dim, ignore_index, table)
-        maps, num_components = _maps(call, list(masks.unbind(dim)), channels)
+        maps, num_components = _maps(call, list(masks.unbind(dim)), _IGNORED, None, channels)
     else:
         target = _labels(op, input, target, dim, 0)
         values = target.squeeze(dim) if target.dim() == input.dim() else target
-        classes = _ops.class_labels(op, values, num_channels, ignore_index, table)
-        maps, num_components = _maps(call, [classes], channels)
+        maps, num_components = _maps(call, [values], ignore_index, table, channels)
         if call.activation == "softmax":
             of_softmax = (input, target, ignore_index, table)
             return [_OfClass(c, *of_softmax, each, num_components) for c, each in zip(channels, maps, strict=True)]
-        masks = _masks_of_classes(classes, num_channels, dim)
+        masks = _masks_of_classes(_ops.class_labels(op, values, num_channels, ignore_index, table), num_channels, dim)
     pairs = [(input.narrow(dim, c, 1), masks.narrow(dim, c, 1)) for c in channels]
     return [_OfClass(0, *pair, _IGNORED, None, each, num_components) for pair, each in zip(pairs, maps, strict=True)]
 
 
-def _maps(call: _Call, labels: list[Tensor], channels: range) -> tuple[list[Tensor], int]:
-    """The components of each class, [N, *], and the largest number; from a mask for each, or one map of classes."""
+def _maps(
+    call: _Call, labels: list[Tensor], ignore_index: int, table: Tensor | None, channels: range
+) -> tuple[list[Tensor], int]:
+    """The components of each class, [N, *], and the largest number; from a mask for each, or one map of labels."""
     op, components, num_components, connectivity = call.op, _plain(call.components), *call[-2:]
     per_class = len(labels) == 1 and len(channels) > 1
     neighbours = _neighbours(op, connectivity, call.input.dim() - 2)
     if components is None:
-        found = [_ops.connected_components(each, None, neighbours, _IGNORED, per_class) for each in labels]
+        found = [_ops.connected_components(each, table, neighbours, ignore_index, per_class) for each in labels]
         maps, counts = [each for each, _ in found], [each for _, each in found]
     else:
         maps = counts = _given_maps(call, components, len(channels), may_be_joint=len(labels) == 1)
@@ -496,7 +498,10 @@ def _maps(call: _Call, labels: list[Tensor], channels: range) -> tuple[list[Tens
     if num_components < 0:
         raise ValueError(f"{op}: expected num_components of 0 or more, got {num_components}")
     if len(maps) < len(channels):
-        maps = [torch.where(labels[0] == c, maps[0], 0) for c in channels]
+        classes = labels[0]
+        if table is not None or classes.dtype in _HARDLY_COMPUTABLE:
+            classes = _ops.class_labels(op, classes, channels.stop, ignore_index, table)
+        maps = [torch.where(classes == c, maps[0], 0) for c in channels]
     return maps, num_components
 
 
