@@ -345,11 +345,15 @@ def operator_calls(draw):
         "num_classes": mostly(st.just(num_classes), st.sampled_from([n for n in INTS if not 256 < n < 2**40])),
         "activation": st.sampled_from(["softmax", "sigmoid", "none", "", "relu"]),
     }
+    numbers["spacing"] = mostly(st.just([1.0] * max(len(sizes) - 1, 0)), ARGUMENTS["spacing"])
     numbers["size"] = mostly(st.just(list(sizes[1:])), st.lists(st.sampled_from([0, 1, 5]), max_size=3))
     numbers["k"] = mostly(st.just(50.0), st.sampled_from([0.001, 100.0, 0.0, -1.0, NAN, INF]), 3)
     numbers |= {"name": st.sampled_from(["input", "target"]), "low": st.just(0.0), "high": st.just(1.0)}
     strategies = {**tensors_of, "values": tensors(whole, READABLE), **numbers}
     names = [each.name for each in operator._schema.arguments]
+    if "components" in names:  # three of them
+        of_classes, of_loss = tensors([batch, 3, num_classes], READABLE), tensors([batch, 3], READABLE)
+        strategies |= {"grad_intersection": of_classes, "grad_prediction": of_classes, "grad_loss": of_loss}
     if "factors" in names:
         loss = re.sub("^segloss::|_(forward|backward|rescale)$", "", operator._schema.name)
         strategies["options"], strategies["factors"] = map(st.just, draw(lists_of_options(loss)))
