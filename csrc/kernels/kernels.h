@@ -469,7 +469,8 @@ struct segloss_components {
  * lines along an axis are counted in the order of their first elements. */
 struct segloss_nearest {
     int32_t* components; /* [planes][rows][columns]; 0: none here, all others > 0 */
-    double* squares;     /* likewise; of the distances, in units of the columns' step */
+    double* squares;     /* likewise; of the distances, in units of the columns' step. No result after last_axis */
+    int last_axis;       /* the first one that is there */
     int64_t sizes[SEGLOSS_AXES];
     double spacing[SEGLOSS_AXES]; /* between neighbouring voxels, > 0 */
 };

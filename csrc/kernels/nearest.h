@@ -58,6 +58,16 @@ static inline double square_at(const struct copied_lines* lines, const double* s
     return squares[corner->site] + distance * distance;
 }
 
+/* Whether all voxels of line k have the same component, which is then the result. */
+static int has_one_component(const struct copied_lines* lines, int64_t k) {
+    const int32_t* components = lines->components + k * lines->length;
+    int32_t differs = 0;
+    for (int64_t i = 1; i < lines->length; ++i) {
+        differs |= components[i] ^ components[0];
+    }
+    return !differs;
+}
+
 /* Writes the results of line k, whose elements are `stride` apart. */
 static void measure_line(const struct copied_lines* lines, int64_t k, int32_t* component, double* square,
                          int64_t stride) {
@@ -102,7 +112,9 @@ static void nearest_lines(const struct segloss_nearest* a, int axis, int64_t beg
             }
         }
         for (int k = 0; k < count; ++k) {
-            measure_line(&lines, k, a->components + first + k, a->squares + first + k, stride);
+            if (axis != a->last_axis || !has_one_component(&lines, k)) { /* other axes need the squares */
+                measure_line(&lines, k, a->components + first + k, a->squares + first + k, stride);
+            }
         }
         line += count;
     }

@@ -94,14 +94,25 @@ static inline __attribute__((always_inline)) void FN(add_four)(struct FN(class_s
     }
 }
 
+/* The sum of some values. Neighbours are added to different lanes, so that no addition waits for the one before. */
+static inline double FN(sum_of_part)(const REAL* values, int count) {
+    double lanes[SUM_LANES] = {0}, rest = 0;
+    int i = 0;
+    for (; i + SUM_LANES <= count; i += SUM_LANES) {
+        for (int k = 0; k < SUM_LANES; ++k) {
+            lanes[k] += (double)values[i + k];
+        }
+    }
+    for (; i < count; ++i) {
+        rest += (double)values[i];
+    }
+    return rest + FN(total_of_lanes)(lanes);
+}
+
 /* Adds a row to the sums of its parts, which lie `stride` apart. */
 static void FN(add_to_parts)(const struct block_parts* parts, const REAL* row, double* sums, int64_t stride) {
-    for (int k = 0, i = 0; k < parts->count; ++k) {
-        double sum = 0;
-        for (; i < parts->end[k]; ++i) {
-            sum += (double)row[i];
-        }
-        sums[parts->index[k] * stride] += sum;
+    for (int k = 0, begin = 0; k < parts->count; begin = parts->end[k++]) {
+        sums[parts->index[k] * stride] += FN(sum_of_part)(row + begin, parts->end[k] - begin);
     }
 }
 

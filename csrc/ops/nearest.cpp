@@ -40,6 +40,7 @@ void fill_with_nearest(const Tensor& sample, at::ArrayRef<double> spacing) {
         args.spacing[axis] = axis < first_axis ? 1 : spacing[axis - first_axis];
     }
     const auto squares = at::empty(sample.sizes(), sample.options().dtype(at::kDouble));
+    args.last_axis = static_cast<int>(first_axis);
     args.components = sample.data_ptr<int32_t>();
     args.squares = squares.data_ptr<double>();
     const auto along = [&](int64_t axis, const auto& kernel) {
@@ -64,10 +65,13 @@ Tensor nearest_component_cpu(const Tensor& components, at::ArrayRef<double> spac
     if (nearest.numel() == 0) {
         return nearest;
     }
-    const auto values = components.scalar_type() == at::kInt ? components : components.to(at::kLong);
-    const auto outside = is_outside(values, INT32_MAX);
-    TORCH_CHECK_INDEX(!outside.any().item<bool>(), kNearest, ": expected components in [0, ", INT32_MAX, "), got ",
-                      first_value(values, outside), " ", first_place("components", outside));
+    const bool is_wide = components.element_size() > 4 || components.scalar_type() == at::kUInt32;
+    if (is_wide || nearest.min().item<int32_t>() < 0) {
+        const auto values = components.to(at::kLong);
+        const auto outside = is_outside(values, INT32_MAX);
+        TORCH_CHECK_INDEX(!outside.any().item<bool>(), kNearest, ": expected components in [0, ", INT32_MAX, "), got ",
+                          first_value(values, outside), " ", first_place("components", outside));
+    }
     for (const auto& sample : nearest.unbind(0)) {
         const auto [least, most] = sample.aminmax();
         if (most.item<int32_t>() <= 1) { // one component is the nearest of all

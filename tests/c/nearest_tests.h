@@ -56,6 +56,7 @@ static void test_nearest(void) {
             const int one_in = 1 << random_below(9), num_components = 1 + random_below(9);
             struct segloss_nearest a;
             int64_t volume = 1;
+            a.last_axis = SEGLOSS_PLANES;
             for (int axis = 0; axis < SEGLOSS_AXES; ++axis) {
                 a.sizes[axis] = volume_sizes[s][axis];
                 a.spacing[axis] = random_below(2) ? 1 : 0.25 * (1 + random_below(9)); /* sums of squares are exact */
