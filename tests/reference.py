@@ -804,10 +804,11 @@ def lesion_table(
     parts = [found == k for k in range(1, num_found + 1)]
     volumes = [int(each.sum()) * voxel for each in lesions]
     if overlap == "any":
+        around = [dilated(each, dilation) for each in lesions]
         pairs = [
             (i, j)
-            for i, j in itertools.product(range(num_regions), range(num_found))
-            if (dilated(lesions[i], dilation) & parts[j]).any()
+            for (i, region), (j, part) in itertools.product(enumerate(around), enumerate(parts))
+            if (region & part).any()
         ]
     else:
         of_pairs = [

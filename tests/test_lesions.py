@@ -12,7 +12,7 @@ import segloss
 
 pytestmark = pytest.mark.cpu_only
 
-SIZES = {2: (19, 23), 3: (9, 10, 11)}
+SIZES = {2: (17, 19), 3: (7, 8, 10)}
 
 
 def spots(*sizes, share=0.12, seed=0):

@@ -130,8 +130,9 @@ static int64_t components_runs(const struct segloss_components* a, int64_t begin
 }
 
 static int32_t run_at(const struct segloss_components* a, int64_t row, int64_t column) {
-    const int64_t w = row * a->words + column / 64;
-    return a->runs_before[w] + count_bits(a->starts[w] & ~(uint64_t)0 >> (63 - column % 64)) - 1;
+    const uint64_t unsigned_column = (uint64_t)column; /* whose quotient and remainder are a shift and a mask */
+    const int64_t w = row * a->words + (int64_t)(unsigned_column / 64);
+    return a->runs_before[w] + count_bits(a->starts[w] & ~(uint64_t)0 >> (63 - unsigned_column % 64)) - 1;
 }
 
 /* ---- unions ---- */
