@@ -566,8 +566,9 @@ def lesions(problem: Problem) -> Pairs:
                 whole = np.isin(parts, list(meeting))
                 dice += 2 * (whole & lesion).sum() / (whole.sum() + lesion.sum())
                 matching |= meeting
-            scores.append(dice / (count + num_parts - len(matching)))
-        return torch.tensor(scores)
+            total = count + num_parts - len(matching)
+            scores.append(dice / total if total else 1.0)
+        return torch.tensor(scores, dtype=torch.float32)
 
     return {"scipy": (ours, scipy)}
 
