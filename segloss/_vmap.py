@@ -514,6 +514,12 @@ def _connected_components(labels: Tensor, label_table: Tensor | None, *options: 
     return components.view(labels.shape), counts.view(labels.shape[:2])
 
 
+@_rule(_ops.skeletonize.default)
+def _skeletonize(labels: Tensor, label_table: Tensor | None, *options: Any) -> Tensor:
+    skeletons: Tensor = _ops.skeletonize(labels.flatten(0, 1), label_table, *options)
+    return skeletons.view(labels.shape)
+
+
 # ---- counts: one member after the other ----
 
 

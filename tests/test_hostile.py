@@ -274,6 +274,8 @@ ARGUMENTS = {
     "upsample": mostly(st.just(0), st.sampled_from([*INTS, 10, 42, 43]), 3),
     "per_class": st.booleans(),
     "connectivity": mostly(st.just(1), st.sampled_from(INTS)),
+    "method": st.sampled_from(["zhang", "lee", ""]),
+    "widen": mostly(st.just(2), st.sampled_from(INTS)),
     "masks": mostly(st.just(False), st.just(True)),
     "spacing": st.lists(mostly(st.sampled_from([1.0, 2.5]), st.sampled_from([0.0, -1.0, 1e200, NAN, INF])), max_size=4),
     "num_components": mostly(st.just(3), st.sampled_from(INTS)),

@@ -483,6 +483,37 @@ static inline int64_t segloss_nearest_workspace(const struct segloss_nearest* ar
     return (2 * SEGLOSS_NEAREST_LINES + 2) * args->sizes[axis];
 }
 
+/* What labels mean, voxel by voxel: their classes, and -1 where they are ignored; or whether the class is not 0. */
+struct segloss_class_map {
+    struct segloss_positions positions; /* P of them */
+    struct segloss_tensor labels;
+    int64_t ignore_index;
+    struct segloss_label_table label_table; /* optional; then ignore_index is not used */
+    int32_t* classes;                       /* [P]; optional, as is mask */
+    uint8_t* mask;                          /* [P] of 0 and 1 */
+};
+
+/* The skeleton of a mask in a box: what is left after voxels of its border have gone, again and again, until no
+ * more can. What is beyond the box is outside.
+ *
+ * By Zhang and Suen, along two axes: in two passes in turn all pixels go at once whose neighbours allow it. By Lee
+ * et al.: of each direction in turn, the candidates are the voxels without a neighbour there, which are no ends of
+ * lines, whose absence does not change the Euler characteristic, and whose neighbours hang together. They go one
+ * after the other, in order, if their neighbours still do. */
+struct segloss_skeleton {
+    int64_t sizes[3];     /* of the box: planes, rows, columns */
+    int64_t stride_plane; /* of the map, uint8, of which the box is a part; columns are contiguous */
+    int64_t stride_row;
+    int is_zhang;
+    int is_flat;         /* the image has one plane: no directions along planes */
+    int64_t words;       /* of a row of bits, with a bit before and one after the columns; by Zhang a multiple of 8 */
+    uint64_t* mask;      /* [planes + 2][rows + 2][words], all 0 at first, and so are the others */
+    uint64_t* settled;   /* likewise, by Lee: voxels that stay as long as their neighbours do */
+    uint64_t* chosen;    /* likewise: voxels that may go */
+    uint8_t* pending;    /* [planes + 2][rows + 2]: a bit of each pass or direction that has to look at the row */
+    uint8_t* has_chosen; /* likewise */
+};
+
 /* All kernels of one instruction set. Each but those of top-k and of an order returns -1, or the position of the first
  * voxel that it refuses. A kernel refuses a label outside [0, C) that is not ignore_index, a floating-point label that
  * is not integral, a target that is not one-hot, and a mask that is not 0, 1 or ignore_index, where mask and
@@ -582,6 +613,14 @@ struct segloss_kernels {
     /* The distances of the places [begin, end) to the nearest one of the set, which has at least one. */
     void (*places_search)(const struct segloss_places* set, const int32_t (*place)[3], int64_t begin, int64_t end,
                           double* distance);
+    int64_t (*class_map)(const struct segloss_class_map* args, int64_t begin, int64_t end);
+    /* Adds the box of a map to `mask`, where it is not 0; thins it; writes the mask and all voxels beside it along
+     * an axis to `settled`; and writes 0 to the box where there is no voxel of `mask`. `map` is the box's first
+     * voxel. */
+    void (*skeleton_mask)(const struct segloss_skeleton* args, const uint8_t* map);
+    void (*skeleton_thin)(const struct segloss_skeleton* args);
+    void (*skeleton_widen)(const struct segloss_skeleton* args);
+    void (*skeleton_write)(const struct segloss_skeleton* args, uint8_t* map);
 };
 
 /* Which ones are built: neon on 64-bit ARM; baseline, avx2 and avx512 on x86-64; baseline elsewhere. */

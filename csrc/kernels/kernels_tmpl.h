@@ -25,6 +25,7 @@
 #include "one_hot.h"
 #include "surface.h"
 #include "components.h"
+#include "skeleton.h"
 
 #define REAL float
 #define REAL_C(constant) constant##f
@@ -110,4 +111,9 @@ const struct segloss_kernels SEGLOSS_KERNELS = {
     .components_write = components_write,
     .places_add = places_add,
     .places_search = places_search,
+    .class_map = class_map,
+    .skeleton_mask = skeleton_mask,
+    .skeleton_thin = skeleton_thin,
+    .skeleton_widen = skeleton_widen,
+    .skeleton_write = skeleton_write,
 };
