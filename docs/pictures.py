@@ -12,7 +12,7 @@ import torch
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm, ListedColormap
-from nilearn.datasets import load_mni152_template
+from nilearn.datasets import load_mni152_template, load_mni152_wm_template
 from torch import Tensor
 from torch.nn import functional
 
@@ -169,6 +169,20 @@ def draw_distances() -> None:
     save("distances")
 
 
+def draw_skeletons() -> None:
+    """The white matter of a slice, its skeleton, and the tube around it."""
+    volume = load_mni152_wm_template(resolution=1).get_fdata()
+    mask = torch.from_numpy(np.rot90(volume[25:-25, 25:-25, 85] > 0.5).copy())
+    _, axes = pyplot.subplots(1, 3, figsize=(10, 4), layout="constrained")
+    titles = {"white matter": mask}
+    titles |= {f"tube={tube}": segloss.skeletonize(mask[None, None], tube=tube)[0, 0] for tube in (0, 2)}
+    for ax, (title, voxels) in zip(axes, titles.items(), strict=True):
+        ax.imshow(mask.float() + 2 * (voxels if title.startswith("tube") else 0 * mask), cmap="inferno_r", vmax=4)
+        ax.set_title(title, fontsize=10)
+        ax.axis("off")
+    save("skeletons")
+
+
 def draw_surfaces() -> None:
     """The elements of both surfaces of one mask."""
     mask = torch.zeros(9, 12, dtype=torch.uint8)
@@ -256,7 +270,7 @@ def draw_instances() -> None:
 
 if __name__ == "__main__":
     PICTURES.mkdir(exist_ok=True)
-    draw_plots = (draw_focal, draw_sizes, draw_imbalance, draw_distances, draw_surfaces, draw_lesions, draw_instances)
+    draw_plots = (draw_focal, draw_sizes, draw_imbalance, draw_distances, draw_surfaces, draw_skeletons, draw_lesions, draw_instances)
     for draw in draw_plots:
         draw()
     draw_pulls("lesion", LOSSES)

@@ -42,6 +42,7 @@ from segloss.losses import (
     LovaszSoftmaxLoss,
     MultiClassDiceLoss,
     NLLLoss,
+    SkeletonRecallLoss,
     TopKLoss,
     TverskyLoss,
 )
@@ -57,6 +58,7 @@ from segloss.region import (
     soft_stats,
     tversky_loss,
 )
+from segloss.skeleton import skeleton_recall_loss, skeletonize
 from segloss.surface import average_surface_distance, hausdorff_distance, surface_dice
 
 __version__ = "0.1.0"
@@ -93,6 +95,7 @@ __all__ = [
     "LovaszSoftmaxLoss",
     "MultiClassDiceLoss",
     "NLLLoss",
+    "SkeletonRecallLoss",
     "SoftStats",
     "TopKLoss",
     "TverskyLoss",
@@ -123,6 +126,8 @@ __all__ = [
     "nearest_component",
     "nll_loss",
     "predict",
+    "skeleton_recall_loss",
+    "skeletonize",
     "soft_stats",
     "surface_dice",
     "synchronize",

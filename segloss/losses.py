@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import _reduction
 
-from segloss import boundary, functional, instance, lovasz, region
+from segloss import boundary, functional, instance, lovasz, region, skeleton
 from segloss._docs import document_module
 from segloss._label_sets import LabelSetIndex, LabelSets, Regions
 from segloss._labels import NO_LABEL, IgnoreIndex, LabelMap
@@ -18,6 +18,7 @@ from segloss._upsample import Upsample
 from segloss.functional import Activation, ClassWeight, Empty, Reduction
 from segloss.lovasz import LovaszClasses
 from segloss.region import WeightType
+from segloss.skeleton import Thinning
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -979,6 +980,89 @@ class HausdorffDTLoss(_DistanceLoss):
         regions: Regions | None = None,
     ) -> None:
         super().__init__(**_keywords(locals()))
+
+
+class SkeletonRecallLoss(_Loss):
+    """Module of ``segloss.skeleton_recall_loss``: how much of the target's skeleton the prediction misses.
+
+    For each sample and class but class 0, with p the activated input, g the target and v the voxel weight, sums over
+    the voxels in the tube S that count are I = sum_S v * p * g and T = sum_S v * g, and::
+
+        loss = weight * (1 - (I + smooth_nr) / (T + smooth_dr))
+
+    Source: Kirchhoff et al. 2024, "Skeleton Recall Loss for Connectivity Conserving and Resource Efficient Segmentation
+    of Thin Tubular Structures", ECCV, arXiv:2404.03010.
+
+    Args:
+        others: as in ``segloss.skeleton_recall_loss``.
+
+    Example:
+        >>> import segloss, torch
+        >>> loss = segloss.SkeletonRecallLoss(batch=True)
+        >>> logits = torch.randn(2, 3, 8, 8, requires_grad=True)
+        >>> loss(logits, torch.ones(2, 1, 8, 8, dtype=torch.uint8)).backward()
+
+    See also:
+        * ``segloss.skeleton_recall_loss``: the function that it calls
+        * ``segloss.DiceCELoss``: what it is added to
+    """
+
+    _function = skeleton.skeleton_recall_loss
+    tube: int
+    method: Thinning | None
+    activation: Activation | None
+    batch: bool
+    smooth_nr: float
+    smooth_dr: float
+    ignore_index: IgnoreIndex
+    reduction: Reduction
+    dim: int
+    upsample: Upsample | None
+    align_corners: bool
+    label_map: LabelMap | None
+    regions: Regions | None
+    process_group: "ProcessGroup | None"
+
+    def __init__(
+        self,
+        *,
+        tube: int = 2,
+        method: Thinning | None = None,
+        activation: Activation | None = "softmax",
+        batch: bool = False,
+        weight: ClassWeight | None = None,
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        ignore_index: IgnoreIndex = -100,
+        reduction: Reduction = "mean",
+        dim: int = 1,
+        upsample: Upsample | None = None,
+        align_corners: bool = False,
+        label_map: LabelMap | None = None,
+        regions: Regions | None = None,
+        process_group: "ProcessGroup | None" = None,
+    ) -> None:
+        super().__init__(**_keywords(locals()))
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        voxel_weight: Tensor | None = None,
+        skeleton: Tensor | None = None,
+    ) -> Tensor:
+        """Calls the function of the loss with the keywords of the module.
+
+        Args:
+            input: logits ``[N, C, *]``, or what else the class says.
+            target: labels ``[N, *]`` or ``[N, 1, *]``, or what else the class says.
+            voxel_weight: a weight for each voxel, of the labels' shape. Default: None, every weight is 1.
+            skeleton: the widened skeleton, if a data loader makes it. Default: None, it is made of target.
+
+        Returns:
+            The loss, a 0-dim tensor of input's dtype; with ``reduction="none"`` its terms.
+        """
+        return self._call(input, target, voxel_weight=voxel_weight, skeleton=skeleton)
 
 
 class BinaryDiceLoss(_Loss):

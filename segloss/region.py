@@ -1,7 +1,8 @@
 """Region losses (Dice family), and the sums that they are computed from; the kernels read the logits once."""
 
 import warnings
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -734,9 +735,10 @@ def _sums(
     voxel_weight: Tensor | None,
     walk: _Walk,
     voxel_loss: _VoxelLoss | None = None,
+    operator: Callable[..., Any] = _soft_stats,
 ) -> tuple[SoftStats, _Whole, list[Tensor]]:
     """The sums of the classes that have terms, [N, C'] or [C'], and the data that they were computed from; with
-    `voxel_loss` also the sums of the losses and of their weights.
+    `voxel_loss` also the sums of the losses and of their weights. `operator` computes them.
 
     The kernels return float64 for any dtype of input, so that a loss is rounded once, when it is finished.
     """
@@ -760,7 +762,7 @@ def _sums(
     arguments = (input, target, of_loss, voxel_weight, label_table, *options, soft_label, any_finite, upsample, op)
     refused: list[Exception] = []
     *sums, losses, totals = sums_or_zeros(
-        process_group, refused, input, lambda: _sizes_of_sums(input, dim), _soft_stats, *arguments
+        process_group, refused, input, lambda: _sizes_of_sums(input, dim), operator, *arguments
     )
     voxel_sums = [losses.sum(), totals.sum()] if voxel_loss else []
     if is_dtensor(input):

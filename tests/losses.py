@@ -36,7 +36,12 @@ MODULES = {
     segloss.CCDiceCELoss: segloss.cc_dice_ce_loss,
     segloss.BlobLoss: segloss.blob_loss,
 }
-MODULES_ALONE = (segloss.BinaryDiceLoss, segloss.MultiClassDiceLoss, segloss.DeepSupervisionLoss)
+MODULES_ALONE = (
+    segloss.BinaryDiceLoss,
+    segloss.MultiClassDiceLoss,
+    segloss.DeepSupervisionLoss,
+    segloss.SkeletonRecallLoss,
+)
 METRICS = {name: getattr(segloss, name) for name in ("accuracy", "confusion_matrix", "dice_score", "jaccard_index")}
 SURFACE_METRICS = ("average_surface_distance", "hausdorff_distance", "surface_dice")
 NEITHER = (
@@ -53,6 +58,8 @@ NEITHER = (
     "get_isa",
     "lesion_scores",
     "predict",
+    "skeleton_recall_loss",  # needs two or three axes, and class labels
+    "skeletonize",
     "soft_stats",
     "synchronize",
     "total_weight",
