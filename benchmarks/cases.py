@@ -632,6 +632,32 @@ def dice_ce_of_small(problem: Problem) -> Pairs:
     return with_upsample(segloss.dice_ce_loss, theirs, problem)
 
 
+@cache
+def tubes(sizes: tuple[int, ...]) -> Tensor:
+    """A mask [1, 1, *] of tubes, where smooth fields, one less than axes, are all near 0."""
+    torch.manual_seed(0)
+    coarse = torch.randn(1, len(sizes) - 1, *(n // 16 + 2 for n in sizes))
+    fields = F.interpolate(coarse, sizes, mode="bilinear" if len(sizes) == 2 else "trilinear")
+    return (fields.square().sum(1, keepdim=True) < 0.05).to(torch.uint8)
+
+
+def skeletons(problem: Problem) -> Pairs:
+    """Of tubes of the problem's size."""
+
+    def ours(logits: Tensor, labels: Tensor) -> Tensor:
+        return segloss.skeletonize(tubes(problem.label_size)).view(torch.uint8)
+
+    morphology = package("skimage.morphology")
+    if morphology is None:
+        return {}
+
+    def scikit_image(logits: Tensor, labels: Tensor) -> Tensor:
+        skeleton = morphology.skeletonize(tubes(problem.label_size)[0, 0].numpy())
+        return torch.from_numpy(skeleton)[None, None].view(torch.uint8)
+
+    return {"scikit-image": (ours, scikit_image)}
+
+
 def confusion_matrix_of_small(problem: Problem) -> Pairs:
     ((_, theirs),) = confusion_matrix(problem).values()
     return with_upsample(segloss.confusion_matrix, theirs, problem)
@@ -670,6 +696,7 @@ LOSSES: dict[str, Callable[[Problem], Pairs]] = {
     "connected_components of all neighbours": partial(components, connectivity=3),
     "lesion_scores": lesions,
     "hausdorff_distance": hausdorff,
+    "skeletonize": skeletons,
     "cross_entropy of small logits": cross_entropy_of_small,
     "dice_ce_loss of small logits": dice_ce_of_small,
     "confusion_matrix of small logits": confusion_matrix_of_small,
@@ -707,6 +734,8 @@ SCATTERED = Problem((1, 2, 256, 256, 256), torch.int16)
 SPOTS = Problem((1, 2, 192, 192, 192), torch.uint8, smooth=True)
 ORGANS = Problem((1, 4, 192, 192, 192), torch.uint8, smooth=True)
 LESIONS = Problem((1, 2, 128, 128, 128), torch.uint8, lesions=30)
+TUBES = Problem((1, 2, 192, 192, 192), torch.uint8)
+LINES = Problem((1, 2, 1024, 1024), torch.uint8)
 COARSE = Problem((64, 3, 4, 4), torch.int64)
 SAMPLES = Problem((2048, 1000), torch.int64)
 QUARTER = Problem((1, 150, 128, 128), torch.uint8, enlarged=4)  # as SegFormer's
@@ -771,6 +800,7 @@ def of_every_device(full: bool) -> list[Case]:
     plain += [Case(loss, LESIONS) for loss in ("cc_dice_ce_loss", "blob_loss")]
     plain += [Case("confusion_matrix", problem) for problem in (STREET, BODY)]
     plain += [Case("distance_transform", ORGAN), Case("hausdorff_distance", ORGANS)]
+    plain += [Case("skeletonize", problem) for problem in (TUBES, LINES)]
     plain += [
         Case(f"connected_components{neighbours}", problem)
         for neighbours in ("", " of all neighbours")

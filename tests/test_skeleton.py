@@ -445,3 +445,56 @@ LOSS_ERRORS = {
 def test_errors_of_the_loss(arguments, options, error, message):
     with pytest.raises(error, match=message):
         segloss.skeleton_recall_loss(*arguments, **options)
+
+
+# ---- where torch traces, transforms or shares ----
+
+
+@pytest.mark.cpu_only
+def test_it_compiles_without_a_graph_break():
+    torch._dynamo.reset()
+    labels, x = blobs(2, 24, 31).int().unsqueeze(1), logits(2, 3, 24, 31)
+    for criterion in (segloss.SkeletonRecallLoss(), segloss.SkeletonRecallLoss(activation="sigmoid", batch=True)):
+        compiled = torch.compile(criterion, fullgraph=True, backend="aot_eager")
+        for actual, expected in zip(
+            value_and_gradient(compiled, x, labels), value_and_gradient(criterion, x, labels), strict=True
+        ):
+            assert_close(actual, expected, x.dtype)
+
+
+def test_under_vmap_and_grad():
+    labels, x = blobs(6, 12, 11).int().view(3, 2, 1, 12, 11), logits(3, 2, 2, 12, 11)
+    actual = torch.vmap(torch.func.grad(segloss.skeleton_recall_loss))(x, labels)
+    expected = [value_and_gradient(segloss.skeleton_recall_loss, *pair)[1] for pair in zip(x, labels, strict=True)]
+    assert_close(actual, torch.stack(expected), x.dtype)
+
+
+def of_a_rank(rank, folder, x, labels):
+    """Writes the loss and the gradient of one sample of two, of each sample and of the batch; then an error."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    group = torch.distributed.group.WORLD
+    part = slice(rank, rank + 1)
+    results = []
+    for batch in (False, True):
+        loss = partial(segloss.skeleton_recall_loss, batch=batch, process_group=group)
+        results.append(value_and_gradient(loss, x[part], labels[part]))
+        bad = labels[part] + 3 * rank
+        try:
+            loss(x[part], bad)
+        except (IndexError, RuntimeError) as error:
+            results.append(type(error).__name__)
+    torch.save(results, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.cpu_only
+def test_over_ranks(tmp_path):
+    labels, x = blobs(2, 24, 31).int().unsqueeze(1), logits(2, 3, 24, 31)
+    torch.multiprocessing.spawn(of_a_rank, (str(tmp_path), x, labels), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    for k, batch in enumerate((False, True)):
+        loss, grad = value_and_gradient(partial(segloss.skeleton_recall_loss, batch=batch), x, labels)
+        for rank, results in enumerate(ranks):
+            assert_close(results[2 * k][0], loss, x.dtype)
+            assert_close(results[2 * k][1] / 2, grad[rank : rank + 1], x.dtype)
+            assert results[2 * k + 1] == ("RuntimeError", "IndexError")[rank]

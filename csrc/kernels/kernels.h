@@ -614,13 +614,12 @@ struct segloss_kernels {
     void (*places_search)(const struct segloss_places* set, const int32_t (*place)[3], int64_t begin, int64_t end,
                           double* distance);
     int64_t (*class_map)(const struct segloss_class_map* args, int64_t begin, int64_t end);
-    /* Adds the box of a map to `mask`, where it is not 0; thins it; writes the mask and all voxels beside it along
-     * an axis to `settled`; and writes 0 to the box where there is no voxel of `mask`. `map` is the box's first
-     * voxel. */
-    void (*skeleton_mask)(const struct segloss_skeleton* args, const uint8_t* map);
+    /* Adds planes of a map, where it is not 0, to `mask`; thins it; writes the mask and all voxels beside it along an
+     * axis to `settled`; and writes 0 to the map where `mask` has no voxel. `map` is the box's first voxel. */
+    void (*skeleton_mask)(const struct segloss_skeleton* args, const uint8_t* map, int64_t begin, int64_t end);
     void (*skeleton_thin)(const struct segloss_skeleton* args);
     void (*skeleton_widen)(const struct segloss_skeleton* args);
-    void (*skeleton_write)(const struct segloss_skeleton* args, uint8_t* map);
+    void (*skeleton_write)(const struct segloss_skeleton* args, uint8_t* map, int64_t begin, int64_t end);
 };
 
 /* Which ones are built: neon on 64-bit ARM; baseline, avx2 and avx512 on x86-64; baseline elsewhere. */

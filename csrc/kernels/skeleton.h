@@ -12,8 +12,8 @@ static int64_t words_of_plane(const struct segloss_skeleton* a) { return (a->siz
 /* A bit for each of eight bytes that is not 0. */
 static uint64_t nonzero_bytes(const uint8_t* bytes) { return equal_bytes(bytes, 0) ^ 255; }
 
-static void skeleton_mask(const struct segloss_skeleton* a, const uint8_t* map) {
-    for (int64_t z = 0; z < a->sizes[0]; ++z) {
+static void skeleton_mask(const struct segloss_skeleton* a, const uint8_t* map, int64_t begin, int64_t end) {
+    for (int64_t z = begin; z < end; ++z) {
         for (int64_t y = 0; y < a->sizes[1]; ++y) {
             const uint8_t* row = map + z * a->stride_plane + y * a->stride_row;
             uint64_t* mask = a->mask + row_number(a, z, y) * a->words;
@@ -43,25 +43,32 @@ static uint64_t moved_left(const uint64_t* word) { return word[0] >> 1 | word[1]
  * Between any two rows there is a bit of 0. */
 enum { NEXT_ROW = 4, NEXT_PLANE = 16, MIDDLE = 1 + NEXT_ROW + NEXT_PLANE };
 
-/* Around the voxel one bit after `shift`, from the words of its row, and of rows and planes so many words apart. */
-static inline uint64_t neighbours_at(const uint64_t* word, int64_t row, int64_t plane, int shift) {
+/* Rows of three bits, from bit `shift` on, of words `row` and `plane` apart; without a plane only those of the middle
+ * one. If they cross a word, it is the next one. */
+static inline uint64_t rows_around(const uint64_t* word, int64_t row, int64_t plane, int shift, int crosses) {
     uint64_t bits = 0;
-    for (int z = 0; z < 3; ++z) {
+    for (int z = plane ? 0 : 1; z < (plane ? 3 : 2); ++z) {
         for (int y = 0; y < 3; ++y) {
             const uint64_t* at = word + (z - 1) * plane + (y - 1) * row;
-            const uint64_t three = shift <= 61 ? at[0] >> shift : at[0] >> shift | at[1] << (64 - shift);
+            const uint64_t three = crosses ? at[0] >> shift | at[1] << (64 - shift) : at[0] >> shift;
             bits |= (three & 7) << (NEXT_PLANE * z + NEXT_ROW * y);
         }
     }
-    return bits & ~((uint64_t)1 << MIDDLE);
+    return bits;
 }
 
-/* Around the voxel of the lowest bit in `left`, of the w-th word of all rows. */
-static inline uint64_t neighbours_of(const struct segloss_skeleton* a, int64_t w, uint64_t left) {
+/* Around the voxel of the lowest bit in `left`, which is in this word. */
+static inline uint64_t neighbours_of(const uint64_t* word, uint64_t left, int64_t row, int64_t plane) {
     const int bit = __builtin_ctzll(left);
-    const uint64_t* word = bit > 0 ? a->mask + w : a->mask + w - 1;
-    return neighbours_at(word, a->words, words_of_plane(a), (bit - 1) & 63);
+    const uint64_t others = ~((uint64_t)1 << MIDDLE);
+    if (bit > 0 && bit < 63) {
+        return others & rows_around(word, row, plane, bit - 1, 0);
+    }
+    return others & rows_around(bit > 0 ? word : word - 1, row, plane, (bit - 1) & 63, 1);
 }
+
+/* The distance of planes for these: 0 if there is only one. */
+static int64_t plane_of_neighbours(const struct segloss_skeleton* a) { return a->is_flat ? 0 : words_of_plane(a); }
 
 /* The voxels of each pair, line or square of neighbours in direction `step`, at the first of them. */
 static uint64_t any_of_two(uint64_t bits, int step) { return bits | bits >> step; }
@@ -117,18 +124,21 @@ static uint64_t with_neighbour(const struct segloss_skeleton* a, int direction, 
 
 /* Writes the voxels of a row that may go. All others that it has looked at stay until a neighbour goes. */
 static int find_candidates(const struct segloss_skeleton* a, int direction, int64_t r) {
+    const int64_t row = a->words, plane = plane_of_neighbours(a);
+    const uint64_t* restrict mask = a->mask;
+    uint64_t* restrict settled = a->settled, * restrict chosen = a->chosen;
     uint64_t any = 0;
-    for (int64_t w = r * a->words; w < (r + 1) * a->words; ++w) {
-        uint64_t left = a->mask[w] & ~a->settled[w], chosen = 0;
-        left = left ? left & ~with_neighbour(a, direction, a->mask + w) : 0;
-        a->settled[w] |= left;
+    for (int64_t w = r * row; w < (r + 1) * row; ++w) {
+        uint64_t left = mask[w] & ~settled[w], found = 0;
+        left = left ? left & ~with_neighbour(a, direction, mask + w) : 0;
+        settled[w] |= left;
         for (; left; left &= left - 1) {
-            const uint64_t others = neighbours_of(a, w, left);
+            const uint64_t others = neighbours_of(mask + w, left, row, plane);
             const int may_go = !is_end_of_line(others) && keeps_euler(others) && is_one_component(others);
-            chosen |= may_go ? left & (0 - left) : 0;
+            found |= may_go ? left & (0 - left) : 0;
         }
-        a->chosen[w] = chosen;
-        any |= chosen;
+        chosen[w] = found;
+        any |= found;
     }
     return any != 0;
 }
@@ -139,7 +149,7 @@ static void take_out(const struct segloss_skeleton* a, int64_t r, int64_t w, uin
     a->mask[w] &= ~bit;
     const uint64_t here = bit | bit << 1 | bit >> 1;
     const uint64_t before = bit << 63, after = bit >> 63; /* in the words beside it */
-    for (int z = -1; z <= 1; ++z) {
+    for (int z = a->is_flat ? 0 : -1; z <= !a->is_flat; ++z) {
         for (int y = -1; y <= 1; ++y) {
             uint64_t* settled = a->settled + w + z * plane + y * row;
             settled[0] &= ~here;
@@ -154,12 +164,13 @@ static void take_out(const struct segloss_skeleton* a, int64_t r, int64_t w, uin
 
 /* Takes the candidates of a row out, one after the other, unless those before leave its neighbours in parts. */
 static int remove_candidates(const struct segloss_skeleton* a, int64_t r) {
+    const int64_t row = a->words, plane = plane_of_neighbours(a);
     int any = 0;
-    for (int64_t w = r * a->words; w < (r + 1) * a->words; ++w) {
+    for (int64_t w = r * row; w < (r + 1) * row; ++w) {
         for (uint64_t left = a->chosen[w]; left; left &= left - 1) {
             const uint64_t bit = left & (0 - left);
             const int is_unchanged = (a->settled[w] & bit) != 0;
-            if (is_unchanged || is_one_component(neighbours_of(a, w, left))) {
+            if (is_unchanged || is_one_component(neighbours_of(a->mask + w, left, row, plane))) {
                 take_out(a, r, w, bit);
                 any = 1;
             }
@@ -265,15 +276,15 @@ static int remove_pixels(const struct segloss_skeleton* a, int64_t r) {
 
 /* ---- both ---- */
 
-/* One subiteration: a pass, or by Lee et al. a direction. Returns whether a voxel went. */
-static int thin_once(const struct segloss_skeleton* a, int k) {
-    const int64_t begin = row_number(a, 0, 0), end = row_number(a, a->sizes[0] - 1, a->sizes[1] - 1) + 1;
+/* A pass, or by Lee et al. a direction. Returns whether a voxel went. */
+static int thin_once(const struct segloss_skeleton* a, int step) {
+    const int64_t begin = row_number(a, 0, 0), end = row_number(a, a->sizes[0] - 1, a->sizes[1]);
     int any = 0, any_chosen = 0;
     for (int64_t r = begin; r < end; ++r) { /* rows between two planes have no voxels */
         a->has_chosen[r] = 0;
-        if (a->pending[r] >> k & 1) {
-            a->pending[r] &= (uint8_t)~(1u << k);
-            a->has_chosen[r] = (uint8_t)(a->is_zhang ? find_pixels(a, k, r) : find_candidates(a, k, r));
+        if (a->pending[r] >> step & 1) {
+            a->pending[r] &= (uint8_t)~(1u << step);
+            a->has_chosen[r] = (uint8_t)(a->is_zhang ? find_pixels(a, step, r) : find_candidates(a, step, r));
             any_chosen |= a->has_chosen[r];
         }
     }
@@ -290,8 +301,8 @@ static void skeleton_thin(const struct segloss_skeleton* a) {
     int any;
     do {
         any = 0;
-        for (int k = 0; k < num_steps; ++k) {
-            any |= thin_once(a, k);
+        for (int step = 0; step < num_steps; ++step) {
+            any |= thin_once(a, step);
         }
     } while (any);
 }
@@ -318,13 +329,21 @@ static void skeleton_widen(const struct segloss_skeleton* a) {
     }
 }
 
-static void skeleton_write(const struct segloss_skeleton* a, uint8_t* map) {
-    for (int64_t z = 0; z < a->sizes[0]; ++z) {
+static void skeleton_write(const struct segloss_skeleton* a, uint8_t* map, int64_t begin, int64_t end) {
+    for (int64_t z = begin; z < end; ++z) {
         for (int64_t y = 0; y < a->sizes[1]; ++y) {
             uint8_t* to = map + z * a->stride_plane + y * a->stride_row;
             const uint64_t* row = a->mask + row_number(a, z, y) * a->words;
-            for (int64_t x = 0; x < a->sizes[2]; ++x) {
-                to[x] &= (uint8_t)(row[(x + 1) / 64] >> ((x + 1) & 63) & 1);
+            for (int64_t w = 0; w < a->words; ++w) {
+                const int64_t first = w > 0 ? 64 * w - 1 : 0;
+                const int64_t last = a->sizes[2] < 64 * w + 63 ? a->sizes[2] : 64 * w + 63;
+                if (row[w] == 0 && first < last) {
+                    memset(to + first, 0, (size_t)(last - first));
+                    continue;
+                }
+                for (int64_t x = first; x < last; ++x) {
+                    to[x] &= (uint8_t)(row[w] >> (x + 1 - 64 * w) & 1);
+                }
             }
         }
     }
@@ -341,11 +360,15 @@ static int64_t class_map(const struct segloss_class_map* a, int64_t begin, int64
         if (bad >= 0) {
             return p + bad;
         }
-        for (int i = 0; i < b.count && a->mask; ++i) {
-            a->mask[p + i] = label[i] > 0;
+        if (a->classes) {
+            memcpy(a->classes + p, label, (size_t)b.count * sizeof *label);
         }
-        for (int i = 0; i < b.count && a->classes; ++i) {
-            a->classes[p + i] = label[i];
+        if (a->mask) {
+            ALIGNED uint8_t mask[SEGLOSS_BLOCK];
+            for (int i = 0; i < SEGLOSS_BLOCK; ++i) {
+                mask[i] = label[i] > 0;
+            }
+            memcpy(a->mask + p, mask, (size_t)b.count);
         }
     }
     return -1;

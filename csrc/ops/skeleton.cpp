@@ -147,14 +147,14 @@ void thin(const MaskBox& box, bool is_zhang, bool is_flat, int64_t widen) {
     args.chosen = args.settled + num_rows * args.words;
     args.pending = rows.data();
     args.has_chosen = rows.data() + num_rows;
-    kernels().skeleton_mask(&args, box.first);
+    in_parallel(box.sizes[0], [&](int64_t z) { kernels().skeleton_mask(&args, box.first, z, z + 1); });
     kernels().skeleton_thin(&args);
     const auto reach = box.sizes[0] + box.sizes[1] + box.sizes[2];
     for (auto step = std::min(widen, reach); step > 0; --step) {
         kernels().skeleton_widen(&args);
         std::swap(args.mask, args.settled);
     }
-    kernels().skeleton_write(&args, box.first);
+    in_parallel(box.sizes[0], [&](int64_t z) { kernels().skeleton_write(&args, box.first, z, z + 1); });
 }
 
 // Thins each class of a sample by itself, and writes 1 where there is a skeleton.

@@ -12,6 +12,7 @@
 #include "lovasz_tests.h"
 #include "nearest_tests.h"
 #include "resize_tests.h"
+#include "skeleton_tests.h"
 #include "soft_stats_tests.h"
 #include "surface_tests.h"
 #include "tables.h"
@@ -72,5 +73,6 @@ int main(void) {
     test_nearest();
     test_surfaces();
     test_components();
+    test_skeletons();
     return 0;
 }
