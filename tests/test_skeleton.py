@@ -234,6 +234,16 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.segloss.skeletonize.default, (labels.unsqueeze(1), None, "lee", 1, True, 0))
 
 
+@pytest.mark.cpu_only
+def test_devices_without_a_kernel_give_the_same():
+    labels = torch.randint(3, (2, 9, 10))
+    operator = torch.ops.segloss.skeletonize.default
+    table, options = torch.tensor([0, 3, 0, -2, 0, 3, 0, 0, -1, 2]), ("zhang", -100, False, 1)
+    other = torch._C.DispatchKeySet(torch._C.DispatchKey.XPU)
+    assert torch.equal(operator.redispatch(other, labels, table, *options), operator(labels, table, *options))
+    assert operator(labels.to("meta"), table.to("meta"), *options).shape == labels.shape
+
+
 ERRORS = {
     "no tensor": ([[1]], {}, TypeError, "expected labels to be a torch.Tensor, got list"),
     "no channel": (torch.ones(2, 3, 4), {}, RuntimeError, r"got \[2, 3, 4\].*labels.unsqueeze\(1\)"),

@@ -70,7 +70,7 @@ static inline uint64_t neighbours_of(const uint64_t* word, uint64_t left, int64_
 /* The distance of planes for these: 0 if there is only one. */
 static int64_t plane_of_neighbours(const struct segloss_skeleton* a) { return a->is_flat ? 0 : words_of_plane(a); }
 
-/* The voxels of each pair, line or square of neighbours in direction `step`, at the first of them. */
+/* Whether a voxel or the next one, so many bits on, is there. Of all axes: any of the voxels around a corner. */
 static uint64_t any_of_two(uint64_t bits, int step) { return bits | bits >> step; }
 
 /* Whether the Euler characteristic of the mask, as a union of closed cubes, is the same without the voxel, whose cube
@@ -104,7 +104,7 @@ static int is_one_component(uint64_t others) {
 
 static int is_end_of_line(uint64_t others) { return (others & (others - 1)) == 0; }
 
-/* The voxels of a word whose neighbour in this direction is in the mask. */
+/* The voxels of a word whose neighbour in this direction is in the mask. The order of directions is scikit-image's. */
 static uint64_t with_neighbour(const struct segloss_skeleton* a, int direction, const uint64_t* word) {
     switch (direction) {
     case 0:
