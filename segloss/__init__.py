@@ -13,6 +13,7 @@ from segloss._extension import get_isa, synchronize  # isort: skip  first: it re
 from segloss import _vmap  # noqa: F401  registers the batching rules
 from segloss.boundary import boundary_loss, hausdorff_dt_loss
 from segloss.components import Components, connected_components
+from segloss.cldice import dice_cldice_loss, soft_cldice_loss
 from segloss.distance import distance_transform
 from segloss.functional import (
     binary_cross_entropy_with_logits,
@@ -33,6 +34,7 @@ from segloss.losses import (
     CrossEntropyLoss,
     DeepSupervisionLoss,
     DiceCELoss,
+    DiceClDiceLoss,
     DiceFocalLoss,
     DiceLoss,
     FocalLoss,
@@ -43,6 +45,7 @@ from segloss.losses import (
     MultiClassDiceLoss,
     NLLLoss,
     SkeletonRecallLoss,
+    SoftClDiceLoss,
     TopKLoss,
     TverskyLoss,
 )
@@ -84,6 +87,7 @@ __all__ = [
     "CrossEntropyLoss",
     "DeepSupervisionLoss",
     "DiceCELoss",
+    "DiceClDiceLoss",
     "DiceFocalLoss",
     "DiceLoss",
     "FocalLoss",
@@ -96,6 +100,7 @@ __all__ = [
     "MultiClassDiceLoss",
     "NLLLoss",
     "SkeletonRecallLoss",
+    "SoftClDiceLoss",
     "SoftStats",
     "TopKLoss",
     "TverskyLoss",
@@ -110,6 +115,7 @@ __all__ = [
     "connected_components",
     "cross_entropy",
     "dice_ce_loss",
+    "dice_cldice_loss",
     "dice_focal_loss",
     "dice_loss",
     "dice_score",
@@ -128,6 +134,7 @@ __all__ = [
     "predict",
     "skeleton_recall_loss",
     "skeletonize",
+    "soft_cldice_loss",
     "soft_stats",
     "surface_dice",
     "synchronize",

@@ -518,6 +518,16 @@ def _connected_components(labels: Tensor, label_table: Tensor | None, *options: 
 def _skeletonize(labels: Tensor, label_table: Tensor | None, *options: Any) -> Tensor:
     skeletons: Tensor = _ops.skeletonize(labels.flatten(0, 1), label_table, *options)
     return skeletons.view(labels.shape)
+@_rule(_ops.soft_skeleton.default)
+def _soft_skeleton(images: Tensor, iterations: int) -> Tensor:
+    skeletons: Tensor = _ops.soft_skeleton(images.flatten(0, 1), iterations)
+    return skeletons.view(images.shape)
+
+
+@_rule(_ops.soft_skeleton_backward.default)
+def _soft_skeleton_backward(grad: Tensor, images: Tensor, iterations: int) -> Tensor:
+    gradient: Tensor = _ops.soft_skeleton_backward(grad.flatten(0, 1), images.flatten(0, 1), iterations)
+    return gradient.view(images.shape)
 
 
 # ---- counts: one member after the other ----

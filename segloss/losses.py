@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import _reduction
 
-from segloss import boundary, functional, instance, lovasz, region, skeleton
+from segloss import boundary, cldice, functional, instance, lovasz, region, skeleton
 from segloss._docs import document_module
 from segloss._label_sets import LabelSetIndex, LabelSets, Regions
 from segloss._labels import NO_LABEL, IgnoreIndex, LabelMap
@@ -1022,6 +1022,52 @@ class SkeletonRecallLoss(_Loss):
     label_map: LabelMap | None
     regions: Regions | None
     process_group: "ProcessGroup | None"
+class _ClDiceLoss(_Loss):
+    iterations: int
+    per_class: bool
+    activation: Activation | None
+    include_background: bool
+    batch: bool
+    smooth_nr: float
+    smooth_dr: float
+    smooth: float
+    ignore_index: IgnoreIndex
+    reduction: Reduction
+    dim: int
+    label_map: LabelMap | None
+    regions: Regions | None
+
+
+class SoftClDiceLoss(_ClDiceLoss):
+    """Module of ``segloss.soft_cldice_loss``: overlap along the skeletons of prediction and target, for tubes.
+
+    For each sample and class, over the voxels that count, with p the activated input, g the target, v the voxel weight
+    and S the soft skeleton::
+
+        precision   = (sum v * S(p) * g + smooth_nr) / (sum v * S(p) + smooth_dr)
+        sensitivity = (sum v * S(g) * p + smooth_nr) / (sum v * S(g) + smooth_dr)
+        loss = weight * (1 - 2 * precision * sensitivity / (precision + sensitivity + smooth))
+
+    Source: Shit et al. 2021, "clDice - a Novel Topology-Preserving Loss Function for Tubular Structure Segmentation",
+    CVPR, arXiv:2003.07311.
+
+    Args:
+        iterations: how often the image is eroded after the first level, from 0 to 1000: at least the radius of the
+            thickest tube, in voxels.
+        others: as in ``segloss.soft_cldice_loss``.
+
+    Example:
+        >>> import segloss, torch
+        >>> loss = segloss.SoftClDiceLoss(include_background=False)
+        >>> logits = torch.randn(2, 2, 8, 8, 8, requires_grad=True)
+        >>> loss(logits, torch.ones(2, 1, 8, 8, 8, dtype=torch.uint8)).backward()
+
+    See also:
+        * ``segloss.soft_cldice_loss``: the function that it calls
+        * ``segloss.DiceClDiceLoss``: with the Dice loss, which clDice needs beside it
+    """
+
+    _function = cldice.soft_cldice_loss
 
     def __init__(
         self,
@@ -1063,6 +1109,74 @@ class SkeletonRecallLoss(_Loss):
             The loss, a 0-dim tensor of input's dtype; with ``reduction="none"`` its terms.
         """
         return self._call(input, target, voxel_weight=voxel_weight, skeleton=skeleton)
+        iterations: int = 3,
+        per_class: bool = True,
+        activation: Activation | None = "softmax",
+        include_background: bool = True,
+        batch: bool = False,
+        weight: ClassWeight | None = None,
+        smooth_nr: float = 1.0,
+        smooth_dr: float = 1.0,
+        smooth: float = 1e-4,
+        ignore_index: IgnoreIndex = -100,
+        reduction: Reduction = "mean",
+        dim: int = 1,
+        label_map: LabelMap | None = None,
+        regions: Regions | None = None,
+    ) -> None:
+        super().__init__(**_keywords(locals()))
+
+
+class DiceClDiceLoss(_ClDiceLoss):
+    """Module of ``segloss.dice_cldice_loss``: Dice plus soft clDice.
+
+    The weighted sum of ``segloss.dice_loss`` and ``segloss.soft_cldice_loss``::
+
+        loss = lambda_dice * dice_loss + lambda_cldice * soft_cldice_loss
+
+    Source: Shit et al. 2021, "clDice - a Novel Topology-Preserving Loss Function for Tubular Structure Segmentation",
+    CVPR, arXiv:2003.07311, whose alpha is lambda_cldice, with ``lambda_dice = 1 - alpha``.
+
+    Args:
+        lambda_dice, lambda_cldice: the factors of the two terms.
+        others: as in ``segloss.dice_cldice_loss``.
+
+    Example:
+        >>> import segloss, torch
+        >>> loss = segloss.DiceClDiceLoss(include_background=False)
+        >>> logits = torch.randn(2, 2, 8, 8, 8, requires_grad=True)
+        >>> loss(logits, torch.ones(2, 1, 8, 8, 8, dtype=torch.uint8)).backward()
+
+    See also:
+        * ``segloss.dice_cldice_loss``: the function that it calls
+        * ``segloss.SoftClDiceLoss``, ``segloss.DiceLoss``: the two terms
+    """
+
+    _function = cldice.dice_cldice_loss
+    lambda_dice: float
+    lambda_cldice: float
+
+    def __init__(
+        self,
+        *,
+        lambda_dice: float = 0.5,
+        lambda_cldice: float = 0.5,
+        iterations: int = 3,
+        per_class: bool = True,
+        activation: Activation | None = "softmax",
+        include_background: bool = True,
+        batch: bool = False,
+        weight: ClassWeight | None = None,
+        smooth_nr: float = 1.0,
+        smooth_dr: float = 1.0,
+        smooth: float = 1e-4,
+        ignore_index: IgnoreIndex = -100,
+        reduction: Reduction = "mean",
+        dim: int = 1,
+        label_map: LabelMap | None = None,
+        regions: Regions | None = None,
+    ) -> None:
+        super().__init__(**_keywords(locals()))
 
 
 class BinaryDiceLoss(_Loss):

@@ -17,6 +17,8 @@ LOVASZ_LOSSES = ("lovasz_softmax_loss", "lovasz_hinge_loss")
 DISTANCE_LOSSES = ("boundary_loss", "hausdorff_dt_loss")
 INSTANCE_LOSSES = ("cc_dice_ce_loss", "blob_loss")
 NAMES = (*VOXEL_LOSSES, *REGION_LOSSES, *COMPOUND_LOSSES, *LOVASZ_LOSSES, *DISTANCE_LOSSES, *INSTANCE_LOSSES)
+CLDICE_LOSSES = ("soft_cldice_loss", "dice_cldice_loss")
+NAMES = (*VOXEL_LOSSES, *REGION_LOSSES, *COMPOUND_LOSSES, *LOVASZ_LOSSES, *DISTANCE_LOSSES, *CLDICE_LOSSES)
 FUNCTIONS = {name: getattr(segloss, name) for name in NAMES}
 MODULES = {
     segloss.CrossEntropyLoss: segloss.cross_entropy,
@@ -35,6 +37,8 @@ MODULES = {
     segloss.HausdorffDTLoss: segloss.hausdorff_dt_loss,
     segloss.CCDiceCELoss: segloss.cc_dice_ce_loss,
     segloss.BlobLoss: segloss.blob_loss,
+    segloss.SoftClDiceLoss: segloss.soft_cldice_loss,
+    segloss.DiceClDiceLoss: segloss.dice_cldice_loss,
 }
 MODULES_ALONE = (
     segloss.BinaryDiceLoss,
@@ -109,6 +113,9 @@ VARIANTS = {
     "sigmoid cc_dice_ce_loss": partial(segloss.cc_dice_ce_loss, lambda_global=0.5, **SIGMOID, **KNOWN),
     "blob_loss": partial(segloss.blob_loss, **KNOWN),
     "sigmoid blob_loss": partial(segloss.blob_loss, alpha=0.5, **SIGMOID, **KNOWN),
+    "soft_cldice_loss": partial(segloss.soft_cldice_loss),
+    "sigmoid soft_cldice_loss of the batch": partial(segloss.soft_cldice_loss, **SIGMOID, **BATCH),
+    "dice_cldice_loss": partial(segloss.dice_cldice_loss, per_class=False),
 }
 OF_EACH_VOXEL = {
     "cross_entropy of each voxel": partial(segloss.cross_entropy, reduction="none"),

@@ -1064,3 +1064,96 @@ def blob_loss(
                 terms.append(instance_terms(p, g.double(), losses, v, parts, factors))
     blobs = torch.stack(terms).mean() if terms else 0
     return beta * blobs + alpha * of_whole_images(input, target, activation, ignore_index, voxel_weight, factors)
+def pooled(x: Tensor, axes: tuple[int, ...], largest: bool) -> Tensor:
+    """The largest, or the least, of each 3 elements along axes; nothing lies beyond the border."""
+    beyond = -math.inf if largest else math.inf
+    sizes = [int(d in axes) for d in reversed(range(x.dim())) for _ in range(2)]
+    windows = torch.nn.functional.pad(x, sizes, value=beyond)
+    for axis in axes:
+        windows = windows.unfold(axis, 3, 1)
+    windows = windows.flatten(x.dim())
+    return windows.amax(-1) if largest else windows.amin(-1)
+
+
+def soft_skeleton(x: Tensor, iterations: int) -> Tensor:
+    """Of images [N, C, *]."""
+    axes = tuple(range(2, x.dim()))
+    skeleton = torch.zeros_like(x)
+    for _ in range(iterations + 1):
+        eroded = torch.stack([pooled(x, (axis,), largest=False) for axis in axes]).amin(0)
+        lost = torch.relu(x - pooled(eroded, axes, largest=True))
+        skeleton = skeleton + torch.relu(lost - skeleton * lost)
+        x = eroded
+    return skeleton
+
+
+def sides_of_cldice(
+    input: Tensor, target: Tensor, activation: str | None, ignore_index: int, dim: int, voxel_weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Prediction and target [N, C, *], 0 in voxels that do not count, and the weights of the voxels [N, 1, *]."""
+    if target.is_floating_point() and target.numel() == input.numel():
+        masks = target.double().reshape(input.shape).movedim(dim, 1)
+        counts = torch.ones_like(masks[:, 0], dtype=torch.bool)
+    else:
+        masks, counts = class_masks(input, target, activation, ignore_index, dim)
+    v = counts.double() if voxel_weight is None else counts * voxel_weight.double().reshape(counts.shape)
+    v = v.unsqueeze(1)
+    p = activated(torch.where(v == 0, 0.5, input.double().movedim(dim, 1)), activation)
+    return torch.where(v == 0, 0.0, p), torch.where(v == 0, 0.0, masks.double()), v
+
+
+def ratio(above: Tensor, below: Tensor) -> Tensor:
+    """The quotient; 0 / 0 is 1, with a zero gradient."""
+    return 1 - one_minus(above, below)
+
+
+def soft_cldice_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    iterations: int = 3,
+    per_class: bool = True,
+    activation: str | None = "softmax",
+    include_background: bool = True,
+    batch: bool = False,
+    weight: Tensor | None = None,
+    smooth_nr: float = 1.0,
+    smooth_dr: float = 1.0,
+    smooth: float = 1e-4,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    dim: int = 1,
+    voxel_weight: Tensor | None = None,
+) -> Tensor:
+    p, g, v = sides_of_cldice(input, target, activation, ignore_index, dim, voxel_weight)
+
+    def total(values: Tensor) -> Tensor:
+        sums = (v * values).flatten(2).sum(2)
+        sums = sums if include_background or sums.shape[1] == 1 else sums[:, 1:]
+        sums = sums.sum(0) if batch else sums
+        return sums if per_class else sums.sum(-1)
+
+    s_p, s_g = soft_skeleton(p, iterations), soft_skeleton(g, iterations)
+    precision = ratio(total(s_p * g) + smooth_nr, total(s_p) + smooth_dr)
+    sensitivity = ratio(total(s_g * p) + smooth_nr, total(s_g) + smooth_dr)
+    both = precision + sensitivity + smooth
+    terms = 1 - 2 * precision * sensitivity / torch.where(both == 0, 1.0, both)
+    return reduced(terms, reduction, weight)
+
+
+def dice_cldice_loss(
+    input: Tensor,
+    target: Tensor,
+    *,
+    lambda_dice: float = 0.5,
+    lambda_cldice: float = 0.5,
+    iterations: int = 3,
+    smooth: float = 1e-4,
+    smooth_nr: float = 1.0,
+    smooth_dr: float = 1.0,
+    **options,
+) -> Tensor:
+    options |= {"smooth_nr": smooth_nr, "smooth_dr": smooth_dr}
+    of_classes = options.pop("per_class", True)
+    cldice = soft_cldice_loss(input, target, iterations=iterations, smooth=smooth, per_class=of_classes, **options)
+    return lambda_dice * dice_loss(input, target, **options) + lambda_cldice * cldice

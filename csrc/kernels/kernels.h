@@ -400,6 +400,21 @@ static inline int64_t segloss_resize_workspace(const struct segloss_resize* args
     return 5 * SEGLOSS_RESIZED_CLASSES * (args->axes[SEGLOSS_COLUMNS].size_from + 32);
 }
 
+/* The soft skeleton of an image x[planes][rows][columns] of numbers in [0, 1], or of 0 and 1, with x_0 = x, s_-1 = 0
+ * and for each level k in [0, iterations]:
+ *
+ *   x_(k+1) = the least of each element of x_k and of its neighbours along the axes
+ *   d_k     = max(0, x_k - the largest of x_(k+1) among the 3 x 3 x 3 elements around)
+ *   s_k     = s_(k-1) + max(0, d_k - s_(k-1) d_k)
+ *
+ * The skeleton is the last s_k. What lies beyond the border takes no part. Among equal elements a pool chooses the one
+ * in the middle, else an erosion the first one in memory; the largest is looked for along columns, rows and planes, one
+ * after the other, each of which prefers the middle, then the one before. A nan is chosen by itself alone. */
+struct segloss_soft_skeleton {
+    int64_t sizes[SEGLOSS_AXES]; /* all > 0; an image with one plane, or one row, is flat along that axis */
+    int64_t iterations;
+};
+
 /* Maps of Euclidean distances, one for each class c of a label map: of the voxels of class c to the nearest other
  * voxel, and 0 elsewhere, where an ignored voxel is of no class; or, `of_boundary`, of every voxel to the nearest
  * boundary voxel, one of class c with a neighbour of another class, not an ignored one, along an axis, or with none, at
@@ -590,6 +605,17 @@ struct segloss_kernels {
     /* Adds the gradient of these columns to `grad`. */
     void (*resize_row_grad[SEGLOSS_REALS])(const struct segloss_resize* args, int64_t plane, int64_t row, int64_t begin,
                                            int64_t end, const void* from, int64_t stride);
+    /* The elements, of their size, that the workspace of the next ones, or of the gradient, holds. */
+    int64_t (*soft_skeleton_workspace)(const struct segloss_soft_skeleton* args, int of_gradient);
+    /* Writes the planes [begin, end) of the skeleton of an image of REAL, or of bytes of 0 and 1. */
+    void (*soft_skeleton[SEGLOSS_REALS])(const struct segloss_soft_skeleton* args, const void* image, void* skeleton,
+                                         int64_t begin, int64_t end, void* workspace);
+    void (*soft_skeleton_of_mask)(const struct segloss_soft_skeleton* args, const void* image, void* skeleton,
+                                  int64_t begin, int64_t end, void* workspace);
+    /* Writes these planes of the gradient by the image. */
+    void (*soft_skeleton_backward[SEGLOSS_REALS])(const struct segloss_soft_skeleton* args, const void* image,
+                                                  const void* grad_skeleton, void* grad_image, int64_t begin,
+                                                  int64_t end, void* workspace);
     /* Widens the boxes of the 256 labels by a plane of a map, [rows][columns]; along rows and columns only. */
     void (*surface_boxes)(const uint8_t* plane, int64_t rows, int64_t columns, struct segloss_box* boxes);
     /* Writes a plane of `mask` and `ignored`, which the next two read; a plane of `boundary`, and returns the number of

@@ -23,6 +23,7 @@
 #include "hull.h"
 #include "nearest.h"
 #include "one_hot.h"
+#include "soft_skeleton.h"
 #include "surface.h"
 #include "components.h"
 #include "skeleton.h"
@@ -100,6 +101,10 @@ const struct segloss_kernels SEGLOSS_KERNELS = {
     .resize_plan = {resize_plan_f32, resize_plan_f64},
     .resize_row = {resize_row_f32, resize_row_f64},
     .resize_row_grad = {resize_row_grad_f32, resize_row_grad_f64},
+    .soft_skeleton_workspace = soft_skeleton_workspace,
+    .soft_skeleton = {soft_skeleton_f32, soft_skeleton_f64},
+    .soft_skeleton_of_mask = soft_skeleton_of_mask,
+    .soft_skeleton_backward = {soft_skeleton_backward_f32, soft_skeleton_backward_f64},
     .surface_boxes = surface_boxes,
     .surface_mask = surface_mask,
     .surface_boundary = surface_boundary,

@@ -17,6 +17,11 @@
 #include "resize_tmpl.h"
 #include "distance_tmpl.h"
 
+#define ELEMENT REAL
+#define SKELETON FN
+#include "soft_skeleton_tmpl.h"
+#include "soft_skeleton_grad_tmpl.h"
+
 #undef MARK_INSIDE
 #undef MARK_OUTSIDE
 #undef MARK_IGNORED
