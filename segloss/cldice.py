@@ -121,10 +121,10 @@ def soft_cldice_loss(
         >>> labels[..., 2:5, :] = 1  # a vessel, three voxels wide
         >>> logits = torch.stack([torch.zeros(1, 7, 9), 6.0 * labels[:, 0] - 3], 1)
         >>> segloss.soft_cldice_loss(logits, labels, include_background=False)
-        tensor(0.0483)
+        tensor(0.0219)
         >>> logits[:, 1, :, 4] = -3  # a gap of one voxel
         >>> segloss.soft_cldice_loss(logits, labels, include_background=False)
-        tensor(0.1038)
+        tensor(0.0714)
 
     See also:
         * ``segloss.SoftClDiceLoss``: the same as a module
@@ -199,7 +199,7 @@ def dice_cldice_loss(
         >>> labels[..., 2:5, :] = 1  # a vessel, three voxels wide
         >>> logits = torch.stack([torch.zeros(1, 7, 9), 6.0 * labels[:, 0] - 3], 1)
         >>> segloss.dice_cldice_loss(logits, labels, include_background=False)
-        tensor(0.0484)
+        tensor(0.0379)
 
     See also:
         * ``segloss.DiceClDiceLoss``: the same as a module

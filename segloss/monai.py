@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from segloss import boundary, functional, losses, region
+from segloss import boundary, cldice, functional, losses, region
 from segloss._labels import NO_LABEL, LabelMap
 from segloss.functional import Activation, Reduction
 from segloss.losses import _keywords
@@ -55,6 +55,8 @@ __all__ = [
     "GeneralizedDiceLoss",
     "HausdorffDTLoss",
     "MaskedDiceLoss",
+    "SoftDiceclDiceLoss",
+    "SoftclDiceLoss",
     "TverskyLoss",
 ]
 
@@ -702,6 +704,154 @@ class HausdorffDTLoss(_DistanceLoss):
         if self.reduction != "none":
             return terms
         return _with_ones(terms.unsqueeze(0) if self.batch else terms, input)
+
+
+class _ClDiceLoss(_ActivatedLoss):
+    """A loss of soft skeletons."""
+
+    iter_: int
+    smooth_nr: float
+    smooth_dr: float
+    smooth: float
+
+    def __init__(self, *, iter_: int, smooth: float, **options: Any) -> None:
+        op = type(self).__name__
+        if not isinstance(iter_, int):
+            raise TypeError(f"{op}: expected iter_ to be an int, got {type(iter_).__name__}")
+        if iter_ < 0:
+            raise ValueError(f"{op}: expected iter_ of 0 or more, got {iter_}")
+        if not smooth > 0:
+            raise ValueError(f"{op}: expected smooth above 0, got {smooth}")
+        super().__init__(iter_=iter_, smooth=smooth, **options)
+
+    def _options_of(self, input: Tensor, target: Tensor, activation: Activation | None) -> dict[str, Any]:
+        """The keywords that both terms have, input and target among them."""
+        if not _holds_labels(input, target) and activation == "softmax" and not target.is_floating_point():
+            target = target.to(input.dtype)  # integers would have to be one-hot
+        return {
+            "input": input,
+            "target": target,
+            "activation": activation,
+            "include_background": self._first_class(input) == 0,
+            "smooth_nr": self.smooth_nr,
+            "smooth_dr": self.smooth_dr,
+            "ignore_index": NO_LABEL,
+            "reduction": self.reduction,
+        }
+
+    def _options_of_cldice(self) -> dict[str, Any]:
+        return {"iterations": self.iter_, "smooth": self.smooth, "per_class": False}
+
+
+class SoftclDiceLoss(_ClDiceLoss):
+    """``monai.losses.SoftclDiceLoss``; formula and source are in ``segloss.SoftClDiceLoss``.
+
+    Args:
+        iter_: how often the image is eroded after the first level. Default: 3.
+        smooth_nr, smooth_dr: added to numerator and denominator of precision and sensitivity. Default: 1.
+        smooth: added to the denominator of their harmonic mean, above 0. Default: 1e-4.
+        others: as in ``segloss.monai.DiceLoss``; there is neither ``weight`` nor ``batch`` nor ``ignore_index``.
+
+    Call:
+        ``loss(input, target)``, as in ``segloss.monai.DiceLoss``, with one to three spatial axes.
+
+    Returns:
+        A tensor of input's dtype (float32 for half types), 0-dim; with ``reduction="none"`` of the shape ``[N]``.
+
+    Raises:
+        ValueError: ``iter_`` is below 0 or above 1000, or ``smooth`` is not above 0.
+        TypeError, IndexError, ValueError, RuntimeError: as ``segloss.monai.DiceLoss``.
+
+    Example:
+        >>> import torch
+        >>> from segloss.monai import SoftclDiceLoss
+        >>> logits = torch.tensor([[[[0.12, 0.36], [0.22, 0.66]], [[0.13, 0.34], [0.52, -0.96]]]])
+        >>> labels = torch.tensor([[[[1, 0], [0, 0]]]], dtype=torch.uint8)
+        >>> SoftclDiceLoss(to_onehot_y=True, softmax=True)(logits, labels)
+        tensor(0.1413)
+
+    See also:
+        * ``segloss.SoftClDiceLoss``: the same loss with segloss's keywords, and a term for each class
+    """
+
+    def __init__(
+        self,
+        iter_: int = 3,
+        smooth_nr: float = 1.0,
+        smooth_dr: float = 1.0,
+        smooth: float = 1e-4,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: OtherActivation | None = None,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__(**_keywords(locals()))
+
+    def _of_activated(self, input: Tensor, target: Tensor, activation: Activation | None) -> Tensor:
+        return cldice.soft_cldice_loss(**self._options_of(input, target, activation), **self._options_of_cldice())
+
+
+class SoftDiceclDiceLoss(_ClDiceLoss):
+    """``monai.losses.SoftDiceclDiceLoss``; formula and source are in ``segloss.DiceClDiceLoss``.
+
+    Args:
+        alpha: the factor of the clDice loss, in [0, 1]; that of the Dice loss is 1 - alpha. Default: 0.5.
+        smooth_nr, smooth_dr: added to numerator and denominator of the Dice loss, of precision and of sensitivity.
+            Default: 1.
+        others: as in ``segloss.monai.SoftclDiceLoss``.
+
+    Call:
+        ``loss(input, target)``, as in ``segloss.monai.SoftclDiceLoss``.
+
+    Returns:
+        A tensor of input's dtype (float32 for half types), 0-dim; with ``reduction="none"`` the Dice terms
+        ``[N, C', 1, 1, ...]`` plus the clDice terms ``[N]``, as torch broadcasts them.
+
+    Raises:
+        ValueError: ``alpha`` is outside [0, 1].
+        TypeError, IndexError, ValueError, RuntimeError: as ``segloss.monai.SoftclDiceLoss``.
+
+    Example:
+        >>> import torch
+        >>> from segloss.monai import SoftDiceclDiceLoss
+        >>> logits = torch.tensor([[[[0.12, 0.36], [0.22, 0.66]], [[0.13, 0.34], [0.52, -0.96]]]])
+        >>> labels = torch.tensor([[[[1, 0], [0, 0]]]], dtype=torch.uint8)
+        >>> SoftDiceclDiceLoss(to_onehot_y=True, softmax=True)(logits, labels)
+        tensor(0.2557)
+
+    See also:
+        * ``segloss.DiceClDiceLoss``: the same loss with segloss's keywords, and a clDice term for each class
+    """
+
+    alpha: float
+
+    def __init__(
+        self,
+        iter_: int = 3,
+        alpha: float = 0.5,
+        smooth_nr: float = 1.0,
+        smooth_dr: float = 1.0,
+        smooth: float = 1e-4,
+        include_background: bool = True,
+        to_onehot_y: bool = False,
+        sigmoid: bool = False,
+        softmax: bool = False,
+        other_act: OtherActivation | None = None,
+        reduction: str = "mean",
+    ) -> None:
+        if not 0.0 <= alpha <= 1.0:
+            raise ValueError(f"SoftDiceclDiceLoss: expected alpha in [0, 1], got {alpha}")
+        super().__init__(**_keywords(locals()))
+
+    def _of_activated(self, input: Tensor, target: Tensor, activation: Activation | None) -> Tensor:
+        options, of_cldice = self._options_of(input, target, activation), self._options_of_cldice()
+        if self.reduction != "none":
+            factors = {"lambda_dice": 1 - self.alpha, "lambda_cldice": self.alpha}
+            return cldice.dice_cldice_loss(**options, **of_cldice, **factors)
+        dice = _with_ones(region.dice_loss(**options), input)
+        return (1 - self.alpha) * dice + self.alpha * cldice.soft_cldice_loss(**options, **of_cldice)
 
 
 class FocalLoss(_ClassLoss):

@@ -30,6 +30,7 @@ REDUCTIONS = ["mean", "sum", "none"]
 # The values that are drawn for each keyword; activation, weights and ignored labels depend on the data: see `draw`.
 REGION = {"reduction": REDUCTIONS, "smooth_nr": [0.0, *SMOOTH], "smooth_dr": SMOOTH, "batch": FLAGS}
 DICE = {**REGION, "squared_pred": FLAGS, "jaccard": FLAGS}
+CLDICE = {"reduction": REDUCTIONS, "iter_": [0, 1, 3], "smooth_nr": SMOOTH, "smooth_dr": SMOOTH, "smooth": SMOOTH}
 VALUES = {
     "DiceLoss": {**DICE, "soft_label": FLAGS},
     "MaskedDiceLoss": {**DICE, "soft_label": FLAGS},
@@ -38,6 +39,8 @@ VALUES = {
     "FocalLoss": {"reduction": REDUCTIONS, "gamma": GAMMAS},
     "BoundaryLoss": {"reduction": REDUCTIONS, "batch": FLAGS},
     "HausdorffDTLoss": {"reduction": REDUCTIONS, "batch": FLAGS, "alpha": [1.0, 1.5, 2.0]},
+    "SoftclDiceLoss": CLDICE,
+    "SoftDiceclDiceLoss": {**CLDICE, "alpha": [0.0, 0.3, 1.0]},
     "DiceCELoss": {
         **DICE,
         "reduction": ["mean", "sum"],
@@ -168,9 +171,10 @@ class Draw:
 
     @property
     def dtype(self) -> torch.dtype:
-        """MONAI computes in float32: focal losses, weights of generalized Dice, distances, norms of one-hot labels."""
+        """MONAI computes in float32: focal losses, weights of generalized Dice, distances, sums of one-hot labels."""
         is_single = "Focal" in self.name or "Generalized" in self.name or self.name in OF_DISTANCES
-        is_rounded = self.kind == "labels" and (self.options.get("squared_pred") or self.options.get("soft_label"))
+        sums_labels = self.options.get("squared_pred") or self.options.get("soft_label") or "iter_" in self.options
+        is_rounded = self.kind == "labels" and sums_labels
         return torch.float32 if is_single or is_rounded else torch.float64
 
 
