@@ -494,6 +494,11 @@ def blobs(problem: Problem) -> Pairs:
         return lesion_by_lesion(logits, labels, components, lambda numbers, b: (numbers == b) | (numbers == 0))
 
     return {"scipy, torch": (ours, scipy)}
+def cldice(problem: Problem) -> Pairs:
+    if monai := package("monai.losses"):
+        theirs = monai.SoftclDiceLoss(softmax=True, to_onehot_y=True)
+        return {"MONAI": (partial(segloss.soft_cldice_loss, per_class=False), theirs)}
+    return {}
 
 
 def confusion_matrix(problem: Problem) -> Pairs:
@@ -690,6 +695,7 @@ LOSSES: dict[str, Callable[[Problem], Pairs]] = {
     "hausdorff_dt_loss": hausdorff_dt,
     "cc_dice_ce_loss": cc_dice_ce,
     "blob_loss": blobs,
+    "soft_cldice_loss": cldice,
     "confusion_matrix": confusion_matrix,
     "distance_transform": distance_transform,
     "connected_components": components,
@@ -721,6 +727,7 @@ BODY = Problem((1, 105, 64, 96, 96), torch.uint8)
 REGIONS = Problem((2, 3, 64, 64, 64), torch.bool, masks=True)  # as those of BraTS
 TUMOURS = Problem((2, 3, 128, 128, 128), torch.uint8, num_labels=4)
 BINARY = Problem((2, 2, 96, 96, 96), torch.uint8)
+VESSELS = Problem((2, 2, 512, 512), torch.uint8)
 SCENES = Problem((2, 150, 256, 256), torch.uint8)
 LABELLED_CROP = Problem((2, 19, 512, 512), torch.uint8)
 FOREGROUND = Problem((2, 1, 128, 128, 128), torch.uint8, masks=True)
@@ -798,6 +805,7 @@ def of_every_device(full: bool) -> list[Case]:
     plain += [Case("lovasz_hinge_loss", FOREGROUND)]
     plain += [Case(loss, PATCH) for loss in ("topk_loss", "boundary_loss", "hausdorff_dt_loss")]
     plain += [Case(loss, LESIONS) for loss in ("cc_dice_ce_loss", "blob_loss")]
+    plain += [Case("soft_cldice_loss", problem) for problem in (BINARY, VESSELS)]
     plain += [Case("confusion_matrix", problem) for problem in (STREET, BODY)]
     plain += [Case("distance_transform", ORGAN), Case("hausdorff_distance", ORGANS)]
     plain += [Case("skeletonize", problem) for problem in (TUBES, LINES)]

@@ -12,6 +12,7 @@ import torch
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm, ListedColormap
+from matplotlib.colors import CenteredNorm
 from nilearn.datasets import load_mni152_template, load_mni152_wm_template
 from torch import Tensor
 from torch.nn import functional
@@ -181,6 +182,23 @@ def draw_skeletons() -> None:
         ax.set_title(title, fontsize=10)
         ax.axis("off")
     save("skeletons")
+def draw_soft_skeleton() -> None:
+    """White matter of the demo's brain, its soft skeletons, and that of its mask."""
+    white = torch.from_numpy(load_mni152_wm_template(resolution=1).get_fdata()[:, :, 95].T[::-1].copy()).clamp(0, 1)
+    white = white[25:215, 20:180]
+    mask = white > 0.5
+    _, axes = pyplot.subplots(1, 4, figsize=(11, 3.4), layout="constrained")
+    axes[0].imshow(white, cmap="gray")
+    axes[0].set_title("probability of white matter", fontsize=10)
+    for ax, iterations in zip(axes[1:3], (0, 5), strict=True):
+        ax.imshow(torch.ops.segloss.soft_skeleton(white[None, None], iterations)[0, 0], cmap="gray", vmin=0, vmax=0.5)
+        ax.set_title(f"soft skeleton, iterations={iterations}", fontsize=10)
+    skeleton = torch.ops.segloss.soft_skeleton(mask[None, None], 5)[0, 0]
+    axes[3].imshow(mask.int() + 2 * skeleton.int(), cmap="gray")
+    axes[3].set_title("of the mask > 0.5, iterations=5", fontsize=10)
+    for ax in axes:
+        ax.axis("off")
+    save("soft-skeleton")
 
 
 def draw_surfaces() -> None:
@@ -270,7 +288,7 @@ def draw_instances() -> None:
 
 if __name__ == "__main__":
     PICTURES.mkdir(exist_ok=True)
-    draw_plots = (draw_focal, draw_sizes, draw_imbalance, draw_distances, draw_surfaces, draw_skeletons, draw_lesions, draw_instances)
+    draw_plots = (draw_focal, draw_sizes, draw_imbalance, draw_distances, draw_surfaces, draw_soft_skeleton, draw_skeletons, draw_lesions, draw_instances)
     for draw in draw_plots:
         draw()
     draw_pulls("lesion", LOSSES)

@@ -518,6 +518,18 @@ def _connected_components(labels: Tensor, label_table: Tensor | None, *options: 
 def _skeletonize(labels: Tensor, label_table: Tensor | None, *options: Any) -> Tensor:
     skeletons: Tensor = _ops.skeletonize(labels.flatten(0, 1), label_table, *options)
     return skeletons.view(labels.shape)
+@_rule(_ops.probabilities.default)
+def _probabilities(input: Tensor, counts: Tensor | None, dim: int, sigmoid: bool) -> Tensor:
+    p: Tensor = _ops.probabilities(input, counts, dim + 1, sigmoid)
+    return p
+
+
+@_rule(_ops.probabilities_backward.default)
+def _probabilities_backward(grad: Tensor, input: Tensor, counts: Tensor | None, dim: int, sigmoid: bool) -> Tensor:
+    gradient: Tensor = _ops.probabilities_backward(grad, input, counts, dim + 1, sigmoid)
+    return gradient
+
+
 @_rule(_ops.soft_skeleton.default)
 def _soft_skeleton(images: Tensor, iterations: int) -> Tensor:
     skeletons: Tensor = _ops.soft_skeleton(images.flatten(0, 1), iterations)

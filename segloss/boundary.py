@@ -377,23 +377,15 @@ def _is_class(target: _Target, input: Tensor, dim: int) -> Tensor:
 
 
 def _activated(input: Tensor, walk: _Walk, counts: Tensor | None) -> Tensor:
-    """The probabilities, in float32 at least; the logits of ignored voxels, which may be nan, have no effect on any.
-
-    Of operations whose results are the same for any number of threads and any memory format, unlike those of softmax.
-    """
-    _, _, activation, *_ = walk
-    dim, x = walk.dim, input.to(_wide(input))
+    """The probabilities, in float32 at least, 0 in ignored voxels, whose logits, which may be nan, have no effect."""
+    dim = walk.dim % input.dim()
+    if walk.activation is not None:
+        p: Tensor = _ops.probabilities(input, counts, dim, walk.activation == "sigmoid")
+        return p
+    x = input.to(_wide(input))
     if counts is not None:
         x = x.masked_fill(~counts.unsqueeze(dim), 0)
-    if activation is None:
-        return x.clamp(0, 1)  # they lie beyond by rounding alone
-    if activation == "sigmoid":
-        return 1 / (1 + (-x).exp())
-    if x.shape[dim] == 0:
-        return x
-    powers = (x - x.detach().amax(dim, keepdim=True)).exp().unbind(dim)
-    factor = 1 / sum(powers[1:], powers[0])
-    return torch.stack([each * factor for each in powers], dim)
+    return x.clamp(0, 1)  # they lie beyond by rounding alone
 
 
 def _wide(input: Tensor) -> torch.dtype:

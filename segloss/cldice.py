@@ -22,17 +22,7 @@ from segloss.functional import (
     _plain,
     _result_dtype,
 )
-from segloss.region import (
-    SoftStats,
-    _dice_terms,
-    _DiceTerms,
-    _reduced,
-    _sums,
-    _terms,
-    _Walk,
-    _Whole,
-    dice_loss,
-)
+from segloss.region import SoftStats, _dice_terms, _DiceTerms, _reduced, _sums, _terms, _Walk, _Whole, dice_loss
 
 _ops = torch.ops.segloss
 
@@ -306,8 +296,7 @@ def _sides(
         counts = has_weight if counts is None else counts & has_weight
     p = _activated(input, walk, counts)
     if counts is not None:
-        p, g = (each.masked_fill(~counts.unsqueeze(dim), 0) for each in (p, g))
-        v = _with_zeros(voxel_weight, counts)
+        g, v = g.masked_fill(~counts.unsqueeze(dim), 0), _with_zeros(voxel_weight, counts)
     if not walk.include_background and input.shape[dim] > 1:
         p, g = (each.narrow(dim, 1, input.shape[dim] - 1) for each in (p, g))
     return _Sides(p.movedim(dim, 1), g.movedim(dim, 1), v)
@@ -318,8 +307,9 @@ def _is_soft(input: Tensor, target: Tensor, walk: _Walk) -> bool:
     is_map = walk.labels.label_map is not None or walk.labels.regions is not None
     if is_map or not (isinstance(input, Tensor) and isinstance(target, Tensor) and target.is_floating_point()):
         return False
-    is_of_one = input.dim() > 1 and input.shape[walk.dim] == 1 and walk.activation != "softmax"
-    return target.shape == input.shape or (is_of_one and target.numel() == input.numel())
+    if target.is_nested or input.is_nested or target.numel() != input.numel():
+        return False
+    return target.shape == input.shape or (walk.activation != "softmax" and target.dim() == input.dim() - 1)
 
 
 def _cldice_terms(sums: _Sums, form: _Form) -> Tensor:

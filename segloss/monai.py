@@ -848,8 +848,8 @@ class SoftDiceclDiceLoss(_ClDiceLoss):
     def _of_activated(self, input: Tensor, target: Tensor, activation: Activation | None) -> Tensor:
         options, of_cldice = self._options_of(input, target, activation), self._options_of_cldice()
         if self.reduction != "none":
-            factors = {"lambda_dice": 1 - self.alpha, "lambda_cldice": self.alpha}
-            return cldice.dice_cldice_loss(**options, **of_cldice, **factors)
+            options |= {"lambda_dice": 1 - self.alpha, "lambda_cldice": self.alpha}
+            return cldice.dice_cldice_loss(**options, **of_cldice)
         dice = _with_ones(region.dice_loss(**options), input)
         return (1 - self.alpha) * dice + self.alpha * cldice.soft_cldice_loss(**options, **of_cldice)
 

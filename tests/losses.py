@@ -116,6 +116,7 @@ VARIANTS = {
     "soft_cldice_loss": partial(segloss.soft_cldice_loss),
     "sigmoid soft_cldice_loss of the batch": partial(segloss.soft_cldice_loss, **SIGMOID, **BATCH),
     "dice_cldice_loss": partial(segloss.dice_cldice_loss, per_class=False),
+    "sigmoid dice_cldice_loss": partial(segloss.dice_cldice_loss, **SIGMOID),
 }
 OF_EACH_VOXEL = {
     "cross_entropy of each voxel": partial(segloss.cross_entropy, reduction="none"),
@@ -142,6 +143,11 @@ def is_sigmoid(loss):
 def is_of_distances(loss):
     """Whether it needs spatial axes, and masks of 0 and 1; of a variant."""
     return loss.func in [FUNCTIONS[name] for name in DISTANCE_LOSSES + INSTANCE_LOSSES]
+
+
+def needs_axes(loss):
+    """Whether it needs spatial axes, and has a map of each class; of a variant."""
+    return is_of_distances(loss) or loss.func in [FUNCTIONS[name] for name in CLDICE_LOSSES]
 
 
 def takes_probabilities(loss):

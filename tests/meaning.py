@@ -69,6 +69,10 @@ OF_DISTANCES: dict[str, tuple[Call, Call]] = {
     "boundary_loss": (segloss.boundary_loss, reference.boundary_loss),
     "hausdorff_dt_loss": (segloss.hausdorff_dt_loss, reference.hausdorff_dt_loss),
 }
+OF_SKELETONS: dict[str, tuple[Call, Call]] = {
+    "soft_cldice_loss": (segloss.soft_cldice_loss, reference.soft_cldice_loss),
+    "dice_cldice_loss": (segloss.dice_cldice_loss, reference.dice_cldice_loss),
+}
 OF_DICE_FOCAL = (segloss.dice_focal_loss, reference.dice_focal_loss)
 OF_FOCAL = (segloss.focal_loss, reference.focal_loss)
 OF_BINARY = (
@@ -93,14 +97,23 @@ LOSSES: dict[str, dict[str, tuple[Call, Call]]] = {
     DICE: {
         **REGION,
         **COMPOUND,
+        **OF_SKELETONS,
         "MultiClassDiceLoss": (multi_class_dice, partial(reference.dice_loss, smooth_nr=1.0, smooth_dr=1.0)),
     },
     DICE_FOCAL: {"dice_focal_loss": OF_DICE_FOCAL, **OF_DISTANCES},
     SIGMOID: {
-        **with_activation({**REGION, **OF_DISTANCES}, None),
+        **with_activation({**REGION, **OF_DISTANCES, **OF_SKELETONS}, None),
         "binary_cross_entropy_with_logits": OF_BINARY,
         **with_activation(
-            {**REGION, **COMPOUND, **OF_DISTANCES, "dice_focal_loss": OF_DICE_FOCAL, "focal_loss": OF_FOCAL}, "sigmoid"
+            {
+                **REGION,
+                **COMPOUND,
+                **OF_DISTANCES,
+                **OF_SKELETONS,
+                "dice_focal_loss": OF_DICE_FOCAL,
+                "focal_loss": OF_FOCAL,
+            },
+            "sigmoid",
         ),
     },
 }
@@ -232,8 +245,8 @@ def expected_of(
     are_some = partial(are_probabilities, computed_in=computed_in, any_finite=name.startswith("soft_stats"))
     if is_of_distances(name):  # soft masks have no boundary, and masks are read where voxels have no weight, too
         are_some, weightless = are_hard, torch.zeros_like(weightless)
-        if x.dim() == 2:
-            raise Refused(ValueError, RuntimeError, IndexError)
+    if x.dim() == 2 and (is_of_distances(name) or name.partition(",")[0] in OF_SKELETONS):
+        raise Refused(ValueError, RuntimeError, IndexError)
     values = canonical(meaning, x, target, ignore_index, are_some, weightless)
     ignored = -100 if meaning in ("labels", "one-hot") else ignore_index
     _, slow = LOSSES[column][name]

@@ -1079,7 +1079,7 @@ def soft_skeleton(x: Tensor, iterations: int) -> Tensor:
     """Of images [N, C, *]."""
     axes = tuple(range(2, x.dim()))
     skeleton = torch.zeros_like(x)
-    for _ in range(iterations + 1):
+    for _ in range(iterations + 1 if x.numel() > 0 else 0):
         eroded = torch.stack([pooled(x, (axis,), largest=False) for axis in axes]).amin(0)
         lost = torch.relu(x - pooled(eroded, axes, largest=True))
         skeleton = skeleton + torch.relu(lost - skeleton * lost)

@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 import torch
-from losses import OF_EACH_VOXEL, VARIANTS, is_of_distances, is_sigmoid, taken, takes, takes_probabilities
+from losses import OF_EACH_VOXEL, VARIANTS, is_sigmoid, needs_axes, taken, takes, takes_probabilities
 from tolerances import assert_close
 from torch._C import DispatchKey, DispatchKeySet
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.cpu_only
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 LOSSES = VARIANTS | OF_EACH_VOXEL
 EVERY_LOSS = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-OTHERS = {name: loss for name, loss in LOSSES.items() if not is_of_distances(loss)}  # those have maps of each class
+OTHERS = {name: loss for name, loss in LOSSES.items() if not needs_axes(loss)}  # those have maps of each class
 NOT_OF_DISTANCES = pytest.mark.parametrize("loss", OTHERS.values(), ids=OTHERS)
 FOCAL_LOSSES = {name: loss for name, loss in LOSSES.items() if "focal" in name}
 INF = float("inf")
@@ -38,6 +38,8 @@ WITH_KERNELS = [
     *("total_weight", "one_hot_labels", "is_one_hot", "confusion_counts", "num_label_classes", "equal_label_counts"),
     *("class_labels", "mask_counts", "predict", "predict_into", "distance_transform"),
     *("connected_components", "nearest_component"),
+    *("class_labels", "mask_counts", "predict", "predict_into", "distance_transform", "soft_skeleton"),
+    "soft_skeleton_backward",
 ]
 
 # The device whose code is called. CUDA's own kernels, where they are built, cannot read the memory of the CPU.
@@ -187,7 +189,7 @@ def test_second_derivatives():
 @pytest.mark.parametrize("shape", [(2, 0, 4), (2, 0, 0), (0, 0, 4), (0,)])
 @EVERY_LOSS
 def test_input_without_classes_raised_an_error_about_amax_or_narrow(loss, shape):
-    if is_of_distances(loss) and len(shape) == 1:
+    if needs_axes(loss) and len(shape) == 1:
         pytest.skip("it needs a spatial axis")
     y = torch.full(shape[:1] + shape[2:] if len(shape) > 1 else (), -100)
     assert_same_without_kernels(loss, torch.zeros(shape), y)

@@ -136,6 +136,33 @@ def dice_and(second, x, y, reduction="mean", weight=None, activation="softmax"):
     return dice_loss(x, y, reduction, weight, activation=activation) + second(x, y, reduction, weight)
 
 
+def pooled(x, largest):
+    """The largest, or the least, of each 3 voxels of a line; beyond its ends there are none."""
+    ends = torch.cat([x[..., :1], x[..., :-1]], -1), torch.cat([x[..., 1:], x[..., -1:]], -1)
+    pool = torch.maximum if largest else torch.minimum
+    return pool(pool(ends[0], x), ends[1])
+
+
+def soft_skeleton(x, iterations):
+    skeleton = 0
+    for _ in range(iterations + 1):
+        eroded = pooled(x, largest=False)
+        lost = torch.relu(x - pooled(eroded, largest=True))
+        skeleton = skeleton + torch.relu(lost - skeleton * lost)
+        x = eroded
+    return skeleton
+
+
+def soft_cldice_loss(x, y, reduction="mean", weight=None, voxel_weight=None, iterations=3, activation="softmax"):
+    g, counts = read(x, y)
+    v = by_voxel(counts, voxel_weight)
+    p = counts * (x.softmax(1) if activation == "softmax" else x.sigmoid())
+    s_p, s_g = soft_skeleton(p, iterations), soft_skeleton(g, iterations)
+    precision, sensitivity = (((v * s * each).sum(2) + 1) / ((v * s).sum(2) + 1) for s, each in ((s_p, g), (s_g, p)))
+    terms = 1 - 2 * precision * sensitivity / (precision + sensitivity + 1e-4)
+    return reduced_terms(terms if weight is None else terms * weight, reduction)
+
+
 def lovasz_terms(errors, g, counts, reduction):
     """The terms of the classes. The factors of the errors, sorted, are differences of the Jaccard loss."""
     e, g = ((each * counts).movedim(1, 0).flatten(1) for each in (errors, g))
@@ -232,6 +259,13 @@ PAIRS = {
     "Hausdorff": pair(segloss.hausdorff_dt_loss, hausdorff_dt_loss, weight=WEIGHT),
     "CC-DiceCE": pair(segloss.cc_dice_ce_loss, cc_dice_ce_loss, reductions=OWN, only={"num_components": 2}),
     "blob": pair(segloss.blob_loss, blob_loss, reductions=OWN, only={"num_components": 2}),
+    "clDice": pair(segloss.soft_cldice_loss, soft_cldice_loss, SOFT, iterations=1, weight=WEIGHT),
+    "clDice of sigmoids": pair(
+        segloss.soft_cldice_loss, soft_cldice_loss, MASKED, iterations=0, voxel_weight=VOXEL_WEIGHT, **SIGMOID
+    ),
+    "Dice and clDice": pair(
+        segloss.dice_cldice_loss, soft_cldice_loss, only={"lambda_dice": 0.0, "lambda_cldice": 1.0}, iterations=1
+    ),
     "soft statistics": pair(partial(two_of, segloss.soft_stats), partial(two_of, soft_stats), SOFT, ("sum", "none")),
 }
 

@@ -279,6 +279,7 @@ ARGUMENTS = {
     "masks": mostly(st.just(False), st.just(True)),
     "spacing": st.lists(mostly(st.sampled_from([1.0, 2.5]), st.sampled_from([0.0, -1.0, 1e200, NAN, INF])), max_size=4),
     "num_components": mostly(st.just(3), st.sampled_from(INTS)),
+    "iterations": mostly(st.sampled_from([0, 1, 3]), st.sampled_from(INTS)),
     "first_class": mostly(st.just(0), st.sampled_from(INTS)),
     "end_class": mostly(st.just(3), st.sampled_from(INTS)),
     "ignored_label": mostly(st.just(-1), st.sampled_from(INTS)),

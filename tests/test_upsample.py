@@ -622,7 +622,11 @@ def test_one_channel_warns_as_without_upsample():
 
 def test_every_loss_and_metric_takes_upsample():
     for function in (*FUNCTIONS.values(), *METRICS.values(), segloss.soft_stats, segloss.predict):
-        if function is segloss.hausdorff_dt_loss:  # it needs the probabilities at the labels' size
+        if function in (
+            segloss.hausdorff_dt_loss,
+            segloss.soft_cldice_loss,
+            segloss.dice_cldice_loss,
+        ):  # they need the probabilities at the labels' size
             continue
         assert takes(function, "upsample")
         assert takes(function, "align_corners")

@@ -400,6 +400,15 @@ static inline int64_t segloss_resize_workspace(const struct segloss_resize* args
     return 5 * SEGLOSS_RESIZED_CLASSES * (args->axes[SEGLOSS_COLUMNS].size_from + 32);
 }
 
+/* The probabilities of logits, both REAL [outer][num_classes][inner]: 0, with gradient 0, at positions that do not
+ * count, whatever the logits are there. A position is an outer and an inner index. */
+struct segloss_probabilities {
+    int64_t num_classes;
+    int64_t inner;
+    enum segloss_activation activation; /* not the identity */
+    const uint8_t* counts;              /* [outer][inner]; NULL: all do */
+};
+
 /* The soft skeleton of an image x[planes][rows][columns] of numbers in [0, 1], or of 0 and 1, with x_0 = x, s_-1 = 0
  * and for each level k in [0, iterations]:
  *
@@ -605,6 +614,11 @@ struct segloss_kernels {
     /* Adds the gradient of these columns to `grad`. */
     void (*resize_row_grad[SEGLOSS_REALS])(const struct segloss_resize* args, int64_t plane, int64_t row, int64_t begin,
                                            int64_t end, const void* from, int64_t stride);
+    void (*probabilities[SEGLOSS_REALS])(const struct segloss_probabilities* args, const void* logits, void* p,
+                                         int64_t begin, int64_t end);
+    /* Writes the gradient by the logits from that by the probabilities. */
+    void (*probabilities_backward[SEGLOSS_REALS])(const struct segloss_probabilities* args, const void* logits,
+                                                  const void* grad_p, void* grad, int64_t begin, int64_t end);
     /* The elements, of their size, that the workspace of the next ones, or of the gradient, holds. */
     int64_t (*soft_skeleton_workspace)(const struct segloss_soft_skeleton* args, int of_gradient);
     /* Writes the planes [begin, end) of the skeleton of an image of REAL, or of bytes of 0 and 1. */

@@ -16,6 +16,7 @@
 #include "lovasz_tmpl.h"
 #include "resize_tmpl.h"
 #include "distance_tmpl.h"
+#include "probabilities_tmpl.h"
 
 #define ELEMENT REAL
 #define SKELETON FN

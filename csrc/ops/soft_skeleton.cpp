@@ -18,6 +18,7 @@ const char* const kSkeleton = "soft_skeleton";
 constexpr int64_t kMostIterations = 1000;
 
 void check_skeleton(const Tensor& images, int64_t iterations) {
+    check_dense(kSkeleton, images, "images");
     const auto dtype = images.scalar_type();
     TORCH_CHECK_TYPE(is_real(dtype) || dtype == at::kBool, kSkeleton,
                      ": expected images of float64, float32, float16, bfloat16 or bool, got ", dtype);
@@ -29,6 +30,7 @@ void check_skeleton(const Tensor& images, int64_t iterations) {
 
 void check_skeleton_grad(const Tensor& grad, const Tensor& images, int64_t iterations) {
     check_skeleton(images, iterations);
+    check_dense(kSkeleton, grad, "grad");
     TORCH_CHECK_TYPE(is_real(images.scalar_type()), kSkeleton, ": expected floating images for a gradient, got ",
                      images.scalar_type());
     TORCH_CHECK(grad.sym_sizes() == images.sym_sizes() && is_real(grad.scalar_type()), kSkeleton,

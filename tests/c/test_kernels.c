@@ -13,6 +13,7 @@
 #include "nearest_tests.h"
 #include "resize_tests.h"
 #include "skeleton_tests.h"
+#include "soft_skeleton_tests.h"
 #include "soft_stats_tests.h"
 #include "surface_tests.h"
 #include "tables.h"
@@ -74,5 +75,6 @@ int main(void) {
     test_surfaces();
     test_components();
     test_skeletons();
+    test_soft_skeleton();
     return 0;
 }
