@@ -286,7 +286,7 @@ def _sides(
     if _is_soft(input, target, walk):
         _sums(op, input.detach(), target, weight, voxel_weight, walk._replace(include_background=True))
         _steps(op, None, input)
-        counts, g, v = None, target.detach().reshape(input.shape).to(_wide(input)), voxel_weight
+        counts, g, v = None, target.reshape(input.shape).to(_wide(input)), voxel_weight
     else:
         read = _read_target(op, input, target, weight, voxel_weight, walk, None)
         counts, g, v = read.counts, _is_class(read, input, dim), read.voxel_weight

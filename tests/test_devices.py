@@ -39,7 +39,7 @@ WITH_KERNELS = [
     *("class_labels", "mask_counts", "predict", "predict_into", "distance_transform"),
     *("connected_components", "nearest_component"),
     *("class_labels", "mask_counts", "predict", "predict_into", "distance_transform", "soft_skeleton"),
-    "soft_skeleton_backward",
+    *("soft_skeleton_backward", "probabilities", "probabilities_backward"),
 ]
 
 # The device whose code is called. CUDA's own kernels, where they are built, cannot read the memory of the CPU.

@@ -4,6 +4,7 @@
 
 #include "autograd.h"
 #include "checks.h"
+#include "composite.h"
 #include "dispatch.h"
 #include "layout.h"
 
@@ -116,7 +117,7 @@ Tensor probabilities_backward_other(const Tensor& grad, const Tensor& input, con
     const auto composite = [&](const Tensor& x) {
         return variable_list{probabilities_composite(x, or_undefined(counts), dim, sigmoid)};
     };
-    return at::empty_like(input).copy_(composite_gradient(composite, input.detach(), {grad}));
+    return at::empty_like(input).copy_(slab_gradient(composite, input, {grad}));
 }
 
 Tensor probabilities_meta(const Tensor& input, const OptionalTensor& counts, int64_t dim, bool sigmoid) {

@@ -6,6 +6,7 @@
 
 #include "autograd.h"
 #include "checks.h"
+#include "composite.h"
 #include "dispatch.h"
 #include "layout.h"
 
@@ -172,7 +173,7 @@ Tensor soft_skeleton_other(const Tensor& images, int64_t iterations) {
 Tensor soft_skeleton_backward_other(const Tensor& grad, const Tensor& images, int64_t iterations) {
     check_skeleton_grad(grad, images, iterations);
     const auto composite = [&](const Tensor& x) { return variable_list{soft_skeleton_composite(x, iterations)}; };
-    return composite_gradient(composite, images.detach(), {grad}).contiguous();
+    return slab_gradient(composite, images, {grad}).contiguous();
 }
 
 Tensor soft_skeleton_meta(const Tensor& images, int64_t iterations) {
