@@ -114,7 +114,8 @@ static void SKELETON(soft_skeleton)(const struct segloss_soft_skeleton* a, const
                 SKELETON(widen)(&layout, ERODED(k + 1, z), row_max, MAXIMA(k, z));
             }
             if (is_plane_near(a, --z, begin, end, 0)) {
-                SKELETON(add_level)(&layout, k, ERODED(k, z), MAXIMA(k, z - 1), MAXIMA(k, z), MAXIMA(k, z + 1), SUMS(z));
+                SKELETON(add_level)(&layout, k, ERODED(k, z), MAXIMA(k, z - 1), MAXIMA(k, z), MAXIMA(k, z + 1),
+                                    SUMS(z));
             }
         }
         if (is_plane_near(a, t - last - 2, begin, end, 0)) {
