@@ -120,12 +120,7 @@ def hausdorff_distance(
     maps = MapOptions(num_classes, include_background, ignore_index, label_map, dim, masks, threshold)
     options = _Options(surface, spacing, maps)
 
-    def of_class(_: int, surfaces: "list[_Distances]") -> float:
-        """nan, where there is one, is the largest."""
-        values = [_percentile(each, percentile) for each in surfaces]
-        return max(values, key=lambda value: (math.isnan(value), value))
-
-    return _of_classes(op, input, target, options, of_class, directed)
+    return _of_classes(op, input, target, options, lambda _, surfaces: largest(surfaces, percentile), directed)
 
 
 @documented(like=hausdorff_distance)
@@ -189,11 +184,7 @@ def average_surface_distance(
     maps = MapOptions(num_classes, include_background, ignore_index, label_map, dim, masks, threshold)
     options = _Options(surface, spacing, maps)
 
-    def of_class(_: int, surfaces: "list[_Distances]") -> float:
-        above = sum(_sum(each.values if each.areas is None else each.values * each.areas) for each in surfaces)
-        return _quotient(above, sum(each.measure() for each in surfaces))
-
-    return _of_classes(op, input, target, options, of_class, not symmetric)
+    return _of_classes(op, input, target, options, lambda _, surfaces: average(surfaces), not symmetric)
 
 
 @documented(like=hausdorff_distance)
@@ -262,10 +253,9 @@ def surface_dice(
     options = _Options(surface, spacing, maps)
 
     def of_class(c: int, surfaces: "list[_Distances]") -> float:
-        limit = tolerances[c] if len(tolerances) > 1 else tolerances[0]
-        return _quotient(sum(each.within(limit) for each in surfaces), sum(each.measure() for each in surfaces))
+        return share_within(surfaces, tolerances[c] if len(tolerances) > 1 else tolerances[0])
 
-    tolerances = _checked_tolerances(op, tolerance)
+    tolerances = checked_tolerances(op, tolerance)
     return _of_classes(op, input, target, options, of_class, False, len(tolerances))
 
 
@@ -302,6 +292,25 @@ def _of_classes(
     num_tolerances: int = 1,
 ) -> Tensor:
     """of_class() of each sample and class, [N, C]."""
+
+    def values_of_class(c: int, surfaces: list[_Distances]) -> list[float]:
+        return [of_class(c, surfaces)]
+
+    (values,) = values_of_classes(op, input, target, options, values_of_class, directed, 1, num_tolerances)
+    return values.to(torch.get_default_dtype()).to(input.device)
+
+
+def values_of_classes(
+    op: str,
+    input: Tensor,
+    target: Tensor,
+    options: _Options,
+    values_of_class: Callable[[int, list[_Distances]], list[float]],
+    directed: bool,
+    num_values: int,
+    num_tolerances: int = 1,
+) -> list[Tensor]:
+    """The values of each sample and class as float64 tensors [N, C], from one search of the surfaces."""
     _check_choice(op, "surface", options.surface, ("voxels", "surfels"))
     groups, spacing = read_maps(op, input, target, options.maps, options.spacing)
     num_classes = sum(maps.shape[1] for maps in groups)
@@ -315,11 +324,11 @@ def _of_classes(
     for maps in groups:
         first = sum(column.shape[1] for column in columns)
         values = [
-            of_class(first + k % maps.shape[1], surfaces)
+            values_of_class(first + k % maps.shape[1], surfaces)
             for k, surfaces in enumerate(_surfaces(maps, spacing, areas, directed))
         ]
-        columns.append(torch.tensor(values, dtype=torch.float64).view(maps.shape))
-    return torch.cat(columns, 1).to(torch.get_default_dtype()).to(input.device)
+        columns.append(torch.tensor(values, dtype=torch.float64).view(*maps.shape, num_values))
+    return list(torch.cat(columns, 1).unbind(-1))
 
 
 def _surfaces(maps: Maps, spacing: tuple[float, ...], areas: Tensor | None, directed: bool) -> list[list[_Distances]]:
@@ -340,7 +349,7 @@ def _surfaces(maps: Maps, spacing: tuple[float, ...], areas: Tensor | None, dire
 # ---- checks ----
 
 
-def _checked_tolerances(op: str, tolerance: float | Sequence[float]) -> list[float]:
+def checked_tolerances(op: str, tolerance: float | Sequence[float]) -> list[float]:
     is_number = isinstance(tolerance, int | float) and not isinstance(tolerance, bool)
     numbers = _numbers([tolerance] if is_number else tolerance)
     if not numbers or not all(0 <= each < math.inf for each in numbers):
@@ -364,6 +373,21 @@ def _numbers(values: object) -> list[float] | None:
 
 
 # ---- numbers of distances ----
+
+
+def largest(surfaces: list[_Distances], percentile: float | None) -> float:
+    """The largest distance or percentile of the surfaces; nan, where there is one, is the largest."""
+    values = [_percentile(each, percentile) for each in surfaces]
+    return max(values, key=lambda value: (math.isnan(value), value))
+
+
+def average(surfaces: list[_Distances]) -> float:
+    above = sum(_sum(each.values if each.areas is None else each.values * each.areas) for each in surfaces)
+    return _quotient(above, sum(each.measure() for each in surfaces))
+
+
+def share_within(surfaces: list[_Distances], tolerance: float) -> float:
+    return _quotient(sum(each.within(tolerance) for each in surfaces), sum(each.measure() for each in surfaces))
 
 
 def _percentile(distances: _Distances, percentile: float | None) -> float:
