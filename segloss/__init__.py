@@ -62,16 +62,17 @@ from segloss.region import (
     tversky_loss,
 )
 from segloss.skeleton import skeleton_recall_loss, skeletonize
+from segloss.report import SegmentationReport
 from segloss.surface import average_surface_distance, hausdorff_distance, surface_dice
 
 __version__ = "0.1.0"
 
-_FOR_OTHER_PACKAGES = ("monai", "nnunet", "smp", "torchmetrics", "transformers")
+_WHEN_ASKED_FOR = ("evaluate", "monai", "nnunet", "smp", "torchmetrics", "transformers")
 
 
 def __getattr__(name: str) -> ModuleType:
-    """Imports a module for another package when it is asked for, so that ``import segloss`` does not."""
-    if name in _FOR_OTHER_PACKAGES:
+    """Imports a module that needs another package when it is asked for, so that ``import segloss`` does not."""
+    if name in _WHEN_ASKED_FOR:
         return importlib.import_module(f"segloss.{name}")
     raise AttributeError(f"module 'segloss' has no attribute {name!r}")
 
@@ -101,6 +102,7 @@ __all__ = [
     "NLLLoss",
     "SkeletonRecallLoss",
     "SoftClDiceLoss",
+    "SegmentationReport",
     "SoftStats",
     "TopKLoss",
     "TverskyLoss",
