@@ -18,10 +18,11 @@ if TYPE_CHECKING:
     from segloss.report import SegmentationReport
 
 _FORMAT = 1
-_WIDEST_NAME = 22
+_WIDTH, _SHORTEST_NAME = 100, 8  # of a table, and of a name that it shortens
 _SHORT = {  # names in a table
     "dice": "Dice",
     "iou": "IoU",
+    "volume_difference": "volume diff",
     "hausdorff_distance": "HD",
     "hausdorff_distance_95": "HD95",
     "average_surface_distance": "ASD",
@@ -174,12 +175,11 @@ def table(report: "SegmentationReport", metrics: Sequence[str] | None) -> str:
     header = ["class", "metric", "mean", "95 % interval", "median", "std", "pooled", "cases", "inf", "nan"]
     lines = [header]
     for name, of_row in summary.items():
-        short = name if len(name) <= _WIDEST_NAME else name[: _WIDEST_NAME - 3] + "..."
+        of_class = name
         for metric in metrics:
-            lines.append(
-                [short, _SHORT.get(metric, metric.replace("_", " ")), *_cells(of_row[metric], sums[name].get(metric))]
-            )
-            short = ""
+            shown = _SHORT.get(metric, metric.replace("_", " "))
+            lines.append([of_class, shown, *_cells(of_row[metric], sums[name].get(metric))])
+            of_class = ""
     count = f"{len(report)} case" + ("" if len(report) == 1 else "s")
     has_infinite = any(of_row[metric].infinite for of_row in summary.values() for metric in metrics)
     notes = ["inf: one of prediction and labels lacks the class; only the median counts such a case"]
@@ -195,27 +195,25 @@ def _cells(of: Statistics, sums: float | None) -> list[str]:
 
 def _text(value: float) -> str:
     """Four digits, and three after the point at most."""
+    size = abs(value)
     if not math.isfinite(value):
         return "" if math.isnan(value) else "inf"
-    size = abs(value)
-    return (
-        f"{value:.3f}"
-        if size < 10
-        else f"{value:.2f}"
-        if size < 100
-        else f"{value:.1f}"
-        if size < 1e5
-        else f"{value:.3g}"
-    )
+    if size >= 1e7:
+        return f"{value:.3g}"
+    return f"{value:.{3 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0}f}"
 
 
 def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Columns two spaces apart; names in the first one are as short as the width of a terminal asks for."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    excess = max(sum(widths) + 2 * (len(widths) - 1) - _WIDTH, 0)
+    longest = widths[0] = max(widths[0] - excess, min(widths[0], _SHORTEST_NAME))
     align = [str.ljust, str.ljust, *[str.rjust] * (len(widths) - 2)]
-    rows = [
-        "  ".join(to(cell, width) for to, cell, width in zip(align, line, widths, strict=True)).rstrip()
-        for line in lines
-    ]
+    rows = []
+    for first, *others in lines:
+        short = first if len(first) <= longest else first[: longest - 3] + "..."
+        cells = [to(cell, width) for to, cell, width in zip(align, [short, *others], widths, strict=True)]
+        rows.append("  ".join(cells).rstrip())
     return [rows[0], "-" * max(map(len, rows)), *rows[1:]]
 
 

@@ -172,8 +172,8 @@ def _plain_maps(settings: Settings, prediction: Tensor, labels: Tensor, spacing:
     classes: Tensor = torch.ops.segloss.class_labels(OP, labels, settings.num_classes, ignore_index, table)
     if settings.num_classes <= _IGNORED:
         classes = classes.to(torch.uint8)  # -1 is _IGNORED
-        predicted = torch.where(classes == _IGNORED, 0, predicted).to(torch.uint8)
-    return predicted, classes
+        predicted = predicted.long().masked_fill(classes == _IGNORED, 0).to(torch.uint8)
+    return predicted.long() if classes.dtype == torch.int64 else predicted, classes
 
 
 def _axes_of_maps(prediction: Tensor, labels: Tensor) -> int:

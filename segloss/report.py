@@ -145,9 +145,9 @@ class SegmentationReport:
     def _checked_ids(self, ids: Sequence[str | int] | Tensor | None, num_samples: int) -> list[str | int]:
         if ids is None:
             ids = range(len(self._cases), len(self._cases) + num_samples)
-        given = ids.tolist() if isinstance(ids, Tensor) else ids
+        given: Any = ids.tolist() if hasattr(ids, "tolist") else ids
         if isinstance(given, str) or not isinstance(given, Sequence):
-            raise TypeError(f"{OP}: expected ids to be a sequence with one for each sample, got {ids!r}. Use [ids]")
+            raise TypeError(f"{OP}: expected ids to be a sequence with one for each sample, got {ids!r}. Use [id]")
         if len(given) != num_samples:
             raise ValueError(f"{OP}: expected {num_samples} ids, one for each sample, got {len(given)}: {given!r}")
         names: list[str | int] = []
