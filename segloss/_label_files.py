@@ -117,7 +117,8 @@ def _read_png(path: Path) -> LabelFile:
                 f"expected a PNG with one number for each pixel in {path}, got mode {image.mode}. Convert colours to "
                 "labels first"
             )
-        array = numpy.array(image)
+        # The bytes of pillow's bools are 0 and 255.
+        array = numpy.array(image.convert("L")) > 0 if image.mode == "1" else numpy.array(image)
     return LabelFile(path, _integers(path, array), None, None)
 
 

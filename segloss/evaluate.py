@@ -54,6 +54,14 @@ class Run(NamedTuple):
     def report(self) -> SegmentationReport:
         return SegmentationReport(**self.keywords)
 
+    def options(self) -> dict[str, str]:
+        """Those that change numbers, and that the report does not know."""
+        return {
+            "--spacing": str(self.spacing),
+            "--prediction-map": str(self.prediction_map),
+            "--ignore-affine": str(self.ignore_affine),
+        }
+
     def measured(self, pair: Pair) -> SegmentationReport:
         """A report of one case."""
         prediction, reference = (_label_files.read(path) for path in (pair.prediction, pair.reference))
@@ -112,7 +120,7 @@ class State:
     """The report so far and its file, from which a run that was interrupted goes on."""
 
     def __init__(self, path: Path, run: Run) -> None:
-        self.path, self.report = path, run.report()
+        self.path, self.report, self._options = path, run.report(), run.options()
         self.files: dict[str, Any] = {}  # of each case: both paths and their stamp
         self._saved_at, self._duration = 0.0, 0.0
 
@@ -122,7 +130,13 @@ class State:
             return list(pairs)
         before, stored = read_json(self.path)
         self.report._settings.check_same(before._settings)
-        files = stored.get("files", {})
+        options, files = stored.get("options", {}), stored.get("files", {})
+        for name, value in self._options.items():
+            if options.get(name) != value:
+                raise ValueError(
+                    f"evaluate: expected a run to be resumed with the same options, got {name} {value} in place of "
+                    f"{options.get(name)} in {self.path}. Give the same, or leave out --resume"
+                )
         as_before = [pair for pair in pairs if files.get(pair.case) == _entry(pair) and pair.case in before._cases]
         for pair in as_before:
             self.report._cases[pair.case] = before._cases[pair.case]
@@ -137,7 +151,8 @@ class State:
 
     def save(self, with_summary: bool) -> None:
         start = time.monotonic()
-        write_json(self.path, {**as_dict(self.report, with_summary), "files": dict(sorted(self.files.items()))})
+        of_run = {"options": self._options, "files": dict(sorted(self.files.items()))}
+        write_json(self.path, {**as_dict(self.report, with_summary), **of_run})
         self._saved_at = time.monotonic()
         self._duration = self._saved_at - start
 
@@ -226,6 +241,14 @@ def _region(text: str) -> tuple[str, tuple[int, ...]]:
     return (name if is_there else str(numbers)), numbers
 
 
+def _regions(given: Sequence[tuple[str, tuple[int, ...]]]) -> dict[str, tuple[int, ...]]:
+    names = [name for name, _ in given]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"evaluate: expected a name of its own for each of --regions, got {name!r} twice")
+    return dict(given)
+
+
 def _label_map(text: str) -> LabelMap:
     pairs = [each.rsplit(":", 1) for each in text.split(",")]
     return {... if key == "..." else int(key): None if c == "none" else int(c) for key, c in pairs}
@@ -282,7 +305,7 @@ def _run_of(arguments: argparse.Namespace, pairs: Sequence[Pair]) -> Run:
     keywords = {
         "num_classes": arguments.num_classes,
         "names": arguments.names,
-        "regions": dict(arguments.regions or ()),
+        "regions": _regions(arguments.regions or ()),
         "include_background": arguments.include_background,
         "ignore_index": arguments.ignore_index,
         "label_map": arguments.label_map,

@@ -334,7 +334,8 @@ def test_import_segloss_loads_no_module_for_another_package_until_it_is_named():
     done = run("""
         import sys, segloss
         names = ("monai", "nnunetv2", "torchmetrics", "transformers", "segmentation_models_pytorch")
-        own = ("monai", "nnunet", "smp", "torchmetrics", "transformers")
+        names += ("matplotlib", "nibabel", "PIL")
+        own = ("evaluate", "monai", "nnunet", "smp", "torchmetrics", "transformers")
         print([name for name in (*names, *(f"segloss.{each}" for each in own)) if name in sys.modules])
         print(segloss.nnunet.TopKLoss.__name__, "nnunetv2" in sys.modules)
         try:
