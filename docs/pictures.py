@@ -12,7 +12,7 @@ import torch
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm, ListedColormap
-from matplotlib.colors import CenteredNorm
+from matplotlib.colors import CenteredNorm, ListedColormap
 from nilearn.datasets import load_mni152_template, load_mni152_wm_template
 from torch import Tensor
 from torch.nn import functional
@@ -284,11 +284,23 @@ def draw_instances() -> None:
     axes[2].contour(one, levels=[0.5], colors=COLOURS[1], linewidths=2)
     axes[2].imshow(of_blob, cmap=ListedColormap([COLOURS[-1]]), alpha=of_blob.numpy())
     save("instances")
+def draw_report() -> None:
+    """The report on the blocks of the demo's brain that docs/how-to/report.md shows."""
+    maps = (load_mni152_template, load_mni152_gm_template, load_mni152_wm_template)
+    t1, grey, white = (torch.from_numpy(load(resolution=1).get_fdata()[::2, ::2, ::2]) for load in maps)
+    labels = torch.where(white > 0.5, 2, torch.where(grey > 0.5, 1, 0))
+    predicted = torch.where(t1 > 0.76, 2, torch.where(t1 > 0.5, 1, 0))
+    names = ["other", "grey matter", "white matter"]
+    report = segloss.SegmentationReport(3, names=names, regions={"brain": (1, 2)}, ignore_index=())
+    for k in range(8):
+        block = slice(10 * k + 10, 10 * k + 20)
+        report.update(predicted[None, None, ..., block], labels[None, None, ..., block])
+    report.box_plot(PICTURES / "report.png")
 
 
 if __name__ == "__main__":
     PICTURES.mkdir(exist_ok=True)
-    draw_plots = (draw_focal, draw_sizes, draw_imbalance, draw_distances, draw_surfaces, draw_soft_skeleton, draw_skeletons, draw_lesions, draw_instances)
+    draw_plots = (draw_focal, draw_sizes, draw_imbalance, draw_distances, draw_surfaces, draw_report, draw_soft_skeleton, draw_skeletons, draw_lesions, draw_instances)
     for draw in draw_plots:
         draw()
     draw_pulls("lesion", LOSSES)

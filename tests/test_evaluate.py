@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -135,6 +137,24 @@ def test_label_maps_are_of_labels_and_of_predictions(folders):
         expected.update(*[torch.from_numpy(each)[None, None] for each in maps(k)], ids=[f"case_{k}"], spacing=SPACING)
     assert SegmentationReport.from_json(folders / "out/report.json").cases() == expected.cases()
     assert run(*options[:2], "--prediction-map", "0:0,50:1") == 1  # 100 has no class
+
+
+def test_the_page_shows_what_the_command_prints(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("nilearn")
+    page = (Path(__file__).parent.parent / "docs/how-to/report.md").read_text(encoding="utf-8")
+    (code,) = (each for each in re.findall(r"^```python\n(.*?)^```", page, re.M | re.S) if "blocks" in each)
+    command, text = re.search(
+        r"^python -m segloss.evaluate (.*?)^```\n\n```text\n(.*?)^```", page, re.M | re.S
+    ).groups()
+    names = {"torch": torch, "segloss": segloss}
+    exec(code, names)
+    monkeypatch.chdir(tmp_path)
+    for folder, labels in (("predictions", names["predicted"]), ("labels", names["labels"])):
+        for case, block in names["blocks"].items():
+            write(tmp_path / f"{folder}/{case}.nii", labels[..., block].to(torch.uint8).numpy(), np.diag([2, 2, 2, 1]))
+    capsys.readouterr()
+    assert evaluate.main(shlex.split(command.replace("\\\n", " "))) == 0
+    assert capsys.readouterr().out == text
 
 
 # ---- files ----
