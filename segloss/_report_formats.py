@@ -100,7 +100,7 @@ def report_of(stored: Mapping[str, Any]) -> "SegmentationReport":
         keywords["label_map"] = {... if key == "..." else key: c for key, c in keywords["label_map"]}
     report = SegmentationReport(**keywords)
     report._has_running_numbers = stored["has_running_numbers"]
-    report._cases = {case["id"]: _case(report._settings, case) for case in stored["cases"]}
+    report._add(_case(report._settings, case) for case in stored["cases"])
     return report
 
 

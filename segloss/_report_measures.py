@@ -85,6 +85,8 @@ def checked_spacings(
 ) -> list[Spacing]:
     """One for each sample: the default, one for all of the batch, or a sequence with one for each."""
     num_samples = prediction.shape[0]
+    if hasattr(spacing, "tolist"):
+        spacing = spacing.tolist()
     is_of_samples = isinstance(spacing, list | tuple) and any(isinstance(each, list | tuple) for each in spacing)
     given = list(spacing) if is_of_samples else [default if spacing is None else spacing] * num_samples
     if len(given) != num_samples:
@@ -143,7 +145,7 @@ def _values(settings: Settings, prediction: Tensor, labels: Tensor, spacings: Se
     """[N, R, M] of the R rows and the M metrics that do not follow from counts."""
     num_samples = len(spacings)
     if not settings.measured or num_samples == 0:
-        return torch.zeros(num_samples, len(settings.rows), len(settings.measured), dtype=torch.float64)
+        return torch.zeros(num_samples, len(settings.rows), len(settings.measured), dtype=torch.float64, device="cpu")
     predicted, classes = _plain_maps(settings, prediction, labels, spacings[0])
     is_one = len(set(spacings)) == 1
     parts = [slice(None)] if is_one else [slice(n, n + 1) for n in range(num_samples)]
@@ -235,8 +237,8 @@ def _measures(
             ignore_index=ignored,
             **dict(settings.lesion_options),
         )
-        found += [getattr(scores, name).to("cpu", torch.float64) for name in LESION_METRICS]
-    return torch.stack(found, -1)
+        found += [getattr(scores, name) for name in LESION_METRICS]
+    return torch.stack([each.to("cpu", torch.float64) for each in found], -1)
 
 
 def _of_surfaces(name: str, surfaces: list[_Distances], tolerance: float) -> float:

@@ -93,24 +93,26 @@ def matched(predictions: Path, references: Path) -> tuple[list[Pair], list[Path]
     return pairs, missing, extra
 
 
-def num_classes_in(pairs: Sequence[Pair], run: Run) -> int:
-    """One more than the largest class in all files; those that cannot be read are reported later."""
-    largest = [1]
-    ignored = torch.tensor(run.keywords["ignore_index"], dtype=torch.int64)
-    label_map = run.keywords["label_map"]
-    if label_map is not None:
-        largest += [c for c in label_map.values() if c is not None]
-    for pair in pairs:
-        try:
-            found = [run.predicted(_label_files.read(pair.prediction).labels).long()]
-            if label_map is None:
-                labels = _label_files.read(pair.reference).labels.long()
-                is_ignored = torch.isin(labels, ignored)
-                found = [found[0][~is_ignored] if found[0].shape == labels.shape else found[0], labels[~is_ignored]]
-        except Exception:
-            continue
-        largest += [int(each.max()) for each in found if each.numel()]
-    return max(largest) + 1
+def num_classes_in(pairs: Sequence[Pair], run: Run, workers: int) -> int:
+    """One more than the largest class in all files."""
+    of_map: list[int] = [c for c in (run.keywords["label_map"] or {}).values() if c is not None]
+    with ThreadPoolExecutor(workers) as pool:
+        largest = pool.map(lambda pair: largest_class(pair, run), pairs)
+        return max([1, *of_map, *largest]) + 1
+
+
+def largest_class(pair: Pair, run: Run) -> int:
+    """Where voxels count; 0 if a file cannot be read, which is reported later."""
+    try:
+        predicted = run.predicted(_label_files.read(pair.prediction).labels).long()
+        if run.keywords["label_map"] is not None:
+            return int(predicted.max()) if predicted.numel() else 0
+        labels = _label_files.read(pair.reference).labels.long()
+        counts = ~torch.isin(labels, torch.tensor(run.keywords["ignore_index"], dtype=torch.int64))
+        found = torch.cat([labels[counts], predicted[counts]])
+        return int(found.max()) if found.numel() else 0
+    except Exception:
+        return 0
 
 
 # ---- the run ----
@@ -139,7 +141,7 @@ class State:
                 )
         as_before = [pair for pair in pairs if files.get(pair.case) == _entry(pair) and pair.case in before._cases]
         for pair in as_before:
-            self.report._cases[pair.case] = before._cases[pair.case]
+            self.report._add([before._cases[pair.case]])
             self.files[pair.case] = files[pair.case]
         return [pair for pair in pairs if pair.case not in self.files]
 
@@ -177,13 +179,18 @@ def evaluate(pairs: Sequence[Pair], run: Run, state: State, workers: int, say: C
             for done, future in enumerate(as_completed(futures), 1):
                 pair = futures.pop(future)
                 try:
-                    state.add(pair, *future.result())
+                    entry, report = future.result()
                 except Exception as error:  # whatever is wrong with a file, the others go on
                     failures[pair.case] = f"{type(error).__name__}: {error}"
                     say(f"{pair.case}: {failures[pair.case]}")
+                else:
+                    state.add(pair, entry, report)
                 say(done=done)
         finally:
             pool.shutdown(cancel_futures=True)
+            for future, pair in futures.items():  # what was done when the run was interrupted
+                if not future.cancelled() and future.exception() is None:
+                    state.add(pair, *future.result())
             state.save(with_summary=False)
     return failures
 
@@ -316,7 +323,9 @@ def _run_of(arguments: argparse.Namespace, pairs: Sequence[Pair]) -> Run:
     }
     run = Run(keywords, arguments.spacing, arguments.prediction_map, arguments.ignore_affine)
     if arguments.num_classes is None:
-        keywords["num_classes"] = len(arguments.names) if arguments.names else num_classes_in(pairs, run)
+        keywords["num_classes"] = (
+            len(arguments.names) if arguments.names else num_classes_in(pairs, run, arguments.workers)
+        )
     return run
 
 

@@ -1,6 +1,7 @@
 """A report on the predictions for a data set: numbers of each case, class and region, and their summary."""
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,6 +112,7 @@ class SegmentationReport:
         self._spacing = checked_spacing("SegmentationReport", spacing)
         self._cases: dict[str | int, Case] = {}
         self._has_running_numbers = False
+        self._summaries: dict[tuple[int, float, int], dict[str, dict[str, Statistics]]] = {}  # by their options
 
     # ---- collecting ----
 
@@ -139,8 +141,12 @@ class SegmentationReport:
         spacings = checked_spacings(self._settings, spacing, self._spacing, prediction, labels)
         with torch.no_grad():
             cases = measured_cases(self._settings, names, prediction, labels, spacings)
-        self._cases.update((case.id, case) for case in cases)
+        self._add(cases)
         self._has_running_numbers |= ids is None and bool(cases)
+
+    def _add(self, cases: Iterable[Case]) -> None:
+        self._cases.update((case.id, case) for case in cases)
+        self._summaries.clear()
 
     def _checked_ids(self, ids: Sequence[str | int] | Tensor | None, num_samples: int) -> list[str | int]:
         if ids is None:
@@ -187,7 +193,7 @@ class SegmentationReport:
                     f"{op}: expected the same numbers for case {name!r} in both reports, got other ones. Give each "
                     "case an id of its own, and predict it the same way everywhere"
                 )
-        self._cases.update(other._cases)
+        self._add(other._cases.values())
         self._has_running_numbers |= other._has_running_numbers
 
     def gather(self, process_group: "ProcessGroup | None" = None) -> "SegmentationReport":
@@ -215,7 +221,7 @@ class SegmentationReport:
         """A report that measures the same, without cases."""
         report = SegmentationReport.__new__(SegmentationReport)
         report._settings, report._spacing = self._settings, self._spacing
-        report._cases, report._has_running_numbers = {}, False
+        report._cases, report._has_running_numbers, report._summaries = {}, False, {}
         return report
 
     # ---- results ----
@@ -261,6 +267,12 @@ class SegmentationReport:
                 f"{op}: expected resamples of 1 or more and a confidence in (0, 1), got resamples={resamples} and "
                 f"confidence={confidence}"
             )
+        options = (int(resamples), float(confidence), int(seed))
+        if options not in self._summaries:
+            self._summaries[options] = self._summary(*options)
+        return copy.deepcopy(self._summaries[options])
+
+    def _summary(self, resamples: int, confidence: float, seed: int) -> dict[str, dict[str, Statistics]]:
         cases = self.cases().values()
         return {
             row.name: {

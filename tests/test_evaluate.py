@@ -404,6 +404,7 @@ def interrupt():
 def terminate():
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(1)  # the main thread is interrupted
+    raise RuntimeError
 
 
 @pytest.mark.parametrize("error", [interrupt, terminate], ids=lambda each: each.__name__)

@@ -190,6 +190,17 @@ def test_each_sample_of_a_batch_has_a_spacing_of_its_own():
     assert whole.to_dict() == single.to_dict()
 
 
+def test_spacings_may_be_a_tensor_as_a_loader_makes_them():
+    predicted, labels = batch()
+    reports = [SegmentationReport(4, ignore_index=255) for _ in range(2)]
+    spacing = torch.tensor([[1.0, 1.0, 1.0], [1.0, 2.0, 0.5]])
+    reports[0].update(predicted, labels, spacing=spacing)
+    reports[1].update(predicted, labels, spacing=spacing.tolist())
+    assert reports[0].to_dict() == reports[1].to_dict()
+    with pytest.raises(TypeError, match="expected spacing to be a float"):  # a loader's list of axes, not of samples
+        reports[0].update(predicted, labels, ids=["a", "b"], spacing=list(spacing.T))
+
+
 @pytest.mark.parametrize("missing", ["prediction", "labels"])
 def test_a_class_that_one_of_both_lacks_is_infinitely_far_also_by_the_percentile(missing):
     predicted, labels = batch(1)
@@ -274,6 +285,14 @@ def test_the_interval_is_that_of_scipy_but_for_chance():
     options = {"n_resamples": 20000, "confidence_level": 0.9, "method": "percentile", "random_state": 1}
     expected = stats.bootstrap((values,), lambda x, axis: x.mean(axis), **options).confidence_interval
     assert (low, high) == pytest.approx(tuple(expected), abs=3e-3)
+
+
+def test_a_summary_is_that_of_the_cases_so_far():
+    report = of_cases()
+    before = report.summary()
+    before["2"].clear()
+    report.update(*batch(1, seed=9), ids=["another"])
+    assert report.summary()["2"]["dice"].cases == 6
 
 
 def test_the_interval_is_the_same_in_every_run_and_that_of_another_seed_is_another():
