@@ -123,8 +123,8 @@ def _read_png(path: Path) -> LabelFile:
 
 
 def _integers(path: Path, array: Any) -> Tensor:
-    """As a tensor in the order of the file's axes."""
-    array = array.astype(array.dtype.newbyteorder("="), order="C", copy=True)  # also writable, as torch asks
+    """As a tensor in the order of the file's axes, whose strides are those of the file."""
+    array = array.astype(array.dtype.newbyteorder("="), order="K", copy=True)  # also writable, as torch asks
     if array.dtype.kind == "f":
         labels = torch.from_numpy(array)
         is_fraction = labels != labels.floor()  # of nan, too

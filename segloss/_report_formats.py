@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from segloss._report_measures import Case
 from segloss._report_settings import Settings
 from segloss._report_statistics import COUNTS, SCORES, VOLUMES, Statistics, metrics_of
-from segloss.distance import checked_spacing
 from segloss.functional import _check_choice
 
 if TYPE_CHECKING:
@@ -50,8 +49,7 @@ def as_dict(report: "SegmentationReport", with_summary: bool = True) -> dict[str
         }
         result["pooled"] = report.pooled()
     result["cases"] = [
-        {"id": case.id, "spacing": case.spacing and list(case.spacing), "classes": numbers[case.id]}
-        for case in report._sorted()
+        {"id": case.id, "voxel_volume": case.voxel_volume, "classes": numbers[case.id]} for case in report._sorted()
     ]
     return result
 
@@ -108,7 +106,7 @@ def _case(settings: Settings, stored: Mapping[str, Any]) -> Case:
     of_rows = [stored["classes"][row.name] for row in settings.rows]
     return Case.of(
         stored["id"],
-        checked_spacing("SegmentationReport.from_json", stored["spacing"]),
+        float(stored["voxel_volume"]),
         [of_row[name] for of_row in of_rows for name in COUNTS],
         [_from_json(of_row[name]) for of_row in of_rows for name in settings.measured],
     )

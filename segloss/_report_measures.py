@@ -37,34 +37,35 @@ class Case:
     """The numbers of one case; two of them can be compared as bytes, as nan has one form here."""
 
     id: str | int
-    spacing: Spacing
+    voxel_volume: float  # 1 without a spacing
     counts: array  # type: ignore[type-arg]  # int64, true and false positives, false and true negatives of each row
     values: array  # type: ignore[type-arg]  # float64, the measured metrics of each row
 
     def same_numbers(self, other: "Case") -> bool:
-        return (self.spacing, self.counts.tobytes(), self.values.tobytes()) == (
-            other.spacing,
+        return (self.voxel_volume, self.counts.tobytes(), self.values.tobytes()) == (
+            other.voxel_volume,
             other.counts.tobytes(),
             other.values.tobytes(),
         )
 
-    @property
-    def voxel_volume(self) -> float:
-        return math.prod(self.spacing or ())
-
     @staticmethod
-    def of(id: str | int, spacing: Spacing, counts: Sequence[int], values: Sequence[float]) -> "Case":
-        return Case(id, spacing, array("q", counts), array("d", [math.nan if v != v else v for v in values]))
+    def of(id: str | int, voxel_volume: float, counts: Sequence[int], values: Sequence[float]) -> "Case":
+        return Case(id, voxel_volume, array("q", counts), array("d", [math.nan if v != v else v for v in values]))
 
 
 def measured_cases(
     settings: Settings, ids: Sequence[str | int], prediction: Tensor, labels: Tensor, spacings: Sequence[Spacing]
 ) -> list[Case]:
-    """The numbers of a batch; nothing is kept if its tensors are refused."""
+    """The numbers of a batch. Steps are multiplied in order of their size, so that that of the axes changes no bit."""
     counts = _counts(settings, prediction, labels)
     values = _values(settings, prediction, labels, spacings)
     return [
-        Case.of(each, spacing, counts[n].flatten().tolist(), values[n].flatten().tolist())
+        Case.of(
+            each,
+            math.prod(sorted(spacing or ()), start=1.0),
+            counts[n].flatten().tolist(),
+            values[n].flatten().tolist(),
+        )
         for n, (each, spacing) in enumerate(zip(ids, spacings, strict=True))
     ]
 

@@ -66,9 +66,17 @@ class Run(NamedTuple):
         """A report of one case."""
         prediction, reference = (_label_files.read(path) for path in (pair.prediction, pair.reference))
         check_one_grid(prediction, reference, self.ignore_affine)
+        labels, spacing = reference.labels, self.spacing or reference.spacing
+        if spacing is not None and len(spacing) != labels.dim():
+            raise ValueError(
+                f"expected a spacing of {labels.dim()} numbers, one for each axis of the file, got {spacing}"
+            )
+        # The axes of NIfTI lie in memory from the last to the first; in that order the kernels need no copy.
+        axes = sorted(range(labels.dim()), key=labels.stride, reverse=True)
+        in_order = spacing and tuple(spacing[axis] for axis in axes)
+        predicted, labels = (each.permute(axes)[None, None] for each in (self.predicted(prediction.labels), labels))
         report = self.report()
-        predicted, labels = self.predicted(prediction.labels)[None, None], reference.labels[None, None]
-        report.update(predicted, labels, ids=[pair.case], spacing=self.spacing or reference.spacing)
+        report.update(predicted, labels, ids=[pair.case], spacing=in_order)
         return report
 
     def predicted(self, labels: Tensor) -> Tensor:

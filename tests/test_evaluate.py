@@ -125,6 +125,13 @@ def test_an_option_says_the_spacing_in_place_of_the_headers(folders):
     assert numbers["reference_volume"] == 7 * (numbers["tp"] + numbers["fn"])
 
 
+def test_a_spacing_that_does_not_fit_is_reported_for_each_case(folders, capsys):
+    assert run("--spacing", "1,2") == 1
+    assert (
+        "case_0: ValueError: expected a spacing of 3 numbers, one for each axis of the file" in capsys.readouterr().err
+    )
+
+
 def test_label_maps_are_of_labels_and_of_predictions(folders):
     for k in range(4):
         predicted, labels = maps(k)
