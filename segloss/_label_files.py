@@ -19,10 +19,6 @@ class LabelFile(NamedTuple):
     affine: Tensor | None  # float64 [4, 4], from voxels to millimetres
 
 
-class MissingPackage(ImportError):
-    pass
-
-
 def files_of(folder: Path) -> dict[str, Path]:
     """The files with labels by their names without suffix."""
     if not folder.is_dir():
@@ -156,8 +152,8 @@ def _pillow() -> Any:
     return Image
 
 
-def _missing(package: str, kind: str) -> MissingPackage:
-    return MissingPackage(
+def _missing(package: str, kind: str) -> ImportError:
+    return ImportError(
         f"evaluate: expected {package} to be installed, which reads {kind}, got none. Use "
         '`pip install "torch-segloss[evaluate]"`'
     )

@@ -232,7 +232,8 @@ def box_plot(report: "SegmentationReport", path: str | Path | None, metric: str)
     values = [[case[name][metric] for case in numbers if math.isfinite(case[name][metric])] for name in names]
     figure = Figure(figsize=(1.5 + 1.1 * len(names), 4), layout="constrained")
     axes = figure.subplots()
-    axes.boxplot(values, tick_labels=names, showfliers=False, widths=0.5)
+    axes.boxplot(values, showfliers=False, widths=0.5)
+    axes.set_xticklabels(names)
     for place, points in enumerate(values, 1):
         # Beside each other in the order of the cases, so that equal ones can be seen.
         places = [place + 0.3 * (k / max(len(points) - 1, 1) - 0.5) for k in range(len(points))]

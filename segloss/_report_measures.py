@@ -14,7 +14,7 @@ from segloss._labels import read_labels
 from segloss._maps import MapOptions, _without_channel
 from segloss._report_settings import LESION_METRICS, Row, Settings
 from segloss.distance import checked_spacing
-from segloss.functional import _check_types, _plain
+from segloss.functional import _check_tensor, _plain
 from segloss.prediction import predict
 from segloss.surface import (
     _Distances,
@@ -70,8 +70,9 @@ def measured_cases(
     ]
 
 
-def checked_batch(settings: Settings, prediction: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    _check_types(OP, prediction, labels, None, None, 0, 1)
+def checked_batch(prediction: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    _check_tensor(OP, "prediction", prediction)
+    _check_tensor(OP, "labels", labels)
     prediction, labels = _plain(prediction).detach(), _plain(labels).detach()
     if prediction.dim() < 2 or labels.dim() < 1:
         raise RuntimeError(

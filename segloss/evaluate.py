@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 
 from segloss import _label_files
-from segloss._label_files import SUFFIXES, MissingPackage, check_one_grid, check_packages, files_of
+from segloss._label_files import SUFFIXES, check_one_grid, check_packages, files_of
 from segloss._labels import LabelOptions, read_labels
 from segloss._report_formats import as_dict, read_json, write_json
 from segloss._report_settings import SURFACE_METRICS
 from segloss.report import SegmentationReport
 
 _SAVING_SHARE = 0.05  # of the time; report.json grows with the cases
+_MOST_CLASSES = 1024  # that labels in files may stand for; memory grows with the square
 
 LabelMap = dict[int | EllipsisType, int | None]
 
@@ -103,10 +104,17 @@ def matched(predictions: Path, references: Path) -> tuple[list[Pair], list[Path]
 
 def num_classes_in(pairs: Sequence[Pair], run: Run, workers: int) -> int:
     """One more than the largest class in all files."""
-    of_map: list[int] = [c for c in (run.keywords["label_map"] or {}).values() if c is not None]
+    in_map: list[int] = [c for c in (run.keywords["label_map"] or {}).values() if c is not None]
     with ThreadPoolExecutor(workers) as pool:
-        largest = pool.map(lambda pair: largest_class(pair, run), pairs)
-        return max([1, *of_map, *largest]) + 1
+        in_files = list(pool.map(lambda pair: largest_class(pair, run), pairs))
+    largest = max([1, *in_map, *in_files])
+    if largest >= _MOST_CLASSES:
+        case = pairs[in_files.index(largest)].case if largest in in_files else "--label-map"
+        raise ValueError(
+            f"evaluate: expected labels below {_MOST_CLASSES} where --num-classes is not given, got {largest} in {case}"
+            ". Give --num-classes, or --label-map and --prediction-map"
+        )
+    return largest + 1
 
 
 def largest_class(pair: Pair, run: Run) -> int:
@@ -366,7 +374,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run = _run_of(arguments, pairs)
         state = State(arguments.output / "report.json", run)
         to_do = state.resume(pairs) if arguments.resume else pairs
-    except (MissingPackage, NotADirectoryError, TypeError, ValueError) as error:
+    except (ImportError, OSError, TypeError, ValueError) as error:
         parser.exit(2, f"{error}\n")
     arguments.output.mkdir(parents=True, exist_ok=True)
     if len(to_do) < len(pairs):

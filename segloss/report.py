@@ -136,7 +136,7 @@ class SegmentationReport:
             ValueError: a case has been counted before, or ids or spacings do not fit the batch. Nothing is counted.
             TypeError, IndexError, RuntimeError: as ``segloss.confusion_matrix``. Nothing is counted.
         """
-        prediction, labels = checked_batch(self._settings, prediction, labels)
+        prediction, labels = checked_batch(prediction, labels)
         names = self._checked_ids(ids, prediction.shape[0])
         spacings = checked_spacings(self._settings, spacing, self._spacing, prediction, labels)
         with torch.no_grad():

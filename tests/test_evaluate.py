@@ -371,6 +371,14 @@ def test_a_missing_package_is_named_before_anything_is_read(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["--label-map", "0:0,1:1,2:5000"],
+            "evaluate: expected labels below 1024 where --num-classes is not given, got 5000",
+        ),
+        (
+            ["--prediction-map", "0:0,1:1,2:5000"],
+            "got 5000 in case_0. Give --num-classes, or --label-map and --predict",
+        ),
         (["--workers", "0"], "--workers: expected 1 or more, got 0"),
         (["--ignore-index", "a"], "argument --ignore-index: invalid list of ints value: 'a'"),
         (["--label-map", "4"], "argument --label-map: invalid map value: '4'"),

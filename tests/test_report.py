@@ -386,7 +386,7 @@ def test_bad_ids_are_named_and_nothing_is_counted(ids, error, message):
         (lambda p, y: (p + 4, y), IndexError, "Predicted label .* is out of bounds"),
         (lambda p, y: (p, y[:, :, :3]), RuntimeError, "expected"),
         (lambda p, y: (p.float(), y), RuntimeError, "expected"),
-        (lambda p, y: (p, y.tolist()), TypeError, "expected target to be a torch.Tensor, got list"),
+        (lambda p, y: (p, y.tolist()), TypeError, "expected labels to be a torch.Tensor, got list"),
         (lambda p, y: (p[0, 0, 0, 0, 0], y), RuntimeError, "expected a batch, got prediction"),
         (
             lambda p, y: (p.expand(-1, 4, -1, -1, -1), y.expand(-1, 4, -1, -1, -1)),
