@@ -9,12 +9,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-import segloss
 from segloss._labels import read_labels
 from segloss._maps import MapOptions, _without_channel
 from segloss._report_settings import LESION_METRICS, Row, Settings
 from segloss.distance import checked_spacing
 from segloss.functional import _check_tensor, _plain
+from segloss.lesions import lesion_scores
 from segloss.prediction import predict
 from segloss.surface import (
     _Distances,
@@ -230,7 +230,7 @@ def _measures(
 
         found += values_of_classes(OP, predicted, classes, options, of_class, False, len(settings.surface_metrics))
     if settings.lesion_options is not None:
-        scores = segloss.lesion_scores(
+        scores = lesion_scores(
             predicted,
             classes,
             num_classes,

@@ -12,6 +12,7 @@ from torch import Tensor
 from segloss._label_sets import checked_regions
 from segloss._labels import IgnoreIndex, LabelMap, LabelOptions, _ignored_labels, read_labels
 from segloss.functional import _check_choice, _check_flags, _check_integer
+from segloss.lesions import _check_rule
 from segloss.surface import Surface, checked_tolerances
 
 OP = "SegmentationReport"
@@ -26,6 +27,7 @@ SURFACE_METRICS = (
     "average_symmetric_surface_distance",
     "surface_dice",
 )
+LESION_OPTIONS: dict[str, Any] = {"connectivity": None, "overlap": "any", "dilation": 0, "min_volume": 0.0}
 LESION_METRICS = {  # by the names that segloss.lesion_scores has for them
     "precision": "lesion_precision",
     "recall": "lesion_recall",
@@ -232,7 +234,8 @@ def _checked_tolerance(
 def _checked_lesion_options(lesion_metrics: bool | Mapping[str, Any]) -> tuple[tuple[str, Any], ...] | None:
     if isinstance(lesion_metrics, Mapping):
         for name in lesion_metrics:
-            _check_choice(OP, "each key of lesion_metrics", name, ("connectivity", "overlap", "dilation"))
+            _check_choice(OP, "each key of lesion_metrics", name, tuple(LESION_OPTIONS))
+        _check_rule(OP, **LESION_OPTIONS | dict(lesion_metrics))
         return tuple(sorted(lesion_metrics.items()))
     _check_flags(OP, lesion_metrics=lesion_metrics)
     return () if lesion_metrics else None

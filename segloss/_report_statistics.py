@@ -66,7 +66,22 @@ def pooled(settings: Settings, cases: Sequence[Case]) -> dict[str, dict[str, flo
     for k, row in enumerate(settings.rows):
         tp, fp, fn, tn = (sum(case.counts[4 * k + j] for case in cases) for j in range(4))
         result[row.name] = {**scores(tp, fp, fn), "tp": tp, "fp": fp, "fn": fn, "tn": tn}
+        if settings.lesion_options is not None:
+            result[row.name] |= _pooled_lesions(settings, cases, k)
     return result
+
+
+def _pooled_lesions(settings: Settings, cases: Sequence[Case], row: int) -> dict[str, float]:
+    first, width = settings.measured.index("lesions_found"), len(settings.measured)
+    places = range(width * row + first, width * row + first + 3)
+    found, missed, alarms = (int(sum(case.values[place] for case in cases)) for place in places)
+    return {
+        "lesion_recall": _quotient(found, found + missed),
+        "lesion_f1": _quotient(2 * found, 2 * found + missed + alarms),
+        "lesions_found": found,
+        "lesions_missed": missed,
+        "false_alarms": alarms,
+    }
 
 
 def statistics_of(values: Sequence[float], resamples: int, confidence: float, seed: int) -> Statistics:

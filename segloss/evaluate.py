@@ -73,7 +73,10 @@ class Run(NamedTuple):
                 f"expected a spacing of {labels.dim()} numbers, one for each axis of the file, got {spacing}"
             )
         # The axes of NIfTI lie in memory from the last to the first; in that order the kernels need no copy.
-        axes = sorted(range(labels.dim()), key=labels.stride, reverse=True)
+        # Lesions keep the order of the file: it numbers them, and of equal overlaps the first one matches.
+        axes = list(range(labels.dim()))
+        if self.keywords["lesion_metrics"] is False:
+            axes.sort(key=labels.stride, reverse=True)
         in_order = spacing and tuple(spacing[axis] for axis in axes)
         predicted, labels = (each.permute(axes)[None, None] for each in (self.predicted(prediction.labels), labels))
         report = self.report()
@@ -277,11 +280,21 @@ def _label_map(text: str) -> LabelMap:
     return {... if key == "..." else int(key): None if c == "none" else int(c) for key, c in pairs}
 
 
+def _lesion_options(text: str) -> dict[str, Any]:
+    options: dict[str, Any] = dict(each.split("=") for each in text.split(","))
+    integers = ("connectivity", "dilation")
+    return {
+        name: value if value == "any" else int(value) if name in integers else float(value)
+        for name, value in options.items()
+    }
+
+
 for _parse, _name in (
     (_numbers, "list of ints"),
     (_floats, "list of numbers"),
     (_region, "region"),
     (_label_map, "map"),
+    (_lesion_options, "list of options"),
 ):
     _parse.__name__ = _name  # argparse's errors have it
 
@@ -315,7 +328,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--surface", type=_words, default=[], help=f"metrics of surfaces: {','.join(SURFACE_METRICS)}")
     add("--surface-elements", choices=("voxels", "surfels"), default="voxels", help="what a surface is made of")
     add("--tolerance", type=_floats, help="of surface_dice: one, or one for each class and region")
-    add("--lesions", action="store_true", help="count lesions that are found and missed")
+    add(
+        "--lesions",
+        type=_lesion_options,
+        nargs="?",
+        const=True,
+        default=False,
+        metavar="OPTIONS",
+        help="count lesions that are found and missed; OPTIONS of lesion_scores: dilation=3,min_volume=50,overlap=0.1",
+    )
     add("--output", type=Path, default=Path("evaluation"), help="folder to write; default: evaluation")
     add("--workers", type=int, default=min(4, os.cpu_count() or 1), help="cases at a time; default: %(default)s")
     add("--resume", action="store_true", help="take over what report.json in --output has of files as they are")

@@ -58,8 +58,8 @@ class SegmentationReport:
         surface: what a surface is, as in ``segloss.hausdorff_distance``.
         tolerance: of ``"surface_dice"``: a number, one for each class and region in their order, or a mapping from
             their names. Default: None, there is no such metric.
-        lesion_metrics: whether to find and count lesions; or a mapping with the keywords ``connectivity``, ``overlap``
-            and ``dilation`` for that.
+        lesion_metrics: whether to find and count lesions, as ``segloss.lesion_scores`` does; or a mapping with its
+            keywords ``connectivity``, ``overlap``, ``dilation`` and ``min_volume``.
 
     Raises:
         TypeError, ValueError: an argument is none of those above, or two names are the same.
@@ -80,6 +80,7 @@ class SegmentationReport:
     See also:
         * ``segloss.confusion_matrix``, ``segloss.dice_score``: of one batch
         * ``segloss.hausdorff_distance``, ``segloss.surface_dice``: the metrics of surfaces
+        * ``segloss.lesion_scores``: the metrics of lesions, with a table of all lesions
     """
 
     def __init__(

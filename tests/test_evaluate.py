@@ -132,6 +132,17 @@ def test_a_spacing_that_does_not_fit_is_reported_for_each_case(folders, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [(["--lesions"], True), (["--lesions", "overlap=0.25,dilation=1,min_volume=3"], {"overlap": 0.25, "dilation": 1})],
+)
+def test_lesions_are_counted_as_the_options_say(folders, arguments, options):
+    options = options if options is True else options | {"min_volume": 3.0}
+    assert run("--num-classes", "3", *arguments) == 0
+    stored = SegmentationReport.from_json(folders / "out/report.json")
+    assert str(stored.to_dict()) == str(report_of(folders, lesion_metrics=options).to_dict())
+
+
 def test_label_maps_are_of_labels_and_of_predictions(folders):
     for k in range(4):
         predicted, labels = maps(k)
@@ -383,6 +394,8 @@ def test_a_missing_package_is_named_before_anything_is_read(tmp_path, monkeypatc
         (["--ignore-index", "a"], "argument --ignore-index: invalid list of ints value: 'a'"),
         (["--label-map", "4"], "argument --label-map: invalid map value: '4'"),
         (["--regions", "a=b"], "argument --regions: invalid region value: 'a=b'"),
+        (["--lesions", "size=3"], "expected each key of lesion_metrics to be 'connectivity', 'overlap', "),
+        (["--lesions", "3"], "argument --lesions: invalid list of options value: '3'"),
         (["--surface", "hd"], "expected each of surface_metrics to be 'hausdorff_distance', "),
         (["--num-classes", "3", "--names", "a,b"], "expected 3 names, one for each class"),
         (

@@ -7,7 +7,6 @@ import re
 import sys
 import tracemalloc
 from datetime import timedelta
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,6 +25,8 @@ SURFACES = {
     ),
     "surface_dice": lambda *args, **options: segloss.surface_dice(*args, tolerance=1.5, **options),
 }
+LESIONS = {f"lesion_{name}": name for name in ("precision", "recall", "f1", "dice")}
+LESIONS |= {"lesions_found": "found", "lesions_missed": "missed", "false_alarms": "false_alarms"}
 REGIONS = {"whole": (1, 2, 3), "core": (3, 1)}
 
 
@@ -229,24 +230,31 @@ def test_a_prediction_outside_the_classes_is_allowed_where_labels_are_ignored():
     assert len(report) == 2
 
 
-def test_lesion_scores_are_measured_of_classes_and_regions(monkeypatch):
-    calls = []
+@pytest.mark.parametrize("options", [{}, {"connectivity": 1, "overlap": 0.3, "dilation": 1, "min_volume": 2.0}])
+def test_lesion_metrics_are_those_of_lesion_scores(options):
+    predicted, labels = batch(shape=(6, 9, 8))
+    report = SegmentationReport(4, regions=REGIONS, lesion_metrics=options or True, ignore_index=255)
+    report.update(predicted, labels, spacing=(1, 2, 0.5))
+    for name, classes in {"1": (1,), "2": (2,), "3": (3,), **REGIONS}.items():
+        masks = [torch.isin(each, torch.tensor(classes, dtype=torch.uint8)).byte() for each in (predicted, labels)]
+        masks[1][labels == 255] = 255
+        expected = segloss.lesion_scores(*masks, 2, spacing=(1, 2, 0.5), ignore_index=255, **options)
+        for n, case in report.cases().items():
+            for column, field in LESIONS.items():
+                assert str(case[name][column]) == str(float(getattr(expected, field)[n, 0]))
 
-    def lesion_scores(predicted, labels, num_classes, **options):
-        calls.append((num_classes, options))
-        values = torch.arange(float(len(predicted) * (num_classes - 1))).view(len(predicted), num_classes - 1)
-        names = ("precision", "recall", "f1", "dice", "found", "missed", "false_alarms")
-        return SimpleNamespace(**{name: values + 10 * k for k, name in enumerate(names)})
 
-    monkeypatch.setattr(segloss, "lesion_scores", lesion_scores, raising=False)
-    report = SegmentationReport(4, regions=REGIONS, lesion_metrics={"overlap": 0.1}, ignore_index=255)
-    report.update(*batch(), ids=["a", "b"], spacing=(1, 2, 3))
-    numbers = report.cases()["b"]
-    assert [numbers[name]["lesion_precision"] for name in ("1", "3", "whole", "core")] == [3, 5, 1, 1]
-    assert numbers["2"]["false_alarms"] == 64
-    assert [num_classes for num_classes, _ in calls] == [4, 2, 2]
-    common = {"spacing": (1, 2, 3), "include_background": False, "ignore_index": 255, "overlap": 0.1}
-    assert all(options == common for _, options in calls)
+def test_lesions_are_pooled_by_their_counts():
+    report = SegmentationReport(4, lesion_metrics={"connectivity": 1}, ignore_index=255)
+    for seed in range(3):
+        report.update(*batch(seed=seed))
+    cases, pooled = [case["2"] for case in report.cases().values()], report.pooled()["2"]
+    found, missed, alarms = (
+        sum(case[name] for case in cases) for name in ("lesions_found", "lesions_missed", "false_alarms")
+    )
+    assert (pooled["lesions_found"], pooled["false_alarms"]) == (found, alarms)
+    assert pooled["lesion_recall"] == found / (found + missed)
+    assert pooled["lesion_f1"] == 2 * found / (2 * found + missed + alarms)
 
 
 # ---- summaries ----
@@ -456,6 +464,7 @@ def test_surfaces_of_maps_without_a_channel_need_a_spacing():
         ({**ALL, "tolerance": -1}, ValueError, "expected tolerance to be a finite number from 0 on"),
         ({"surface": "mesh"}, ValueError, "expected surface to be 'voxels' or 'surfels', got 'mesh'"),
         ({"lesion_metrics": {"iou": 1}}, ValueError, "expected each key of lesion_metrics to be 'connectivity'"),
+        ({"lesion_metrics": {"overlap": 2.0}}, ValueError, "expected overlap to be "),
         ({"lesion_metrics": 3}, ValueError, "expected lesion_metrics to be True or False, got 3"),
     ],
 )
@@ -569,8 +578,13 @@ def test_every_rank_gathers_the_report_of_all(world_size, tmp_path):
 OPTIONS = [
     {},
     ALL,
-    {"label_map": {0: 0, 1: 1, 2: 2, 3: 3, ...: None}, "include_background": True, "spacing": (1, 2, 0.1)},
-    {"label_map": torch.tensor([0, 1, 2, 3]), "names": {2: "liver"}, "lesion_metrics": False},
+    {
+        "label_map": {0: 0, 1: 1, 2: 2, 3: 3, ...: None},
+        "include_background": True,
+        "spacing": (1, 2, 0.1),
+        "lesion_metrics": True,
+    },
+    {"label_map": torch.tensor([0, 1, 2, 3]), "names": {2: "liver"}, "lesion_metrics": {"overlap": 0.2}},
 ]
 
 
