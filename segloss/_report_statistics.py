@@ -1,7 +1,6 @@
 """Scores of a report from its counts, and their mean, median and interval over the cases."""
 
 import math
-import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -85,17 +84,19 @@ def _pooled_lesions(settings: Settings, cases: Sequence[Case], row: int) -> dict
 
 
 def statistics_of(values: Sequence[float], resamples: int, confidence: float, seed: int) -> Statistics:
-    known = [value for value in values if not math.isnan(value)]
-    finite = [value for value in known if math.isfinite(value)]
+    known = sorted(value for value in values if not math.isnan(value))
+    finite = [value for value in values if math.isfinite(value)]
+    count, half = len(finite), len(known) // 2
+    mean = math.fsum(finite) / count if count else math.nan
     low, high = bootstrap_interval(finite, resamples, confidence, seed)
     return Statistics(
-        mean=math.fsum(finite) / len(finite) if finite else math.nan,
-        median=statistics.median(known) if known else math.nan,
-        std=statistics.stdev(finite) if len(finite) > 1 else math.nan,
+        mean=mean,
+        median=(known[half] + known[-1 - half]) / 2 if known else math.nan,
+        std=math.sqrt(math.fsum((value - mean) ** 2 for value in finite) / (count - 1)) if count > 1 else math.nan,
         low=low,
         high=high,
-        cases=len(finite),
-        infinite=len(known) - len(finite),
+        cases=count,
+        infinite=len(known) - count,
         missing=len(values) - len(known),
     )
 
