@@ -1,4 +1,4 @@
-# make demo | test | test-fast | test-frameworks | test-isas | test-arm | test-torch | test-torches | fuzz | sanitize | lint | docs | bench | bench-full | gpu-build | gpu-model | gpu-sim | wheel | test-wheel
+# make demo | test | test-fast | test-kernels | test-frameworks | test-isas | test-arm | test-torch | test-torches | fuzz | sanitize | lint | docs | bench | bench-full | gpu-build | gpu-model | gpu-sim | wheel | test-wheel
 # Each sets up an environment on its first run: .venv, or for another torch (such as TORCH=2.11.0) one in build.
 # TESTS=tests/test_focal.py, or TESTS='$(NUMBERS)', runs only these tests.
 PYTHON ?= python3
@@ -21,9 +21,9 @@ GPU_ARCHITECTURES = $(shell echo $(filter $(shell nvcc --list-gpu-code),$(addpre
 	| sed -E "s/sm_([0-9]+)([0-9])/\1.\2/g")
 # The tests of values and gradients.
 NUMBERS := $(patsubst %,tests/test_%.py,contract layouts targets focal soft_stats region metrics accuracy topk total_weight \
-	dice_classes regressions distance surface_metrics boundary lovasz components lesions instance skeleton cldice)
+	dice_classes regressions distance surface_metrics boundary lovasz components lesions instance skeleton cldice Files that compile the kernels under sanitizers or for an emulated GPU or run other instruction sets KERNELS kernels cuda_kernels isa)
 # Files that compile, measure, train, start processes, draw many examples, or repeat other tests elsewhere.
-SLOW := kernels cuda_kernels cuda_build gpu_check compile isa benchmarks memory leaks large example small_examples pages promises distributed dtensor rank_errors \
+SLOW := $(KERNELS) cuda_build gpu_check compile benchmarks memory leaks large example small_examples pages promises distributed dtensor rank_errors \
 	hostile target_fuzz devices transforms func_nesting nothing
 # Trees of links to this one, without its package: the first has a package built with sanitizers, the second is for
 # tests of the wheel's.
@@ -41,13 +41,17 @@ UNSANITIZED := $(patsubst %,--ignore=tests/test_%.py,kernels cuda_kernels cuda_b
 UNSANITIZED += -k "not peak_memory and not beside_that_of_the_logits and not loads_no_library \
 	and not another_instruction_set and not stack_of_a_small_thread"
 
-.PHONY: demo test test-fast test-frameworks test-isas test-arm test-torch test-torches fuzz sanitize lint docs bench bench-full gpu-build gpu-model gpu-sim wheel test-wheel clean
+.PHONY: demo test test-fast test-kernels test-frameworks test-isas test-arm test-torch test-torches fuzz sanitize lint docs bench bench-full gpu-build gpu-model gpu-sim wheel test-wheel clean
 
 demo: $(VENV)/.built
 	$(BIN)/python examples/mni152.py
 
 test: $(VENV)/.built
-	$(PYTEST) $(TESTS)
+	$(PYTEST) $(or $(TESTS),$(KERNELS:%=--ignore=tests/test_%.py))
+
+# The kernels by themselves: under sanitizers, valgrind and a fuzzer, on an emulated GPU, with every instruction set.
+test-kernels: $(VENV)/.built
+	$(PYTEST) $(KERNELS:%=tests/test_%.py)
 
 # Values, gradients and errors on this CPU, in Python.
 test-fast: $(VENV)/.built

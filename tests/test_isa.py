@@ -55,7 +55,7 @@ def run_numbers(names, isa=None, **variables):
 
 # ---- every instruction set ----
 
-# `make test` runs these files' tests with one of NUMBERS in their names; `make test-isas` runs the whole files.
+# `make test-kernels` runs these files' tests with one of NUMBERS in their names; `make test-isas` runs the whole files.
 FILES = ["contract", "layouts", "targets", "focal", "soft_stats", "region", "metrics"]
 NUMBERS = [
     "reference",
