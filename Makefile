@@ -21,10 +21,12 @@ GPU_ARCHITECTURES = $(shell echo $(filter $(shell nvcc --list-gpu-code),$(addpre
 	| sed -E "s/sm_([0-9]+)([0-9])/\1.\2/g")
 # The tests of values and gradients.
 NUMBERS := $(patsubst %,tests/test_%.py,contract layouts targets focal soft_stats region metrics accuracy topk total_weight \
-	dice_classes regressions distance surface_metrics boundary lovasz components lesions instance skeleton cldice Files that compile the kernels under sanitizers or for an emulated GPU or run other instruction sets KERNELS kernels cuda_kernels isa)
+	dice_classes regressions distance surface_metrics boundary lovasz components lesions instance skeleton cldice)
+# Files that compile the kernels under sanitizers or for an emulated GPU, or run other instruction sets.
+KERNELS := kernels cuda_kernels isa
 # Files that compile, measure, train, start processes, draw many examples, or repeat other tests elsewhere.
 SLOW := $(KERNELS) cuda_build gpu_check compile benchmarks memory leaks large example small_examples pages promises distributed dtensor rank_errors \
-	hostile target_fuzz devices transforms func_nesting nothing
+	hostile target_fuzz devices transforms func_nesting nothing report evaluate
 # Trees of links to this one, without its package: the first has a package built with sanitizers, the second is for
 # tests of the wheel's.
 SANITIZED := build/sanitized

@@ -494,6 +494,8 @@ def blobs(problem: Problem) -> Pairs:
         return lesion_by_lesion(logits, labels, components, lambda numbers, b: (numbers == b) | (numbers == 0))
 
     return {"scipy, torch": (ours, scipy)}
+
+
 def cldice(problem: Problem) -> Pairs:
     if monai := package("monai.losses"):
         theirs = monai.SoftclDiceLoss(softmax=True, to_onehot_y=True)

@@ -12,8 +12,7 @@ import torch
 from matplotlib import pyplot
 from matplotlib.axes import Axes
 from matplotlib.colors import CenteredNorm, ListedColormap
-from matplotlib.colors import CenteredNorm, ListedColormap
-from nilearn.datasets import load_mni152_template, load_mni152_wm_template
+from nilearn.datasets import load_mni152_gm_template, load_mni152_template, load_mni152_wm_template
 from torch import Tensor
 from torch.nn import functional
 
@@ -182,6 +181,8 @@ def draw_skeletons() -> None:
         ax.set_title(title, fontsize=10)
         ax.axis("off")
     save("skeletons")
+
+
 def draw_soft_skeleton() -> None:
     """White matter of the demo's brain, its soft skeletons, and that of its mask."""
     white = torch.from_numpy(load_mni152_wm_template(resolution=1).get_fdata()[:, :, 95].T[::-1].copy()).clamp(0, 1)
@@ -284,6 +285,8 @@ def draw_instances() -> None:
     axes[2].contour(one, levels=[0.5], colors=COLOURS[1], linewidths=2)
     axes[2].imshow(of_blob, cmap=ListedColormap([COLOURS[-1]]), alpha=of_blob.numpy())
     save("instances")
+
+
 def draw_report() -> None:
     """The report on the blocks of the demo's brain that docs/how-to/report.md shows."""
     maps = (load_mni152_template, load_mni152_gm_template, load_mni152_wm_template)
@@ -300,8 +303,9 @@ def draw_report() -> None:
 
 if __name__ == "__main__":
     PICTURES.mkdir(exist_ok=True)
-    draw_plots = (draw_focal, draw_sizes, draw_imbalance, draw_distances, draw_surfaces, draw_report, draw_soft_skeleton, draw_skeletons, draw_lesions, draw_instances)
-    for draw in draw_plots:
+    plots = (draw_focal, draw_sizes, draw_imbalance, draw_distances, draw_surfaces)
+    plots += (draw_lesions, draw_instances, draw_skeletons, draw_soft_skeleton, draw_report)
+    for draw in plots:
         draw()
     draw_pulls("lesion", LOSSES)
     draw_pulls("contours", OF_CONTOURS)

@@ -12,8 +12,8 @@ from types import ModuleType
 from segloss._extension import get_isa, synchronize  # isort: skip  first: it registers the operators
 from segloss import _vmap  # noqa: F401  registers the batching rules
 from segloss.boundary import boundary_loss, hausdorff_dt_loss
-from segloss.components import Components, connected_components
 from segloss.cldice import dice_cldice_loss, soft_cldice_loss
+from segloss.components import Components, connected_components
 from segloss.distance import distance_transform
 from segloss.functional import (
     binary_cross_entropy_with_logits,
@@ -61,8 +61,8 @@ from segloss.region import (
     soft_stats,
     tversky_loss,
 )
-from segloss.skeleton import skeleton_recall_loss, skeletonize
 from segloss.report import SegmentationReport
+from segloss.skeleton import skeleton_recall_loss, skeletonize
 from segloss.surface import average_surface_distance, hausdorff_distance, surface_dice
 
 __version__ = "0.1.0"
@@ -100,9 +100,9 @@ __all__ = [
     "LovaszSoftmaxLoss",
     "MultiClassDiceLoss",
     "NLLLoss",
+    "SegmentationReport",
     "SkeletonRecallLoss",
     "SoftClDiceLoss",
-    "SegmentationReport",
     "SoftStats",
     "TopKLoss",
     "TverskyLoss",

@@ -518,6 +518,8 @@ def _connected_components(labels: Tensor, label_table: Tensor | None, *options: 
 def _skeletonize(labels: Tensor, label_table: Tensor | None, *options: Any) -> Tensor:
     skeletons: Tensor = _ops.skeletonize(labels.flatten(0, 1), label_table, *options)
     return skeletons.view(labels.shape)
+
+
 @_rule(_ops.probabilities.default)
 def _probabilities(input: Tensor, counts: Tensor | None, dim: int, sigmoid: bool) -> Tensor:
     p: Tensor = _ops.probabilities(input, counts, dim + 1, sigmoid)

@@ -1022,6 +1022,49 @@ class SkeletonRecallLoss(_Loss):
     label_map: LabelMap | None
     regions: Regions | None
     process_group: "ProcessGroup | None"
+
+    def __init__(
+        self,
+        *,
+        tube: int = 2,
+        method: Thinning | None = None,
+        activation: Activation | None = "softmax",
+        batch: bool = False,
+        weight: ClassWeight | None = None,
+        smooth_nr: float = 1e-5,
+        smooth_dr: float = 1e-5,
+        ignore_index: IgnoreIndex = -100,
+        reduction: Reduction = "mean",
+        dim: int = 1,
+        upsample: Upsample | None = None,
+        align_corners: bool = False,
+        label_map: LabelMap | None = None,
+        regions: Regions | None = None,
+        process_group: "ProcessGroup | None" = None,
+    ) -> None:
+        super().__init__(**_keywords(locals()))
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        voxel_weight: Tensor | None = None,
+        skeleton: Tensor | None = None,
+    ) -> Tensor:
+        """Calls the function of the loss with the keywords of the module.
+
+        Args:
+            input: logits ``[N, C, *]``, or what else the class says.
+            target: labels ``[N, *]`` or ``[N, 1, *]``, or what else the class says.
+            voxel_weight: a weight for each voxel, of the labels' shape. Default: None, every weight is 1.
+            skeleton: the widened skeleton, if a data loader makes it. Default: None, it is made of target.
+
+        Returns:
+            The loss, a 0-dim tensor of input's dtype; with ``reduction="none"`` its terms.
+        """
+        return self._call(input, target, voxel_weight=voxel_weight, skeleton=skeleton)
+
+
 class _ClDiceLoss(_Loss):
     iterations: int
     per_class: bool
@@ -1072,43 +1115,6 @@ class SoftClDiceLoss(_ClDiceLoss):
     def __init__(
         self,
         *,
-        tube: int = 2,
-        method: Thinning | None = None,
-        activation: Activation | None = "softmax",
-        batch: bool = False,
-        weight: ClassWeight | None = None,
-        smooth_nr: float = 1e-5,
-        smooth_dr: float = 1e-5,
-        ignore_index: IgnoreIndex = -100,
-        reduction: Reduction = "mean",
-        dim: int = 1,
-        upsample: Upsample | None = None,
-        align_corners: bool = False,
-        label_map: LabelMap | None = None,
-        regions: Regions | None = None,
-        process_group: "ProcessGroup | None" = None,
-    ) -> None:
-        super().__init__(**_keywords(locals()))
-
-    def forward(
-        self,
-        input: Tensor,
-        target: Tensor,
-        voxel_weight: Tensor | None = None,
-        skeleton: Tensor | None = None,
-    ) -> Tensor:
-        """Calls the function of the loss with the keywords of the module.
-
-        Args:
-            input: logits ``[N, C, *]``, or what else the class says.
-            target: labels ``[N, *]`` or ``[N, 1, *]``, or what else the class says.
-            voxel_weight: a weight for each voxel, of the labels' shape. Default: None, every weight is 1.
-            skeleton: the widened skeleton, if a data loader makes it. Default: None, it is made of target.
-
-        Returns:
-            The loss, a 0-dim tensor of input's dtype; with ``reduction="none"`` its terms.
-        """
-        return self._call(input, target, voxel_weight=voxel_weight, skeleton=skeleton)
         iterations: int = 3,
         per_class: bool = True,
         activation: Activation | None = "softmax",

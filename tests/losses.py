@@ -16,9 +16,16 @@ COMPOUND_LOSSES = ("dice_ce_loss", "dice_focal_loss")
 LOVASZ_LOSSES = ("lovasz_softmax_loss", "lovasz_hinge_loss")
 DISTANCE_LOSSES = ("boundary_loss", "hausdorff_dt_loss")
 INSTANCE_LOSSES = ("cc_dice_ce_loss", "blob_loss")
-NAMES = (*VOXEL_LOSSES, *REGION_LOSSES, *COMPOUND_LOSSES, *LOVASZ_LOSSES, *DISTANCE_LOSSES, *INSTANCE_LOSSES)
 CLDICE_LOSSES = ("soft_cldice_loss", "dice_cldice_loss")
-NAMES = (*VOXEL_LOSSES, *REGION_LOSSES, *COMPOUND_LOSSES, *LOVASZ_LOSSES, *DISTANCE_LOSSES, *CLDICE_LOSSES)
+NAMES = (
+    *VOXEL_LOSSES,
+    *REGION_LOSSES,
+    *COMPOUND_LOSSES,
+    *LOVASZ_LOSSES,
+    *DISTANCE_LOSSES,
+    *INSTANCE_LOSSES,
+    *CLDICE_LOSSES,
+)
 FUNCTIONS = {name: getattr(segloss, name) for name in NAMES}
 MODULES = {
     segloss.CrossEntropyLoss: segloss.cross_entropy,

@@ -1064,6 +1064,8 @@ def blob_loss(
                 terms.append(instance_terms(p, g.double(), losses, v, parts, factors))
     blobs = torch.stack(terms).mean() if terms else 0
     return beta * blobs + alpha * of_whole_images(input, target, activation, ignore_index, voxel_weight, factors)
+
+
 def pooled(x: Tensor, axes: tuple[int, ...], largest: bool) -> Tensor:
     """The largest, or the least, of each 3 elements along axes; nothing lies beyond the border."""
     beyond = -math.inf if largest else math.inf

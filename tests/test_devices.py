@@ -37,9 +37,8 @@ WITH_KERNELS = [
     *("cross_entropy_rescale", "binary_cross_entropy_rescale"),
     *("total_weight", "one_hot_labels", "is_one_hot", "confusion_counts", "num_label_classes", "equal_label_counts"),
     *("class_labels", "mask_counts", "predict", "predict_into", "distance_transform"),
-    *("connected_components", "nearest_component"),
-    *("class_labels", "mask_counts", "predict", "predict_into", "distance_transform", "soft_skeleton"),
-    *("soft_skeleton_backward", "probabilities", "probabilities_backward"),
+    *("connected_components", "nearest_component", "soft_skeleton", "soft_skeleton_backward"),
+    *("probabilities", "probabilities_backward"),
 ]
 
 # The device whose code is called. CUDA's own kernels, where they are built, cannot read the memory of the CPU.

@@ -15,26 +15,26 @@ namespace {
 
 using at::Tensor;
 
-const char* const kSkeleton = "soft_skeleton";
+const char* const kSoftSkeleton = "soft_skeleton";
 constexpr int64_t kMostIterations = 1000;
 
 void check_skeleton(const Tensor& images, int64_t iterations) {
-    check_dense(kSkeleton, images, "images");
+    check_dense(kSoftSkeleton, images, "images");
     const auto dtype = images.scalar_type();
-    TORCH_CHECK_TYPE(is_real(dtype) || dtype == at::kBool, kSkeleton,
+    TORCH_CHECK_TYPE(is_real(dtype) || dtype == at::kBool, kSoftSkeleton,
                      ": expected images of float64, float32, float16, bfloat16 or bool, got ", dtype);
-    TORCH_CHECK_VALUE(images.dim() >= 3 && images.dim() <= 2 + SEGLOSS_AXES, kSkeleton,
+    TORCH_CHECK_VALUE(images.dim() >= 3 && images.dim() <= 2 + SEGLOSS_AXES, kSoftSkeleton,
                       ": expected images [N, C, *] with one to three spatial axes, got ", images.sym_sizes());
-    TORCH_CHECK_VALUE(iterations >= 0 && iterations <= kMostIterations, kSkeleton, ": expected iterations in [0, ",
+    TORCH_CHECK_VALUE(iterations >= 0 && iterations <= kMostIterations, kSoftSkeleton, ": expected iterations in [0, ",
                       kMostIterations, "], got ", iterations);
 }
 
 void check_skeleton_grad(const Tensor& grad, const Tensor& images, int64_t iterations) {
     check_skeleton(images, iterations);
-    check_dense(kSkeleton, grad, "grad");
-    TORCH_CHECK_TYPE(is_real(images.scalar_type()), kSkeleton, ": expected floating images for a gradient, got ",
+    check_dense(kSoftSkeleton, grad, "grad");
+    TORCH_CHECK_TYPE(is_real(images.scalar_type()), kSoftSkeleton, ": expected floating images for a gradient, got ",
                      images.scalar_type());
-    TORCH_CHECK(grad.sym_sizes() == images.sym_sizes() && is_real(grad.scalar_type()), kSkeleton,
+    TORCH_CHECK(grad.sym_sizes() == images.sym_sizes() && is_real(grad.scalar_type()), kSoftSkeleton,
                 ": expected a floating gradient of the skeleton, of shape ", images.sym_sizes(), ", got ",
                 grad.scalar_type(), " ", grad.sym_sizes());
 }
