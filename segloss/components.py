@@ -8,12 +8,10 @@ from torch import Tensor
 
 from segloss._docs import documented
 from segloss._labels import IgnoreIndex, LabelMap, LabelOptions, read_labels
-from segloss.distance import distance_transform
+from segloss.distance import distance_transform, without_channel
 from segloss.functional import _check_flags, _check_integer, _check_tensor, _plain
 
 _connected_components: Callable[..., tuple[Tensor, Tensor]] = torch.ops.segloss.connected_components.default
-
-_MOST_AXES = 3
 
 
 class Components(NamedTuple):
@@ -114,26 +112,8 @@ def connected_components(
     _check_tensor(op, "labels", labels)
     _check_integer(op, "connectivity", connectivity)
     _check_flags(op, per_class=per_class)
-    maps = _without_channel(op, labels, spatial_dims)
+    maps = without_channel(op, "labels", labels, None, spatial_dims)
     ignore_index, label_table = read_labels(op, None, maps, 1, LabelOptions(ignore_index, label_map))
     _check_integer(op, "ignore_index", ignore_index)
     components, counts = _connected_components(maps, label_table, connectivity, ignore_index, per_class)
     return Components(components.view(labels.shape), counts)
-
-
-def _without_channel(op: str, labels: Tensor, spatial_dims: int | None) -> Tensor:
-    """Labels [N, 1, *] or [N, *] as [N, *]. Only a channel, or spatial_dims, says which axes are spatial."""
-    if spatial_dims is not None:
-        _check_integer(op, "spatial_dims", spatial_dims)
-    has_channel = labels.dim() > 2 and labels.shape[1] == 1
-    num_axes = labels.dim() - 2 if spatial_dims is None else spatial_dims
-    if 1 <= num_axes <= _MOST_AXES:
-        if has_channel and labels.dim() == num_axes + 2:
-            return labels.squeeze(1)
-        if spatial_dims is not None and labels.dim() == num_axes + 1:
-            return labels
-    of = "one to three" if spatial_dims is None else str(spatial_dims)
-    raise RuntimeError(
-        f"{op}: expected labels [N, 1, *], or [N, *] with spatial_dims, of {of} spatial axes, got {list(labels.shape)} "
-        f"and spatial_dims={spatial_dims}. Use labels.unsqueeze(1), or say in spatial_dims how many axes are spatial"
-    )

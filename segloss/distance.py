@@ -33,6 +33,7 @@ def distance_transform(
     num_classes: int | None = None,
     of: Literal["foreground", "boundary"] = "foreground",
     signed: bool = False,
+    spatial_dims: int | None = None,
     ignore_index: IgnoreIndex = -100,
     label_map: LabelMap | None = None,
     dtype: torch.dtype = torch.float32,
@@ -54,7 +55,7 @@ def distance_transform(
 
     Args:
         labels: ``[N, 1, *]`` with one to three spatial axes, any integer dtype, bool, or floating with integral values;
-            or ``[N, *]``, if ``spacing`` says how many axes are spatial.
+            or ``[N, *]``, if ``spacing`` or ``spatial_dims`` says how many axes are spatial.
         spacing: the distance of neighbouring voxels along each spatial axis, in the unit of the result. Default: None,
             1 along all.
         num_classes: C, for a map of each class, whose voxels are its foreground. Default: None, one map, whose
@@ -62,6 +63,8 @@ def distance_transform(
         of: ``"foreground"`` or ``"boundary"``: from where to where to measure.
         signed: whether distances are negative in the foreground. Voxels outside then have the distance to the nearest
             voxel of the foreground, or, with ``of="boundary"``, of its boundary.
+        spatial_dims: the number of spatial axes. Default: None, all after a channel, which is dimension 1 if its size
+            is 1; without one, as many as ``spacing`` has numbers.
         ignore_index: label of the voxels to ignore, or a sequence of labels, as they are in labels. They belong to no
             class. A voxel whose only neighbours outside the foreground are ignored is none of the boundary.
         dtype: of the result, floating. Distances are computed in float64 for float64, else in float32.
@@ -77,8 +80,8 @@ def distance_transform(
         IndexError: a label is neither ignored nor a class in [0, C), or ``label_map`` does not name it.
         ValueError: ``spacing`` is not one finite number above 0 for each spatial axis; ``of`` or ``num_classes`` has an
             unknown value.
-        RuntimeError: labels are not ``[N, 1, *]``, nor ``[N, *]`` with as many spatial axes as ``spacing``; a floating
-            label is not integral.
+        RuntimeError: labels are not ``[N, 1, *]``, nor ``[N, *]`` with as many spatial axes as ``spacing`` or
+            ``spatial_dims`` say; a floating label is not integral.
 
     Equivalent to:
         ``scipy.ndimage.distance_transform_edt(mask, sampling=spacing)`` for the mask of one sample.
@@ -107,7 +110,7 @@ def distance_transform(
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"{op}: expected dtype to be a floating torch.dtype, got {dtype!r}")
     steps = checked_spacing(op, spacing)
-    maps = without_channel(op, "labels", labels, steps)
+    maps = without_channel(op, "labels", labels, steps, spatial_dims)
     steps = steps or (1.0,) * (maps.dim() - 1)
     ignore_index, label_table = read_labels(op, None, maps, 1, LabelOptions(ignore_index, label_map))
     _check_integer(op, "ignore_index", ignore_index)
@@ -131,19 +134,26 @@ def checked_spacing(op: str, spacing: Sequence[float] | None) -> tuple[float, ..
     return steps
 
 
-def without_channel(op: str, name: str, labels: Tensor, spacing: tuple[float, ...] | None) -> Tensor:
-    """Labels [N, 1, *] or [N, *] as [N, *]. Only a channel, or a spacing, says which axes are spatial."""
+def without_channel(
+    op: str, name: str, labels: Tensor, spacing: tuple[float, ...] | None, spatial_dims: int | None
+) -> Tensor:
+    """Labels [N, 1, *] or [N, *] as [N, *]. Only a channel, spacing or spatial_dims says which axes are spatial."""
     has_channel = labels.dim() > 1 and labels.shape[1] == 1
+    if spatial_dims is not None:
+        _check_integer(op, "spatial_dims", spatial_dims)
+        has_channel = has_channel and labels.dim() == spatial_dims + 2
     num_axes = labels.dim() - (2 if has_channel else 1)
-    fits = len(spacing) == num_axes if spacing is not None else has_channel
-    if fits and 1 <= num_axes <= _MOST_AXES:
-        return labels.squeeze(1) if has_channel else labels
-    if spacing is None or not 1 <= num_axes <= _MOST_AXES:
+    is_known = has_channel or spacing is not None if spatial_dims is None else num_axes == spatial_dims
+    if not is_known or not 1 <= num_axes <= _MOST_AXES:
+        of = "one to three" if spatial_dims is None else spatial_dims
         raise RuntimeError(
-            f"{op}: expected {name} [N, 1, *] with one to three spatial axes, got {list(labels.shape)}. Use "
-            f"{name}.unsqueeze(1), or give a spacing with a number for each spatial axis"
+            f"{op}: expected {name} [N, 1, *], or [N, *] with spatial_dims, of {of} spatial axes, got "
+            f"{list(labels.shape)} and spatial_dims={spatial_dims}. Use {name}.unsqueeze(1), or say in spatial_dims "
+            "how many axes are spatial"
         )
-    raise ValueError(
-        f"{op}: expected a spacing of {num_axes} numbers, one for each spatial axis of {name} {list(labels.shape)}, "
-        f"got {list(spacing)}" + (f". Use {name}.unsqueeze(1) for a volume of one slice" if has_channel else "")
-    )
+    if spacing is not None and len(spacing) != num_axes:
+        raise ValueError(
+            f"{op}: expected a spacing of {num_axes} numbers, one for each spatial axis of {name} "
+            f"{list(labels.shape)}, got {list(spacing)}. Use spatial_dims to say which axes these are"
+        )
+    return labels.squeeze(1) if has_channel else labels

@@ -11,7 +11,8 @@ from segloss._docs import documented
 from segloss._label_sets import Regions
 from segloss._labels import IgnoreIndex, LabelMap, LabelOptions, _num_classes, read_labels
 from segloss._upsample import Upsample, Upsampling, full_shape, upsampling_code
-from segloss.components import _without_channel, connected_components
+from segloss.components import connected_components
+from segloss.distance import without_channel
 from segloss.functional import (
     _REDUCTIONS,
     Activation,
@@ -94,12 +95,14 @@ def skeletonize(
 
     Example:
         >>> import segloss, torch
-        >>> labels = torch.tensor([[[[0, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0, 1, 1, 1, 0]]]])
-        >>> segloss.skeletonize(labels).int()  # [N, 1, H, W]
-        tensor([[[[0, 0, 0, 0, 0],
-                  [0, 0, 1, 0, 0],
-                  [0, 0, 1, 0, 0],
-                  [0, 0, 0, 0, 0]]]], dtype=torch.int32)
+        >>> labels = torch.zeros(1, 1, 5, 7, dtype=torch.uint8)  # [N, 1, H, W]
+        >>> labels[..., 1:4, :] = 1
+        >>> segloss.skeletonize(labels).int()
+        tensor([[[[0, 0, 0, 0, 0, 0, 0],
+                  [0, 0, 0, 0, 0, 1, 0],
+                  [1, 1, 1, 1, 1, 0, 0],
+                  [0, 0, 0, 0, 0, 0, 0],
+                  [0, 0, 0, 0, 0, 0, 0]]]], dtype=torch.int32)
 
     See also:
         * ``segloss.skeleton_recall_loss``: a loss on the widened skeleton
@@ -110,7 +113,7 @@ def skeletonize(
     _check_tensor(op, "labels", labels)
     _check_flags(op, per_class=per_class)
     _check_tube(op, tube)
-    maps = _without_channel(op, labels, spatial_dims)
+    maps = without_channel(op, "labels", labels, None, spatial_dims)
     ignore_index, label_table = read_labels(op, None, maps, 1, LabelOptions(ignore_index, label_map))
     _check_integer(op, "ignore_index", ignore_index)
     skeletons = _skeletonize(maps, label_table, _method(op, method, maps), ignore_index, per_class, tube)

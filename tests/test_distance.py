@@ -140,6 +140,8 @@ def test_labels_without_a_channel():
     labels = torch.randint(3, (2, 5, 6, 7))
     expected = segloss.distance_transform(labels.unsqueeze(1), SPACINGS)
     assert torch.equal(segloss.distance_transform(labels, SPACINGS), expected.squeeze(1))
+    expected = segloss.distance_transform(labels.unsqueeze(1)).squeeze(1)
+    assert torch.equal(segloss.distance_transform(labels, spatial_dims=3), expected)
     assert torch.equal(
         segloss.distance_transform(labels, SPACINGS, num_classes=3),
         segloss.distance_transform(labels.unsqueeze(1), SPACINGS, num_classes=3),
@@ -271,7 +273,7 @@ def test_numpys_numbers_are_a_spacing():
 
 @pytest.mark.parametrize("shape", [(4, 5), (2, 3, 4, 5), (2, 1), (2, 1, 3, 3, 3, 3), (5,), ()])
 def test_labels_whose_axes_could_mean_two_things(shape):
-    with pytest.raises(RuntimeError, match=r"expected labels \[N, 1, \*\] with one to three spatial axes"):
+    with pytest.raises(RuntimeError, match=r"expected labels \[N, 1, \*\], .* of one to three spatial axes"):
         segloss.distance_transform(torch.zeros(shape, dtype=torch.uint8))
 
 
