@@ -60,6 +60,7 @@ NEITHER = (
     "Components",
     "Lesion",
     "LesionScores",
+    "SegmentationReport",
     "ComponentStats",
     "SoftStats",
     "component_stats",

@@ -8,7 +8,9 @@ import reference
 import torch
 import torch.nn.functional as F
 from losses import (
+    CLDICE_LOSSES,
     FUNCTIONS,
+    INSTANCE_LOSSES,
     LOVASZ_LOSSES,
     METRICS,
     MODULES,
@@ -622,11 +624,7 @@ def test_one_channel_warns_as_without_upsample():
 
 def test_every_loss_and_metric_takes_upsample():
     for function in (*FUNCTIONS.values(), *METRICS.values(), segloss.soft_stats, segloss.predict):
-        if function in (
-            segloss.hausdorff_dt_loss,
-            segloss.soft_cldice_loss,
-            segloss.dice_cldice_loss,
-        ):  # they need the probabilities at the labels' size
-            continue
+        if function is segloss.hausdorff_dt_loss or function.__name__ in (*CLDICE_LOSSES, *INSTANCE_LOSSES):
+            continue  # they need the probabilities, or sums of components, at the labels' size
         assert takes(function, "upsample")
         assert takes(function, "align_corners")

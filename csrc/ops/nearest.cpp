@@ -90,6 +90,7 @@ Tensor nearest_component_meta(const Tensor& components, at::ArrayRef<double> spa
 
 // Other devices have no kernel.
 Tensor nearest_component_elsewhere(const Tensor& components, at::ArrayRef<double> spacing) {
+    check_nearest(components, spacing);
     return nearest_component_cpu(components.cpu(), spacing).to(components.device());
 }
 
