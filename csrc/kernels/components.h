@@ -3,7 +3,7 @@
 
 /* A neighbour of a voxel, one of those that come before it. */
 struct neighbour {
-    int8_t plane, row, column;
+    int plane, row, column;
 };
 
 enum { NUM_NEIGHBOURS = 13, LEFT = 0 };
@@ -27,9 +27,9 @@ static int are_neighbours(struct neighbour a, struct neighbour b, int connectivi
  * both already: a neighbour i < j that is next to j, one of detours[j]; or, if only faces count, i and the corner that
  * is next to both. */
 struct plan {
-    int16_t is_united, is_read;
-    int16_t detours[NUM_NEIGHBOURS];
-    int8_t corners[NUM_NEIGHBOURS][NUM_NEIGHBOURS]; /* of j and i; LEFT: none is needed */
+    unsigned is_united, is_read;
+    unsigned detours[NUM_NEIGHBOURS];
+    int corners[NUM_NEIGHBOURS][NUM_NEIGHBOURS]; /* of j and i; LEFT: none is needed */
 };
 
 static int place_of_neighbour(struct neighbour wanted) {
@@ -41,28 +41,27 @@ static int place_of_neighbour(struct neighbour wanted) {
 }
 
 static struct plan make_plan(int connectivity) {
-    struct plan plan = {.is_read = 1 << LEFT};
+    struct plan plan = {.is_read = 1u << LEFT};
     const struct neighbour here = {0, 0, 0};
     for (int j = 1; j < NUM_NEIGHBOURS; ++j) {
         const struct neighbour to = neighbours[j];
         if (num_axes_between(here, to) > connectivity) {
             continue;
         }
-        plan.is_united |= (int16_t)(1 << j);
-        plan.is_read |= (int16_t)(1 << j);
+        plan.is_united |= 1u << j;
+        plan.is_read |= 1u << j;
         for (int i = 0; i < j; ++i) {
             const struct neighbour via = neighbours[i];
             if (num_axes_between(here, via) > connectivity) {
                 continue;
             }
             if (are_neighbours(via, to, connectivity)) {
-                plan.detours[j] |= (int16_t)(1 << i);
+                plan.detours[j] |= 1u << i;
             } else if (connectivity == 1) {
-                const struct neighbour corner = {(int8_t)(via.plane + to.plane), (int8_t)(via.row + to.row),
-                                                 (int8_t)(via.column + to.column)};
-                plan.detours[j] |= (int16_t)(1 << i);
-                plan.corners[j][i] = (int8_t)place_of_neighbour(corner);
-                plan.is_read |= (int16_t)(1 << plan.corners[j][i]);
+                const struct neighbour corner = {via.plane + to.plane, via.row + to.row, via.column + to.column};
+                plan.detours[j] |= 1u << i;
+                plan.corners[j][i] = place_of_neighbour(corner);
+                plan.is_read |= 1u << plan.corners[j][i];
             }
         }
     }
@@ -174,7 +173,7 @@ struct equals {
 
 static uint64_t joined_by_detours(const struct plan* plan, const struct equals* equals, int j) {
     uint64_t joined = 0;
-    for (unsigned detours = (unsigned)plan->detours[j]; detours; detours &= detours - 1) {
+    for (unsigned detours = plan->detours[j]; detours; detours &= detours - 1) {
         const int i = __builtin_ctz(detours), corner = plan->corners[j][i];
         joined |= equals->of[i] & (corner == LEFT ? ~(uint64_t)0 : equals->of[corner]);
     }
@@ -205,7 +204,7 @@ static void unite_word(const struct segloss_components* a, const struct plan* pl
         if (!(plan->is_read >> j & 1) || rows[j] < 0 || !may_unite(a, row, rows[j], w)) {
             continue;
         }
-        const int shift = neighbours[j].column, is_united = plan->is_united >> j & 1;
+        const int shift = neighbours[j].column, is_united = (int)(plan->is_united >> j & 1);
         const uint64_t both = foreground & shifted_word(a->foreground + rows[j] * a->words + w, shift);
         uint64_t found = is_united ? both & ~joined_by_detours(plan, &equals, j) : both;
         equals.of[j] = !a->per_class ? both : found ? both & of_equal_class(a, row, rows[j], w, shift) : 0;

@@ -19,7 +19,7 @@ Arguments without_components(Arguments arguments) {
     return arguments;
 }
 
-const Tensor& components_of(const Arguments& arguments) { return *arguments.weight; }
+Tensor components_of(const Arguments& arguments) { return arguments.weight.value_or(Tensor()); }
 
 c10::SymDimVector sizes_of_sums(const Arguments& arguments, const ComponentStats::Options& options, bool by_class) {
     const auto& input = arguments.input;
@@ -244,7 +244,7 @@ ComponentStats::Results ComponentStats::composite(const Arguments& arguments, co
     const auto p = options.activation == SEGLOSS_SOFTMAX   ? voxels.input.softmax(dim)
                    : options.activation == SEGLOSS_SIGMOID ? voxels.input.sigmoid()
                                                            : voxels.input;
-    const auto& given = components_of(arguments);
+    const auto given = components_of(arguments);
     const auto components = (given.dim() == input.dim() && is_batched(input) ? given.squeeze(dim) : given)
                                 .reshape_symint({samples, -1, 1})
                                 .to(at::kLong);

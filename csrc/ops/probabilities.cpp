@@ -1,5 +1,6 @@
 // Probabilities from logits, and their gradient; see kernels.h.
 #include <ATen/ATen.h>
+#include <torch/csrc/autograd/functions/utils.h>
 #include <torch/library.h>
 
 #include "autograd.h"

@@ -1,5 +1,6 @@
 // The soft skeleton of the images [N, C, *], and its gradient; see kernels.h.
 #include <ATen/ATen.h>
+#include <torch/csrc/autograd/functions/utils.h>
 #include <torch/library.h>
 
 #include <memory>
