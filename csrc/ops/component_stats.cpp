@@ -78,8 +78,9 @@ void ComponentStats::check_handed(const Handed& handed, const Arguments& argumen
         TORCH_CHECK_TYPE(handed[k].is_floating_point(), op, ": expected a floating gradient, got ",
                          handed[k].scalar_type());
         const auto sizes = sizes_of_sums(arguments, options, /*by_class=*/k < 2);
-        TORCH_CHECK(handed[k].sym_sizes() == sizes, op, ": expected a gradient ", c10::SymIntArrayRef(sizes),
-                    " for input ", input.sym_sizes(), ", got ", handed[k].sym_sizes());
+        const c10::SymIntArrayRef expected(sizes);
+        TORCH_CHECK(handed[k].sym_sizes() == expected, op, ": expected a gradient ", expected, " for input ",
+                    input.sym_sizes(), ", got ", handed[k].sym_sizes());
     }
 }
 
