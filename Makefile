@@ -21,7 +21,7 @@ GPU_ARCHITECTURES = $(shell echo $(filter $(shell nvcc --list-gpu-code),$(addpre
 	| sed -E "s/sm_([0-9]+)([0-9])/\1.\2/g")
 # The tests of values and gradients.
 NUMBERS := $(patsubst %,tests/test_%.py,contract layouts targets focal soft_stats region metrics accuracy topk total_weight \
-	dice_classes regressions distance surface_metrics boundary lovasz components lesions instance skeleton cldice)
+	dice_classes regressions distance surface_metrics boundary losses_of_maps lovasz components lesions instance skeleton cldice)
 # Files that compile the kernels under sanitizers or for an emulated GPU, or run other instruction sets.
 KERNELS := kernels cuda_kernels isa
 # Files that compile, measure, train, start processes, draw many examples, or repeat other tests elsewhere.

@@ -5,36 +5,14 @@ from functools import partial
 import pytest
 import reference
 import torch
-from losses import value_and_gradient
-from reference import boundary_loss, hausdorff_dt_loss
+from losses import DISTANCE_LOSSES, value_and_gradient
+from reference import boundary_loss
+from test_losses_of_maps import PAIRS, assert_is_reference, logits, ours
 from tolerances import assert_close
 
 import segloss
 
-PAIRS = {"boundary_loss": boundary_loss, "hausdorff_dt_loss": hausdorff_dt_loss}
-EACH_LOSS = pytest.mark.parametrize("name", PAIRS)
-
-
-def logits(*shape):
-    """None of whose probabilities is close to 0.5, where the mask of the prediction changes."""
-    x = torch.randn(shape, dtype=torch.float64) * 2
-    for _ in range(100):
-        near = torch.stack([x.softmax(1), x.sigmoid(), x]).sub(0.5).abs().amin(0) < 0.02
-        x = torch.where(near, torch.randn(shape, dtype=torch.float64) * 2, x)
-    return x
-
-
-def ours(name, **options):
-    return partial(getattr(segloss, name), **options)
-
-
-def assert_is_reference(name, x, target, **options):
-    """Compares value and gradient."""
-    actual = value_and_gradient(ours(name, **options), x, target)
-    expected = reference.value_and_gradient(partial(PAIRS[name], **options), x, target)
-    assert actual[0].dtype == actual[1].dtype == x.dtype
-    for a, e in zip(actual, expected, strict=True):
-        assert_close(a, e, x.dtype)
+EACH_LOSS = pytest.mark.parametrize("name", DISTANCE_LOSSES)
 
 
 # ---- the values ----
@@ -68,12 +46,6 @@ def test_other_dtypes_are_rounded_once(name, dtype):
 
 
 @EACH_LOSS
-def test_a_probability_needs_no_activation(name):
-    labels = torch.randint(3, (2, 5, 6))
-    assert_is_reference(name, logits(2, 3, 5, 6).softmax(1), labels, activation=None)
-
-
-@EACH_LOSS
 @pytest.mark.parametrize("spacing", [(0.5, 2.0), (3, 1), [1.5, 1.5]])
 def test_distances_have_the_unit_of_the_spacing(name, spacing):
     labels = torch.randint(3, (2, 5, 6))
@@ -85,13 +57,6 @@ def test_distances_have_the_unit_of_the_spacing(name, spacing):
 def test_classes_may_be_in_any_dimension(name, dim):
     x, labels = logits(2, 3, 5, 6), torch.randint(3, (2, 5, 6))
     assert_is_reference(name, x.movedim(1, dim), labels if dim else labels.unsqueeze(0), dim=dim)
-
-
-@EACH_LOSS
-def test_masks_may_overlap(name):
-    masks = torch.randint(2, (2, 3, 5, 6))
-    for dtype in (torch.uint8, torch.bool, torch.int64, torch.float32):
-        assert_is_reference(name, logits(2, 3, 5, 6), masks.to(dtype), activation="sigmoid", reduction="none")
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1, 1.7, 3.0])
@@ -151,12 +116,6 @@ def test_a_class_that_is_absent_or_fills_the_sample_has_no_distances_of_its_own(
 
 
 @EACH_LOSS
-@pytest.mark.parametrize("sizes", [(1,), (1, 1), (1, 1, 1), (1, 4, 5), (4, 1, 5), (5, 4, 1)])
-def test_volumes_of_one_voxel_or_slice(name, sizes):
-    assert_is_reference(name, logits(2, 3, *sizes), torch.randint(3, (2, *sizes)))
-
-
-@EACH_LOSS
 @pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 3, 0, 5)])
 def test_no_voxel_gives_nan_or_0_with_a_gradient_of_0(name, shape):
     x, labels = torch.zeros(shape, requires_grad=True), torch.zeros(shape[0], *shape[2:], dtype=torch.int64)
@@ -212,36 +171,6 @@ def test_a_sample_of_ignored_voxels_has_terms_of_0(name):
     assert not gradient[1].any()
 
 
-@EACH_LOSS
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.uint8, torch.bool])
-@pytest.mark.parametrize("options", [{}, {"activation": "sigmoid"}, {"batch": True, "reduction": "none"}])
-def test_voxels_are_weighted(name, dtype, options):
-    labels, weights = torch.randint(-1, 3, (2, 1, 5, 6)), torch.randint(3, (2, 5, 6)).to(dtype)
-    assert_is_reference(name, logits(2, 3, 5, 6), labels, voxel_weight=weights, ignore_index=-1, **options)
-
-
-# ---- labels as they are ----
-
-
-@EACH_LOSS
-@pytest.mark.parametrize("shape", [(2, 5, 6), (2, 1, 5, 6)])
-def test_a_label_map_gives_the_classes(name, shape):
-    x, classes = logits(2, 3, 5, 6), torch.randint(-1, 3, shape)
-    labels = torch.tensor([7, 30, 4, 255], dtype=torch.uint8)[classes]
-    expected = PAIRS[name](x, classes, ignore_index=-1)
-    assert_close(ours(name, label_map={7: 0, 30: 1, 4: 2, 255: None})(x, labels), expected, x.dtype)
-    assert_close(ours(name, ignore_index=(255, -1))(x, classes), expected, x.dtype)
-
-
-@EACH_LOSS
-def test_regions_are_masks_of_several_classes(name):
-    x, labels = logits(2, 2, 5, 6), torch.randint(4, (2, 5, 6))
-    masks = torch.stack([labels > 0, labels == 3], 1)
-    for target in (labels, labels.unsqueeze(1), labels.float()):
-        actual = ours(name, activation="sigmoid", regions=[(1, 2, 3), (3,)], reduction="none")(x, target)
-        assert_close(actual, PAIRS[name](x, masks, activation="sigmoid", reduction="none"), x.dtype)
-
-
 # ---- maps that the caller gives ----
 
 
@@ -281,17 +210,6 @@ def test_distances_have_the_size_of_the_labels_with_upsample():
 # ---- gradients, determinism ----
 
 
-@EACH_LOSS
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid", None])
-def test_first_and_second_derivatives(name, activation):
-    labels = torch.randint(-1, 3, (2, 3, 3))
-    x = logits(2, 3, 3, 3)
-    x = (x if activation else x.softmax(1)).requires_grad_()
-    loss = ours(name, activation=activation, ignore_index=-1, reduction="none")
-    assert torch.autograd.gradcheck(lambda x: loss(x, labels), x, eps=1e-8 if activation is None else 1e-6)
-    assert torch.autograd.gradgradcheck(lambda x: loss(x, labels), x, eps=1e-8 if activation is None else 1e-6)
-
-
 @pytest.mark.cpu_only
 @EACH_LOSS
 @pytest.mark.parametrize("options", [{}, {"activation": "sigmoid", "alpha": 1.5}, {"weighted": True}])
@@ -306,14 +224,6 @@ def test_the_same_bits_for_any_number_of_threads(name, options, num_threads):
         num_threads(threads)
         for a, e in zip(value_and_gradient(ours(name, **options), x, labels), expected, strict=True):
             assert torch.equal(a, e)
-
-
-@EACH_LOSS
-def test_arguments_are_left_as_they_were(name):
-    arguments = [logits(2, 3, 5, 6), torch.randint(3, (2, 5, 6)), torch.rand(2, 5, 6)]
-    before = [each.clone() for each in arguments]
-    ours(name)(*arguments[:2], voxel_weight=arguments[2])
-    assert all(map(torch.equal, arguments, before))
 
 
 # ---- bad input ----

@@ -17,7 +17,7 @@ export PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin
 export SKIPPED=77
 # The Makefile's tests of values and gradients.
 export NUMBERS="contract layouts targets focal soft_stats region metrics accuracy topk total_weight dice_classes \
-regressions distance surface_metrics boundary lovasz components lesions instance skeleton cldice"
+regressions distance surface_metrics boundary losses_of_maps lovasz components lesions instance skeleton cldice"
 
 # ---- the steps: each a function that a bash of its own runs ---------------------------------------------------------
 
